@@ -91,6 +91,8 @@ class DataSection(Section):
     """Folder of the data: a torchvision root (mnist, cifar10) or a tree of images (imagefolder)."""
     download: bool = False
     """Let torchvision download mnist or cifar10 into root."""
+    channels: Literal[1, 3] | None = None
+    """Read the images of an imagefolder as grayscale (1) or colour (3); unset, 3."""
     image_size: Annotated[Int, Field(ge=4)] = 8
     """Side of the square crop that the encoder sees, in pixels."""
     augmentation: Literal["v1", "v2", "crop_blur"] = "v2"
@@ -188,7 +190,7 @@ class CheckpointSection(Section):
 
 class EvalSection(Section):
     knn_every: Natural = 1
-    """Epochs between kNN evaluations; 0: none. The end of the run is always evaluated."""
+    """Epochs between kNN evaluations, the last at the end of the run; 0: none."""
     knn_k: Positive = 200
     """Neighbours that vote."""
     knn_temperature: Annotated[Float, Field(gt=0)] = 0.1
@@ -237,6 +239,8 @@ class Config(Section):
             raise ValueError(f"data.root = null: data.source={self.data.source} needs a folder; add data.root=FOLDER")
         if self.data.download and self.data.source not in ("mnist", "cifar10"):
             raise ValueError(f"data.download = true: nothing to download for data.source={self.data.source}; drop it")
+        if self.data.channels and self.data.source not in ("imagefolder", "synthetic"):
+            raise ValueError(f"data.channels = {self.data.channels}: {self.data.source} has its own; drop it")
         groups, batch = self.moco.bn_groups, self.optim.global_batch
         if groups and batch % groups:
             raise ValueError(
@@ -359,6 +363,51 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(files[0]) if files else None), overrides
 
 
+# What a run that goes on may change: where and how fast it runs, what it tells, but not its curve.
+_FREE = {"run", "data.root", "data.download", "data.workers", "moco.bn_groups", "optim.accumulate"}
+_FREE |= {"device", "checkpoint", "eval.knn_every", "eval.knn_k", "eval.knn_temperature", "track"}
+
+
+def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> None:
+    """Refuse to go on with a run under a config that would change its curve.
+
+    Args:
+        begun: the config that the run was begun with, as `model_dump`.
+        group_size: of the run until now.
+        config: the one to go on with.
+        plan: its layout.
+
+    Raises:
+        UserError: names each such key with both values.
+    """
+    free = set(_FREE)
+    if config.optim.schedule != "cosine":
+        free |= {"optim.epochs", "optim.steps"}  # the learning rate of a step does not depend on the length
+    if "none" not in (config.moco.shuffle, begun["moco"]["shuffle"]):
+        free.add("moco.shuffle")  # the two ways to shuffle give equal keys
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{key} = {shown(new)} (was {shown(old)})"
+        for section, keys in now.items()
+        for name, new in keys.items()
+        if section not in free
+        if (key := f"{section}.{name}") not in free
+        if (old := begun[section].get(name)) != new
+    ]
+    for key in ("run.seed", "device.precision"):
+        section, name = key.split(".")
+        if begun[section][name] != now[section][name]:
+            changed.append(f"{key} = {shown(now[section][name])} (was {shown(begun[section][name])})")
+    if plan.group_size != group_size:
+        groups = config.optim.global_batch // group_size
+        changed.append(f"moco.bn_groups = {shown(config.moco.bn_groups)} on {plan.ranks} ranks (was {groups})")
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: would change the curve of the run in {config.run_dir}; "
+            "put it back, or begin another with run.name=NAME"
+        )
+
+
 def _find(path: Path) -> Path:
     if path.is_file():
         return path
@@ -430,6 +479,15 @@ def _explain(error: ErrorDetails) -> str:
 
 def _round_up(number: int, divisor: int) -> int:
     return max(2, -(-number // divisor)) * divisor
+
+
+def usage() -> str:
+    """Every key with its default and meaning, a line each."""
+    lines = []
+    for section, field in Config.model_fields.items():
+        for name, key in field.annotation.model_fields.items():  # type: ignore[union-attr]
+            lines.append(f"  {section}.{name}={shown(key.default)}".ljust(44) + f" {key.description}")
+    return "\n".join(lines)
 
 
 def schema() -> str:

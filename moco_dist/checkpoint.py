@@ -1,0 +1,189 @@
+"""Checkpoints: written aside, synced, renamed; checksummed; verified on load, with the one before as fallback."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+# The checksum follows the archive: torch.load finds the end of a zip from behind, so the file opens without us too.
+_MARK = b"moco-dist sha256 "
+_FOOTER = len(_MARK) + 64
+
+
+class Damaged(Exception):
+    """A checkpoint that does not read back as it was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory, `step_<step>.pt`. Rank 0 writes; every rank may read.
+
+    Saving copies the state and returns; a thread writes it. Nothing that goes wrong there reaches training: it is
+    logged and counted in `failures`, and the files of before stay.
+
+    Args:
+        folder: of the checkpoints.
+        keep: how many of the last ones stay.
+        milestone: whether the checkpoint of a step stays for good.
+        writes: whether this rank does; on the others a save is nothing.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, milestone: Callable[[int], bool] = lambda step: False, writes: bool = True
+    ) -> None:
+        self.folder, self.keep, self.milestone, self.writes = folder, keep, milestone, writes
+        self.failures = 0
+        self._writer: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still being written."""
+        return self._writer is not None and self._writer.is_alive()
+
+    def save(self, step: int, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
+        """Copy the state now and write it in the background; a save still under way is waited for.
+
+        Args:
+            step: steps done.
+            state: tensors, numbers, strings, in dicts and lists.
+            before: called by the writer ahead of the rename: what must be on disk when the checkpoint is.
+        """
+        if not self.writes:
+            return
+        self.wait()
+        copy = _copy(state)
+        # Not a daemon: a process that ends in order finishes its last checkpoint first.
+        self._writer = threading.Thread(target=self._write, args=(step, copy, before), name="checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Until what was saved is on disk, or has failed."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def steps(self) -> list[int]:
+        """Steps that have a file, in order; not all need be whole."""
+        return sorted(int(p.stem.removeprefix("step_")) for p in self.folder.glob("step_*.pt"))
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step_{step:09d}.pt"
+
+    def latest(self) -> int | None:
+        """The last step whose checkpoint is whole. Damaged ones are named, and set aside as `*.damaged`."""
+        for step in reversed(self.steps()):
+            try:
+                verify(self.path(step))
+                return step
+            except (Damaged, OSError) as error:
+                log.warning("checkpoint %s passed over for the one before: %s", self.path(step), error)
+                if isinstance(error, Damaged):
+                    self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))
+        return None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state of a step, on the CPU. Raises Damaged or OSError."""
+        return load(self.path(step))
+
+    def _write(self, step: int, state: dict[str, Any], before: Callable[[], object]) -> None:
+        try:
+            if not _finite(state):
+                raise ValueError("its weights are not finite")
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for stale in self.folder.glob(".step_*"):  # of a start that was killed while it wrote
+                stale.unlink()
+            write(self.path(step), state, before)
+            last = [s for s in self.steps() if not self.milestone(s)]
+            for old in last[: -self.keep]:
+                self.path(old).unlink()
+        except Exception as error:  # training must go on whatever the disk does
+            self.failures += 1
+            log.warning("checkpoint of step %d not saved, training goes on: %s: %s", step, type(error).__name__, error)
+
+
+def write(path: Path, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
+    """Write a state so that the path holds the old file or the whole new one, whenever the power fails."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            hashing = _HashingFile(file)
+            torch.save(state, cast(IO[bytes], hashing))
+            file.write(_MARK + hashing.sha256.hexdigest().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        before()
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def verify(path: Path) -> bytes:
+    """The archive of a checkpoint, its checksum verified. Raises Damaged, OSError."""
+    content = path.read_bytes()
+    archive, footer = content[:-_FOOTER], content[-_FOOTER:]
+    if not footer.startswith(_MARK):
+        raise Damaged("cut short: the checksum at its end is missing")
+    if hashlib.sha256(archive).hexdigest().encode() != footer[len(_MARK) :]:
+        raise Damaged("its checksum does not match: some bits have changed")
+    return archive
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A verified checkpoint's state, on the CPU. Raises Damaged, OSError."""
+    state: dict[str, Any] = torch.load(io.BytesIO(verify(path)), map_location="cpu", weights_only=True)
+    return state
+
+
+class _HashingFile(io.RawIOBase):
+    """Passes writes on and hashes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+
+def _copy(state: Any) -> Any:
+    """The state with its tensors copied to the CPU; containers are copied too."""
+    match state:
+        case Tensor():
+            return state.detach().to("cpu", copy=True)
+        case dict():
+            return {key: _copy(value) for key, value in state.items()}
+        case list() | tuple():
+            return [_copy(value) for value in state]
+        case _:
+            return state
+
+
+def _finite(state: Any) -> bool:
+    match state:
+        case Tensor():
+            return bool(state.isfinite().all())
+        case dict():
+            return all(map(_finite, state.values()))
+        case list():
+            return all(map(_finite, state))
+        case _:
+            return True

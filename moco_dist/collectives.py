@@ -1,0 +1,178 @@
+"""The ranks of a run and what they say to each other: the only file that calls torch.distributed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from moco_dist import watchdog
+
+T = TypeVar("T")
+
+
+_LET_THE_CAUSE_SHOW_SECONDS = 3.0
+
+
+class PeerLost(Exception):
+    """A collective failed since another rank is gone."""
+
+
+# Two names that later releases of torch have changed.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks. A world of one talks to nobody and needs no process group."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls, device: torch.device | None = None) -> World:
+        """The world that torchrun describes, or a world of one; nothing is joined yet."""
+        rank, size, local_rank = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
+        return cls(rank, size, local_rank, device or torch.device("cpu"))
+
+    def join(self, timeout_seconds: float) -> None:
+        """Meet the other ranks: NCCL on CUDA, gloo on CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.size > 1:
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo",
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=self.device if self.device.type == "cuda" else None,
+            )
+
+    def leave(self) -> None:
+        """Part from the other ranks, if joined."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Concatenate every rank's [n, ...] in the order of ranks: [size * n, ...]. n is equal on all ranks."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.contiguous()
+        out = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
+        with _others("all_gather"):
+            _all_gather(_as_bytes(out), _as_bytes(tensor))
+        return out
+
+    def all_to_all(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1 ...; rows of rank 0 come first."""
+        if self.size == 1:
+            return tensor
+        tensor = tensor.contiguous()
+        out = tensor.new_empty(sum(received), *tensor.shape[1:])
+        row = _as_bytes(tensor).numel() // len(tensor)
+        with _others("all_to_all"):
+            dist.all_to_all_single(
+                _as_bytes(out), _as_bytes(tensor), [n * row for n in received], [n * row for n in sent]
+            )
+        return out
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the ranks, in one collective. All of one dtype."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        with _others("all_reduce"):
+            dist.all_reduce(flat)
+        flat /= self.size
+        parts = torch.split(flat, [t.numel() for t in tensors])
+        torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.gather_objects(None)
+
+    def gather_objects(self, item: T) -> list[T]:
+        """Every rank's item, in the order of ranks. For small things off the training path."""
+        if self.size == 1:
+            return [item]
+        items: list[T] = [item] * self.size
+        with _others("gather_objects"):
+            dist.all_gather_object(items, item)
+        return items
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        """What the action returns, or raises, on rank 0, where alone it runs."""
+        outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+        if self.rank == 0:
+            try:
+                outcome = [(action(), None)]
+            except Exception as raised:
+                outcome = [(None, raised)]
+        if self.size > 1:
+            with _others("from_first"):
+                dist.broadcast_object_list(outcome, src=0)
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    def first_then_others(self, action: Callable[[], T]) -> T:
+        """Run an action on the first rank of each node, then on its others: a download, say."""
+        result = action() if self.local_rank == 0 else None
+        self.barrier()
+        return action() if result is None else result
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """Average the module's gradients over the ranks in each backward pass."""
+        if self.size == 1:
+            return module
+        # Buffers are not broadcast: running statistics are averaged over the ranks, not taken from rank 0.
+        no_broadcast: dict[str, Any] = {_SYNC_BUFFERS: False}
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **no_broadcast)
+
+
+def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:
+    """Within it, a backward pass averages gradients over the ranks, or only adds to this rank's own."""
+    if not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    return _others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
+
+
+@contextmanager
+def _others(what: str) -> Iterator[None]:
+    """Around a collective: say that this rank waits, and tell a lost rank from an error of its own."""
+    try:
+        with watchdog.waiting(what):
+            yield
+    except RuntimeError as error:
+        if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
+            raise
+        # The cause is the rank that is gone. Let torchrun see that one fail first.
+        time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
+        raise PeerLost(f"another rank was lost in {what}: {str(error).splitlines()[0]}") from error
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    # Moving bytes instead of numbers: no backend lacks the dtype, and no bit can change on the way.
+    return tensor.view(-1).view(torch.uint8)

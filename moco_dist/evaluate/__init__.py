@@ -1,0 +1,1 @@
+"""What was learned: features and what can be told from them."""

@@ -1,0 +1,77 @@
+"""Features of a source's images, each computed by one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from moco_dist import watchdog
+from moco_dist.collectives import World
+from moco_dist.data.augment import Augment
+from moco_dist.data.batches import in_worker
+from moco_dist.data.sources import Source
+
+CHUNK = 256
+"""Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
+
+
+class _Chunks(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, source: Source, size: int) -> None:
+        self.source, self.size = source, size
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // CHUNK)
+
+    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor]:
+        indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.source)))
+        images, _ = self.source.centred(indices, self.size)
+        return images, torch.from_numpy(indices)
+
+
+@torch.no_grad()
+def extract(
+    encode: Callable[[Tensor], Tensor],
+    source: Source,
+    world: World,
+    *,
+    size: int,
+    augmentation: Augment,
+    dtype: torch.dtype,
+    workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """This rank's share of a source's features; shares differ in size, no image is in two.
+
+    Args:
+        encode: normalised images [n, C, size, size] to features [n, D], in evaluation mode.
+        source: the images.
+        world: the ranks; rank r takes every chunk r, r + size, ...
+        size: side of the images.
+        augmentation: of the run, for its plain view.
+        dtype: of the images.
+        workers: processes that decode.
+
+    Returns:
+        [n, D] features, normalised, in float32 or wider, and [n] the indices of their images.
+    """
+    chunks = _Chunks(source, size)
+    mine = range(world.rank, len(chunks), world.size)
+    loader = DataLoader(
+        chunks, batch_size=None, sampler=mine, num_workers=min(workers, len(mine)), worker_init_fn=in_worker
+    )
+    features, indices = [], []
+    for images, which in loader:
+        plain = augmentation.plain(images.to(world.device, non_blocking=True)).to(dtype)
+        out = encode(plain)
+        features.append(F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1))
+        indices.append(which)
+        watchdog.beat()
+    if not features:  # more ranks than chunks: an empty share of the right width
+        plain = augmentation.plain(chunks[0][0][:1].to(world.device)).to(dtype)
+        out = encode(plain)[:0]
+        return out.to(torch.promote_types(out.dtype, torch.float32)), torch.empty(0, dtype=torch.long)
+    return torch.cat(features), torch.cat(indices)

@@ -1,0 +1,135 @@
+"""Who writes to a run directory: one job, by a lease that holds on NFS too (no flock)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from moco_dist.config import UserError
+from moco_dist.status import write_text
+
+SECONDS = 30.0
+"""A lease that its owner on another host has not renewed for so long is free."""
+
+
+class Lost(Exception):
+    """Another job has taken the lease."""
+
+
+class Lease:
+    """The right to write to a run directory: a file `lease.json` that a thread renews until `release`.
+
+    The owner is named by host, process and that process's start time. A dead owner on this host is found at once; one
+    on another host is waited for, in case it still renews.
+
+    Raises:
+        UserError: a live job holds the directory.
+    """
+
+    def __init__(self, run_dir: Path, *, seconds: float = SECONDS) -> None:
+        self._file, self._seconds = run_dir / "lease.json", seconds
+        self._mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())}
+        self._mine["token"] = secrets.token_hex(8)
+        self._lost = False
+        while not self._create():
+            self._take_from_the_dead()
+        self._released = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewer.start()
+
+    def check(self) -> None:
+        """Raises Lost when another job has taken the lease, which it may when this one slept for longer."""
+        if self._lost:
+            raise Lost(f"{self._file} belongs to another job now; this one ends without writing")
+
+    def release(self) -> None:
+        """Give the directory back."""
+        if not self._released.is_set():
+            self._released.set()
+            self._renewer.join()
+            if not self._lost:
+                self._file.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        """Whether the file could be made; a hard link is atomic on NFS, and the file is whole when it appears."""
+        aside = self._file.with_name(f".lease.{self._mine['token']}")
+        write_text(aside, self._text())
+        try:
+            os.link(aside, self._file)
+            return True
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink()
+
+    def _take_from_the_dead(self) -> None:
+        """Remove a dead owner's file. Raises UserError for a live one's."""
+        owner = _read(self._file)
+        if not self._file.exists():
+            return
+        if owner.get("host") == self._mine["host"]:
+            alive = process_start(int(owner["pid"])) == owner["started"]
+        else:
+            alive = self._renewed_within(owner)
+        if alive:
+            raise UserError.of(
+                "run.dir",
+                self._file.parent,
+                f"a job on {owner['host']} (process {owner['pid']}) is writing to it",
+                "wait for it, stop it, or choose another run.name",
+            )
+        # Of several that find the owner dead, one succeeds in moving its file away.
+        grave = self._file.with_name(f".lease.{self._mine['token']}.dead")
+        with contextlib.suppress(FileNotFoundError):
+            self._file.rename(grave)
+            if _read(grave).get("token") == owner.get("token"):
+                grave.unlink()
+            else:  # it was renewed or replaced meanwhile: not the dead one's
+                os.link(grave, self._file)
+                grave.unlink()
+
+    def _renewed_within(self, owner: dict[str, Any]) -> bool:
+        """Watch another host's file until its lease has run out; clocks are not compared, only change."""
+        deadline = time.monotonic() + self._seconds
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self._seconds / 10))
+            now = _read(self._file)
+            if now != owner:
+                return bool(now)
+        return False
+
+    def _renew(self) -> None:
+        while not self._released.wait(self._seconds / 3):
+            if _read(self._file).get("token") != self._mine["token"]:
+                self._lost = True
+                return
+            with contextlib.suppress(OSError):  # a full disk: the lease is kept alive again when it can be
+                write_text(self._file, self._text())
+
+    def _text(self) -> str:
+        return json.dumps({**self._mine, "renewed": time.time()}) + "\n"
+
+
+def process_start(pid: int) -> str:
+    """Boot and clock tick at which a process of this host began; empty when there is none (or a zombie)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        owner = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}

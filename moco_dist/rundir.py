@@ -1,0 +1,80 @@
+"""The run directory as one job writes it: its lease, its config, its status."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from moco_dist import __version__, config, status
+from moco_dist.config import Config, UserError
+from moco_dist.lease import Lease
+
+
+class RunDir:
+    """A run directory. Nothing is written before `open`, and by rank 0 alone.
+
+    Args:
+        path: of the directory.
+        writes: whether this rank does.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path, self._writes = path, writes
+        self._lease: Lease | None = None
+
+    def open(self, run: Config) -> None:
+        """Make the directory, private to its user, and take the lease.
+
+        Raises:
+            UserError: it cannot be written, or a live job writes to it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lease = Lease(self.path)
+        except OSError as error:
+            raise UserError.of("run.dir", self.path, f"cannot be written: {error.strerror}", "choose another") from None
+
+    def record(self, run: Config) -> None:
+        """Write the resolved config with the versions that run it, and the status that it runs."""
+        if self._lease:
+            status.write_text(self.path / "config.yaml", f"# {versions()}\n{config.dump(run)}")
+
+    def status(self, state: status.State, step: int, reason: str = "") -> None:
+        """Tell launchers and scripts how the run stands."""
+        if self._lease:
+            self._lease.check()
+            status.write(self.path, state, step, reason)
+
+    def refused(self, reason: str) -> None:
+        """Tell of a mistake that was found before the directory was opened, unless a job or its result is in it."""
+        untouched = not (self.path / "lease.json").exists() and status.read(self.path)[0] != "done"
+        if self._writes and self.path.is_dir() and (self._lease or untouched):
+            status.write(self.path, "user_error", status.read(self.path)[1], reason)
+
+    def crashed(self, rank: int, error: BaseException) -> None:
+        """Tell of a crash, from any rank; the first to fail names the cause."""
+        state, step, _ = status.read(self.path)
+        if state == "running":
+            reason = " ".join(str(error).split())[:500]
+            status.write(self.path, "crashed", step, f"rank {rank}: {type(error).__name__}: {reason}")
+
+    def close(self) -> None:
+        """Give the lease back."""
+        if self._lease:
+            self._lease.release()
+
+
+def versions() -> str:
+    """What runs here: packages, Python, git revision of this checkout."""
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "wandb"))
+    return f"moco-dist {__version__}, git {_git_revision()}; python {platform.python_version()}, {packages}"
+
+
+def _git_revision() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,83 @@
+"""Shuffle-BN across ranks (He et al. 2020, section 3.3).
+
+Keys are encoded in the order of a random permutation of the global batch, so that the BatchNorm groups of a query
+and of its positive key differ and their statistics give nothing away. The permutation is a function of (seed, step):
+every rank knows it, and nothing is broadcast.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moco_dist import randomness
+from moco_dist.collectives import World
+
+Permutation = NDArray[np.int64]
+
+
+def permutation(seed: int, step: int, direction: int, length: int) -> Permutation:
+    """The shuffle of one step: position i of the shuffled global batch holds sample `permutation[i]`.
+
+    Args:
+        seed: of the run.
+        step: counted from 0.
+        direction: 0 for the keys of view 2, 1 for those of view 1 (symmetric loss).
+        length: images of the global batch.
+
+    Returns:
+        [length]
+    """
+    return randomness.permutation(seed, randomness.Stream.SHUFFLE, step, direction, length)
+
+
+def shuffled_slice(images: Tensor, order: Permutation, world: World, mode: str) -> Tensor:
+    """This rank's slice of the shuffled global batch.
+
+    Args:
+        images: [n, ...] this rank's slice of the global batch.
+        order: [size * n] the permutation.
+        world: the ranks.
+        mode: `all_gather` brings the whole global batch to every rank; `all_to_all` only the slice, n images a rank
+            whatever the number of ranks; `none` leaves the images where they are.
+
+    Returns:
+        [n, ...], equal bit for bit in both modes that shuffle.
+    """
+    n = len(images)
+    mine = slice(world.rank * n, (world.rank + 1) * n)
+    if mode == "none":
+        return images
+    if mode == "all_gather":
+        return world.all_gather(images)[_index(order[mine], images)]
+    # Samples travel in the order of their places, so a receiver finds those of one sender sorted by place.
+    places = np.argsort(order)[mine]  # [n] where this rank's samples go
+    senders = order[mine] // n  # [n] where this rank's slice comes from
+    received = world.all_to_all(
+        images[_index(np.argsort(places), images)],
+        sent=np.bincount(places // n, minlength=world.size).tolist(),
+        received=np.bincount(senders, minlength=world.size).tolist(),
+    )
+    return received[_index(np.argsort(np.argsort(senders, kind="stable")), images)]
+
+
+def gathered_keys(keys: Tensor, order: Permutation, world: World, mode: str) -> Tensor:
+    """All ranks' keys in the order of the global batch: one gather that serves the un-shuffle and the queue.
+
+    Args:
+        keys: [n, C] of this rank's slice of the shuffled batch.
+        order: [size * n] the permutation.
+        world: the ranks.
+        mode: as for `shuffled_slice`.
+
+    Returns:
+        [size * n, C]
+    """
+    gathered = world.all_gather(keys)
+    return gathered if mode == "none" else gathered[_index(np.argsort(order), keys)]
+
+
+def _index(indices: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(indices).to(like.device, non_blocking=True)

@@ -1,0 +1,190 @@
+"""What a run tells: `metrics.jsonl`, Weights & Biases, and lines for people. Rank 0 speaks, the others are silent."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from moco_dist.config import Config
+from moco_dist.tracking.metrics import MetricsFile, Row
+from moco_dist.tracking.progress import Progress
+from moco_dist.tracking.wandb import WandbSink
+
+
+class Tracker:
+    """What train.py tells its figures to. This class itself is that of the other ranks: it does nothing."""
+
+    @staticmethod
+    def open(config: Config, run_dir: Path, rank: int, start_step: int, total_steps: int) -> Tracker:
+        """The tracker of a rank.
+
+        Args:
+            config: of the run.
+            run_dir: run directory; it exists.
+            rank: of this process.
+            start_step: steps done; rows of later ones, from a start that was killed, are dropped.
+            total_steps: steps of the whole run.
+
+        Raises:
+            OSError: metrics.jsonl cannot be opened.
+        """
+        return _Speaker(config, run_dir, start_step, total_steps) if rank == 0 else Tracker()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether someone has pressed the stop button at W&B; it stops nothing by itself."""
+        return False
+
+    def log_step(self, row: Row) -> None:
+        """A training row: `step`, `loss` and `lr` at least.
+
+        It goes to metrics.jsonl and W&B every `track.log_every` steps and at the last one. A figure other than the
+        loss that is NaN or infinite is left out of them.
+
+        Raises:
+            ValueError: the loss is NaN or infinite.
+        """
+
+    def log_evaluation(self, row: Row) -> None:
+        """An evaluation row: `step`, `knn_top1`."""
+
+    def evaluated(self, step: int) -> bool:
+        """Whether metrics.jsonl has the evaluation at this step. Rank 0's answer counts; on others False."""
+        return False
+
+    def pairs(self, images: NDArray[np.uint8]) -> None:
+        """A picture of augmented pairs, [H, W, C]: `augmented_pairs.png` in the run directory, and to W&B."""
+
+    def unreadable(self, images: Sequence[str]) -> None:
+        """Name images that cannot be decoded, each once, in a warning."""
+
+    def summary(self) -> dict[str, float | int | str]:
+        """The final figures: those of the last training row and of the last evaluation, under their own names."""
+        return {}
+
+    def say(self, line: str) -> None:
+        """A line for people, on stdout."""
+
+    def warn(self, line: str) -> None:
+        """A warning for people, on stderr."""
+
+    def sync(self) -> bool:
+        """Wait until metrics.jsonl is on the disk; False where that failed. Any thread may call it."""
+        return True
+
+    def finish(self, exit_code: int, preempted: bool = False) -> None:
+        """Close everything, within about 40 seconds.
+
+        Args:
+            exit_code: of the run.
+            preempted: whether it was told to stop, and will go on.
+        """
+
+
+class _Speaker(Tracker):
+    """The tracker of rank 0."""
+
+    def __init__(self, config: Config, run_dir: Path, start_step: int, total_steps: int) -> None:
+        self._run_dir, self._total_steps, self._log_every = run_dir, total_steps, config.track.log_every
+        self._warned: set[str] = set()
+        self._stop_requested = False
+        self._metrics = MetricsFile(run_dir / "metrics.jsonl")
+        self._metrics.rewind(start_step)
+        rows = list(self._metrics.rows())
+        self._last: dict[str, Row] = {"train": {}, "eval": {}}
+        for row in rows:
+            self._last["train" if "loss" in row else "eval"] = row
+        self._evaluated = {row["step"] for row in rows if _is_evaluation(row)}
+        self._progress = Progress(total_steps, start_step, config.run.name)
+        self._wandb = WandbSink(
+            run_dir,
+            mode=config.track.wandb,
+            project=config.track.project,
+            name=config.run.name,
+            config=config.model_dump(mode="json"),
+            rows=rows,
+            say=self.say,
+            warn=self.warn,
+            stop=self._request_stop,
+        )
+        self._sinks = [self._metrics.append, self._wandb.log]
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop_requested
+
+    def log_step(self, row: Row) -> None:
+        step = int(row["step"])
+        if step % self._log_every == 0 or step == self._total_steps:
+            finite = self._finite(row)
+            for sink in self._sinks:
+                sink(finite)
+            self._last["train"] = finite
+        self._progress.update(step, loss=float(row["loss"]), lr=float(row["lr"]))
+
+    def log_evaluation(self, row: Row) -> None:
+        finite = self._finite(row)
+        for sink in self._sinks:
+            sink(finite)
+        self._last["eval"] = finite
+        if _is_evaluation(finite):
+            self._evaluated.add(int(row["step"]))
+
+    def evaluated(self, step: int) -> bool:
+        return step in self._evaluated
+
+    def pairs(self, images: NDArray[np.uint8]) -> None:
+        file = self._run_dir / "augmented_pairs.png"
+        try:
+            aside = file.with_name(file.name + ".tmp")
+            Image.fromarray(images.squeeze(-1) if images.shape[-1] == 1 else images).save(aside, format="png")
+            aside.replace(file)
+        except OSError as error:
+            self.warn(f"{file}: {error.strerror or error}; training goes on without the picture")
+        self._wandb.image("augmented_pairs", images, "the two views of the first images, as the encoders see them")
+
+    def unreadable(self, images: Sequence[str]) -> None:
+        new = [image for image in images if image not in self._warned]
+        self._warned.update(new)
+        if new:
+            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+            self.warn(f"cannot be decoded, replaced by other images: {', '.join(new[:3])}{more}")
+
+    def summary(self) -> dict[str, float | int | str]:
+        return {**self._last["train"], **self._last["eval"]}
+
+    def say(self, line: str) -> None:
+        self._progress.write(line)
+
+    def warn(self, line: str) -> None:
+        self._progress.write(f"warning: {line}", sys.stderr)
+
+    def sync(self) -> bool:
+        return self._metrics.sync()
+
+    def finish(self, exit_code: int, preempted: bool = False) -> None:
+        self._progress.close()
+        self._metrics.close()
+        self._wandb.finish(exit_code, preempted)
+
+    def _request_stop(self) -> None:
+        self._stop_requested = True
+
+    def _finite(self, row: Row) -> Row:
+        """The row without what JSON cannot hold, but for the loss: a run without one has diverged."""
+        bad = [k for k, v in row.items() if k != "loss" and isinstance(v, float) and not math.isfinite(v)]
+        for key in bad:
+            if key not in self._warned:
+                self._warned.add(key)
+                self.warn(f"{key} is {row[key]} at step {row['step']}; left out, and further ones in silence")
+        return {key: value for key, value in row.items() if key not in bad}
+
+
+def _is_evaluation(row: Row) -> bool:
+    return "knn_top1" in row and "loss" not in row

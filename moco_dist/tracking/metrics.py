@@ -1,0 +1,132 @@
+"""`metrics.jsonl`: one JSON object a line, the books of a run. What W&B shows is made from these rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, float | int | str]
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """Rows in order of their `step`, each on disk whole or not at all; safe to call from several threads.
+
+    A row reaches the kernel in one unbuffered write, so a killed process loses none; `sync` makes them outlast the
+    machine. Where a write fails (a full disk), the rows wait in memory for the next `append` or `sync`: `failures`
+    counts such writes, and the first one is logged.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failures = 0
+        self._unsent = bytearray()
+        self._lock = threading.Lock()
+        self._fd = self._open()
+
+    def append(self, row: Row) -> None:
+        """Write a row.
+
+        Raises:
+            ValueError: a number of it is NaN or infinite, which JSON cannot hold.
+        """
+        line = json.dumps(row, allow_nan=False) + "\n"  # floats as repr: they read back bit for bit
+        with self._lock:
+            self._unsent += line.encode()
+            self._write()
+
+    def sync(self) -> bool:
+        """Wait until the rows are on the disk; False where that failed."""
+        with self._lock:
+            if self._fd < 0:  # closed: a checkpoint's thread may outlive the run
+                return not self._unsent
+            if not self._write():
+                return False
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                self._failed(error)
+                return False
+            return True
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows in the file, without those that could not be written and without damaged lines."""
+        with self.path.open("rb") as file:
+            for line in file:
+                row = _parse(line)
+                if row is not None:
+                    yield row
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows of later steps than `step`, and what a power cut left: a torn last line, blocks of zeros.
+
+        What the run does again after a checkpoint is written again, so each step stands here once. 0 empties the
+        file.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
+        with self._lock, self.path.open("rb") as file:
+            self._unsent.clear()
+            kept = [line for line in file if (row := _parse(line)) is not None and row["step"] <= step]
+            length = sum(map(len, kept))
+            file.seek(0)
+            if file.read(length) == b"".join(kept):  # what goes is a suffix, but for damage amid good rows
+                os.ftruncate(self._fd, length)
+                os.fsync(self._fd)
+            else:
+                self._replace(b"".join(kept))
+
+    def close(self) -> None:
+        """Write what still waits in memory, as far as that goes, and close the file."""
+        self.sync()
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def _write(self) -> bool:
+        try:
+            while self._unsent:  # a full disk may take half a line: the next try goes on behind it
+                del self._unsent[: os.write(self._fd, self._unsent)]
+        except OSError as error:
+            self._failed(error)
+        return not self._unsent
+
+    def _failed(self, error: OSError) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            log.warning("%s: %s; training goes on, its rows wait in memory", self.path, error.strerror)
+
+    def _replace(self, content: bytes) -> None:
+        aside = self.path.with_name(self.path.name + ".tmp")
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self.path)
+        os.close(self._fd)
+        self._fd = self._open()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The row of a line, or None where it is torn or damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -1,0 +1,74 @@
+"""Progress for people: a bar on a terminal, a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 30.0
+
+
+class Progress:
+    """Progress of the steps, on stderr. A stream that is gone (`| head`) silences it and stops nothing.
+
+    Args:
+        total: steps of the whole run.
+        initial: steps done before this start.
+        description: what is running.
+        plain_seconds: where stderr is no terminal, the least time between two lines.
+    """
+
+    def __init__(self, total: int, initial: int, description: str, plain_seconds: float = PLAIN_SECONDS) -> None:
+        self.total, self.initial, self.description = total, initial, description
+        self.plain_seconds = plain_seconds
+        self._step, self._started, self._printed = initial, time.monotonic(), -plain_seconds
+        self._figures: dict[str, float] = {}
+        tqdm.monitor_interval = 0  # no thread of tqdm's: it would outlive a fork
+        self._bar: tqdm | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=initial, desc=description, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int, **figures: float) -> None:
+        """Show that `step` is done, with its figures."""
+        advance, self._step, self._figures = step - self._step, step, figures
+        try:
+            if self._bar is not None:
+                self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+                self._bar.update(advance)
+            elif time.monotonic() - self._started - self._printed >= self.plain_seconds:
+                self._print()
+        except (OSError, ValueError):  # the stream is gone or closed
+            return
+
+    def write(self, line: str, stream: TextIO | None = None) -> None:
+        """Print a line, on stdout if not told otherwise, without tearing the bar."""
+        stream = stream or sys.stdout
+        try:
+            if self._bar is not None:
+                tqdm.write(line, file=stream)
+            else:
+                stream.write(line + "\n")
+            stream.flush()
+        except (OSError, ValueError):
+            return
+
+    def close(self) -> None:
+        """Show where it ended."""
+        try:
+            if self._bar is not None:
+                self._bar.close()
+            elif self._step > self.initial:
+                self._print()
+        except (OSError, ValueError):
+            return
+
+    def _print(self) -> None:
+        self._printed = elapsed = time.monotonic() - self._started
+        rate = (self._step - self.initial) / max(elapsed, 1e-9)
+        left = tqdm.format_interval((self.total - self._step) / rate) if rate else "?"
+        figures = "".join(f", {k} {v:.4g}" for k, v in self._figures.items())
+        line = f"{self.description}: step {self._step}/{self.total}{figures}, {rate:.3g} steps/s, {left} left"
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,75 @@
+"""Ends this process when it hangs, or when the torchrun that started it is gone.
+
+Ranks that wait for a rank that hangs would wait for ever, and a killed torchrun leaves its ranks behind. A thread looks
+at a clock that the training loop winds: `beat`, once a step.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_GRACE_SECONDS = 5.0
+
+
+class Hang(Exception):
+    """A rank makes no progress."""
+
+
+class _Progress:
+    last_beat = time.monotonic()
+    waiting_for = ""
+
+
+def beat() -> None:
+    """Wind the clock: this process makes progress."""
+    _Progress.last_beat = time.monotonic()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Within it, this process waits for other ranks: a hang is not its own fault."""
+    _Progress.waiting_for = what
+    try:
+        yield
+    finally:
+        _Progress.waiting_for = ""
+
+
+def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None]) -> None:
+    """Watch this process from a thread, for good.
+
+    A rank that hangs by itself is ended after the timeout with its stack on stderr; one that waits for others a little
+    later, so that the first to fail, which torchrun names as the cause, is the one at fault.
+
+    Args:
+        rank: of this process.
+        timeout_seconds: without a beat.
+        last_words: called before the process is ended.
+    """
+    beat()
+    agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    thread = threading.Thread(target=_watch, args=(rank, timeout_seconds, agent, last_words), daemon=True)
+    thread.start()
+
+
+def _watch(rank: int, timeout_seconds: float, agent: int | None, last_words: Callable[[Hang], None]) -> None:
+    while True:
+        time.sleep(0.5)
+        if agent is not None and os.getppid() != agent:
+            print(f"rank {rank}: torchrun is gone, so this rank ends", file=sys.stderr, flush=True)
+            os._exit(1)
+        waiting_for = _Progress.waiting_for
+        still = time.monotonic() - _Progress.last_beat
+        if still > timeout_seconds + (_GRACE_SECONDS if waiting_for else 0.0):
+            where = f"waits for other ranks in {waiting_for}" if waiting_for else "hangs by itself"
+            hang = Hang(f"rank {rank} {where}: no step for {still:.0f} s (run.hang_timeout_seconds)")
+            print(hang, file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            last_words(hang)
+            os._exit(1)

@@ -1,0 +1,50 @@
+"""Encoders in and out of files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moco_dist.config import UserError
+from moco_dist.encoders import Encoder
+
+
+def save_backbone(encoder: Encoder, path: Path) -> None:
+    """Write the encoder without its head, in torchvision's parameter names, as safetensors."""
+    backbone = {
+        name: tensor.detach().float().cpu().contiguous() if tensor.is_floating_point() else tensor.cpu()
+        for name, tensor in encoder.state_dict().items()
+        if not name.startswith("fc.")
+    }
+    aside = path.with_name(f".{path.name}.tmp")
+    save_file(backbone, aside, metadata={"format": "pt"})
+    aside.replace(path)
+
+
+def load_backbone_(encoder: Encoder, path: Path) -> None:
+    """Load all but the head, in place, from safetensors or a .pt of torchvision's names.
+
+    Raises:
+        UserError: no such file, not weights, or layers that do not fit.
+    """
+    key = "run.init_from"
+    try:
+        found: dict[str, Tensor] = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError.of(key, path, f"cannot be read as weights: {reason}", "give a .safetensors or .pt") from None
+    own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
+    wrong = [n for n, t in own.items() if n not in found or found[n].shape != t.shape]
+    if wrong:
+        rule = f"{len(wrong)} of {len(own)} layers are missing or of another shape, the first {wrong[0]}"
+        raise UserError.of(key, path, rule, "set model.arch, stem and width to those of the weights")
+    encoder.load_state_dict({n: found[n] for n in own}, strict=False)

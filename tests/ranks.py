@@ -1,0 +1,79 @@
+"""Gloo ranks for tests: processes that are started once and then run function after function."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from moco_dist.collectives import World
+
+
+class Ranks:
+    """A pool of processes. Starting one costs seconds, a call to it milliseconds.
+
+    Args:
+        size: processes, the largest world.
+    """
+
+    def __init__(self, size: int) -> None:
+        context = mp.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there,), daemon=True, name=f"rank {rank}")
+            process.start()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def run(self, size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 120) -> list[Any]:
+        """`function(world, *args)` on a fresh world of so many ranks: what each returned, in the order of ranks.
+
+        Raises:
+            AssertionError: some rank raised; the message is its traceback.
+        """
+        port = _free_port()
+        for rank, pipe in enumerate(self._pipes[:size]):
+            pipe.send((rank, size, port, function, args))
+        outcomes = []
+        for rank, pipe in enumerate(self._pipes[:size]):
+            assert pipe.poll(timeout_seconds), f"rank {rank} does not answer"
+            outcomes.append(pipe.recv())
+        errors = [error for _, error in outcomes if error]
+        assert not errors, "\n".join(errors)
+        return [result for result, _ in outcomes]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+def _serve(pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        rank, size, port, function, args = pipe.recv()
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        world = World.from_environment()
+        try:
+            world.join(timeout_seconds=60)
+            pipe.send((function(world, *args), None))
+        except BaseException:
+            pipe.send((None, f"rank {rank} of {size}:\n{traceback.format_exc()}"))
+        finally:
+            world.leave()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

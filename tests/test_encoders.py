@@ -1,0 +1,90 @@
+"""Our encoders against torchvision's of equal weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from moco_dist.batchnorm import GroupBatchNorm2d, norms
+from moco_dist.config import ModelSection
+from moco_dist.encoders import Encoder, build_encoder
+
+
+def images(batch: int, channels: int, side: int) -> Tensor:
+    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def with_statistics(encoder: Encoder) -> Encoder:
+    """Running statistics that a run could have left, so that evaluation depends on them."""
+    generator = torch.Generator().manual_seed(5)
+    for norm in norms(encoder):
+        norm.running_mean.copy_(torch.randn(norm.num_features, generator=generator) * 0.2)
+        norm.running_var.copy_(torch.rand(norm.num_features, generator=generator) + 0.5)
+    return encoder
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@torch.no_grad()
+def test_features_are_torchvisions(arch: str) -> None:
+    encoder = with_statistics(build_encoder(ModelSection(arch=arch), channels=3, seed=1)).eval()
+    theirs = getattr(torchvision.models, arch)()
+    backbone = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.")}
+    missing, unexpected = theirs.load_state_dict(backbone, strict=False)
+    assert missing == ["fc.weight", "fc.bias"]
+    assert not unexpected
+    theirs.fc = nn.Identity()
+    x = images(2, 3, 64)
+    assert torch.equal(encoder.features(x), theirs.eval()(x))
+    assert encoder.features(x).shape == (2, encoder.feature_dim)
+
+
+@torch.no_grad()
+def test_heads() -> None:
+    v1 = build_encoder(ModelSection(mlp=False, width=16, dim=24, stem="small"), channels=3, seed=0)
+    assert isinstance(v1.fc, nn.Linear)
+    v2 = build_encoder(ModelSection(mlp=True, width=16, dim=24, stem="small"), channels=3, seed=0)
+    assert [type(m) for m in v2.fc] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert v2.fc[0].weight.shape == (128, 128)
+    for encoder in (v1.eval(), v2.eval()):
+        x = images(3, 3, 16)
+        assert encoder(x).shape == (3, 24)
+        assert torch.equal(encoder(x), encoder.fc(encoder.features(x)))
+
+
+@pytest.mark.parametrize(("arch", "expansion"), [("resnet18", 1), ("resnet50", 4)])
+@torch.no_grad()
+def test_width_and_channels(arch: str, expansion: int) -> None:
+    encoder = build_encoder(ModelSection(arch=arch, width=8, dim=6, stem="small"), channels=1, seed=0).eval()
+    assert encoder.feature_dim == 64 * expansion
+    assert encoder.features(images(2, 1, 8)).shape == (2, 64 * expansion)
+    assert [stage[0].conv1.weight.shape[0] for stage in (encoder.layer1, encoder.layer2)] == [8, 16]
+
+
+@pytest.mark.parametrize(("stem", "side"), [("small", 32), ("imagenet", 8)])
+@torch.no_grad()
+def test_small_stem_keeps_the_resolution(stem: str, side: int) -> None:
+    encoder = build_encoder(ModelSection(stem=stem, width=8), channels=3, seed=0)
+    x = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(images(2, 3, 32)))))
+    assert x.shape == (2, 8, side, side)
+
+
+def test_all_norms_are_grouped() -> None:
+    encoder = build_encoder(ModelSection(width=8), channels=3, seed=0)
+    batch_norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(batch_norms) == 20
+    assert all(isinstance(m, GroupBatchNorm2d) for m in batch_norms)
+
+
+def test_weights_are_a_function_of_the_seed_alone() -> None:
+    model = ModelSection(width=8, stem="small")
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one = build_encoder(model, channels=3, seed=1)
+    assert torch.equal(torch.rand(3), expected)  # the global generator is where it was
+    again, other = (build_encoder(model, channels=3, seed=seed) for seed in (1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(one.conv1.weight, other.conv1.weight)
+    assert not torch.equal(one.layer4[1].conv2.weight, other.layer4[1].conv2.weight)

@@ -1,0 +1,112 @@
+"""The house's rules, read from the syntax trees: who may import whom, and what nobody may call."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "moco_dist"
+
+FLOORS = (
+    ("config", "randomness", "schedule", "contrast", "status", "watchdog"),
+    ("collectives",),
+    ("shuffle", "batchnorm", "encoders", "data"),
+    ("moco",),
+    ("learner", "checkpoint", "tracking", "evaluate", "weights", "lease", "rundir", "report", "export"),
+    ("train",),
+)
+FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(file): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(module: str, tree: ast.AST) -> Iterator[str]:
+    """Dotted names that a module imports; `from a import b` gives `a.b`, whether b is a module or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} line {node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str) -> str | None:
+    """The module of ours that a dotted name lies in."""
+    while name and name not in TREES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+INTERNAL = {m: {n for i in imports(m, t) if (n := within(i)) and n not in (m, "moco_dist")} for m, t in TREES.items()}
+
+
+def unit(module: str) -> str:
+    return module.split(".")[1]
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str]]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
+
+
+def test_the_trees_are_those_of_the_package() -> None:
+    assert {"moco_dist.train", "moco_dist.data.sources", "moco_dist.tracking"} <= TREES.keys()
+    assert "moco_dist.moco" in INTERNAL["moco_dist.learner"]
+    assert "moco_dist.data.sources" in INTERNAL["moco_dist.data.batches"]
+
+
+@pytest.mark.parametrize("module", [m for m in TREES if m.count(".") and not m.endswith("__main__")])
+def test_imports_run_downward_only(module: str) -> None:
+    assert unit(module) in FLOOR, f"{module} stands on no floor: add it to FLOORS"
+    upward = [other for other in INTERNAL[module] if FLOOR[unit(other)] > FLOOR[unit(module)]]
+    assert not upward, f"{module} imports from a floor below it in the list: {upward}"
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    TopologicalSorter(INTERNAL).prepare()  # raises CycleError, which names the circle
+    units = {unit(m): {unit(o) for o in others if unit(o) != unit(m)} for m, others in INTERNAL.items() if "." in m}
+    TopologicalSorter(units).prepare()
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_outside_libraries_stay_where_they_belong(module: str) -> None:
+    found = set(imports(module, TREES[module]))
+    outside = {name.split(".")[0] for name in found}
+    assert not outside & {"submitit", "launcher", "slurm", "tests", "benchmarks"}
+    assert "wandb" not in outside or module.startswith("moco_dist.tracking")
+    elastic = "torch.distributed.elastic.multiprocessing.errors"  # tells torchrun of an error, talks to no rank
+    if module != "moco_dist.collectives":
+        assert not [n for n in found if n.startswith("torch.distributed") and not n.startswith(elastic)]
+        attributes = {ast.unparse(n) for n in ast.walk(TREES[module]) if isinstance(n, ast.Attribute)}
+        assert not {a for a in attributes if a.startswith(("torch.distributed", "dist."))}
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_nothing_that_runs_foreign_code(module: str) -> None:
+    for function, keywords in calls(TREES[module]):
+        if function == "torch.load":
+            assert keywords.get("weights_only") == "True", f"{module}: torch.load without weights_only=True"
+        assert function not in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"), module
+        assert function.removeprefix("yaml.") not in ("unsafe_load", "full_load", "load_all"), module
+        assert function != "yaml.load", f"{module}: yaml.load"
+        assert keywords.get("shell", "False") == "False", f"{module}: {function} with a shell"
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_the_rank_is_compared_in_few_places(module: str) -> None:
+    """Sinks, the loop and the ranks' own file ask who is first; the algorithm never does."""
+    comparisons = [ast.unparse(n) for n in ast.walk(TREES[module]) if isinstance(n, ast.Compare)]
+    who = [c for c in comparisons if re.search(r"\brank (==|!=|>) 0$", c)]
+    assert not who or module.split(".")[1] in ("train", "tracking", "collectives"), who

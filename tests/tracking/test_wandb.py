@@ -1,0 +1,254 @@
+"""The real W&B SDK, offline and against a server of ours: each row once, and nothing stops training.
+
+Runs live in processes of their own, so that W&B's threads and exit handlers stay out of pytest's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import wandb_file
+from tests.fake_wandb import KEY, FakeWandb
+
+JOB = """
+import asyncio, json, os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from moco_dist.tracking.metrics import MetricsFile
+from moco_dist.tracking.wandb import WandbSink, core_processes
+
+run_dir, mode, start, end, fault = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+if fault == "stop":  # wandb asks every 15 seconds
+    from wandb.sdk.lib import run_stopping
+    run_stopping._SLEEP = lambda seconds: asyncio.sleep(0.1)
+metrics = MetricsFile(run_dir / "metrics.jsonl")
+metrics.rewind(start)
+stops, began = [], time.monotonic()
+sink = WandbSink(
+    run_dir, mode=mode, project="moco", name="digits", config={"optim": {"lr": 0.03}}, rows=list(metrics.rows()),
+    say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
+    probe_timeout=1, init_timeout=3, finish_timeout=2,
+)
+print("seconds", time.monotonic() - began)
+for step in range(start + 1, end + 1):
+    row = {"step": step, "loss": 1 / step, "lr": 0.03}
+    metrics.append(row)
+    sink.log(row)
+    if step % 5 == 0:
+        evaluation = {"step": step, "knn_top1": step / 100}
+        metrics.append(evaluation)
+        sink.log(evaluation)
+    if step == end - 2 and fault == "die":  # the first rows get to the file, the last do not
+        time.sleep(2.5)
+    if step == end - 2 and fault in ("SIGKILL", "SIGSTOP"):  # to wandb-core, with two steps to go
+        time.sleep(0.5)
+        for process in core_processes():
+            os.kill(process, getattr(signal, fault))
+        time.sleep(0.5)
+if fault == "image":
+    sink.image("augmented_pairs", np.zeros((8, 16, 1), np.uint8), "pairs")
+if fault == "die":
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+if fault == "wait":
+    print("ready", flush=True)
+    sys.stdin.readline()
+if fault == "stop":
+    for _ in range(100):
+        if stops: break
+        time.sleep(0.05)
+    print("stops", stops)
+began = time.monotonic()
+sink.finish(75 if fault == "preempted" else 0, preempted=fault == "preempted")
+print("seconds", time.monotonic() - began)
+"""
+
+
+@dataclass
+class Job:
+    """What a job said."""
+
+    status: int
+    out: str
+    err: str
+
+    def lines(self, word: str) -> list[str]:
+        return [line.removeprefix(word + " ") for line in self.out.splitlines() if line.startswith(word + " ")]
+
+    @property
+    def seconds(self) -> list[float]:
+        return [float(text) for text in self.lines("seconds")]
+
+
+def environment(extra: dict[str, str]) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "http", "HTTP"))}
+    return {**clean, "HOME": "/nonexistent", **extra}
+
+
+def job(
+    run_dir: Path, mode: str, start: int, end: int, fault: str = "", env: dict[str, str] | None = None, status: int = 0
+) -> Job:
+    command = [sys.executable, "-c", JOB, str(run_dir), mode, str(start), str(end), fault]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(env or {}))
+    result = Job(done.returncode, done.stdout, done.stderr)
+    assert result.status == status, result
+    if not status:
+        assert len((run_dir / "metrics.jsonl").read_text().splitlines()) >= end  # training went on to its end
+        assert result.err == ""  # no chatter, no traceback at exit
+    return result
+
+
+def offline_steps(run_dir: Path, key: str = "train/loss") -> list[int]:
+    segments = sorted((run_dir / "wandb").glob("offline-run-*"))
+    return [step for segment in segments for step in wandb_file.read(segment).steps(key)]
+
+
+def counts(last: int) -> list[int]:
+    return list(range(1, last + 1))
+
+
+@pytest.fixture
+def server() -> Iterator[FakeWandb]:
+    with FakeWandb() as fake:
+        yield fake
+
+
+def test_offline_file_reads_back(tmp_path: Path) -> None:
+    result = job(tmp_path, "offline", 0, 6, "image", env={"WANDB_MODE": "disabled"})  # the config beats the variable
+    (segment,) = (tmp_path / "wandb").glob("offline-run-*")
+    found = wandb_file.read(segment)
+    assert found.run["project"] == "moco" and found.run["display_name"] == "digits"
+    assert found.run["run_id"] == (tmp_path / "wandb/id").read_text()
+    assert found.config["optim"] == {"lr": 0.03}
+    assert [row["train/loss"] for row in found.history if "train/loss" in row] == [1 / step for step in range(1, 7)]
+    (evaluation,) = (row for row in found.history if "eval/knn_top1" in row)
+    assert evaluation["train/step"] == 5 and evaluation["eval/knn_top1"] == 0.05 and "train/loss" not in evaluation
+    assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "train/step" for metric in found.metrics)
+    assert any("augmented_pairs" in str(row) for row in found.history)
+    assert list(segment.glob("files/media/images/augmented_pairs*.png"))
+    assert found.exit_code == 0
+    assert result.lines("say") == [f"W&B: offline, look with: wandb leet {tmp_path}/wandb"] and not result.lines("warn")
+
+
+def test_disabled_beats_the_variable_and_imports_nothing(tmp_path: Path) -> None:
+    job(tmp_path, "disabled", 0, 3, env={"WANDB_MODE": "online"})
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_offline_resume_after_an_older_checkpoint(tmp_path: Path) -> None:
+    job(tmp_path, "offline", 0, 10)
+    job(tmp_path, "offline", 6, 16)
+    assert offline_steps(tmp_path) == counts(16)
+    assert offline_steps(tmp_path, "eval/knn_top1") == [5, 10, 15]
+
+
+def test_offline_rows_of_a_killed_start_follow(tmp_path: Path) -> None:
+    """A killed trainer's W&B loses what it has not flushed; only its file tells how much that is."""
+    job(tmp_path, "offline", 0, 10, "die", status=-signal.SIGKILL)
+    before = offline_steps(tmp_path)
+    assert before == counts(8)
+    job(tmp_path, "offline", 9, 12)
+    assert offline_steps(tmp_path) == counts(12)
+    assert offline_steps(tmp_path, "eval/knn_top1") == [5, 10]
+
+
+def test_offline_file_without_a_record_counts_for_nothing(tmp_path: Path) -> None:
+    job(tmp_path, "offline", 0, 4, "SIGKILL")
+    assert offline_steps(tmp_path) == []
+    job(tmp_path, "offline", 4, 6)
+    assert offline_steps(tmp_path) == counts(6)
+
+
+def test_online_run_arrives_whole(server: FakeWandb, tmp_path: Path) -> None:
+    result = job(tmp_path, "online", 0, 10, "image", env=server.env())
+    ((name, run),) = server.runs.items()
+    assert name == (tmp_path / "wandb/id").read_text()
+    assert [row["train/step"] for row in run.history if "train/loss" in row] == counts(10)
+    assert run.summary["train/step"] == 10 and run.summary["eval/knn_top1"] == 0.1
+    assert run.config["optim"] == {"lr": 0.03} and run.display_name == "digits" and run.exit_code == 0
+    assert any("augmented_pairs" in upload for upload in run.uploads)
+    assert len(result.lines("say")) == 1 and name in result.lines("say")[0] and not result.lines("warn")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_online_resume_after_an_older_checkpoint(server: FakeWandb, tmp_path: Path) -> None:
+    job(tmp_path, "online", 0, 10, "preempted", env=server.env())
+    (run,) = server.runs.values()
+    assert run.preempting and run.exit_code == 75
+    job(tmp_path, "online", 6, 16, env=server.env())
+    assert list(server.runs.values()) == [run]
+    assert [row["train/step"] for row in run.history if "train/loss" in row] == counts(16)
+    assert [row["train/step"] for row in run.history if "eval/knn_top1" in row] == [5, 10, 15]
+
+
+def test_offline_spell_is_made_up_for_online(server: FakeWandb, tmp_path: Path) -> None:
+    job(tmp_path, "online", 0, 4, env=server.env())
+    job(tmp_path, "offline", 4, 8)
+    assert offline_steps(tmp_path) == [5, 6, 7, 8]
+    job(tmp_path, "online", 6, 10, env=server.env())
+    (run,) = server.runs.values()
+    assert [row["train/step"] for row in run.history if "train/loss" in row] == counts(10)
+    assert not list((tmp_path / "wandb").glob("offline-run-*"))  # else `wandb sync` would send its rows twice
+    assert len(list((tmp_path / "wandb/superseded").iterdir())) == 1
+
+
+def test_server_error_falls_back_to_offline(server: FakeWandb, tmp_path: Path) -> None:
+    server.fail["UpsertBucket"] = 500
+    result = job(tmp_path, "online", 0, 3, env=server.env())
+    (warning,) = result.lines("warn")
+    assert "W&B is offline" in warning and f"wandb sync {tmp_path}/wandb/offline-run-*" in warning
+    assert offline_steps(tmp_path) == counts(3) and result.seconds[0] < 25
+
+
+def test_unreachable_host_falls_back_within_seconds(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, never listening: refuses
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        result = job(tmp_path, "online", 0, 3, env={"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY})
+    (warning,) = result.lines("warn")
+    assert url.removeprefix("http://") in warning and "refused" in warning
+    assert offline_steps(tmp_path) == counts(3) and result.seconds[0] < 10
+
+
+def test_no_key_falls_back_without_a_question(server: FakeWandb, tmp_path: Path) -> None:
+    result = job(tmp_path, "online", 0, 3, env={"WANDB_BASE_URL": server.url})
+    assert "No API key" in result.lines("warn")[0] and offline_steps(tmp_path) == counts(3)
+
+
+def test_stop_button_reaches_us_and_interrupts_nothing(server: FakeWandb, tmp_path: Path) -> None:
+    server.stop_runs = True
+    assert job(tmp_path, "online", 0, 3, "stop", env=server.env()).lines("stops") == ["[1]"]
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
+def test_core_process_dies_or_hangs(tmp_path: Path, fault: str) -> None:
+    result = job(tmp_path, "offline", 0, 10, fault)
+    (warning,) = result.lines("warn")
+    assert "W&B is lost" in warning and "training goes on" in warning
+    assert result.seconds[-1] < 20
+
+
+def test_server_gone_amid_the_run(tmp_path: Path) -> None:
+    with FakeWandb() as server:
+        command = [sys.executable, "-c", JOB, str(tmp_path), "online", "0", "5", "wait"]
+        env = environment(server.env())
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        assert process.stdout is not None
+        while process.stdout.readline() != "ready\n":
+            assert process.poll() is None
+    began = time.monotonic()
+    process.communicate("\n", timeout=40)
+    assert process.returncode == 0 and time.monotonic() - began < 20
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == counts(5)
