@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,10 +57,13 @@ class World:
         return cls(rank, size, local_rank, device or torch.device("cpu"))
 
     def join(self, timeout_seconds: float) -> None:
-        """Meet the other ranks: NCCL on CUDA, gloo on CPU."""
+        """Meet the other ranks: NCCL on CUDA, gloo on CPU. Raises OSError where torchrun is gone."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.size > 1:
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torch would wait for it to come back
+                address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+                socket.create_connection(address, timeout=30).close()
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
                 rank=self.rank,

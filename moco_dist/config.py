@@ -245,7 +245,7 @@ class Config(Section):
         if groups and batch % groups:
             raise ValueError(
                 f"optim.global_batch = {batch}: must be divisible by moco.bn_groups={groups}; "
-                f"use optim.global_batch={_round_up(batch, groups)}"
+                f"use optim.global_batch={_round_up(max(batch, groups + 1), groups)}"
             )
         if groups and batch // groups < 2:
             raise ValueError(
@@ -478,7 +478,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _round_up(number: int, divisor: int) -> int:
-    return max(2, -(-number // divisor)) * divisor
+    return -(-number // divisor) * divisor
 
 
 def usage() -> str:

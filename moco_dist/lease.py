@@ -74,7 +74,7 @@ class Lease:
         owner = _read(self._file)
         if not self._file.exists():
             return
-        if owner.get("host") == self._mine["host"]:
+        if (owner.get("host"), _boot(owner)) == (self._mine["host"], _boot(self._mine)):  # names alone may be alike
             alive = process_start(int(owner["pid"])) == owner["started"]
         else:
             alive = self._renewed_within(owner)
@@ -82,7 +82,7 @@ class Lease:
             raise UserError.of(
                 "run.dir",
                 self._file.parent,
-                f"a job on {owner['host']} (process {owner['pid']}) is writing to it",
+                f"a job on {owner.get('host')} (process {owner.get('pid')}) is writing to it",
                 "wait for it, stop it, or choose another run.name",
             )
         # Of several that find the owner dead, one succeeds in moving its file away.
@@ -107,10 +107,11 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(self._seconds / 3):
-            if _read(self._file).get("token") != self._mine["token"]:
-                self._lost = True
-                return
-            with contextlib.suppress(OSError):  # a full disk: the lease is kept alive again when it can be
+            with contextlib.suppress(OSError):  # a full or absent disk: the lease is kept alive again when it can be
+                owner = _read(self._file)
+                if owner.get("token", self._mine["token"]) != self._mine["token"] or not self._file.exists():
+                    self._lost = True
+                    return
                 write_text(self._file, self._text())
 
     def _text(self) -> str:
@@ -125,6 +126,10 @@ def process_start(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
+
+
+def _boot(owner: dict[str, Any]) -> str:
+    return str(owner.get("started", "")).partition(" ")[0]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class Training:
             self._save(done)
         if stop:
             self.checkpoints.wait()
-            raise Stopped(done, f"stopped on request after step {done}, saved; the same command goes on from there")
+            saved = "saved" if done in self.checkpoints.steps() else "NOT saved, its checkpoint failed"
+            raise Stopped(done, f"stopped on request after step {done}, {saved}; the same command goes on from there")
 
     def _record(self, step: int, figures: list[float], unreadable: list[str]) -> tuple[bool, bool]:
         """Write a step's row. Returns whether a rank was asked to stop, and to save; the same on all ranks."""
@@ -261,7 +262,12 @@ class Training:
         self.run_dir.status("running", done)
         begun = self.config.model_dump(mode="json")
         state = {"step": done, "config": begun, "unreadable": self.unreadable, **self.learner.state()}
-        self.checkpoints.save(done, state, before=self.tracker.sync)
+        self.checkpoints.save(done, state, before=self._sync_books)
+
+    def _sync_books(self) -> None:
+        """Ahead of a checkpoint: a later start drops no row and writes none twice. Raises OSError."""
+        if not self.tracker.sync():
+            raise OSError("the rows of its steps could not be written")
 
     def _evaluate(self, done: int) -> None:
         knn_top1 = online.knn_top1(self.config, self.learner, self.encoder, self.data, self.augmentation)
@@ -378,9 +384,10 @@ def run(arguments: Sequence[str]) -> int:
         world = World.from_environment(pick_device(config, world))
         data = None if config.data.download else sources.load(config)
         encoder = None if data is None else first_encoder(config, data)
-        world.join(config.run.hang_timeout_seconds + 60)  # the watchdog is first
-        stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         watchdog.start(world.rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, world))
+        with watchdog.waiting("their start"):
+            world.join(config.run.hang_timeout_seconds + 60)  # the watchdog is first
+        stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         data = data or world.first_then_others(lambda: sources.load(config))
         world.from_first(functools.partial(run_dir.open, config))
         prepare_device(config, world.device)

@@ -67,7 +67,7 @@ class Unreadable(Exception):
 def read(path: Path) -> Trace:
     """Read a trace. Raises Unreadable."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as content, np.load(content) as file:  # numpy leaves a broken file open
             arrays = {name: file[name] for name in file.files}
         missing = {"loss", "queue", "init.queue", "init.queue_ptr"} - arrays.keys()
         if missing:

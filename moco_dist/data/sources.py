@@ -190,24 +190,23 @@ def load(config: Config) -> Data:
         UserError: missing or empty root, no images, unknown classes, images smaller than the crop.
     """
     train = open_source(config, "train")
+    test = None if train.labels is None else open_source(config, "test")
     _check_size(train, config.data)
-    if len(train) < config.optim.global_batch:
-        raise UserError.of(
-            "optim.global_batch",
-            config.optim.global_batch,
-            f"the training set has {len(train)} images, less than one batch",
-            f"use at most {len(train)}",
-        )
     if train.labels is None or config.eval.knn_every == 0:
-        return Data(train, None, None)
-    if config.eval.knn_split == "validation":
+        data = Data(train, None, None)
+    elif config.eval.knn_split == "validation":
         # The same cut whatever run.seed is, so that runs of several seeds compare.
         order = randomness.permutation(0, randomness.Stream.SPLIT, 0, 0, len(train))
-        cut = round(len(train) * config.eval.validation_fraction)
+        cut = max(1, round(len(train) * config.eval.validation_fraction))
         kept, held_out = train.subset(np.sort(order[cut:])), train.subset(np.sort(order[:cut]))
-        return Data(kept, kept, held_out)
-    test = open_source(config, "test")
-    return Data(train, train, test if len(test) else None)
+        data = Data(kept, kept, held_out)
+    else:
+        data = Data(train, train, test if test is not None and len(test) else None)
+    batch = config.optim.global_batch
+    if len(data.train) < batch:
+        rule = f"the training set has {len(data.train)} images, less than one batch"
+        raise UserError.of("optim.global_batch", batch, rule, f"use at most {len(data.train)}")
+    return data
 
 
 def open_source(config: Config, split: Split) -> Source:

@@ -1,0 +1,136 @@
+"""The order of the samples, and that no number of ranks, workers or restarts changes what a step sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moco_dist import config, randomness
+from moco_dist.collectives import World
+from moco_dist.data import augment, sources
+from moco_dist.data.batches import Batch, Steps, loader, on_device, steps_per_epoch
+from tests.data.test_sources import draw
+
+CPU = torch.device("cpu")
+
+
+def config_of(batch: int, seed: int = 0, samples: int = 50, **data: Any) -> config.Config:
+    return config.parse(
+        {
+            "run": {"seed": seed},
+            "data": {"source": "synthetic", "samples": samples, "image_size": 8, **data},
+            "optim": {"global_batch": batch},
+        }
+    )
+
+
+def steps_of(run: config.Config, rank: int = 0, size: int = 1) -> Steps:
+    return Steps(sources.open_source(run, "train"), run, World(rank, size, rank, CPU))
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.views, other.views) and torch.equal(one.draws, other.draws)
+
+
+def union(batches: list[Batch]) -> Batch:
+    views, draws, unreadable = zip(*batches, strict=True)
+    return Batch(torch.cat(views, 1), torch.cat(draws, 1), sorted({name for names in unreadable for name in names}))
+
+
+@given(samples=st.integers(1, 60), size=st.integers(1, 5), share=st.integers(1, 5), seed=st.integers(0, 2**63 - 1))
+def test_the_ranks_share_the_order_of_the_epoch(samples: int, size: int, share: int, seed: int) -> None:
+    batch = size * share
+    per_epoch = steps_per_epoch(samples, batch)
+    if not per_epoch:
+        return
+    run = config_of(batch, seed, samples)
+    source = sources.ArraySource(torch.zeros(samples, 1, 8, 8, dtype=torch.uint8), None, ((0.0,), (1.0,)))
+    ranks = [Steps(source, run, World(rank, size, rank, CPU)) for rank in range(size)]
+    for epoch in (0, 1, 7):
+        order = randomness.permutation(seed, randomness.Stream.ORDER, epoch, 0, samples)
+        seen: Counter[int] = Counter()
+        for within in range(per_epoch):
+            shares = [r.samples(epoch * per_epoch + within) for r in ranks]
+            assert {e for e, _ in shares} == {epoch}
+            assert all(len(indices) == share for _, indices in shares)
+            together = np.concatenate([indices for _, indices in shares])
+            np.testing.assert_array_equal(together, order[within * batch : (within + 1) * batch])
+            seen.update(together.tolist())
+        assert set(seen.values()) == {1}  # no sample twice
+        assert len(seen) == per_epoch * batch > samples - batch  # and none left out that fills a batch
+
+
+def test_epochs_and_seeds_differ() -> None:
+    run = config_of(10)
+    one, other = steps_of(run), steps_of(config_of(10, seed=1))
+    assert one.samples(0)[0] == 0
+    assert one.samples(5)[0] == 1
+    assert one.samples(0)[1].tolist() != one.samples(5)[1].tolist()
+    assert one.samples(0)[1].tolist() != other.samples(0)[1].tolist()
+    again = one.samples(0)[1].tolist()  # back in time
+    assert again == steps_of(run).samples(0)[1].tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_a_samples_views_do_not_depend_on_the_rank(size: int) -> None:
+    run = config_of(12)
+    alone = steps_of(run)
+    ranks = [steps_of(run, rank, size) for rank in range(size)]
+    for step in (0, 3, 4, 9):  # of three epochs
+        whole = alone[step]
+        assert whole.views.shape == (2, 12, 3, 8, 8)
+        assert whole.draws.shape == (2, 12, augment.COLOUR_DRAWS)
+        assert equal(union([r[step] for r in ranks]), whole)
+    assert not torch.equal(alone[0].views[0], alone[0].views[1])
+    assert not torch.equal(alone[0].draws[0], alone[0].draws[1])
+
+
+def test_a_sample_gets_new_views_in_each_epoch() -> None:
+    steps = steps_of(config_of(50))  # one step an epoch, so every sample is in each
+    draws = {}
+    for epoch in range(2):
+        at = np.argsort(steps.samples(epoch)[1])
+        draws[epoch] = steps[epoch].draws[:, at]
+    rows = torch.cat([draws[0], draws[1]]).reshape(-1, augment.COLOUR_DRAWS)
+    assert len({tuple(row) for row in rows.tolist()}) == len(rows)
+
+
+def test_workers_and_a_start_in_the_middle_change_nothing(tmp_path: Path) -> None:
+    for n in range(11):
+        draw(tmp_path / f"{n:02}.png", 10 + 20 * n, side=12 + n)
+    (tmp_path / "05.png").write_bytes(b"no png")
+    seen = {}
+    for workers in (0, 2):
+        run = config_of(4, source="imagefolder", root=str(tmp_path), workers=workers)
+        seen[workers] = list(loader(steps_of(run), 0, 9, pin=False))
+    assert len(seen[0]) == 9
+    assert all(map(equal, seen[0], seen[2]))
+    assert [b.unreadable for b in seen[0]] == [b.unreadable for b in seen[2]]
+    assert {name for b in seen[0] for name in b.unreadable} == {str(tmp_path / "05.png")}  # once a batch at most
+    for start in (1, 3, 8, 9):
+        tail = list(loader(steps_of(config_of(4, source="imagefolder", root=str(tmp_path))), start, 9, pin=False))
+        assert len(tail) == 9 - start
+        assert all(map(equal, tail, seen[0][start:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_on_device_gives_both_views(dtype: torch.dtype) -> None:
+    run = config_of(10)
+    augmentation = augment.Augment(augment.Recipe.of(run.data), *sources.STATISTICS["colour"])
+    batches = loader(steps_of(run), 2, 5, pin=False)
+    found = list(on_device(batches, augmentation, CPU, dtype))
+    assert len(found) == 3
+    wide = torch.promote_types(dtype, torch.float32)
+    for (one, two, unreadable), batch in zip(found, batches, strict=True):
+        assert one.dtype == two.dtype == dtype
+        assert one.shape == (10, 3, 8, 8)
+        assert torch.equal(one, augmentation(batch.views[0], batch.draws[0], wide).to(dtype))
+        assert torch.equal(two, augmentation(batch.views[1], batch.draws[1], wide).to(dtype))
+        assert not unreadable

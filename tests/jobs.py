@@ -1,0 +1,258 @@
+"""Jobs of real processes for the tests of reliability: started by torchrun, watched, killed, compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+EPOCH_STEPS = 22  # of the 1,438 digits that are trained on, in batches of 64
+CHECKPOINT_EVERY = 7
+FAST = ROOT / "tests" / "fast.yaml"
+
+
+class Job:
+    """One start of the trainer on so many ranks, in processes that can be told from all others.
+
+    Args:
+        run_dir: run directory.
+        ranks: processes of torchrun; 0 starts the module alone, without torchrun.
+        settings: overrides of FAST, `section.key` to value.
+        module: what is started.
+        torchrun: further options of torchrun.
+        environment: further variables.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        ranks: int,
+        settings: dict[str, Any],
+        *,
+        module: str = "moco_dist.train",
+        torchrun: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self._mark = f"MOCO_DIST_JOB={secrets.token_hex(8)}"
+        self.log_file = run_dir.with_name(f"{run_dir.name}.{time.time_ns()}.log")
+        overrides = [f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items()]
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        environment.update([self._mark.split("=")])
+        self.began = time.monotonic()
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *(launch if ranks else []), "-m", module, str(FAST), *overrides],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.seen = {self.process.pid}
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill_all()
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def pids(self) -> set[int]:
+        """Live processes of this job, whoever their parents are by now."""
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark.encode() in (folder / "environ").read_bytes():
+                    found.add(int(folder.name))
+            except OSError:
+                continue
+        self.seen |= found
+        return found
+
+    def ranks(self) -> dict[int, int]:
+        """Process of each rank that runs now: the children of torchrun."""
+        found = {}
+        for pid in self.pids():
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            rank = [int(e.removeprefix(b"RANK=")) for e in environment if e.startswith(b"RANK=")]
+            if rank and parent == self.process.pid:
+                found[rank[0]] = pid
+        return found
+
+    def workers(self, rank: int) -> list[int]:
+        """Data workers of a rank."""
+        parent = self.ranks()[rank]
+        return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+    def wait(self, timeout_seconds: float = 180) -> int:
+        """Exit status of torchrun. Raises AssertionError when it takes longer."""
+        try:
+            return self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            log = self.log
+            self.kill_all()
+            raise AssertionError(f"still running after {timeout_seconds} s:\n{log}") from None
+
+    def until(self, condition: Callable[[], object], what: str, timeout_seconds: float = 180) -> bool:
+        """Wait for a condition; False where the job ended before it."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            if self.process.poll() is not None:
+                return bool(condition())
+            if time.monotonic() > deadline:
+                log = self.log
+                self.kill_all()
+                raise AssertionError(f"no {what} within {timeout_seconds} s:\n{log}")
+            time.sleep(0.004)
+        return True
+
+    def until_step(self, step: int) -> bool:
+        """Wait until the step's row is written; False where the job ended before."""
+        return self.until(lambda: last_step(self.run_dir) >= step, f"step {step}")
+
+    def until_gone(self, timeout_seconds: float) -> float:
+        """Seconds until no process of the job is left. Raises AssertionError when that takes longer."""
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < timeout_seconds:
+            self.process.poll()
+            if not self.pids():
+                return waited
+            time.sleep(0.05)
+        left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in self.pids()}
+        log = self.log
+        self.kill_all()
+        raise AssertionError(f"left after {timeout_seconds} s: {left}\n{log}")
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process of the job."""
+        while pids := self.pids():
+            for pid in pids:
+                send(pid, signal.SIGKILL)
+            self.process.poll()
+            time.sleep(0.02)
+        self.process.wait()
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; False where the process is gone."""
+    try:
+        os.kill(pid, number)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The whole rows of metrics.jsonl."""
+    try:
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_step(run_dir: Path) -> int:
+    """Step of the last training row."""
+    return max((row["step"] for row in rows(run_dir) if "loss" in row), default=0)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows(run_dir) if "loss" in row}
+
+
+def knn(run_dir: Path) -> dict[int, float]:
+    return {row["step"]: row["knn_top1"] for row in rows(run_dir) if "loss" not in row}
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "status.json").read_text())
+    return found
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "checkpoints").glob("step_*.pt"))
+
+
+def state(run_dir: Path) -> dict[str, Any]:
+    """The state in the last checkpoint, read with torch alone."""
+    found: dict[str, Any] = torch.load(checkpoints(run_dir)[-1], weights_only=True)
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a run differs from one that was never interrupted."""
+
+    lost: list[int]
+    """Steps without a row."""
+    doubled: list[tuple[str, int]]
+    """Rows that stand there more than once."""
+    difference: float
+    """Largest of the losses."""
+    knn_equal: bool
+    unequal: list[str]
+    """Parts of the last checkpoint that are not equal bit for bit."""
+
+    @property
+    def exact(self) -> bool:
+        return not (self.lost or self.doubled or self.difference or self.unequal) and self.knn_equal
+
+    def __str__(self) -> str:
+        parts = ", ".join(self.unequal) or "none"
+        return (
+            f"steps lost: {len(self.lost)} {self.lost[:9] or ''}\n"
+            f"rows doubled: {len(self.doubled)} {self.doubled[:9] or ''}\n"
+            f"largest difference of the losses: {self.difference:g}\n"
+            f"kNN figures equal: {'yes' if self.knn_equal else 'NO'}\n"
+            f"unequal in the last checkpoint (encoders, queue, optimizer ...): {parts}"
+        )
+
+
+def compare(run: Path, reference: Path, steps: int) -> Comparison:
+    """Hold a finished run against the reference, both of so many steps."""
+    found, wanted = losses(run), losses(reference)
+    assert set(wanted) == set(range(1, steps + 1)), "the reference itself lacks steps"
+    times = Counter(("train" if "loss" in row else "eval", row["step"]) for row in rows(run))
+    one, other = state(run), state(reference)
+    return Comparison(
+        lost=sorted(set(wanted) - set(found)),
+        doubled=[key for key, count in times.items() if count > 1],
+        difference=max(abs(found[s] - wanted[s]) for s in found.keys() & wanted.keys()),
+        knn_equal=knn(run) == knn(reference),
+        unequal=[
+            key for key in one.keys() | other.keys() if key != "config" and not equal(one.get(key), other.get(key))
+        ],
+    )
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two states are alike, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,410 @@
+"""What is promised of jobs that are killed, stopped, restarted: short forms of `tests.chaos`, and what it leaves out.
+
+Starts of real jobs cost seconds, so that few are made and much is asked of each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moco_dist import checkpoint
+from moco_dist.config import UserError
+from moco_dist.lease import Lease, Lost, process_start
+from tests import chaos
+from tests.jobs import (
+    EPOCH_STEPS,
+    FAST,
+    ROOT,
+    Job,
+    checkpoints,
+    compare,
+    knn,
+    last_step,
+    losses,
+    rows,
+    send,
+    state,
+    status,
+)
+
+STEPS = 50
+RUN = {"optim.steps": STEPS}
+FLIPPED_BYTE = 1000
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks that nothing interrupts; the first epochs' checkpoints stay."""
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    with Job(run_dir, 2, {**RUN, "checkpoint.milestone_epochs": 1}) as job:
+        assert job.wait() == 0, job.log
+    return run_dir
+
+
+class Pair:
+    """Two ranks without torchrun, so that the exit status of each can be seen."""
+
+    def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.run_dir = run_dir
+        self.ranks = [
+            Job(run_dir, 0, settings, environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank in range(2)
+        ]
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for rank in self.ranks:
+            rank.kill_all()
+
+    def until_step(self, step: int) -> None:
+        assert self.ranks[0].until_step(step), self.ranks[0].log
+
+    def exits(self, timeout_seconds: float = 60) -> list[int]:
+        return [rank.wait(timeout_seconds) for rank in self.ranks]
+
+    def signal_all(self, number: signal.Signals) -> None:
+        for rank in self.ranks:
+            send(rank.process.pid, number)
+
+
+def test_killed_and_started_again_ends_bit_for_bit_as_if_never_killed(reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Job(run, 2, RUN) as job:  # a rank dies: torchrun ends the job and says which and why
+        job.until_step(9)
+        send(job.ranks()[1], signal.SIGKILL)
+        assert job.wait(45) != 0
+        job.until_gone(15)
+    assert re.search(r"Root Cause[\s\S]*rank +: 1 [\s\S]*Signal 9 \(SIGKILL\)", job.log[-3000:]), job.log
+    assert status(run)["state"] == "crashed"
+    checkpoint.verify(checkpoints(run)[-1])
+
+    with Job(run, 2, RUN) as job:  # torchrun dies: its ranks see it
+        job.until_step(EPOCH_STEPS + 1)
+        send(job.process.pid, signal.SIGKILL)
+        job.until_gone(15)
+    newest, before = checkpoints(run)[-1], checkpoints(run)[-2]
+    checkpoint.verify(newest)
+    content = bytearray(newest.read_bytes())
+    content[FLIPPED_BYTE] ^= 1
+    newest.write_bytes(content)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # a line that a power cut tore
+
+    with Job(run, 2, RUN) as job:  # the lease of the dead is no hindrance
+        assert job.wait() == 0, job.log
+    assert re.search(rf"{newest.name} passed over for the one before: its checksum does not match", job.log)
+    assert f"from step {int(before.stem[5:])}" in job.log
+    comparison = compare(run, reference, STEPS)
+    assert comparison.exact, comparison
+    assert set(knn(run)) == {22, 44, 50}
+    assert [path.name for path in checkpoints(run)] == ["step_000000049.pt", "step_000000050.pt"]
+
+
+def test_the_comparison_can_fail(reference: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(reference, tmp_path / "run")
+    first, *others = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    bent = json.loads(others[10])
+    bent["loss"] += 1e-15 * abs(bent["loss"])
+    (run / "metrics.jsonl").write_text("".join([*others[:10], json.dumps(bent) + "\n", *others[11:], others[-2]]))
+    found = torch.load(checkpoints(run)[-1], weights_only=True)
+    found["queue"][3, 2] += 1e-7
+    torch.save(found, checkpoints(run)[-1])
+    comparison = compare(run, reference, STEPS)
+    assert comparison.lost == [json.loads(first)["step"]] and len(comparison.doubled) == 1
+    assert 0 < comparison.difference < 1e-13 and comparison.unequal == ["queue"]
+
+
+def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path: Path) -> None:
+    """One run, stopped in each way, one after the other; a second job looks in while the first has it."""
+    run = tmp_path / "run"
+    with Pair(run, RUN) as pair:
+        pair.until_step(2)
+        pair.signal_all(signal.SIGSTOP)  # so that the second job finds it at work
+        with Job(run, 0, RUN) as second:
+            assert second.wait(60) == 2
+        told = [line for line in second.log.splitlines() if line.startswith("moco_dist.train:")]
+        owner = pair.ranks[0].process.pid
+        assert len(told) == 1 and re.search(rf"run\.dir = .*: a job on \S+ \(process {owner}\) is writing", told[0])
+        assert status(run)["state"] == "running"
+        pair.signal_all(signal.SIGCONT)
+        pair.until_step(4)
+        send(pair.ranks[1].process.pid, signal.SIGTERM)
+        assert pair.exits() == [75, 75], pair.ranks[0].log
+    _stopped(run, 4)
+    after = status(run)["step"]
+    for number, rank in ((signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGINT, 0)):
+        with Pair(run, RUN) as pair:
+            pair.until_step(after + 2)
+            send(pair.ranks[rank].process.pid, number)
+            assert pair.exits() == [75, 75], (number, pair.ranks[0].log)
+        _stopped(run, after + 2)
+        after = status(run)["step"]
+    with Pair(run, {**RUN, "run.max_minutes": 0.005}) as pair:
+        assert pair.exits() == [75, 75], pair.ranks[0].log
+    _stopped(run, after + 1)
+    after = status(run)["step"]
+    with Job(run, 2, RUN) as job:
+        job.until_step(after + 1)
+        send(job.process.pid, signal.SIGTERM)
+        assert job.wait(45) != 0
+        job.until_gone(10)
+    _stopped(run, after + 1)
+    with Job(run, 2, RUN) as job:
+        assert job.wait() == 0, job.log
+    comparison = compare(run, reference, STEPS)
+    assert comparison.exact, comparison
+
+
+def _stopped(run: Path, at_least: int) -> None:
+    said = status(run)
+    assert said["state"] == "stopped" and STEPS > said["step"] >= at_least
+    assert state(run)["step"] == said["step"] == last_step(run)
+
+
+def test_a_rank_that_dies_is_made_good_by_max_restarts(reference: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = {"module": "tests.faulty", "torchrun": ["--max-restarts=3"]}
+    with Job(run, 2, RUN, environment={"FAULT": "killed:1:15"}, **options) as job:
+        assert job.wait() == 0, job.log
+    assert "from step 14" in job.log
+    comparison = compare(run, reference, STEPS)
+    assert comparison.exact, comparison
+
+
+def test_max_restarts_does_not_retry_a_mistake_or_a_diverged_run(tmp_path: Path) -> None:
+    options = {"torchrun": ["--max-restarts=3"]}
+    with Job(tmp_path / "mistake", 1, {**RUN, "run.init_from": "/nowhere.pt"}, **options) as job:
+        assert job.wait(90) != 0
+    assert job.log.count("run.init_from = /nowhere.pt") == 1, job.log
+    run = tmp_path / "diverged"
+    with Job(run, 1, {**RUN, "optim.lr": 1e30, "checkpoint.every_steps": 1}, **options) as job:
+        assert job.wait(90) != 0
+    assert job.log.count("last checkpoint") == 1, job.log
+    assert status(run)["state"] == "diverged"
+    assert checkpoints(run)
+    for file in checkpoints(run):
+        found = checkpoint.load(file)
+        assert all(t.isfinite().all() for key in ("encoder_q", "encoder_k") for t in found[key].values())
+
+
+def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = {**RUN, "run.hang_timeout_seconds": 5}
+    with Job(run, 2, settings, module="tests.faulty", environment={"FAULT": "sleep:1:10"}) as job:
+        job.until_step(10)
+        began = time.monotonic()
+        assert job.wait(60) != 0
+        assert time.monotonic() - began < 5 + 15
+        job.until_gone(15)
+    assert "rank 1 hangs by itself" in job.log and "in _break" in job.log  # the stack
+    assert re.search(r"Root Cause[\s\S]*rank +: 1 ", job.log[-3000:])
+    assert re.search("rank 1: Hang", status(run)["reason"])
+
+
+def test_an_exception_in_a_data_worker_of_one_rank_ends_the_job(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fault = {"FAULT": "worker-exception:1:10"}
+    with Job(run, 2, {**RUN, "data.workers": 1}, module="tests.faulty", environment=fault) as job:
+        job.until_step(5)
+        began = time.monotonic()
+        assert job.wait(60) != 0
+        assert time.monotonic() - began < 45
+        job.until_gone(15)
+    last_block = job.log[job.log.rindex("Root Cause") :]
+    assert re.search(r"rank +: 1 ", last_block) and "an exception of the test's" in last_block, job.log
+    assert status(run)["state"] == "crashed"
+
+
+def test_a_disk_that_refuses_stops_no_training(tmp_path: Path, reference: Path) -> None:
+    run = tmp_path / "run"
+    with Job(run, 0, RUN) as job:
+        job.until_step(8)
+        # The kernel refuses to let a file grow beyond this, as on a full disk.
+        resource.prlimit(job.process.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        job.until_step(22)
+        resource.prlimit(job.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        job.until_step(29)
+        (run / "checkpoints").rename(run / "away")
+        (run / "checkpoints").write_text("no folder")
+        job.until_step(43)
+        (run / "checkpoints").unlink()
+        (run / "away").rename(run / "checkpoints")
+        assert job.wait() == 0, job.log
+    assert len(re.findall(r"checkpoint of step \d+ not saved, training goes on: OSError", job.log)) >= 1, job.log
+    assert re.search(r"not saved, training goes on: (FileExists|NotADirectory)Error", job.log), job.log
+    failures = [row.get("checkpoint_failures", 0) for row in rows(run) if "loss" in row]
+    assert failures[0] == 0 and failures == sorted(failures) and failures[-1] >= 2
+    assert [path.name for path in checkpoints(run)] == ["step_000000049.pt", "step_000000050.pt"]
+    one, other = losses(run), losses(reference)
+    assert max(abs(one[step] - other[step]) for step in range(1, 21)) < 1e-4  # one rank against two
+
+
+def test_a_run_goes_on_with_fewer_ranks(reference: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(reference, tmp_path / "run")
+    for file in checkpoints(run):
+        if file.name > "step_000000022.pt":
+            file.unlink()
+    (run / "status.json").unlink()
+    with Job(run, 0, {**RUN, "optim.steps": STEPS, "data.workers": 1}) as job:
+        assert job.wait() == 0, job.log
+    assert "from step 22" in job.log
+    comparison = compare(run, reference, STEPS)
+    assert not comparison.lost and not comparison.doubled
+    one, other = losses(run), losses(reference)
+    assert max(abs(one[step] - other[step]) for step in range(23, 43)) < 1e-4
+    assert comparison.difference > 0  # it was really computed on another number
+
+
+def test_what_changes_the_curve_is_refused_by_name(reference: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(reference, tmp_path / "run")
+    before = _contents(run)
+    with Job(run, 0, {**RUN, "optim.lr": 0.1, "moco.temperature": 0.3, "optim.global_batch": 128}) as job:
+        assert job.wait(60) == 2
+    told = [line for line in job.log.splitlines() if line.startswith("moco_dist.train:")]
+    assert len(told) == 1 and "Traceback" not in job.log
+    for words in (
+        "optim.lr = 0.1 (was 0.06)",
+        "moco.temperature = 0.3 (was 0.2)",
+        "optim.global_batch = 128 (was 64)",
+        "run.name",
+    ):
+        assert words in told[0], told[0]
+    assert _contents(run) == before
+
+
+def test_a_finished_run_started_again_changes_no_file(reference: Path) -> None:
+    before = _contents(reference)
+    with Job(reference, 2, {**RUN, "checkpoint.milestone_epochs": 1}) as job:
+        assert job.wait() == 0, job.log
+    assert _contents(reference) == before
+
+
+def _contents(run: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_what_leaves_the_curve_alone_may_change(tmp_path: Path) -> None:
+    """More epochs under a constant schedule, workers, tracking, evaluation, checkpoints."""
+    run, settings = tmp_path / "run", {"optim.schedule": "constant", "eval.knn_every": 0}
+    with Job(run, 0, {**settings, "optim.epochs": 1}) as job:
+        assert job.wait() == 0, job.log
+    changed = {"optim.epochs": 2, "data.workers": 1, "track.log_every": 2, "checkpoint.every_steps": 5}
+    with Job(run, 0, {**settings, **changed}) as job:
+        assert job.wait() == 0, job.log
+    assert f"from step {EPOCH_STEPS}" in job.log
+    assert sorted(losses(run)) == [*range(1, 23), *range(24, 45, 2)]
+    assert status(run)["state"] == "done"
+
+
+# The lease, without jobs.
+
+
+@pytest.fixture
+def lease(tmp_path: Path) -> Iterator[Lease]:
+    lease = Lease(tmp_path, seconds=1)
+    yield lease
+    lease.release()
+
+
+def _leave(folder: Path, **owner: Any) -> None:
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": "theirs"}
+    (folder / "lease.json").write_text(json.dumps({**mine, "renewed": 0.0, **owner}))
+
+
+def test_a_lease_is_for_one(lease: Lease, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"run\.dir = .*process {os.getpid()}"):
+        Lease(tmp_path, seconds=1)
+    lease.check()
+    lease.release()
+    assert list(tmp_path.iterdir()) == []
+    Lease(tmp_path, seconds=1).release()
+
+
+def test_the_lease_of_a_dead_process_is_free_at_once(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    started = process_start(child.pid)
+    child.wait()
+    for owner in (
+        {"pid": child.pid, "started": started},
+        {"started": process_start(os.getpid()) + "0"},
+    ):  # a pid reused
+        _leave(tmp_path, **owner)
+        began = time.monotonic()
+        Lease(tmp_path, seconds=20).release()
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"started": "another-boot 123"}])
+def test_the_lease_of_another_host_is_free_when_it_has_run_out(tmp_path: Path, elsewhere: dict[str, str]) -> None:
+    _leave(tmp_path, **elsewhere)
+    began = time.monotonic()
+    lease = Lease(tmp_path, seconds=1)
+    assert 0.9 < time.monotonic() - began < 10
+    lease.release()
+
+
+def test_the_lease_of_another_host_that_renews_is_respected(tmp_path: Path) -> None:
+    renew = (
+        "import json, sys, time\n"
+        "for n in range(200):\n"
+        "    time.sleep(0.2)\n"
+        "    text = json.loads(open(sys.argv[1]).read()) | {'renewed': n}\n"
+        "    open(sys.argv[1] + '.new', 'w').write(json.dumps(text))\n"
+        "    __import__('os').replace(sys.argv[1] + '.new', sys.argv[1])\n"
+    )
+    _leave(tmp_path, host="another")
+    renewer = subprocess.Popen([sys.executable, "-c", renew, str(tmp_path / "lease.json")])
+    try:
+        with pytest.raises(UserError, match="a job on another"):
+            Lease(tmp_path, seconds=5)
+    finally:
+        renewer.kill()
+        renewer.wait()
+
+
+def test_who_slept_and_lost_the_lease_writes_no_more(lease: Lease, tmp_path: Path) -> None:
+    _leave(tmp_path, host="another")
+    time.sleep(1)
+    with pytest.raises(Lost):
+        lease.check()
+    lease.release()
+    assert json.loads((tmp_path / "lease.json").read_text())["token"] == "theirs"
+
+
+def test_a_lease_that_cannot_be_read_for_a_while_is_kept(lease: Lease, tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text("")
+    time.sleep(1)
+    lease.check()
+    assert json.loads((tmp_path / "lease.json").read_text())["host"] == socket.gethostname()
+
+
+# The command itself.
+
+
+def test_chaos_has_a_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        chaos.main([])
+    assert end.value.code == 2 and "give --kills, --elastic or --fault" in capsys.readouterr().err
+    assert FAST.is_file() and (ROOT / "docs" / "reliability.md").is_file()

@@ -1,0 +1,227 @@
+"""The trainer as a user starts it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from moco_dist import batchnorm, config, train, weights
+from moco_dist.encoders import build_encoder
+from tests.replay import TraceEncoder
+
+FAST = ("model.width=8", "optim.global_batch=64", "track.wandb=disabled", "track.log_every=1", "eval.knn_every=0")
+
+
+def start(*arguments: str, ranks: int = 0, timeout: int = 240) -> subprocess.CompletedProcess[str]:
+    """Run the trainer by itself, or on so many ranks under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", "moco_dist.train", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_images(folder: Path, count: int, side: int = 16, seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for index, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Three epochs of digits on two ranks, as the contract describes a run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "digits"
+    result = start(
+        *("model.width=8", "optim.global_batch=256", "optim.epochs=3", "eval.knn_every=2", "track.log_every=1"),
+        *("moco.bn_groups=2", f"run.dir={run_dir}", "checkpoint.every_steps=4"),
+        ranks=2,
+    )
+    assert result.returncode == 0, result.stderr
+    return run_dir, result
+
+
+def test_a_run_leaves_what_the_contract_names(digits: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run_dir, result = digits
+    training = [row for row in rows(run_dir) if "loss" in row]
+    evaluations = [row for row in rows(run_dir) if "loss" not in row]
+    assert [row["step"] for row in training] == list(range(1, 16))  # 1438 // 256 = 5 steps an epoch
+    assert all(0 < row["loss"] < 30 and 0 <= row["top1"] <= row["top5"] <= 1 for row in training)
+    assert training[0]["lr"] < training[8]["lr"] and training[-1]["lr"] < training[9]["lr"]
+    assert [(row["step"], 0.2 < row["knn_top1"] <= 1) for row in evaluations] == [(10, True), (15, True)]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["knn_top1"] == evaluations[-1]["knn_top1"] and summary["loss"] == training[-1]["loss"]
+    assert json.loads((run_dir / "status.json").read_text()) == {"state": "done", "step": 15, "reason": ""}
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_000000012.pt", "step_000000015.pt"]
+    assert list((run_dir / "wandb").glob("offline-run-*")) and not (run_dir / "lease.json").exists()
+    with Image.open(run_dir / "augmented_pairs.png") as pairs:
+        assert pairs.size == (8 * 8, 2 * 8)
+    assert f"{100 * summary['knn_top1']:.2f} %" in result.stdout and str(run_dir) in result.stdout
+    assert run_dir.stat().st_mode & 0o077 == 0  # private to its user
+
+
+def test_the_written_config_runs_again(digits: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run_dir, _ = digits
+    text = (run_dir / "config.yaml").read_text()
+    assert re.match(r"# moco-dist \S+, git \w+.*torch ", text)
+    assert config.load(run_dir / "config.yaml").optim.epochs == 3
+
+
+def test_a_finished_run_started_again_changes_nothing(digits: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run_dir, _ = digits
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(run_dir.rglob("*"))}
+    result = start(str(run_dir / "config.yaml"))
+    assert result.returncode == 0, result.stderr
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(run_dir.rglob("*"))} == before
+
+
+def test_the_encoder_comes_back(digits: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    run_dir, _ = digits
+    run = config.load(run_dir / "config.yaml")
+    encoder = build_encoder(run.model, channels=1, seed=9)
+    weights.load_backbone_(encoder, run_dir / "encoder.safetensors")
+    state = torch.load(run_dir / "checkpoints" / "step_000000015.pt", weights_only=True)
+    for name, tensor in load_file(run_dir / "encoder.safetensors").items():
+        assert torch.equal(encoder.state_dict()[name], tensor) or "num_batches" in name
+        assert torch.equal(state["encoder_q"][name], tensor)
+    with pytest.raises(config.UserError, match=r"run\.init_from .* layers are missing or of another shape"):
+        weights.load_backbone_(
+            build_encoder(run.model.model_copy(update={"width": 16}), 1, 0), run_dir / "encoder.safetensors"
+        )
+
+
+BAD = {
+    "unknown key": (["optim.learning_rate=1"], r"optim\.learning_rate .*unknown key"),
+    "near key": (["optim.epoch=1"], r"optim\.epoch .*did you mean optim\.epochs\?"),
+    "another section's key": (["optim.temperature=1"], r"did you mean moco\.temperature\?"),
+    "type": (["optim.lr=fast"], r"optim\.lr = fast: must be a number"),
+    "groups": (["optim.global_batch=126"], r"optim\.global_batch = 126: .*moco\.bn_groups=4; use .*=128"),
+    "no root": (["data.source=imagefolder"], r"data\.root = null"),
+    "missing root": (["data.source=imagefolder", "data.root=/nowhere"], r"data\.root = /nowhere: no such folder"),
+    "empty root": (["data.source=mnist", "data.root={tmp}/empty"], r"data\.root = .*is empty"),
+    "no images": (["data.source=imagefolder", "data.root={tmp}/text"], r"data\.root = .*no image below it"),
+    "strange class": (["data.source=imagefolder", "data.root={tmp}/strange"], r"val/ .*train/ lacks: cow"),
+    "small images": (["data.source=imagefolder", "data.root={tmp}/strange/train", "data.image_size=32"], r"16 pixels"),
+    "crop": (["data.image_size=28"], r"data\.image_size = 28: .* 8 pixels"),
+    "few images": (["optim.global_batch=2000"], r"optim\.global_batch = 2000: .*1438 images"),
+    "no such weights": (["run.init_from=/nowhere.pt"], r"run\.init_from = /nowhere\.pt"),
+    "two configs": (["a.yaml", "b.yaml"], r"one config file at most"),
+    "no config": (["configs/nothing.yaml"], r"no such file.*digits.*mnist"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_told_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").touch()
+    write_images(tmp_path / "strange" / "train" / "cat", 2)
+    write_images(tmp_path / "strange" / "val" / "cow", 2)
+    arguments, told = BAD[name]
+    code = train.run([f"run.dir={tmp_path}/run", *(a.format(tmp=tmp_path) for a in arguments)])
+    error = capsys.readouterr().err
+    assert code == 2 and re.search(told, error) and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.run([f"run.dir={tmp_path}/run", "device.type=cuda"]) == 2
+    assert re.search(r"device\.type = cuda: there is no CUDA device", capsys.readouterr().err)
+
+
+def test_ranks_that_do_not_divide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for ranks, told in (("3", r"optim\.global_batch = 128: .*3 ranks"), ("8", r"moco\.bn_groups = 4: .*8 ranks")):
+        monkeypatch.setenv("WORLD_SIZE", ranks)
+        assert train.run([]) == 2
+        assert re.search(told, capsys.readouterr().err)
+
+
+def test_under_torchrun_one_rank_tells_the_mistake(tmp_path: Path) -> None:
+    result = start("optim.lr=fast", f"run.dir={tmp_path}/run", ranks=2)
+    assert result.returncode == 1
+    assert result.stderr.count("moco_dist.train: optim.lr = fast") == 1
+    assert "exitcode  : 2" in result.stderr and "UserError" not in result.stderr
+
+
+def test_corrupt_images_are_replaced_named_once_and_counted(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 202)
+    (tmp_path / "images" / "007.png").write_bytes(b"no image")
+    (tmp_path / "images" / "009.png").write_bytes((tmp_path / "images" / "010.png").read_bytes()[:300])
+    arguments = (*FAST, "data.source=imagefolder", f"data.root={tmp_path}/images", "data.augmentation=v2")
+    arguments += ("data.image_size=16", "optim.global_batch=100", "optim.epochs=2", "data.workers=2")
+    result = start(*arguments, f"run.dir={tmp_path}/run", "moco.queue_size=300")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("007.png") == 1 and result.stderr.count("009.png") == 1
+    assert "moco.queue_size = 300: more than the 202 training images" in result.stderr
+    assert 1 <= sum(row.get("unreadable", 0) for row in rows(tmp_path / "run")) <= 4
+    assert "knn_top1" not in json.loads((tmp_path / "run" / "summary.json").read_text())  # no labels: nothing asks
+
+    for name in ("020.png", "021.png", "022.png"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    result = start(*arguments, f"run.dir={tmp_path}/worse")
+    assert result.returncode == 2
+    assert re.search(r"data\.root = .* of 202 images cannot be decoded, more than 1 %", result.stderr)
+    assert json.loads((tmp_path / "worse" / "status.json").read_text())["state"] == "user_error"
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    run = (*FAST, f"run.dir={tmp_path}/run", "checkpoint.every_steps=1", "optim.warmup_epochs=0", "optim.lr=1e25")
+    result = start(*run, "optim.steps=20")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    told = re.search(r"the loss is (nan|inf) at step (\d+); last checkpoint: step (\d+)", result.stderr)
+    assert told, result.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("diverged", int(told[2]))
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, int(told[2])))
+    for file in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        assert all(t.isfinite().all() for t in state["encoder_q"].values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp64"])
+def test_precisions_learn_alike(precision: str, tmp_path: Path) -> None:
+    extra = ["device.channels_last=true"] if precision == "bf16" else []
+    run = (*FAST, "optim.steps=6", f"run.dir={tmp_path}/run", f"device.precision={precision}", *extra)
+    result = start(*run)
+    assert result.returncode == 0, result.stderr
+    reference = start(*FAST, "optim.steps=6", f"run.dir={tmp_path}/fp32")
+    assert reference.returncode == 0, reference.stderr
+    losses, expected = ([row["loss"] for row in rows(tmp_path / name)] for name in ("run", "fp32"))
+    assert losses == pytest.approx(expected, rel=0.05) and losses != expected
+
+
+def test_a_compiled_encoder_computes_the_same() -> None:
+    torch.manual_seed(0)
+    plain = TraceEncoder(dim=8, mlp=True)
+    batchnorm.set_group_size(plain, 4)
+    compiled = copy.deepcopy(plain)
+    compiled.compile(fullgraph=True)  # as device.compile does, and without a break of the graph
+    images = torch.randn(8, 3, 16, 16)
+    for encoder in (plain, compiled):
+        encoder(images).square().sum().backward()
+        batchnorm.fold_statistics_(encoder, 2)
+    for (name, one), two in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None
+        torch.testing.assert_close(one.grad, two.grad, msg=name, rtol=1e-4, atol=1e-4)
+    for one, two in zip(batchnorm.running_statistics(plain), batchnorm.running_statistics(compiled), strict=True):
+        torch.testing.assert_close(one, two)
