@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -74,7 +75,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a file, in order; not all need be whole."""
-        return sorted(int(p.stem.removeprefix("step_")) for p in self.folder.glob("step_*.pt"))
+        return sorted(int(p.stem[5:]) for p in self.folder.glob("step_*.pt") if p.stem[5:].isdecimal())
 
     def path(self, step: int) -> Path:
         """The file of a step."""
@@ -89,7 +90,8 @@ class Checkpoints:
             except (Damaged, OSError) as error:
                 log.warning("checkpoint %s passed over for the one before: %s", self.path(step), error)
                 if isinstance(error, Damaged):
-                    self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))
+                    with contextlib.suppress(OSError):  # a read-only folder: it is passed over again
+                        self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))
         return None
 
     def load(self, step: int) -> dict[str, Any]:

@@ -454,7 +454,11 @@ def _nearest(key: str) -> str:
     """`; did you mean optim.lr?`: a key of that name in another section, else the most similar."""
     same_name = [k for k in _keys() if k.split(".")[1] == key.split(".")[-1]]
     near = same_name or difflib.get_close_matches(key, [*_keys(), *Config.model_fields], n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; sections are {', '.join(Config.model_fields)}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    section = key.split(".")[0] + "."
+    names = [k.removeprefix(section) for k in _keys() if k.startswith(section)]
+    return f"; {section[:-1]} has {', '.join(names)}" if names else f"; sections are {', '.join(Config.model_fields)}"
 
 
 def _explain(error: ErrorDetails) -> str:
@@ -462,6 +466,8 @@ def _explain(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if not key:  # a rule across keys has worded itself
         return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "invalid_key":  # YAML reads `3: ...` and `yes: ...` as something else than text
+        return f"{key}: unknown key{_nearest(key)}"
     if error["type"] == "extra_forbidden":
         if isinstance(error["input"], dict) and len(error["input"]) == 1:
             key += "." + next(iter(error["input"]))
@@ -469,7 +475,13 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key} = {shown(error['input'])}: unknown key{_nearest(key)}"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"{key} = {shown(error['input'])}: must be a section of keys; write {key}: {{key: value}}"
-    rule = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("valid ", "")
+    rule = (
+        error["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("a valid integer", "an integer")
+        .replace("valid ", "")
+    )
     rule = rule.split(", unable to parse")[0].split(" after validation")[0]
     section, name = [*key.split("."), ""][:2]
     default = Config().model_dump(mode="json")[section].get(name)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from moco_dist import batchnorm, contrast, shuffle
 from moco_dist.collectives import World, gradients
@@ -97,7 +96,7 @@ class Learner:
         in its bucket a number lies: without this, a resumed run's first step would add up in another order than the
         same step of a run that was never stopped.
         """
-        if isinstance(self.query, DistributedDataParallel):
+        if self.query is not self.moco.encoder_q:  # it is wrapped by DDP
             with self.autocast():
                 self.query(images).sum().backward()
             batchnorm.forget_statistics_(self.moco.encoder_q)

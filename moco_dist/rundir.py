@@ -22,6 +22,8 @@ class RunDir:
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path, self._writes = path, writes
+        self.ours = False
+        """Whether this job has the lease; on every rank."""
         self._lease: Lease | None = None
 
     def open(self, run: Config) -> None:
@@ -54,9 +56,9 @@ class RunDir:
             status.write(self.path, "user_error", status.read(self.path)[1], reason)
 
     def crashed(self, rank: int, error: BaseException) -> None:
-        """Tell of a crash, from any rank; the first to fail names the cause."""
+        """Tell of a crash, from any rank; the first to fail names the cause. Another job's status is left alone."""
         state, step, _ = status.read(self.path)
-        if state == "running":
+        if state == "running" and (self.ours or not (self.path / "lease.json").exists()):
             reason = " ".join(str(error).split())[:500]
             status.write(self.path, "crashed", step, f"rank {rank}: {type(error).__name__}: {reason}")
 

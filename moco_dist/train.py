@@ -5,6 +5,7 @@ torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -365,20 +366,43 @@ def first_encoder(config: Config, data: sources.Data) -> Encoder:
     return encoder
 
 
-def ended_already(run_dir: Path) -> status.State | None:
-    """How the run ended, where torchrun starts it again by itself though that would not help."""
-    state = status.read(run_dir)[0]
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    return state if again and state in ("stopped", "user_error", "diverged") else None
+def ended_already(run_dir: Path | None) -> int:
+    """Exit status of a run that torchrun starts again by itself though that would not help, else 0.
+
+    The note is this torchrun's own, and there before the run directory is known; status.json may tell of an earlier
+    one, and is asked where there is no place for notes.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+        return 0
+    if note := _note():
+        return int(note.read_text()) if note.exists() else 0
+    state = status.read(run_dir)[0] if run_dir else None
+    return status.EXIT_CODES[state] if state in ("stopped", "user_error", "diverged") else 0
+
+
+def end_for_good(code: int) -> int:
+    """Leave a note for `ended_already`. Returns the exit status."""
+    if note := _note():
+        with contextlib.suppress(OSError):
+            status.write_text(note, str(code))
+    return code
+
+
+def _note() -> Path | None:
+    """A file in the folder that torchrun makes for itself on this node, and keeps over its restarts."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_<n>/<local rank>/error.json
+    return Path(error_file).parents[2] / "moco_dist_exit_status" if error_file else None
 
 
 def run(arguments: Sequence[str]) -> int:
     """Train as the arguments say. Returns the exit status; raises whatever else goes wrong."""
     world, run_dir = World.from_environment(), None
     try:
+        if code := ended_already(None):
+            return code
         config = configs.load(*configs.parse_arguments(arguments))
-        if state := ended_already(config.run_dir):
-            return status.EXIT_CODES[state]
+        if code := ended_already(config.run_dir):
+            return code
         run_dir = RunDir(config.run_dir, writes=world.rank == 0)
         plan = configs.layout(config, world.size)
         world = World.from_environment(pick_device(config, world))
@@ -390,21 +414,24 @@ def run(arguments: Sequence[str]) -> int:
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         data = data or world.first_then_others(lambda: sources.load(config))
         world.from_first(functools.partial(run_dir.open, config))
+        run_dir.ours = True
         prepare_device(config, world.device)
         Training(config, world, plan, data, encoder or first_encoder(config, data), run_dir, stop).run()
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
     except UserError as error:
+        code = end_for_good(status.EXIT_CODES["user_error"])
         if run_dir:
             run_dir.refused(str(error))
         tell(world, str(error))
         if world.rank != 0:
             time.sleep(_LET_RANK_0_SPEAK_SECONDS)
-        return status.EXIT_CODES["user_error"]
+        return code
     except Ended as end:
+        code = end_for_good(status.EXIT_CODES[end.state])
         tell(world, str(end))
         world.barrier()
-        return status.EXIT_CODES[end.state]
+        return code
     except BaseException as error:
         if run_dir:
             run_dir.crashed(world.rank, error)

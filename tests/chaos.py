@@ -87,11 +87,13 @@ def kills(chaos: Chaos, count: int) -> bool:
             if not _random_moment(chaos, job, number, count):
                 assert job.wait() != 0, f"over after {number} kills, before the next: give it more --steps\n{job.log}"
                 raise AssertionError(f"died by itself before kill {number + 1}:\n{job.log}")
-            where, victim = _where(run), _kill_one(chaos, job)
+            where, victim = _where(job), _kill_one(chaos, job)
+            killed = time.monotonic()
             if victim.startswith("rank"):  # torchrun must see to the others
                 code = job.wait(END_SECONDS)
                 assert code != 0, f"torchrun says 0 after the loss of {victim}"
-            slowest = max(slowest, job.until_gone(END_SECONDS if victim.startswith("rank") else GONE_SECONDS))
+            job.until_gone(GONE_SECONDS)
+            slowest = max(slowest, time.monotonic() - killed)
             if list(run.glob("checkpoints/.step_*")):
                 where = "checkpoint"
             landed[where] += 1
@@ -135,12 +137,14 @@ def _random_moment(chaos: Chaos, job: Job, number: int, count: int) -> bool:
     return job.process.poll() is None
 
 
-def _where(run_dir: Path) -> str:
+def _where(job: Job) -> str:
     """What the job is at, by what it has written."""
-    step = last_step(run_dir)
+    metrics, step = job.run_dir / "metrics.jsonl", last_step(job.run_dir)
+    if not metrics.exists() or metrics.stat().st_mtime < job.began_at:
+        return "start-up"
     if step and step % EPOCH_STEPS == 0:
-        return "epoch change" if step in knn(run_dir) else "evaluation"
-    return "step" if step else "start-up"
+        return "epoch change" if step in knn(job.run_dir) else "evaluation"
+    return "step"
 
 
 def _kill_one(chaos: Chaos, job: Job) -> str:

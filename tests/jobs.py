@@ -52,7 +52,7 @@ class Job:
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         environment.update([self._mark.split("=")])
-        self.began = time.monotonic()
+        self.began, self.began_at = time.monotonic(), time.time()
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *(launch if ranks else []), "-m", module, str(FAST), *overrides],

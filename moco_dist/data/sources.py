@@ -226,8 +226,9 @@ def open_source(config: Config, split: Split) -> Source:
 def _digits(split: Split) -> ArraySource:
     digits = load_digits()
     images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8))[:, None]
-    # Writers follow one another in the file; every fifth image is held out, so both splits see all of them.
-    held_out = np.arange(len(images)) % 5 == 4
+    # Every fifth image of each class: writers follow one another in the file, and both splits see all of them.
+    held_out = np.zeros(len(images), dtype=bool)
+    held_out[np.argsort(digits.target, kind="stable")[4::5]] = True
     kept = held_out if split == "test" else ~held_out
     return ArraySource(images[kept], digits.target[kept].astype(np.int64), STATISTICS["digits"])
 

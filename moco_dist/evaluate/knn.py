@@ -8,7 +8,8 @@ from torch import Tensor
 
 from moco_dist.collectives import World
 
-_QUERIES = 256  # at a time: bounds the memory of a similarity matrix
+_QUERIES, _BLOCK = 1024, 16384
+"""Queries and images of the bank compared at a time: bounds the memory of a similarity matrix."""
 
 
 @torch.no_grad()
@@ -60,18 +61,25 @@ def predict(
 def _candidates(q: Tensor, bank: Tensor, labels: Tensor, indices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `count` nearest of this rank's share: similarity, sort key and label, each [q, count].
 
-    The sort key is the similarity less a trifle that grows with the index: below float32's resolution, so it only
-    parts equals. A share of fewer images is filled up with ones that are infinitely far.
+    A float32 product rounds differently for shares of different sizes; a float64 one, rounded to float32, does not.
+    The sort key is the similarity less a trifle that grows with the index, to part equals alike on any number of
+    ranks. A share of fewer images is filled up with ones that are infinitely far.
     """
-    similarity = q @ bank.T  # [q, n]
-    key = similarity.double() - indices.to(q.device) * 2.0**-48
-    found = min(count, len(bank))
-    top = key.topk(found, dim=1)
-    missing = count - found
+    wide = q.double()
+    found = [q.new_empty(len(q), 0), wide.new_empty(len(q), 0), labels.new_empty(len(q), 0, device=q.device)]
+    for images, classes, numbers in zip(bank.split(_BLOCK), labels.split(_BLOCK), indices.split(_BLOCK), strict=True):
+        similarity = (wide @ images.double().T).to(q.dtype)  # [q, block]
+        key = similarity.double() - numbers.to(q.device) * 2.0**-48
+        of_block = classes.to(q.device).expand_as(similarity)
+        merged = [torch.cat(pair, dim=1) for pair in zip(found, (similarity, key, of_block), strict=True)]
+        top = merged[1].topk(min(count, merged[1].shape[1]), dim=1).indices
+        found = [m.gather(1, top) for m in merged]
+    missing = count - found[0].shape[1]
+    similarity, key, classes = found
     return (
-        F.pad(similarity.gather(1, top.indices), (0, missing), value=-torch.inf),
-        F.pad(top.values, (0, missing), value=-torch.inf),
-        F.pad(labels.to(q.device)[top.indices], (0, missing)),
+        F.pad(similarity, (0, missing), value=-torch.inf),
+        F.pad(key, (0, missing), value=-torch.inf),
+        F.pad(classes, (0, missing)),
     )
 
 

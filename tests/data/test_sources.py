@@ -145,7 +145,7 @@ def test_synthetic() -> None:
 
 @pytest.mark.parametrize("source", ["mnist", "cifar10"])
 def test_missing_data(tmp_path: Path, source: str) -> None:
-    with pytest.raises(UserError, match="no such folder; mend the path, or add data.download=true"):
+    with pytest.raises(UserError, match=r"no such folder; mend the path, or add data\.download=true"):
         sources.load(config_of(source=source, root=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match=r"data.root = .*: is empty; .*data.download=true"):
         sources.load(config_of(source=source, root=str(tmp_path)))

@@ -48,8 +48,8 @@ def duplicated() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def slow(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> list[int]:
     """One query at a time; of equally near images those of lower index count."""
     predictions = []
-    for query in queries:
-        cosines = [(query.double() @ row.double()).float().item() for row in bank]  # equal for equal images
+    # Rounded from float64, so that equal images are equally near.
+    for cosines in (queries.double() @ bank.double().T).float().tolist():
         nearest = sorted(range(len(bank)), key=lambda i: (-cosines[i], i))[:k]
         votes = np.zeros(CLASSES)
         for i in nearest:
