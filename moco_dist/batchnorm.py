@@ -6,6 +6,8 @@ number of ranks does not change what is computed: one GPU that holds eight group
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,26 +60,26 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [t for n in norms(module) for t in (n.running_mean, n.running_var) if t is not None]
 
 
+def take_group_sums_(module: nn.Module) -> list[Tensor]:
+    """The statistics [2, C] of each BatchNorm, added up over the groups since they were taken last."""
+    sums = [n.group_sums for n in norms(module)]
+    taken = [s.clone() for s in sums]
+    if sums:
+        torch._foreach_zero_(sums)
+    return taken
+
+
 @torch.no_grad()
-def fold_statistics_(module: nn.Module, groups: int) -> None:
-    """Take the mean of so many groups' statistics into the running ones, in place, and forget the groups.
+def fold_statistics_(module: nn.Module, group_sums: Sequence[Tensor], groups: int) -> None:
+    """Take the mean of so many groups' statistics into the running ones, in place.
 
     `running <- (1 - momentum) running + momentum mean(groups)`, as the reference does for one batch.
     """
     layers = norms(module)
     if not layers:
         return
-    sums = [n.group_sums for n in layers]
-    means = torch._foreach_div([row for s in sums for row in s.unbind()], float(groups))
+    means = torch._foreach_div([row for s in group_sums for row in s.unbind()], float(groups))
     torch._foreach_lerp_(running_statistics(module), list(means), layers[0].momentum or 0.0)
-    forget_statistics_(module)
     for n in layers:
         assert n.num_batches_tracked is not None
         n.num_batches_tracked.add_(1)
-
-
-@torch.no_grad()
-def forget_statistics_(module: nn.Module) -> None:
-    """Drop the groups' statistics that were not folded yet, in place."""
-    if layers := norms(module):
-        torch._foreach_zero_([n.group_sums for n in layers])

@@ -110,8 +110,9 @@ class Checkpoints:
             for old in last[: -self.keep]:
                 self.path(old).unlink()
         except Exception as error:  # training must go on whatever the disk does
+            cause = _cause(error)
             self.failures += 1
-            log.warning("checkpoint of step %d not saved, training goes on: %s: %s", step, type(error).__name__, error)
+            log.warning("checkpoint of step %d not saved, training goes on: %s: %s", step, type(cause).__name__, cause)
 
 
 def write(path: Path, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
@@ -177,6 +178,13 @@ def _copy(state: Any) -> Any:
             return [_copy(value) for value in state]
         case _:
             return state
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What began it: torch's writer covers a full disk with a RuntimeError of its own."""
+    while isinstance(error, RuntimeError) and error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _finite(state: Any) -> bool:

@@ -15,10 +15,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_dist import watchdog
+from moco_dist.summation import pairwise_sum
 
 T = TypeVar("T")
 
@@ -101,14 +103,21 @@ class World:
         return out
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the ranks, in one collective. All of one dtype."""
+        """Replace each tensor by its mean over the ranks. All of one dtype.
+
+        Each rank gathers a share of the numbers from all ranks and adds them up pairwise; then the shares are gathered.
+        That moves the bytes of a ring's all_reduce, but the order of additions is the same for every number wherever it
+        lies in the buffer, and the same as if fewer ranks had added up more of the terms themselves.
+        """
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        with _others("all_reduce"):
-            dist.all_reduce(flat)
-        flat /= self.size
-        parts = torch.split(flat, [t.numel() for t in tensors])
+        count = flat.numel()
+        flat = F.pad(flat, (0, -count % self.size))
+        share = flat.numel() // self.size
+        terms = self.all_to_all(flat, [share] * self.size, [share] * self.size).view(self.size, share)
+        means = self.all_gather(pairwise_sum(terms) / self.size)[:count]
+        parts = torch.split(means, [t.numel() for t in tensors])
         torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
     def barrier(self) -> None:
@@ -166,15 +175,15 @@ def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager
 @contextmanager
 def _others(what: str) -> Iterator[None]:
     """Around a collective: say that this rank waits, and tell a lost rank from an error of its own."""
-    try:
-        with watchdog.waiting(what):
+    with watchdog.waiting(what):
+        try:
             yield
-    except RuntimeError as error:
-        if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
-            raise
-        # The cause is the rank that is gone. Let torchrun see that one fail first.
-        time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
-        raise PeerLost(f"another rank was lost in {what}: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
+                raise
+            # The cause is the rank that is gone. Let torchrun see that one fail first.
+            time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
+            raise PeerLost(f"another rank was lost in {what}: {str(error).splitlines()[0]}") from error
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -167,6 +167,8 @@ class OptimSection(Section):
 class DeviceSection(Section):
     type: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA with NCCL where there is one, else CPU with gloo."""
+    threads: Positive = 1
+    """CPU threads of a rank. One makes the curve the same on any number of ranks; use ranks to use cores."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """Arithmetic of the encoders; logits and loss are float32 or wider always. fp64 is for proofs."""
     compile: bool = False

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco_dist import batchnorm, contrast, shuffle
-from moco_dist.collectives import World, gradients
+from moco_dist import batchnorm, collectives, contrast, shuffle
+from moco_dist.collectives import World
 from moco_dist.config import Config, Layout
 from moco_dist.moco import MoCo
+from moco_dist.summation import PairwiseSum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -24,15 +25,19 @@ class Learner:
         self.moco, self.config, self.plan, self.world = moco, config, plan, moco.world
         precision = config.device.precision
         self.image_dtype = DTYPES[precision]
-        self.query = self.world.data_parallel(moco.encoder_q)  # DDP averages the gradients of this encoder alone
+        # Where bits count, one BatchNorm group is computed at a time, and gradients meet in an order that does not
+        # depend on the number of ranks. Elsewhere DDP averages them while the backward pass is still under way.
+        self.exact = self.world.device.type == "cpu" or config.device.deterministic
+        self.parts = plan.batch_per_rank // plan.group_size if self.exact else plan.parts
+        self.query = self.world.data_parallel(moco.encoder_q)  # this encoder alone
+        self.parameters = list(moco.encoder_q.parameters())
         self.optimizer = torch.optim.SGD(
-            moco.encoder_q.parameters(),
+            self.parameters,
             lr=config.optim.lr,
             momentum=config.optim.sgd_momentum,
             weight_decay=config.optim.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=precision == "fp16")
-        self._settled = False
         self.skipped = False
         """Whether the last step left the weights alone, since its fp16 gradients overflowed."""
 
@@ -55,53 +60,55 @@ class Learner:
         Returns:
             Loss, top-1 and top-5 accuracy of the (1+K)-way task as means over the global batch, then the sums.
         """
-        moco, plan = self.moco, self.plan
-        if not self._settled:
-            self._settle(views[0][: plan.group_size])
+        moco, groups = self.moco, len(views[0]) // self.plan.group_size
         directions = [views, views[::-1]][: len(orders)]  # symmetric: view 2 is a query too, view 1 its key
         if not self.skipped:
             moco.update_key_encoder_()
         self.optimizer.zero_grad(set_to_none=True)
-        figures = moco.queue.new_zeros(3 + len(sums))  # loss, top-1, top-5
-        all_keys = []
-        for direction, ((im_q, im_k), order) in enumerate(zip(directions, orders, strict=True)):
-            with self.autocast():
-                keys = moco.encode_keys(im_k, order)  # [size * n, C]
-            batchnorm.fold_statistics_(moco.encoder_k, len(im_k) // plan.group_size)
-            all_keys.append(keys)
-            parts = list(zip(im_q.chunk(plan.parts), moco.own(keys).chunk(plan.parts), strict=True))
-            for part, (images, k) in enumerate(parts):
-                last = direction == len(orders) - 1 and part == plan.parts - 1
-                with gradients(self.query, synchronise=last):
+        all_keys = [self._keys(im_k, order, groups) for (_, im_k), order in zip(directions, orders, strict=True)]
+        results, gradients, statistics = PairwiseSum(), PairwiseSum(), [PairwiseSum() for _ in directions]
+        for part in range(self.parts):
+            of_part = moco.queue.new_zeros(3)  # loss, top-1, top-5
+            for direction, ((im_q, _), keys) in enumerate(zip(directions, all_keys, strict=True)):
+                last = part == self.parts - 1 and direction == len(directions) - 1
+                with collectives.gradients(self.query, synchronise=last and not self.exact):
                     with self.autocast():
-                        q = self.query(images)  # [n / parts, C]
-                    logits = moco.logits(q, k)  # [n / parts, 1+K]
-                    loss = contrast.info_nce(logits) / plan.parts
+                        q = self.query(im_q.chunk(self.parts)[part])  # [n / parts, C]
+                    logits = moco.logits(q, moco.own(keys).chunk(self.parts)[part])  # [n / parts, 1+K]
+                    loss = contrast.info_nce(logits) / self.parts
                     self.scaler.scale(loss).backward()
+                statistics[direction].add(batchnorm.take_group_sums_(moco.encoder_q))
                 with torch.no_grad():
-                    accuracies = torch.stack(contrast.top_k_accuracy(logits)) / (plan.parts * len(orders))
-                    figures[:3] += torch.cat([loss.detach()[None], accuracies])
-            batchnorm.fold_statistics_(moco.encoder_q, len(im_q) // plan.group_size)
+                    accuracies = torch.stack(contrast.top_k_accuracy(logits)) / (self.parts * len(orders))
+                    of_part += torch.cat([loss.detach()[None], accuracies])
+            results.add([of_part])
+            if self.exact:
+                gradients.add([p.grad for p in self.parameters if p.grad is not None])
+                self.optimizer.zero_grad(set_to_none=True)
+        for of_direction in statistics:
+            batchnorm.fold_statistics_(moco.encoder_q, of_direction.total(), groups)
+        if self.exact:
+            self._take_mean(gradients.total())
         self._descend(lr)
         moco.enqueue_(torch.cat(all_keys[::-1]))  # keys of view 1 before those of view 2, after all logits
-        figures[3:] = torch.tensor(sums, dtype=figures.dtype).to(figures.device, non_blocking=True)
+        own = torch.tensor(sums, dtype=moco.queue.dtype).to(moco.queue.device, non_blocking=True)
+        figures = torch.cat([*results.total(), own])
         self.world.mean_([figures, *moco.running_statistics()])
         figures[3:] *= self.world.size
         return figures
 
-    def _settle(self, images: Tensor) -> None:
-        """Let DDP lay out its buckets before the first step of this start.
+    def _keys(self, im_k: Tensor, order: shuffle.Permutation, groups: int) -> Tensor:
+        """Keys of the global batch [size * n, C], and their statistics folded."""
+        with self.autocast():
+            keys = self.moco.encode_keys(im_k, order, self.parts)
+        batchnorm.fold_statistics_(self.moco.encoder_k, batchnorm.take_group_sums_(self.moco.encoder_k), groups)
+        return keys
 
-        DDP orders its buckets anew after the first backward pass, and a sum over three or more ranks depends on where
-        in its bucket a number lies: without this, a resumed run's first step would add up in another order than the
-        same step of a run that was never stopped.
-        """
-        if self.query is not self.moco.encoder_q:  # it is wrapped by DDP
-            with self.autocast():
-                self.query(images).sum().backward()
-            batchnorm.forget_statistics_(self.moco.encoder_q)
-            self.optimizer.zero_grad(set_to_none=True)
-        self._settled = True
+    def _take_mean(self, gradients: list[Tensor]) -> None:
+        """Make the ranks' mean of these the gradients of the query encoder."""
+        self.world.mean_(gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
 
     def _descend(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

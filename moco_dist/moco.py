@@ -53,19 +53,20 @@ class MoCo(nn.Module):
         contrast.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
 
     @torch.no_grad()
-    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation) -> Tensor:
+    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> Tensor:
         """Keys of the global batch, in its order, from BatchNorm groups of the shuffled one.
 
         Args:
             im_k: [n, ...] this rank's images.
             order: [size * n] this step's shuffle.
+            parts: in which to encode them, each of whole BatchNorm groups.
 
         Returns:
             [size * n, C], normalised.
         """
         images = shuffle.shuffled_slice(im_k, order, self.world, self.shuffle_mode)
-        k = self.encoder_k(images)  # [n, C]
-        k = F.normalize(k.to(self.queue.dtype), dim=1)
+        encoded = [self.encoder_k(part).to(self.queue.dtype) for part in images.chunk(parts)]
+        k = F.normalize(torch.cat(encoded), dim=1)  # [n, C]
         return shuffle.gathered_keys(k, order, self.world, self.shuffle_mode)
 
     def own(self, keys: Tensor) -> Tensor:

@@ -50,10 +50,11 @@ class RunDir:
             status.write(self.path, state, step, reason)
 
     def refused(self, reason: str) -> None:
-        """Tell of a mistake that was found before the directory was opened, unless a job or its result is in it."""
-        untouched = not (self.path / "lease.json").exists() and status.read(self.path)[0] != "done"
-        if self._writes and self.path.is_dir() and (self._lease or untouched):
-            status.write(self.path, "user_error", status.read(self.path)[1], reason)
+        """Tell of a mistake, unless another job is in the directory, or a result that the mistake leaves as it is."""
+        state, step, _ = status.read(self.path)
+        free = self._lease or not (self.path / "lease.json").exists()
+        if self._writes and self.path.is_dir() and free and state != "done":
+            status.write(self.path, "user_error", step, reason)
 
     def crashed(self, rank: int, error: BaseException) -> None:
         """Tell of a crash, from any rank; the first to fail names the cause. Another job's status is left alone."""

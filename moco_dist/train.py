@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -352,6 +353,7 @@ def pick_device(config: Config, world: World) -> torch.device:
 
 def prepare_device(config: Config, device: torch.device) -> None:
     """Global switches of torch that the config asks for."""
+    torch.set_num_threads(config.device.threads)
     if config.device.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -437,6 +439,8 @@ def run(arguments: Sequence[str]) -> int:
             run_dir.crashed(world.rank, error)
         raise
     finally:
+        for worker in multiprocessing.active_children():  # data workers of a run that failed, which Python would wait
+            worker.kill()  # for: they pass over its SIGTERM (data.batches.in_worker)
         if run_dir:
             run_dir.close()
         world.leave()
@@ -451,7 +455,10 @@ def tell(world: World, line: str) -> None:
 def last_words(run_dir: RunDir, world: World, hang: watchdog.Hang) -> None:
     """Leave the cause where scripts and torchrun look for it."""
     run_dir.crashed(world.rank, hang)
-    get_error_handler().record_exception(hang)
+    try:
+        raise hang
+    except watchdog.Hang:  # the handler records what is being handled
+        get_error_handler().record_exception(hang)
 
 
 @record

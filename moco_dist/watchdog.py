@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -69,6 +70,8 @@ def _watch(rank: int, timeout_seconds: float, agent: int | None, last_words: Cal
         if still > timeout_seconds + (_GRACE_SECONDS if waiting_for else 0.0):
             where = f"waits for other ranks in {waiting_for}" if waiting_for else "hangs by itself"
             hang = Hang(f"rank {rank} {where}: no step for {still:.0f} s (run.hang_timeout_seconds)")
+            main = sys._current_frames()[threading.main_thread().ident or 0]
+            hang.add_note("".join(["at\n", *traceback.format_stack(main)]))
             print(hang, file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
             last_words(hang)

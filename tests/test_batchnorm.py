@@ -14,6 +14,7 @@ from moco_dist.batchnorm import (
     norms,
     running_statistics,
     set_group_size,
+    take_group_sums_,
 )
 
 CHANNELS = 5
@@ -62,7 +63,7 @@ def test_outputs_gradients_and_statistics(batch: int, group_size: int) -> None:
     before = ours.running_mean.clone()
     out = ours(x)
     assert torch.equal(ours.running_mean, before)  # nothing until the fold
-    fold_statistics_(ours, batch // group_size)
+    fold_statistics_(ours, take_group_sums_(ours), batch // group_size)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours.running_mean, mean, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours.running_var, variance, rtol=0, atol=1e-12)
@@ -79,7 +80,7 @@ def test_outputs_gradients_and_statistics(batch: int, group_size: int) -> None:
 def test_none_means_one_group() -> None:
     ours, theirs = pair()
     torch.testing.assert_close(ours(images(6)), theirs(images(6)), rtol=0, atol=1e-12)
-    fold_statistics_(ours, 1)
+    fold_statistics_(ours, take_group_sums_(ours), 1)
     torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=0, atol=1e-12)
 
 
@@ -94,7 +95,7 @@ def test_a_batch_in_parts_gives_the_same(parts: int) -> None:
         y = whole(x + step)
         z = torch.cat([pieces(part) for part in (x + step).chunk(parts)])
         for module in (whole, pieces):
-            fold_statistics_(module, 6)
+            fold_statistics_(module, take_group_sums_(module), 6)
         assert torch.equal(y, z)
         for one, other in zip(running_statistics(whole), running_statistics(pieces), strict=True):
             assert torch.equal(one, other)
@@ -134,7 +135,9 @@ def test_it_reaches_every_layer() -> None:
     assert len(running_statistics(model)) == 4
     before = [t.clone() for t in running_statistics(model)]
     model(torch.rand(4, 3, 2, 2))
-    fold_statistics_(model, 2)
+    fold_statistics_(model, take_group_sums_(model), 2)
     assert not any(torch.equal(t, b) for t, b in zip(running_statistics(model), before, strict=True))
     assert not any(n.group_sums.any() for n in norms(model))
-    fold_statistics_(nn.Linear(2, 2), 3)  # without BatchNorms there is nothing to fold
+    fold_statistics_(
+        nn.Linear(2, 2), take_group_sums_(nn.Linear(2, 2)), 3
+    )  # without BatchNorms there is nothing to fold

@@ -136,7 +136,7 @@ def leave_early(world: World) -> str:
 def test_a_rank_that_is_left_says_so(ranks: Ranks) -> None:
     gone, left = ranks.run(2, leave_early)
     assert gone == "gone"
-    assert left.startswith("another rank was lost in all_reduce: ")
+    assert left.startswith("another rank was lost in all_to_all: ")
 
 
 def test_a_failure_of_a_rank_reaches_the_test(ranks: Ranks) -> None:

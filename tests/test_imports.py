@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "moco_dist"
 
 FLOORS = (
-    ("config", "randomness", "schedule", "contrast", "status", "watchdog"),
+    ("config", "randomness", "schedule", "contrast", "status", "summation", "watchdog"),
     ("collectives",),
     ("shuffle", "batchnorm", "encoders", "data"),
     ("moco",),

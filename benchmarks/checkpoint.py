@@ -1,0 +1,99 @@
+"""What checkpoints cost the training loop, as a share of the time of the steps between two.
+
+python -m benchmarks.checkpoint [CONFIG.yaml] [section.key=value ...]
+
+One process trains as train.py does. Blocks of steps that begin with a save alternate with blocks that do not, each
+followed by what the writer behind still takes away from the steps. Printed: the median over the saves of
+
+    stall   the save call, in which the loop copies the state and does nothing else
+    total   the stall, and what the steps lose while the writer's thread hashes and writes
+
+over the time of `checkpoint.every_steps` steps without a save. Exits 1 where the stall is 2 % or more.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from moco_dist import config as configs
+from moco_dist import schedule, shuffle
+from moco_dist.checkpoint import Checkpoints
+from moco_dist.collectives import World
+from moco_dist.data import augment, batches, sources
+from moco_dist.learner import Learner, build_moco
+from moco_dist.train import first_encoder, pick_device
+
+SAVES = 15
+BLOCK_STEPS = 10
+BOUND = 0.02
+
+
+def main(arguments: list[str]) -> int:
+    config = configs.load(*configs.parse_arguments(arguments))
+    world = World(0, 1, 0, torch.device("cpu"))
+    world = World(0, 1, 0, pick_device(config, world))
+    learner, step = _training(config, world)
+    for _ in range(5):  # buffers, caches
+        next(step)
+    stalls, losses, plain, size = [], [], [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), config.checkpoint.keep)
+        for number in range(1, SAVES + 1):
+            state = {"step": number, "config": config.model_dump(mode="json"), **learner.state()}
+            began = time.perf_counter()
+            checkpoints.save(number, state)
+            stalls.append(time.perf_counter() - began)
+            busy = [next(step) for _ in range(BLOCK_STEPS)]
+            checkpoints.wait()
+            idle = [next(step) for _ in range(BLOCK_STEPS)]
+            losses.append(stalls[-1] + max(0.0, sum(busy) - sum(idle)))
+            plain += idle
+        assert not checkpoints.failures
+        size = checkpoints.path(SAVES).stat().st_size
+    every = config.checkpoint.every_steps or 1000
+    interval = every * statistics.median(plain)
+    shares = {"stall": [s / interval for s in stalls], "total": [s / interval for s in losses]}
+    print(f"{config.run.name} on {world.device.type}: a step {1e3 * statistics.median(plain):.1f} ms (median of")
+    print(f"{len(plain)}), {every} steps to a save, so {interval:.1f} s; a checkpoint of {size / 1e6:.1f} MB")
+    print(f"stall of each save, ms: {' '.join(f'{1e3 * s:.1f}' for s in stalls)}")
+    print(f"with lost time after it, ms: {' '.join(f'{1e3 * s:.1f}' for s in losses)}")
+    for name, values in shares.items():
+        print(
+            f"{name}: median {100 * statistics.median(values):.3f} % of the training time, worst {100 * max(values):.3f} %"
+        )
+    return 0 if statistics.median(shares["stall"]) < BOUND else 1
+
+
+def _training(config: configs.Config, world: World) -> tuple[Learner, Iterator[float]]:
+    """A learner, and its endless steps: the seconds that each took."""
+    data, plan = sources.load(config), configs.layout(config, 1)
+    learner = Learner(build_moco(config, world, plan, first_encoder(config, data)), config, plan)
+    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+    epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+    loader = batches.loader(batches.Steps(data.train, config, world), 0, 10**6, pin=world.device.type == "cuda")
+    images = batches.on_device(loader, augmentation, world.device, learner.image_dtype)
+
+    def steps() -> Iterator[float]:
+        began = time.perf_counter()
+        for step, (one, two, _) in enumerate(images):
+            orders = [
+                shuffle.permutation(config.run.seed, step, direction, config.optim.global_batch)
+                for direction in range(2 if config.moco.symmetric else 1)
+            ]
+            lr = schedule.learning_rate(config.optim, min(step, 1000), epoch_steps)
+            learner.step((one, two), orders, lr).tolist()  # the loop reads the loss too
+            yield time.perf_counter() - began
+            began = time.perf_counter()
+
+    return learner, steps()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
