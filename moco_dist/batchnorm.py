@@ -56,7 +56,7 @@ def set_group_size(module: nn.Module, group_size: int) -> None:
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances of the module. Their update is linear: they may be averaged over ranks after it."""
+    """Running means and variances of the module."""
     return [t for n in norms(module) for t in (n.running_mean, n.running_var) if t is not None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -65,11 +66,14 @@ class Learner:
         if not self.skipped:
             moco.update_key_encoder_()
         self.optimizer.zero_grad(set_to_none=True)
-        all_keys = [self._keys(im_k, order, groups) for (_, im_k), order in zip(directions, orders, strict=True)]
+        with self.autocast():
+            encoded = [
+                moco.encode_keys(im_k, order, self.parts) for (_, im_k), order in zip(directions, orders, strict=True)
+            ]
         results, gradients, statistics = PairwiseSum(), PairwiseSum(), [PairwiseSum() for _ in directions]
         for part in range(self.parts):
-            of_part = moco.queue.new_zeros(3)  # loss, top-1, top-5
-            for direction, ((im_q, _), keys) in enumerate(zip(directions, all_keys, strict=True)):
+            result = moco.queue.new_zeros(3)  # loss, top-1, top-5
+            for direction, ((im_q, _), (keys, _)) in enumerate(zip(directions, encoded, strict=True)):
                 last = part == self.parts - 1 and direction == len(directions) - 1
                 with collectives.gradients(self.query, synchronise=last and not self.exact):
                     with self.autocast():
@@ -80,35 +84,24 @@ class Learner:
                 statistics[direction].add(batchnorm.take_group_sums_(moco.encoder_q))
                 with torch.no_grad():
                     accuracies = torch.stack(contrast.top_k_accuracy(logits)) / (self.parts * len(orders))
-                    of_part += torch.cat([loss.detach()[None], accuracies])
-            results.add([of_part])
+                    result += torch.cat([loss.detach()[None], accuracies])
+            results.add([result])
             if self.exact:
                 gradients.add([p.grad for p in self.parameters if p.grad is not None])
                 self.optimizer.zero_grad(set_to_none=True)
-        for of_direction in statistics:
-            batchnorm.fold_statistics_(moco.encoder_q, of_direction.total(), groups)
-        if self.exact:
-            self._take_mean(gradients.total())
+        figures = torch.cat([*results.total(), moco.queue.new_tensor(sums)])
+        of_q, of_k = [s.total() for s in statistics], [s for _, s in encoded]
+        averaged = gradients.total() if self.exact else []  # else DDP has averaged them by now
+        self.world.mean_([figures, *averaged, *itertools.chain(*of_q, *of_k)])
+        for parameter, gradient in zip(self.parameters, averaged, strict=False):
+            parameter.grad = gradient
         self._descend(lr)
-        moco.enqueue_(torch.cat(all_keys[::-1]))  # keys of view 1 before those of view 2, after all logits
-        own = torch.tensor(sums, dtype=moco.queue.dtype).to(moco.queue.device, non_blocking=True)
-        figures = torch.cat([*results.total(), own])
-        self.world.mean_([figures, *moco.running_statistics()])
+        moco.enqueue_(torch.cat([keys for keys, _ in encoded][::-1]))  # of view 1, then of view 2; after all logits
+        for sums_q, sums_k in zip(of_q, of_k, strict=True):
+            batchnorm.fold_statistics_(moco.encoder_q, sums_q, groups)
+            batchnorm.fold_statistics_(moco.encoder_k, sums_k, groups)
         figures[3:] *= self.world.size
         return figures
-
-    def _keys(self, im_k: Tensor, order: shuffle.Permutation, groups: int) -> Tensor:
-        """Keys of the global batch [size * n, C], and their statistics folded."""
-        with self.autocast():
-            keys = self.moco.encode_keys(im_k, order, self.parts)
-        batchnorm.fold_statistics_(self.moco.encoder_k, batchnorm.take_group_sums_(self.moco.encoder_k), groups)
-        return keys
-
-    def _take_mean(self, gradients: list[Tensor]) -> None:
-        """Make the ranks' mean of these the gradients of the query encoder."""
-        self.world.mean_(gradients)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
 
     def _descend(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moco_dist import batchnorm, contrast, shuffle
 from moco_dist.collectives import World
+from moco_dist.summation import PairwiseSum
 
 
 class MoCo(nn.Module):
@@ -53,7 +54,7 @@ class MoCo(nn.Module):
         contrast.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
 
     @torch.no_grad()
-    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> Tensor:
+    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
         """Keys of the global batch, in its order, from BatchNorm groups of the shuffled one.
 
         Args:
@@ -62,12 +63,15 @@ class MoCo(nn.Module):
             parts: in which to encode them, each of whole BatchNorm groups.
 
         Returns:
-            [size * n, C], normalised.
+            [size * n, C], normalised; and the statistics of this rank's groups, added up.
         """
         images = shuffle.shuffled_slice(im_k, order, self.world, self.shuffle_mode)
-        encoded = [self.encoder_k(part).to(self.queue.dtype) for part in images.chunk(parts)]
+        statistics, encoded = PairwiseSum(), []
+        for part in images.chunk(parts):
+            encoded.append(self.encoder_k(part).to(self.queue.dtype))
+            statistics.add(batchnorm.take_group_sums_(self.encoder_k))
         k = F.normalize(torch.cat(encoded), dim=1)  # [n, C]
-        return shuffle.gathered_keys(k, order, self.world, self.shuffle_mode)
+        return shuffle.gathered_keys(k, order, self.world, self.shuffle_mode), statistics.total()
 
     def own(self, keys: Tensor) -> Tensor:
         """This rank's rows of a global batch, [size * n, C] to [n, C]."""
@@ -82,7 +86,3 @@ class MoCo(nn.Module):
     def enqueue_(self, keys: Tensor) -> None:
         """Let the keys of the global batch take the oldest keys' place; after the logits of the step."""
         self.cursor = contrast.enqueue_(self.queue, keys, self.cursor)
-
-    def running_statistics(self) -> list[Tensor]:
-        """Of both encoders."""
-        return [*batchnorm.running_statistics(self.encoder_q), *batchnorm.running_statistics(self.encoder_k)]

@@ -60,7 +60,7 @@ class RunDir:
         """Tell of a crash, from any rank; the first to fail names the cause. Another job's status is left alone."""
         state, step, _ = status.read(self.path)
         if state == "running" and (self.ours or not (self.path / "lease.json").exists()):
-            reason = " ".join(str(error).split())[:500]
+            reason = " ".join(str(error).split())[-500:]  # a data worker's own error stands last
             status.write(self.path, "crashed", step, f"rank {rank}: {type(error).__name__}: {reason}")
 
     def close(self) -> None:

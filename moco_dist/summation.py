@@ -25,7 +25,8 @@ class PairwiseSum:
             if waiting is None:
                 self._levels[level] = carry
                 return
-            torch._foreach_add_(waiting, carry)
+            if carry:
+                torch._foreach_add_(waiting, carry)
             carry, self._levels[level] = waiting, None
         self._levels.append(carry)
 
@@ -34,7 +35,8 @@ class PairwiseSum:
         left = [level for level in self._levels if level is not None]
         total = left[0]
         for level in left[1:]:
-            torch._foreach_add_(level, total)
+            if total:
+                torch._foreach_add_(level, total)
             total = level
         return total
 

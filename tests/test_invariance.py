@@ -1,0 +1,69 @@
+"""The trainer's whole path, from the data to the weights, on 1, 2 and 4 ranks: equal bits in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from moco_dist import config as configs
+from moco_dist import schedule, shuffle
+from moco_dist.collectives import World
+from moco_dist.data import augment, batches, sources
+from moco_dist.encoders import build_encoder
+from moco_dist.learner import Learner, build_moco
+from tests.ranks import Ranks
+
+STEPS = 8
+COMMON = ["model.width=8", "optim.global_batch=64", "optim.warmup_epochs=0"]
+RUNS = {
+    "v1": ["model.mlp=false", "moco.symmetric=false", "moco.bn_groups=4"],
+    "v1 in parts": ["model.mlp=false", "moco.symmetric=false", "moco.bn_groups=4", "optim.accumulate=2"],
+    "v1 all_to_all": ["model.mlp=false", "moco.symmetric=false", "moco.bn_groups=4", "moco.shuffle=all_to_all"],
+    "v2 none": ["moco.symmetric=false", "moco.bn_groups=4", "moco.shuffle=none"],
+    "symmetric": ["moco.bn_groups=8"],
+    "symmetric, odd queue": ["moco.bn_groups=4", "moco.queue_size=201", "data.augmentation=v2"],
+}
+
+
+def outcome(world: World, overrides: list[str]) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+    """Figures of the first steps on digits, and what they leave."""
+    config = configs.load(None, [*COMMON, *overrides])
+    plan, data = configs.layout(config, world.size), sources.load(config)
+    learner = Learner(build_moco(config, world, plan, build_encoder(config.model, 1, seed=0)), config, plan)
+    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+    loader = batches.loader(batches.Steps(data.train, config, world), 0, STEPS, pin=False)
+    figures = []
+    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, learner.image_dtype)):
+        directions = range(2 if config.moco.symmetric else 1)
+        orders = [shuffle.permutation(0, step, d, config.optim.global_batch) for d in directions]
+        lr = schedule.learning_rate(config.optim, step, 11)
+        figures.append(learner.step((one, two), orders, lr).tolist())
+    state = {**learner.moco.encoder_q.state_dict(), "queue": learner.moco.queue}
+    return figures, {name: tensor.clone() for name, tensor in state.items()}
+
+
+def outcomes(world: World) -> dict[str, Any]:
+    return {name: outcome(world, overrides) for name, overrides in RUNS.items()}
+
+
+@pytest.fixture(scope="module")
+def by_size(ranks: Ranks) -> dict[int, dict[str, Any]]:
+    return {size: ranks.run(size, outcomes, timeout_seconds=300)[0] for size in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_any_number_of_ranks_gives_the_same_bits(name: str, by_size: dict[int, dict[str, Any]]) -> None:
+    figures, state = by_size[1][name]
+    for size in (2, 4):
+        other_figures, other_state = by_size[size][name]
+        assert other_figures == figures, f"{size} ranks"
+        for key, tensor in state.items():
+            assert torch.equal(other_state[key], tensor), f"{key} on {size} ranks"
+
+
+def test_parts_and_the_way_to_shuffle_change_nothing(by_size: dict[int, dict[str, Any]]) -> None:
+    figures, _ = by_size[4]["v1"]
+    assert by_size[4]["v1 in parts"][0] == figures and by_size[4]["v1 all_to_all"][0] == figures
+    assert by_size[4]["v2 none"][0] != figures  # what is equal could differ
