@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,16 +64,44 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.size > 1:
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torch would wait for it to come back
+            agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            if agents:  # torch would wait for it to come back
                 address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
                 socket.create_connection(address, timeout=30).close()
+            timeout = timedelta(seconds=timeout_seconds)
+            store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=timeout))
+            if agents:
+                store = dist.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
+                store=store,
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=timeout_seconds),
+                timeout=timeout,
                 device_id=self.device if self.device.type == "cuda" else None,
             )
+
+    def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
+        """A name that all ranks of this start have agreed on, and no earlier one had.
+
+        torchrun keeps its store over its restarts, and in it the addresses of dead ranks, under the same keys
+        (pytorch/pytorch#135712); its count of restarts differs between nodes. So rank 0 thinks of a name, and each
+        other rank takes it only when rank 0 has repeated that rank's own token, which a dead rank 0 cannot have.
+        """
+        token = secrets.token_hex(8)
+        if self.rank == 0:
+            store.set("moco_dist", token)
+            tokens = [store.get(f"{token}/{rank}") for rank in range(1, self.size)]
+            store.set(f"{token}/met", b" ".join(tokens))
+            return token
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            name = str(store.get("moco_dist"), "ascii")
+            store.set(f"{name}/{self.rank}", token)
+            if store.check([f"{name}/met"]) and token.encode() in store.get(f"{name}/met").split():
+                return name
+            time.sleep(0.1)
+        raise TimeoutError(f"rank {self.rank}: the other ranks did not start within {timeout_seconds:.0f} s")
 
     def leave(self) -> None:
         """Part from the other ranks, if joined."""

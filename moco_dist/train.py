@@ -141,6 +141,7 @@ class Training:
             state = self.checkpoints.load(start)
             configs.check_resumable(state["config"], state["group_size"], self.config, self.plan)
             if start >= self.total and self.world.from_first(lambda: status.read(self.run_dir.path)[0]) == "done":
+                tell(self.world, f"{self.run_dir.path} is done: nothing left to do")
                 return
             self.learner.restore(state)
             self.unreadable = state["unreadable"]
@@ -374,12 +375,11 @@ def ended_already(run_dir: Path | None) -> int:
     The note is this torchrun's own, and there before the run directory is known; status.json may tell of an earlier
     one, and is asked where there is no place for notes.
     """
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
-        return 0
     if note := _note():
         return int(note.read_text()) if note.exists() else 0
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     state = status.read(run_dir)[0] if run_dir else None
-    return status.EXIT_CODES[state] if state in ("stopped", "user_error", "diverged") else 0
+    return status.EXIT_CODES[state] if again and state in ("stopped", "user_error", "diverged") else 0
 
 
 def end_for_good(code: int) -> int:
@@ -447,7 +447,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def tell(world: World, line: str) -> None:
-    """Tell why all ranks end, once."""
+    """Tell what all ranks know, once."""
     if world.rank == 0:
         print(f"moco_dist.train: {line}", file=sys.stderr, flush=True)
 
