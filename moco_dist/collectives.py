@@ -33,6 +33,8 @@ class PeerLost(Exception):
     """A collective failed since another rank is gone."""
 
 
+_untyped: Any = dist  # for the names that torch does not export to type checkers
+
 # Two names that later releases of torch have changed.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _SYNC_BUFFERS = (
@@ -69,9 +71,9 @@ class World:
                 address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
                 socket.create_connection(address, timeout=30).close()
             timeout = timedelta(seconds=timeout_seconds)
-            store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=timeout))
+            store, _, _ = next(_untyped.rendezvous("env://", self.rank, self.size, timeout=timeout))
             if agents:
-                store = dist.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
+                store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
             dist.init_process_group(
                 "nccl" if self.device.type == "cuda" else "gloo",
                 store=store,

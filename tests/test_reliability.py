@@ -193,7 +193,7 @@ def test_a_rank_that_dies_is_made_good_by_max_restarts(reference: Path, tmp_path
 
 
 def test_max_restarts_does_not_retry_a_mistake_or_a_diverged_run(tmp_path: Path) -> None:
-    options = {"torchrun": ["--max-restarts=3"]}
+    options = {"torchrun": ["--max-restarts=1"]}
     with Job(tmp_path / "mistake", 1, {**RUN, "run.init_from": "/nowhere.pt"}, **options) as job:
         assert job.wait(90) != 0
     assert job.log.count("run.init_from = /nowhere.pt") == 1, job.log
