@@ -292,7 +292,7 @@ class Training:
             f"({self.epoch_steps} an epoch) on {world.size} {world.device.type} rank{'s' * (world.size > 1)} of "
             f"{plan.batch_per_rank}, BatchNorm groups of {plan.group_size}" + (f", from step {start}" * bool(start))
         )
-        for line in advice(config, plan, self.data):
+        for line in advice(config, plan, self.data, world.device):
             self.tracker.warn(line)
 
     def _conclude(self) -> None:
@@ -321,7 +321,7 @@ def pairs_picture(one: Tensor, two: Tensor, statistics: sources.Statistics, coun
     return (255 * pixels).round().reshape(rows * side, columns * side, channels).numpy().astype(np.uint8)
 
 
-def advice(config: Config, plan: Layout, data: sources.Data) -> Iterator[str]:
+def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
     """Lines on what is allowed but seldom meant."""
     queue, images = config.moco.queue_size, len(data.train)
     if queue > images:
@@ -333,6 +333,11 @@ def advice(config: Config, plan: Layout, data: sources.Data) -> Iterator[str]:
         yield (
             f"optim.accumulate = {config.optim.accumulate}: a rank has too few BatchNorm groups for so many parts, it "
             f"computes in {plan.parts}; raise moco.bn_groups to save memory"
+        )
+    if config.device.type == "auto" and device.type == "cpu" and torch.cuda.is_available():
+        yield (
+            f"device.type = auto: more ranks than the {torch.cuda.device_count()} CUDA devices of this node, so the CPU "
+            "is used; start as many ranks as there are devices"
         )
     if data.train.labels is not None and data.queries is None and config.eval.knn_every:
         yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of train/"
