@@ -336,7 +336,7 @@ def advice(config: Config, plan: Layout, data: sources.Data, device: torch.devic
         )
     if config.device.type == "auto" and device.type == "cpu" and torch.cuda.is_available():
         yield (
-            f"device.type = auto: more ranks than the {torch.cuda.device_count()} CUDA devices of this node, so the CPU "
+            f"device.type = auto: more ranks than the {torch.cuda.device_count()} CUDA devices here, so the CPU "
             "is used; start as many ranks as there are devices"
         )
     if data.train.labels is not None and data.queries is None and config.eval.knn_every:
