@@ -385,6 +385,8 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
     free = set(_FREE)
     if config.optim.schedule != "cosine":
         free |= {"optim.epochs", "optim.steps"}  # the learning rate of a step does not depend on the length
+    elif config.optim.steps is not None:
+        free.add("optim.epochs")  # it does not count
     if "none" not in (config.moco.shuffle, begun["moco"]["shuffle"]):
         free.add("moco.shuffle")  # the two ways to shuffle give equal keys
     now = config.model_dump(mode="json")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _GRACE_SECONDS = 5.0
+_TEARDOWN_SECONDS = 10.0
+"""What torchrun and the other ranks take to end: the job is over by the timeout, not only told of it."""
 
 
 class Hang(Exception):
@@ -50,7 +52,7 @@ def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None])
 
     Args:
         rank: of this process.
-        timeout_seconds: without a beat.
+        timeout_seconds: by which a job without a beat is over.
         last_words: called before the process is ended.
     """
     beat()
@@ -60,6 +62,7 @@ def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None])
 
 
 def _watch(rank: int, timeout_seconds: float, agent: int | None, last_words: Callable[[Hang], None]) -> None:
+    patience = max(timeout_seconds / 2, timeout_seconds - _TEARDOWN_SECONDS)
     while True:
         time.sleep(0.5)
         if agent is not None and os.getppid() != agent:
@@ -67,7 +70,7 @@ def _watch(rank: int, timeout_seconds: float, agent: int | None, last_words: Cal
             os._exit(1)
         waiting_for = _Progress.waiting_for
         still = time.monotonic() - _Progress.last_beat
-        if still > timeout_seconds + (_GRACE_SECONDS if waiting_for else 0.0):
+        if still > patience + (_GRACE_SECONDS if waiting_for else 0.0):
             where = f"waits for other ranks in {waiting_for}" if waiting_for else "hangs by itself"
             hang = Hang(f"rank {rank} {where}: no step for {still:.0f} s (run.hang_timeout_seconds)")
             main = sys._current_frames()[threading.main_thread().ident or 0]

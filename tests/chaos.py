@@ -39,7 +39,7 @@ from tests.jobs import (
 GONE_SECONDS = 15.0  # what may pass from the death of torchrun to that of its last process
 END_SECONDS = 45.0  # from the death of a rank to the end of the job
 KILL_DELAY_SECONDS = 30.0  # torchrun's own, between SIGTERM and SIGKILL
-HANG_SECONDS = 6
+HANG_SECONDS = 14
 
 
 class Chaos:
@@ -281,7 +281,7 @@ def hang(chaos: Chaos) -> bool:
     with chaos.start("sleep", module="tests.faulty", environment={"FAULT": f"sleep:{last}:{step}"}) as job:
         job.until_step(step)
         told = f"rank {last} hangs by itself", rf"rank +: {last} "
-        good = _ends(chaos, f"rank {last} sleeps", job, time.monotonic(), HANG_SECONDS + 10, *told)
+        good = _ends(chaos, f"rank {last} sleeps", job, time.monotonic(), HANG_SECONDS, *told)
     with chaos.start("stop") as job:
         job.until_step(step)
         send(job.ranks()[last], signal.SIGSTOP)

@@ -210,7 +210,7 @@ def test_max_restarts_does_not_retry_a_mistake_or_a_diverged_run(tmp_path: Path)
 
 def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = {**RUN, "run.hang_timeout_seconds": 5}
+    settings = {**RUN, "run.hang_timeout_seconds": 14}
     with Job(run, 2, settings, module="tests.faulty", environment={"FAULT": "sleep:1:10"}) as job:
         job.until_step(10)
         began = time.monotonic()
