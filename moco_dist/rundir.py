@@ -26,7 +26,7 @@ class RunDir:
         """Whether this job has the lease; on every rank."""
         self._lease: Lease | None = None
 
-    def open(self, run: Config) -> None:
+    def open(self) -> None:
         """Make the directory, private to its user, and take the lease.
 
         Raises:

@@ -420,7 +420,7 @@ def run(arguments: Sequence[str]) -> int:
             world.join(config.run.hang_timeout_seconds + 60)  # the watchdog is first
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         data = data or world.first_then_others(lambda: sources.load(config))
-        world.from_first(functools.partial(run_dir.open, config))
+        world.from_first(run_dir.open)
         run_dir.ours = True
         prepare_device(config, world.device)
         Training(config, world, plan, data, encoder or first_encoder(config, data), run_dir, stop).run()

@@ -16,8 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _GRACE_SECONDS = 5.0
-_TEARDOWN_SECONDS = 10.0
-"""What torchrun and the other ranks take to end: the job is over by the timeout, not only told of it."""
+_TEARDOWN_SECONDS = 45.0
+"""What torchrun and the other ranks take to end, with the 30 s that torchrun gives a rank that heeds no SIGTERM.
+
+The job is over by the timeout, not only told of it; a timeout under 90 s leaves half of itself.
+"""
 
 
 class Hang(Exception):
