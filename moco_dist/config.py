@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -65,6 +65,9 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, use_attribute_docstrings=True
     )
+
+
+S = TypeVar("S", bound=Section)
 
 
 class RunSection(Section):
@@ -208,6 +211,8 @@ class TrackSection(Section):
     """Weights & Biases; offline needs no account."""
     project: str = "moco-dist"
     """Project at W&B."""
+    group: str | None = None
+    """Group of the run at W&B: the members of a sweep share one."""
     log_every: Positive = 10
     """Steps between rows of metrics."""
 
@@ -329,7 +334,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         UserError: whatever is wrong with it, in one line.
     """
     file = _find(path) if path else DEFAULT_CONFIG
-    tree = _read(file)
+    tree = read_tree(file)
     for override in overrides:
         _apply(tree, override)
     run = tree.setdefault("run", {})
@@ -340,12 +345,17 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
 
 def parse(tree: Mapping[str, Any]) -> Config:
     """Validate a tree of sections. Raises UserError for the first mistake, and counts the others."""
+    return validate(Config, tree)
+
+
+def validate(model: type[S], tree: Mapping[str, Any]) -> S:
+    """Make a model of a tree of keys. Raises UserError for the first mistake, and counts the others."""
     try:
-        return Config.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         first, *others = error.errors()
         more = f" (and {len(others)} more)" if others else ""
-        raise UserError(_explain(first) + more) from None
+        raise UserError(_explain(first, model) + more) from None
 
 
 def dump(config: Config) -> str:
@@ -355,8 +365,9 @@ def dump(config: Config) -> str:
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Split `[CONFIG.yaml] [section.key=value ...]`, in any order. Raises UserError for anything else."""
-    files = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    words = [a for a in arguments if not a.startswith("-")]
+    overrides = [a for a in words if "=" in a and "/" not in a.partition("=")[0]]  # a folder's name may hold a =
+    files = [a for a in words if a not in overrides]
     for argument in arguments:
         if argument.startswith("-"):
             raise UserError(f"argument {argument}: options are not known here; write section.key=value")
@@ -422,7 +433,8 @@ def _find(path: Path) -> Path:
     raise UserError(f"config {path}: no such file; give a YAML file or one of the shipped: {names}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_tree(file: Path) -> dict[str, Any]:
+    """The keys in a YAML file, unchecked. Raises UserError."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -430,7 +442,7 @@ def _read(file: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"config {file}: must be sections of keys (optim: {{lr: 0.03}}); it is a {type(tree).__name__}")
+        raise UserError(f"config {file}: must be keys with values (optim: {{lr: 0.03}}); it is a {type(tree).__name__}")
     tree.pop("$schema", None)
     return tree
 
@@ -450,33 +462,42 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     keys[name] = value
 
 
-def _keys() -> list[str]:
-    return [f"{s}.{k}" for s, f in Config.model_fields.items() for k in f.annotation.model_fields]  # type: ignore[union-attr]
+def _keys(model: type[BaseModel]) -> list[str]:
+    """Every key of a model: `section.key`, or `key` where there are no sections."""
+    sections = {name: field.annotation for name, field in model.model_fields.items()}
+    return [
+        f"{name}.{key}" if key else name
+        for name, section in sections.items()
+        for key in (section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else [""])
+    ]
 
 
-def _nearest(key: str) -> str:
+def _nearest(key: str, model: type[BaseModel] = Config) -> str:
     """`; did you mean optim.lr?`: a key of that name in another section, else the most similar."""
-    same_name = [k for k in _keys() if k.split(".")[1] == key.split(".")[-1]]
-    near = same_name or difflib.get_close_matches(key, [*_keys(), *Config.model_fields], n=1, cutoff=0.6)
+    keys = _keys(model)
+    same_name = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same_name or difflib.get_close_matches(key, [*keys, *model.model_fields], n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
     section = key.split(".")[0] + "."
-    names = [k.removeprefix(section) for k in _keys() if k.startswith(section)]
-    return f"; {section[:-1]} has {', '.join(names)}" if names else f"; sections are {', '.join(Config.model_fields)}"
+    names = [k.removeprefix(section) for k in keys if k.startswith(section)]
+    if names:
+        return f"; {section[:-1]} has {', '.join(names)}"
+    return f"; {'sections' if model is Config else 'keys'} are {', '.join(model.model_fields)}"
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     """One line for one of pydantic's errors."""
     key = ".".join(str(part) for part in error["loc"])
     if not key:  # a rule across keys has worded itself
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "invalid_key":  # YAML reads `3: ...` and `yes: ...` as something else than text
-        return f"{key}: unknown key{_nearest(key)}"
+        return f"{key}: unknown key{_nearest(key, model)}"
     if error["type"] == "extra_forbidden":
         if isinstance(error["input"], dict) and len(error["input"]) == 1:
             key += "." + next(iter(error["input"]))
-            return f"{key}: unknown key{_nearest(key)}"
-        return f"{key} = {shown(error['input'])}: unknown key{_nearest(key)}"
+            return f"{key}: unknown key{_nearest(key, model)}"
+        return f"{key} = {shown(error['input'])}: unknown key{_nearest(key, model)}"
     if error["type"] in ("model_type", "model_attributes_type"):
         return f"{key} = {shown(error['input'])}: must be a section of keys; write {key}: {{key: value}}"
     rule = (
@@ -487,10 +508,24 @@ def _explain(error: ErrorDetails) -> str:
         .replace("valid ", "")
     )
     rule = rule.split(", unable to parse")[0].split(" after validation")[0]
-    section, name = [*key.split("."), ""][:2]
-    default = Config().model_dump(mode="json")[section].get(name)
-    fix = f"the default is {section}.{name}={shown(default)}"
-    return f"{key} = {shown(error['input'])}: {rule[0].lower() + rule[1:]}; {fix}"
+    return f"{key} = {shown(error['input'])}: {rule[0].lower() + rule[1:]}; {_default(error['loc'], model)}"
+
+
+def _default(place: Sequence[int | str], model: type[BaseModel]) -> str:
+    """`the default is optim.lr=0.03`, as the fix of a wrong value; `drop it or mend it` where there is none."""
+    value: Any = model()
+    path: list[str] = []
+    for part in place:
+        if not isinstance(value, BaseModel) or part not in type(value).model_fields:
+            break
+        value = getattr(value, str(part))
+        path.append(str(part))
+    if isinstance(value, BaseModel) or not path:
+        return "mend it or drop it"
+    dumped = model().model_dump(mode="json")
+    for name in path:
+        dumped = dumped[name]
+    return f"the default is {'.'.join(path)}={shown(dumped)}"
 
 
 def _round_up(number: int, divisor: int) -> int:

@@ -118,6 +118,20 @@ class Lease:
         return json.dumps({**self._mine, "renewed": time.time()}) + "\n"
 
 
+def held_by(run_dir: Path) -> str:
+    """Who writes to a run directory, in words; empty for nobody. An owner on another host lives while it renews."""
+    file = run_dir / "lease.json"
+    owner = _read(file)
+    try:
+        age = time.time() - file.stat().st_mtime
+        host, pid, started = str(owner["host"]), int(owner["pid"]), str(owner["started"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return ""
+    here = host == socket.gethostname() and _boot(owner) == process_start(os.getpid()).partition(" ")[0]
+    alive = process_start(pid) == started if here else age < 2 * SECONDS
+    return f"process {pid} on {host}" if alive else ""
+
+
 def process_start(pid: int) -> str:
     """Boot and clock tick at which a process of this host began; empty when there is none (or a zombie)."""
     try:

@@ -72,10 +72,14 @@ class RunDir:
 def versions() -> str:
     """What runs here: packages, Python, git revision of this checkout."""
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "wandb"))
-    return f"moco-dist {__version__}, git {_git_revision()}; python {platform.python_version()}, {packages}"
+    return f"moco-dist {__version__}, git {git_revision()}; python {platform.python_version()}, {packages}"
 
 
-def _git_revision() -> str:
+def git_revision() -> str:
+    """Revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells."""
+    copied_from = Path(__file__).parents[1] / "REVISION"
+    if copied_from.is_file():
+        return copied_from.read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -31,5 +31,5 @@ def read(run_dir: Path) -> tuple[State | None, int, str]:
     try:
         status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
         return status["state"], int(status["step"]), str(status["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None, 0, ""

@@ -387,9 +387,9 @@ def ended_already(run_dir: Path | None) -> int:
     return status.EXIT_CODES[state] if again and state in ("stopped", "user_error", "diverged") else 0
 
 
-def end_for_good(code: int) -> int:
-    """Leave a note for `ended_already`. Returns the exit status."""
-    if note := _note():
+def end_for_good(world: World, code: int) -> int:
+    """Leave a note for `ended_already`, once told: whoever reads it ends without a word. Returns the exit status."""
+    if world.local_rank == 0 and (note := _note()):
         with contextlib.suppress(OSError):
             status.write_text(note, str(code))
     return code
@@ -401,14 +401,23 @@ def _note() -> Path | None:
     return Path(error_file).parents[2] / "moco_dist_exit_status" if error_file else None
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Train as the arguments say. Returns the exit status; raises whatever else goes wrong."""
+def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
+    """Train as the arguments say.
+
+    Args:
+        arguments: of the command line.
+        supervised: whether someone who reads status.json decides on restarts; else, under torchrun alone, a start
+            after one that ended for good ends at once.
+
+    Returns:
+        The exit status; raises whatever else goes wrong.
+    """
     world, run_dir = World.from_environment(), None
     try:
-        if code := ended_already(None):
+        if not supervised and (code := ended_already(None)):
             return code
         config = configs.load(*configs.parse_arguments(arguments))
-        if code := ended_already(config.run_dir):
+        if not supervised and (code := ended_already(config.run_dir)):
             return code
         run_dir = RunDir(config.run_dir, writes=world.rank == 0)
         plan = configs.layout(config, world.size)
@@ -427,16 +436,16 @@ def run(arguments: Sequence[str]) -> int:
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
     except UserError as error:
-        code = end_for_good(status.EXIT_CODES["user_error"])
         if run_dir:
             run_dir.refused(str(error))
         tell(world, str(error))
+        code = end_for_good(world, status.EXIT_CODES["user_error"])
         if world.rank != 0:
             time.sleep(_LET_RANK_0_SPEAK_SECONDS)
         return code
     except Ended as end:
-        code = end_for_good(status.EXIT_CODES[end.state])
         tell(world, str(end))
+        code = end_for_good(world, status.EXIT_CODES[end.state])
         world.barrier()
         return code
     except BaseException as error:

@@ -47,7 +47,7 @@ def test_schema_for_editors_is_up_to_date() -> None:
 
 def test_every_key_is_explained() -> None:
     lines = config.usage().splitlines()
-    assert len(lines) == len(config._keys())
+    assert len(lines) == len(config._keys(config.Config))
     assert all(re.fullmatch(r"  \w+\.\w+=.* +\w.*[.;)]?", line) and len(line.split()) > 2 for line in lines)
     assert not any(line.endswith("None") for line in lines)
 
@@ -110,7 +110,7 @@ def test_several_mistakes_are_counted() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "must be sections of keys"),
+        ("[1, 2]", "must be keys with values"),
         ("optim: {lr: 0.1", "cannot be read as YAML"),
         ("optim: 3", "optim = 3: must be a section of keys"),
         ("run: 3", "run = 3: must be a section of keys"),
@@ -249,6 +249,7 @@ def test_arguments() -> None:
     assert parse_arguments([]) == (None, [])
     assert parse_arguments(["a.yaml"]) == (Path("a.yaml"), [])
     assert parse_arguments(["x.y=1", "a.yaml", "z.w=a b"]) == (Path("a.yaml"), ["x.y=1", "z.w=a b"])
+    assert parse_arguments(["x.y=/a/b", "/runs/lr=0.1/a.yaml"]) == (Path("/runs/lr=0.1/a.yaml"), ["x.y=/a/b"])
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,10 @@ def test_ranks_that_do_not_divide(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert re.search(told, capsys.readouterr().err)
 
 
-def test_under_torchrun_one_rank_tells_the_mistake(tmp_path: Path) -> None:
+def test_under_torchrun_one_rank_tells_the_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(3)\n"  # the one that is to speak
+    (tmp_path / "sitecustomize.py").write_text(late)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     result = start("optim.lr=fast", f"run.dir={tmp_path}/run", ranks=2)
     assert result.returncode == 1
     assert result.stderr.count("moco_dist.train: optim.lr = fast") == 1

@@ -106,6 +106,7 @@ class _Speaker(Tracker):
             run_dir,
             mode=config.track.wandb,
             project=config.track.project,
+            group=config.track.group,
             name=config.run.name,
             config=config.model_dump(mode="json"),
             rows=rows,

@@ -10,8 +10,6 @@ import contextlib
 import logging
 import os
 import queue
-import re
-import secrets
 import signal
 import socket
 import struct
@@ -26,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moco_dist.tracking.identity import fixed_id
 from moco_dist.tracking.metrics import Row
 
 Mode = Literal["offline", "online", "disabled"]
@@ -45,6 +44,7 @@ class WandbSink:
         run_dir: the run directory; everything of W&B's lies in its `wandb/`.
         mode: beats the WANDB_MODE variable. Online falls back to offline where the server cannot be had.
         project: at W&B.
+        group: of runs at W&B, or None.
         name: of the run, as shown.
         config: of the run, as shown.
         rows: of metrics.jsonl, up to the step this start begins at.
@@ -65,6 +65,7 @@ class WandbSink:
         project: str,
         name: str,
         config: Mapping[str, Any],
+        group: str | None = None,
         rows: Sequence[Row] = (),
         say: Callable[[str], None] = log.info,
         warn: Callable[[str], None] = log.warning,
@@ -75,7 +76,8 @@ class WandbSink:
     ) -> None:
         self.mode: Mode = mode
         self._folder = run_dir / "wandb"
-        self._project, self._name, self._config, self._rows = project, name, dict(config), rows
+        self._project, self._group, self._name = project, group, name
+        self._config, self._rows = dict(config), rows
         self._say, self._warn, self._stop = say, warn, stop
         self._probe_timeout, self._init_timeout, self._finish_timeout = probe_timeout, init_timeout, finish_timeout
         self._run: Any = None
@@ -151,7 +153,7 @@ class WandbSink:
         import wandb
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._id = _fixed_id(self._folder / "id")
+        self._id = fixed_id(self._folder)
         # Silent also means: no question for a key on a terminal.
         settings = wandb.setup(_settings(silent=True, quiet=True, login_timeout=self._init_timeout)).settings
         if self.mode == "online":
@@ -197,6 +199,7 @@ class WandbSink:
         )
         return wandb.init(
             project=self._project,
+            group=self._group,
             name=self._name,
             id=self._id,
             resume="allow",
@@ -266,17 +269,6 @@ def _teardown() -> None:
         wandb.teardown()
     except (Exception, SystemExit) as error:  # its process is dead already
         log.debug("wandb.teardown: %s", _reason(error))
-
-
-def _fixed_id(file: Path) -> str:
-    """The run's id at W&B, made once."""
-    with contextlib.suppress(FileExistsError), file.open("x") as new:
-        new.write(secrets.token_hex(4))
-    run_id = file.read_text().strip()
-    if not re.fullmatch(r"[\w-]+", run_id):  # killed between making the file and writing it
-        run_id = secrets.token_hex(4)
-        file.write_text(run_id)
-    return run_id
 
 
 def _probe(settings: Any, timeout: float) -> None:
