@@ -1,0 +1,171 @@
+"""The daemons of a cluster: their command lines, their environment, where they listen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm.devcluster import ports, processes, programs
+from slurm.devcluster.directory import Record
+from slurm.devcluster.errors import ClusterError, one_line
+from slurm.devcluster.settings import user_name
+
+READY_SECONDS = 60.0
+_GONE_SECONDS = 1.0
+"""One look at the processes can miss a daemon while it forks into the background."""
+_KEPT_VARIABLES = ("PATH", "HOME", "TZ", "LD_LIBRARY_PATH")
+_SET_HOSTNAME = "import os, socket, sys; socket.sethostname(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One daemon of the cluster in `root`; it is known by its program and its environment, never by a number."""
+
+    root: Path
+    name: str
+    command: tuple[str, ...]
+    address: tuple[str, int] | Path
+    """Where it listens once it is ready."""
+    node: str | None = None
+
+    def pids(self) -> set[int]:
+        """Its process, where it lives."""
+        return processes.find(marks(self.root, self.node), "slurmd" if self.node else self.name)
+
+    def launch(self) -> None:
+        """Start it, and wait until it listens. Raises ClusterError where it does not."""
+        with explained(self.root, self.name):
+            log = _log(self.root, self.name)
+            processes.launch(self.command, _environment(self.root, self.node), log)
+            processes.wait_for("answer", self._ready(), READY_SECONDS)
+
+    def _ready(self) -> Callable[[], bool]:
+        """Whether it listens by now; raises ClusterError where it has ended instead."""
+        last_seen = time.monotonic()
+
+        def ready() -> bool:
+            nonlocal last_seen
+            lives = bool(self.pids())
+            if lives:
+                last_seen = time.monotonic()
+            elif time.monotonic() - last_seen > _GONE_SECONDS:
+                raise ClusterError("it ended")
+            return lives and ports.answers(self.address)
+
+        return ready
+
+
+def marks(root: Path, node: str | None = None) -> dict[str, str]:
+    """Variables in the environment of every process of a cluster or of a node: daemons, steps and tasks."""
+    found = {"SLURM_CONF": str(root / "etc/slurm.conf")}
+    return found if node is None else {**found, "SLURMD_NODENAME": node}
+
+
+def daemons(root: Path, record: Record) -> list[Daemon]:
+    """All daemons, in the order of their start."""
+    port, settings = record.port, record.settings
+    found = [_munged(root)]
+    if settings.accounting:
+        slurmdbd = (programs.find_program("slurmdbd"),)
+        found += [_mariadbd(root), Daemon(root, "slurmdbd", slurmdbd, ("127.0.0.1", port + 1))]
+    slurmctld = (programs.find_program("slurmctld"), "-f", str(root / "etc/slurm.conf"))
+    found.append(Daemon(root, "slurmctld", slurmctld, ("127.0.0.1", port)))
+    for index, node in enumerate(settings.node_names):
+        found.append(_slurmd(root, node, port + 2 + index, settings.own_hostnames))
+    return found
+
+
+def make_database(root: Path) -> None:
+    """Make MariaDB's files, once; aside, so that what is there is whole."""
+    if (root / "db").exists():
+        return
+    name, aside = "mariadb-install-db", root / "db.new"
+    shutil.rmtree(aside, ignore_errors=True)
+    command = [
+        programs.find_program(name),
+        "--no-defaults",
+        f"--datadir={aside}",
+        f"--user={user_name()}",
+        "--auth-root-authentication-method=normal",
+        "--skip-test-db",
+        "--skip-name-resolve",
+        "--rpm",  # else it changes the owner of a system file
+    ]
+    with explained(root, name):
+        processes.launch(command, _environment(root), _log(root, name))
+    aside.rename(root / "db")
+
+
+@contextlib.contextmanager
+def explained(root: Path, name: str) -> Iterator[None]:
+    """A ClusterError from the block names the daemon, its log, and what it wrote there last."""
+    try:
+        yield
+    except ClusterError as error:
+        log = _log(root, name)
+        raise ClusterError(f"{name} did not start ({error}): {log}: {_last_line(log)}") from None
+
+
+def _environment(root: Path, node: str | None = None) -> dict[str, str]:
+    """What a daemon gets of the caller's environment: nothing that could reach a job."""
+    kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
+    return {**kept, **marks(root, node), "MYSQL_UNIX_PORT": str(root / "run/mysql.sock")}
+
+
+def _munged(root: Path) -> Daemon:
+    command = (
+        programs.find_program("munged"),
+        "--force",  # it insists that all users reach its socket, which is for this user alone
+        f"--key-file={root}/munge/key",
+        f"--seed-file={root}/munge/seed",
+        f"--socket={root}/run/munge.sock",
+        f"--pid-file={root}/run/munged.pid",
+        f"--log-file={root}/log/munged.log",
+    )
+    return Daemon(root, "munged", command, root / "run/munge.sock")
+
+
+def _mariadbd(root: Path) -> Daemon:
+    """MariaDB for this user alone: no port, no password, and no care for a power cut."""
+    command = (
+        programs.find_program("setsid"),
+        "--fork",  # it does not go into the background by itself
+        programs.find_program("mariadbd"),
+        "--no-defaults",
+        f"--user={user_name()}",
+        f"--datadir={root}/db",
+        f"--tmpdir={root}/run",
+        f"--socket={root}/run/mysql.sock",
+        f"--pid-file={root}/run/mariadbd.pid",
+        "--skip-networking",
+        "--skip-log-bin",
+        "--innodb-buffer-pool-size=64M",
+        "--innodb-log-file-size=16M",
+        "--innodb-lock-wait-timeout=900",  # slurmdbd asks for it
+        "--innodb-flush-log-at-trx-commit=0",
+        "--innodb-doublewrite=0",
+    )
+    return Daemon(root, "mariadbd", command, root / "run/mysql.sock")
+
+
+def _slurmd(root: Path, node: str, port: int, own_hostname: bool) -> Daemon:
+    command: tuple[str, ...] = (programs.find_program("slurmd"), "-N", node, "-f", str(root / "etc/slurm.conf"))
+    if own_hostname:
+        unshare = (programs.find_program("unshare"), "--uts", sys.executable, "-I", "-c", _SET_HOSTNAME)
+        command = (*unshare, node, *command)
+    return Daemon(root, f"slurmd.{node}", command, (node, port), node)
+
+
+def _log(root: Path, name: str) -> Path:
+    return root / "log" / f"{name}.log"
+
+
+def _last_line(file: Path) -> str:
+    lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+    return one_line(next((line for line in reversed(lines) if line.strip()), "it is empty"))
