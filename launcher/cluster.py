@@ -1,0 +1,143 @@
+"""Cluster profiles: what a job asks of a site, `slurm/clusters/*.yaml`, checked like the trainer's config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+import slurm
+from moco_dist import config as configs
+from moco_dist.config import Float, Natural, Positive, Section, UserError
+
+SHIPPED = Path(slurm.__file__).parent / "clusters"
+
+_SECRET = "KEY|TOKEN|SECRET|PASSW"
+
+
+def _one_word(text: str) -> str:
+    if not re.fullmatch(r"[^\s'\"|]+", text) or not text.isprintable():
+        raise ValueError("must be one word without quotes")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return text
+
+
+Word = Annotated[str, AfterValidator(_one_word)]
+Line = Annotated[str, AfterValidator(_one_line)]
+
+
+class Container(Section):
+    """A container that the job's Python runs in; the project must be installed in it, or the snapshot is used."""
+
+    image: Line
+    """Image: a file, or what the runtime takes."""
+    runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """apptainer exec --nv, or pyxis's srun --container-image."""
+    mounts: tuple[Line, ...] = ()
+    """Folders to mount, FROM[:TO]; the run directory must be among what the site mounts."""
+    python: Line = "python3"
+    """Python in the container."""
+
+
+class Profile(Section):
+    """What a job asks of a cluster. Everything may be left out."""
+
+    partition: Word | None = None
+    """Partition; unset, the site's default."""
+    account: Word | None = None
+    """Account that is charged."""
+    qos: Word | None = None
+    """Quality of service."""
+    constraint: Line | None = None
+    """Features that the nodes must have."""
+    exclude: tuple[Word, ...] = ()
+    """Nodes that the job must not run on."""
+    reservation: Word | None = None
+    """Reservation to run in."""
+    gpus_per_node: Positive = 8
+    """GPUs, and ranks, a node."""
+    gpu_type: Word | None = None
+    """SLURM's type of the GPUs, where a site has several."""
+    cpus_per_gpu: Positive = 8
+    """CPUs for each GPU."""
+    memory_gib: Positive | None = None
+    """Memory a node; unset, the site's default."""
+    time_minutes: Annotated[Positive, Field(le=525_600)] = 1440
+    """Time limit of one start; the job goes on after it by itself."""
+    exclusive: bool = False
+    """Whole nodes."""
+    signal_seconds: Annotated[int, Field(ge=15, le=3600)] = 120
+    """How long before the time limit the job is told to save."""
+    network_interface: Word | None = None
+    """Network interface of NCCL and gloo."""
+    min_nodes: Positive | None = None
+    """Go on with as few nodes when one dies; unset, the job is requeued for as many as it asked for."""
+    tasks: Literal["node", "rank"] = "node"
+    """One task a node, which restarts workers by itself, or one task a rank, for debugging."""
+    max_restarts: Natural = 2
+    """Restarts of crashed workers within one start of the job."""
+    environment: dict[str, str] = Field({})
+    """Variables of the job."""
+    setup: tuple[Line, ...] = ()
+    """Shell lines ahead of the job: module load ..."""
+    container: Container | None = None
+    """Container that the job runs in."""
+    local_disk: Line = "/tmp"
+    """Folder on a node's own disk that --stage unpacks the data into."""
+    gpu_memory_gib: Annotated[Float, Field(gt=0)] | None = None
+    """Memory of a GPU, for preflight."""
+    gpu_tflops: Annotated[Float, Field(gt=0)] | None = None
+    """Peak of a GPU in the run's precision, for preflight's estimate of the time."""
+
+
+def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
+    """Read a profile and replace some of its keys.
+
+    Args:
+        name: a YAML file, or the name of a shipped profile; None: SLURM's defaults.
+        overrides: values by key; those that are None do not count.
+
+    Raises:
+        UserError: whatever is wrong with it, in one line.
+    """
+    tree = configs.read_tree(_find(name)) if name else {}
+    tree.update({key: value for key, value in overrides.items() if value is not None})
+    if secret := next(_secrets(tree), None):  # its value is not to be shown either
+        raise UserError(f"{secret}: a secret has no place in a file; export it in the shell that submits")
+    variables = tree.get("environment")
+    for variable in variables if isinstance(variables, dict) else ():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(variable)):
+            raise UserError.of("environment", variable, "must be a name of a variable", "write NAME: value")
+    return configs.validate(Profile, tree)
+
+
+def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Keys, and variables that a line of setup gives a value to, that are named like a secret."""
+    for key, value in tree.items():
+        if re.search(_SECRET, str(key), re.IGNORECASE):
+            yield f"{place}{key}"
+        elif isinstance(value, dict):
+            yield from _secrets(value, f"{place}{key}.")
+    lines = tree.get("setup")
+    for line in lines if isinstance(lines, list) else ():
+        if found := re.search(rf"(\w*(?:{_SECRET})\w*)=[\"']?[^$`\"'\s]", str(line), re.IGNORECASE):
+            yield f"setup: {found[1]}"
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = SHIPPED / f"{path.stem}.yaml"
+    if path.parent in (Path(), Path("slurm/clusters")) and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+    raise UserError(f"--cluster {name}: no such file; give a YAML file or one of the shipped: {names}")

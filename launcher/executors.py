@@ -1,0 +1,172 @@
+"""submitit's executors, as a profile asks: sbatch with its parameters, and this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit import Job
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
+from submitit.local.local import LocalExecutor, LocalJob
+from submitit.slurm.slurm import SlurmExecutor
+
+from launcher import slurm
+from launcher.cluster import Profile
+from launcher.job import Training
+from launcher.record import Submission
+from moco_dist.lease import process_start
+
+
+class Sbatch(SlurmExecutor):
+    """submitit's executor with a profile's parameters.
+
+    Args:
+        folder: of submitit's files.
+        comment: by which a job is known to `status`: its run directory, or the folder of a sweep.
+        submission: what is asked for.
+        code: folder of the code that the job runs.
+        dependency: as sbatch takes it.
+        parallel: members of an array that run at once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        comment: Path,
+        submission: Submission,
+        code: str,
+        dependency: str | None = None,
+        parallel: int = 256,
+    ) -> None:
+        super().__init__(folder=folder, python=_python(submission.profile))
+        parameters = _sbatch(submission, code, dependency)
+        container = submission.profile.container
+        pyxis = container is not None and container.runtime == "pyxis"  # which srun alone knows of
+        python = shlex.quote(sys.executable) if pyxis else self.python
+        ask = f"{python} -m launcher.after {shlex.quote(str(comment))}"
+        after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({ask}) && scontrol requeue "$job"; }}'
+        lines = ["code=$?", after, 'exit "$code"']
+        self.update_parameters(**parameters, comment=str(comment), array_parallelism=parallel, teardown=lines)
+
+    @classmethod
+    def affinity(cls) -> int:
+        """As if SLURM were here: a dry run needs none, and preflight tells."""
+        return 2
+
+    def text(self) -> str:
+        """What sbatch is given."""
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def send(self, trainings: Sequence[Training]) -> list[str]:
+        """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), self.batch():  # submitit prints what it raises
+                jobs: list[Job[Any]] = [self.submit(training) for training in trainings]
+            return [job.job_id for job in jobs]
+        except (FailedJobError, FailedSubmissionError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()] or ["sbatch failed"]
+            raise slurm.Refused(next((line for line in lines if "error:" in line), lines[0]).strip()) from None
+
+
+def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[str, Any]:
+    """The parameters of sbatch and srun, under submitit's names."""
+    profile = submission.profile
+    by_rank = profile.tasks == "rank"
+    cpus = profile.cpus_per_gpu * (1 if by_rank else profile.gpus_per_node)
+    gpus = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
+    srun = [f"--cpus-per-task={cpus}", f"--kill-on-bad-exit={int(by_rank)}"]  # since 22.05 srun inherits no CPUs
+    extra: dict[str, Any] = {"requeue": True, "chdir": code}
+    if profile.min_nodes:
+        extra["no-kill"] = True
+        srun.append("--no-kill")
+    if profile.reservation:
+        extra["reservation"] = profile.reservation
+    if profile.container and profile.container.runtime == "pyxis":
+        srun.append(f"--container-image={profile.container.image}")
+        srun += [f"--container-mounts={','.join(profile.container.mounts)}"] if profile.container.mounts else []
+    given = {
+        "job_name": submission.name,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "exclude": ",".join(profile.exclude) or None,
+        "time": profile.time_minutes,
+        "nodes": submission.nodes,
+        "ntasks_per_node": profile.gpus_per_node if by_rank else 1,
+        "cpus_per_task": cpus,
+        "gpus_per_node": gpus,
+        "mem": f"{profile.memory_gib}G" if profile.memory_gib else None,
+        "exclusive": profile.exclusive or None,
+        "signal_delay_s": profile.signal_seconds,
+        "dependency": dependency,
+        "stderr_to_stdout": True,
+        "setup": [*profile.setup, *_exports(code)],
+        "srun_args": srun,
+        "additional_parameters": extra,
+    }
+    return {name: value for name, value in given.items() if value is not None} | {"wckey": None}
+
+
+def _exports(code: str) -> list[str]:
+    """Shell lines by which the job's Python finds its own copy of the code, and no other."""
+    return [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]
+
+
+def _python(profile: Profile) -> str:
+    """The command that starts Python, for the shell of the batch script."""
+    container = profile.container
+    if container is None:
+        return shlex.quote(sys.executable)
+    if container.runtime == "pyxis":
+        return shlex.quote(container.python)
+    mounts = [f"--bind={mount}" for mount in container.mounts]
+    return shlex.join(["apptainer", "exec", "--nv", *mounts, container.image, container.python])
+
+
+class _Local(LocalExecutor):
+    """submitit's local executor, with a controller that outlives this process and its terminal."""
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        environment = {
+            **os.environ,
+            "SUBMITIT_LOCAL_NTASKS": str(self.parameters["tasks_per_node"]),
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self.parameters["signal_delay_s"]),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "submitit.local._local", str(self.folder)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        tasks = list(range(self.parameters["tasks_per_node"]))
+        return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=tasks)
+
+
+def send_locally(folder: Path, code: str, training: Training) -> Submission:
+    """Start a job on this machine. Returns its submission with the process that runs it."""
+    submission, profile = training.submission, training.submission.profile
+    tasks = profile.gpus_per_node if profile.tasks == "rank" else 1
+    executor = _Local(folder=folder)
+    minutes = float(profile.time_minutes)
+    executor.update_parameters(timeout_min=minutes, tasks_per_node=tasks, signal_delay_s=profile.signal_seconds)
+    path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    with environment_variables(PYTHONPATH=path, PYTHONSAFEPATH="1"):
+        job = executor.submit(training)
+    return submission.model_copy(update={"job": job.job_id, "started": process_start(int(job.job_id))})

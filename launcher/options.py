@@ -1,0 +1,52 @@
+"""The options that describe a job, shared by submit, sweep and preflight."""
+
+from __future__ import annotations
+
+import argparse
+
+from launcher import cluster
+from launcher.cluster import Profile
+
+_OVERRIDES = (
+    ("--partition", str, "PARTITION"),
+    ("--account", str, "ACCOUNT"),
+    ("--qos", str, "QOS"),
+    ("--constraint", str, "FEATURES"),
+    ("--reservation", str, "NAME"),
+    ("--gpus-per-node", int, "N"),
+    ("--cpus-per-gpu", int, "N"),
+    ("--memory-gib", int, "GIB"),
+    ("--time-minutes", int, "MINUTES"),
+    ("--signal-seconds", int, "SECONDS"),
+    ("--min-nodes", int, "N"),
+    ("--max-restarts", int, "N"),
+    ("--tasks", str, "node|rank"),
+)
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.strip().isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    return int(text)
+
+
+def job_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command."""
+    parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
+    parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
+    parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
+    for option, kind, metavar in _OVERRIDES:
+        key = option[2:].replace("-", "_")
+        parser.add_argument(option, type=kind, metavar=metavar, help=f"instead of the profile's {key}")
+    parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
+    parser.add_argument("--stage", metavar="ARCHIVE", help="tar or zip of the data, unpacked on each node's own disk")
+    parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
+
+
+def profile_of(options: argparse.Namespace) -> Profile:
+    """The profile with the overrides. Raises UserError."""
+    keys = [option[2:].replace("-", "_") for option, _, _ in _OVERRIDES]
+    overrides = {key: getattr(options, key) for key in keys}
+    overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
+    return cluster.load(options.cluster, overrides)

@@ -1,0 +1,168 @@
+"""SLURM's commands: the only file that calls them, but for sbatch, which submitit calls.
+
+Every call has a time limit and no shell. What SLURM cannot tell is said in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass
+
+_WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+_RUNS = frozenset(
+    {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
+)
+
+_SILENT = (
+    r"[Uu]nable to contact|Connection refused|DNS SRV|could not establish a configuration"
+    r"|timed out|Zero Bytes were transmitted"  # the controller is busy
+    r"|[Mm]unge|authentication|Parse error|Unable to (open|locate|establish|process)|configuration file"
+)
+
+
+class Unavailable(Exception):
+    """SLURM is not installed here, or its controller does not answer."""
+
+
+class Refused(Exception):
+    """SLURM answered with an error."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one member of an array, as the queue or the accounting has it."""
+
+    id: str
+    """`12`, or `12_3` for a member of an array."""
+    state: str
+    """SLURM's word: PENDING, RUNNING, COMPLETED, CANCELLED ..."""
+    reason: str = ""
+    """Why it waits or ended."""
+    nodes: str = ""
+    """The nodes it runs on."""
+    time_left: str = ""
+    """Until its time limit, as SLURM writes it."""
+    run_dir: str = ""
+    """The run directory, which jobs of ours carry as their comment."""
+
+    @property
+    def waits(self) -> bool:
+        return self.state in _WAITS
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in _WAITS | _RUNS
+
+
+def call(*command: str, timeout_seconds: float = 10.0) -> str:
+    """Run one of SLURM's commands.
+
+    Returns:
+        Its standard output.
+
+    Raises:
+        Unavailable: it is not installed, or there was no answer in time.
+        Refused: it failed; the error's first line.
+    """
+    environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    for name in [n for n in environment if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
+        del environment[name]  # the user's own formats
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_seconds,
+            env=environment,
+        )
+    except (FileNotFoundError, PermissionError):
+        raise Unavailable(
+            f"{command[0]} is not installed here; log in to a node of the cluster, or use --local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(
+            f"{command[0]}: no answer in {timeout_seconds:g} s; is slurmctld up (scontrol ping)?"
+        ) from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        cause = next((line for line in lines if "error:" in line), lines[-1])
+        if re.search(_SILENT, done.stderr):
+            raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
+        raise Refused(f"{command[0]}: {cause.strip()}")
+    return done.stdout
+
+
+def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str, Job]:
+    """Jobs that slurmctld knows, waiting, running and lately ended ones: those named, or all of this user's.
+
+    Raises:
+        Unavailable: SLURM does not answer.
+    """
+    parents = sorted({job.partition("_")[0] for job in ids})
+    which = f"--jobs={','.join(parents)}" if parents else f"--user={os.getuid()}"
+    form = "--format=%i|%T|%r|%N|%L|%k"
+    try:
+        text = call("squeue", "--states=all", "--array", "--noheader", which, form, timeout_seconds=timeout_seconds)
+    except Refused as error:  # one unknown id among several is passed over; a single one is an error
+        if "Invalid job id" not in str(error):
+            raise Unavailable(str(error)) from None
+        return {}
+    jobs = (Job(*(part.strip() for part in line.split("|", 5))) for line in text.splitlines() if line.count("|") >= 5)
+    return {job.id: job for job in jobs if not ids or job.id in ids}
+
+
+def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
+    """Ended jobs that slurmctld has forgotten, where the site keeps accounts; else none.
+
+    Raises:
+        Unavailable: SLURM does not answer.
+    """
+    if not ids:
+        return {}
+    names = ",".join(sorted(ids))
+    command = [
+        "sacct",
+        "--allocations",
+        "--noheader",
+        "--parsable2",
+        f"--jobs={names}",
+        "--format=JobID,State,NodeList",
+    ]
+    try:
+        text = call(*command, timeout_seconds=timeout_seconds)
+    except Refused:
+        return {}
+    jobs = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
+    return {job: Job(job, state.split()[0] if state else "", nodes=nodes) for job, state, nodes in jobs}
+
+
+def jobs(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
+    """The named jobs, from the queue, else from the accounting; one that both have lost is not there.
+
+    Raises:
+        Unavailable: SLURM does not answer.
+    """
+    found = queue(ids, timeout_seconds) if ids else {}
+    missing = [job for job in ids if job not in found]
+    return {**accounting(missing, timeout_seconds), **found}
+
+
+def signal(job: str, name: str) -> None:
+    """Send a signal to the tasks of a running job, not to its batch script. Raises Unavailable, Refused."""
+    call("scancel", "--quiet", f"--signal={name}", job)
+
+
+def cancel(job: str) -> None:
+    """End a job. Raises Unavailable, Refused."""
+    call("scancel", "--quiet", job)
+
+
+def requeue(job: str) -> None:
+    """Put a job back into the queue, under its id. Raises Unavailable, Refused."""
+    call("scontrol", "requeue", job)

@@ -1,0 +1,79 @@
+"""The code that a job runs: a copy in the run directory, so that an edit in the checkout changes no waiting job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import launcher
+import moco_dist
+import slurm
+from moco_dist import status
+from moco_dist.rundir import git_revision
+
+_PACKAGES = (moco_dist, launcher, slurm)
+_MOST_OF_A_DIFF = 4_000_000  # bytes: a checkout with data in it must not fill the run directory
+
+
+def digest() -> str:
+    """Name of the code as it is now: a hash of every file's name and content."""
+    total = hashlib.sha256()
+    for name, file in sorted(_files().items()):
+        total.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:12]
+
+
+def take(folder: Path) -> Path:
+    """Copy the code to `folder/<digest>`, unless it is there. Returns that folder. Raises OSError."""
+    copy = folder / digest()
+    if copy.is_dir():
+        return copy
+    aside = folder / f".{copy.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, file in _files().items():
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, aside / name)
+    (aside / "REVISION").write_text(git_revision() + "\n", encoding="utf-8")
+    try:
+        aside.rename(copy)
+    except OSError:
+        shutil.rmtree(aside)
+        if not copy.is_dir():  # else another submission was first
+            raise
+    return copy
+
+
+def describe(folder: Path) -> None:
+    """Leave what the code and its packages were: revision.txt, diff.patch, packages.txt. Raises OSError."""
+    status.write_text(folder / "revision.txt", git_revision() + "\n")
+    status.write_text(folder / "diff.patch", _diff())
+    packages = {f"{found.metadata['Name']}=={found.version}" for found in metadata.distributions()}
+    status.write_text(folder / "packages.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
+
+
+def _files() -> dict[str, Path]:
+    """Every file of our packages by its name in the copy; not what editors and tools hide beside them."""
+    found = {}
+    for package in _PACKAGES:
+        root = Path(package.__path__[0])
+        for folder, folders, files in os.walk(root, followlinks=True):  # moco_dist/configs is a link in a checkout
+            folders[:] = [name for name in folders if name != "__pycache__" and name[0] != "."]
+            for name in (name for name in files if name[0] != "."):
+                found[str(root.name / Path(folder, name).relative_to(root))] = Path(folder, name)
+    return found
+
+
+def _diff() -> str:
+    """What the checkout has changed since its revision; nothing where it is none."""
+    command = ["git", "-C", str(Path(moco_dist.__path__[0]).parent), "diff", "--no-color", "--no-ext-diff", "HEAD"]
+    try:
+        diff = subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if len(diff) > _MOST_OF_A_DIFF:
+        return f"# {len(diff)} bytes, not kept\n"
+    return diff.decode(errors="replace")

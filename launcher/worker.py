@@ -1,0 +1,87 @@
+"""One rank of a job: the trainer, with its output in the run directory.
+
+python -m launcher.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from launcher.record import Launch
+from moco_dist import config as configs
+from moco_dist import status
+from moco_dist.config import UserError
+
+
+def redirect(log: Path) -> None:
+    """Append all output of this process to a log; where it cannot be opened, it stays with the job's."""
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        print(f"{log}: {error.strerror}; this rank's output stays here", file=sys.stderr)
+        return
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def header() -> str:
+    """The line at the top of each start in a rank's log."""
+    job, restart = os.environ.get("MOCO_DIST_JOB", "?"), os.environ.get("MOCO_DIST_RESTART", "0")
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    where = os.environ.get("SLURMD_NODENAME") or "this host"
+    rank = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
+    return f"--- job {job}, start {restart}.{again}, {rank}, {where}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
+
+
+def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
+    """Exit status of a start that would be in vain, else None."""
+    if stop_mark.exists():  # the job was told to stop while this start was under way
+        return 0
+    state, _, reason = status.read(launch.run_dir)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and state in ("user_error", "diverged"):
+        print(f"not started again: {reason}", file=sys.stderr)
+        return status.EXIT_CODES[state]
+    try:
+        config = launch.config()
+    except UserError as error:  # the trainer would not know where to leave it
+        status.write(launch.run_dir, "user_error", launch.checkpoint_step(), str(error))
+        print(error, file=sys.stderr)
+        return status.EXIT_CODES["user_error"]
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world != ranks:  # nodes were lost: a size that does not divide is no mistake of the user's
+        try:
+            configs.layout(config, world)
+        except UserError as error:
+            print(f"{world} of {ranks} ranks cannot go on alone, the job waits for all: {error}", file=sys.stderr)
+            return status.EXIT_CODES["stopped"]
+    return None
+
+
+def main() -> int:
+    """Run this rank. Returns its exit status: 0 also when it was stopped, which is no failure of a worker."""
+    run_dir, ranks, stop_mark, *overrides = sys.argv[1:]
+    launch = Launch(Path(run_dir))
+    redirect(launch.log(int(os.environ.get("RANK", 0))))
+    print(header(), flush=True)
+    if (vain := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
+        return vain
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from moco_dist import train
+
+    @record
+    def run() -> int:
+        return train.run([str(launch.config_file), *overrides], supervised=True)
+
+    code = run() or 0
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late word would kill it
+    return 0 if code == status.EXIT_CODES["stopped"] else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

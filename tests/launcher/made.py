@@ -1,0 +1,94 @@
+"""Run directories made up for tests, and a SLURM made up of lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import runs, slurm
+from launcher.record import Launch, Submission
+from moco_dist import status
+
+
+def make_run(
+    run_dir: Path,
+    *,
+    job: str = "12",
+    state: status.State | None = None,
+    step: int = 0,
+    reason: str = "",
+    starts: int = 0,
+    rows: Iterable[Mapping[str, object]] = (),
+    optim: str = "{global_batch: 64, epochs: 10}",
+    **submission: Any,
+) -> Launch:
+    """A run directory as the launcher and the trainer leave it; the status is of the last start."""
+    launch = Launch(run_dir)
+    for folder in (launch.folder, launch.logs, launch.submitit):
+        folder.mkdir(parents=True, exist_ok=True)
+    launch.write(Submission(job=job, **submission))
+    launch.config_file.write_text(f"run: {{name: x}}\noptim: {optim}\n")
+    for restart in range(starts):
+        launch.add_start(job=job, restart=restart, step=10 * restart, time=time.time(), nodes=["n1"])
+    if starts:
+        earlier(launch.starts_file, 1)
+    if state:
+        status.write(run_dir, state, step, reason)
+    if rows := list(rows):
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return launch
+
+
+def earlier(file: Path, seconds: float) -> None:
+    """Make a file older."""
+    then = file.stat().st_mtime - seconds
+    os.utime(file, (then, then))
+
+
+def train_row(step: int, **more: float) -> dict[str, float]:
+    """A training row of a run of 100 steps an epoch."""
+    row = {"step": step, "epoch": (step - 1) // 100, "loss": 5.0, "lr": 0.03, "images_per_second": 640.0}
+    return {**row, **more}
+
+
+def knn_row(step: int, knn_top1: float) -> dict[str, float]:
+    """An evaluation row of such a run."""
+    return {"step": step, "epoch": step // 100, "knn_top1": knn_top1}
+
+
+class MadeUp:
+    """Answers in place of SLURM's commands; `asked` has the commands that were called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self._queue: list[str] = []
+        self._accounts: list[str] = []
+        self.broken: dict[str, Exception] = {}
+        """Commands that fail, and how."""
+        monkeypatch.setattr(slurm, "call", self._call)
+        monkeypatch.setattr(runs, "which", lambda name: f"/usr/bin/{name}")
+
+    def queues(self, job: str, state: str, run_dir: Path | str = "", reason: str = "None", left: str = "1:00") -> None:
+        """Let the queue have a job; once more replaces it."""
+        self._queue = [line for line in self._queue if not line.startswith(f"{job}|")]
+        self._queue.append(f"{job}|{state}|{reason}|n[1-2]|{left}|{run_dir}")
+
+    def forgets(self, job: str) -> None:
+        """Take a job from the queue."""
+        self._queue = [line for line in self._queue if not line.startswith(f"{job}|")]
+
+    def accounts(self, job: str, state: str) -> None:
+        """Let the accounting have a job."""
+        self._accounts.append(f"{job}|{state}|n[1-2]")
+
+    def _call(self, *command: str, timeout_seconds: float = 10.0) -> str:
+        self.asked.append(" ".join(command))
+        if command[0] in self.broken:
+            raise self.broken[command[0]]
+        return "\n".join({"squeue": self._queue, "sacct": self._accounts}.get(command[0], []))

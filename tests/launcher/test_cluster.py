@@ -1,0 +1,81 @@
+"""Cluster profiles: what may stand in them, and what is said of what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher import cluster
+from launcher.cluster import Profile
+from moco_dist.config import UserError
+
+
+@pytest.mark.parametrize("name", ["devcluster", "a100", "h100"])
+def test_the_shipped_profiles(name: str) -> None:
+    profile = cluster.load(name)
+    assert profile == cluster.load(f"slurm/clusters/{name}.yaml") == cluster.load(f"{name}.yaml")
+    assert profile.partition
+
+
+def test_the_devcluster_fits_its_nodes() -> None:
+    profile = cluster.load("devcluster")
+    assert (profile.partition, profile.gpus_per_node, profile.cpus_per_gpu) == ("main", 2, 1)
+    assert (profile.time_minutes, profile.signal_seconds) == (10, 30)
+
+
+def test_without_a_file_the_defaults_hold() -> None:
+    assert cluster.load(None) == Profile()
+
+
+def test_options_take_the_place_of_keys(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("partition: gpu\ngpus_per_node: 4\nexclude: [n1]\n")
+    profile = cluster.load(str(file), {"gpus_per_node": 2, "partition": None, "exclude": ["n[1-3],n7"]})
+    assert profile == Profile(partition="gpu", gpus_per_node=2, exclude=("n[1-3],n7",))
+    assert profile == Profile.model_validate_json(profile.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus_per_node: 0", "gpus_per_node = 0: must be greater than 0; the default is gpus_per_node=8"),
+        ("gpus_per_node: many", "gpus_per_node = many: must be an integer; the default is gpus_per_node=8"),
+        ("gpus_per_node: true", "gpus_per_node = true: must be a number, not true or false; the default is"),
+        ("gpus_per_nodes: 4", "gpus_per_nodes = 4: unknown key; did you mean gpus_per_node?"),
+        ("colour: red", "colour = red: unknown key; keys are partition, account, qos"),
+        ("tasks: job", "tasks = job: must be 'node' or 'rank'; the default is tasks=node"),
+        ("signal_seconds: 5", "signal_seconds = 5: must be greater than or equal to 15; the default is signal_seconds"),
+        ("time_minutes: -1", "time_minutes = -1: must be greater than 0; the default is time_minutes=1440"),
+        ("partition: two words", "partition = two words: must be one word without quotes; the default is"),
+        ("constraint: 'a\\nb'", None),
+        ('constraint: "a\\nb"', "constraint = a b: must be one line of printable characters; the default is"),
+        ('setup: ["rm -rf\\n/"]', "setup.0 = rm -rf /: must be one line of printable characters; the default is setup"),
+        ("environment: {A-B: 1}", "environment = A-B: must be a name of a variable; write NAME: value"),
+        ("environment: {WANDB_API_KEY: hush}", "environment.WANDB_API_KEY: a secret has no place in a file; export it"),
+        ("container: {image: x.sif, runtime: docker}", "container.runtime = docker: must be 'apptainer' or 'pyxis'"),
+        ("- partition", "must be keys with values"),
+        ("partition: [", "cannot be read as YAML"),
+        ("gpu_memory_gib: 0", "gpu_memory_gib = 0: must be greater than 0"),
+        ("gpus_per_node: 0\ntasks: job", "(and 1 more)"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, text: str, message: str | None) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text + "\n")
+    if message is None:
+        cluster.load(str(file))
+        return
+    with pytest.raises(UserError) as error:
+        cluster.load(str(file))
+    line = str(error.value)
+    assert message in line
+    assert line.isprintable() and len(line) < 400
+    assert "hush" not in line
+
+
+def test_a_profile_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"^--cluster nope: no such file; .*the shipped: a100, devcluster, h100$"):
+        cluster.load("nope")
+    with pytest.raises(UserError, match="no such file"):
+        cluster.load("elsewhere/devcluster.yaml")  # a shipped name in another folder is another file

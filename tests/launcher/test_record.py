@@ -1,0 +1,169 @@
+"""What is kept of a run, also where a job was killed while it wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.cluster import Profile
+from launcher.record import Launch, Submission, refuse_others, run_dirs
+from moco_dist.config import UserError
+from tests.launcher.made import make_run
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    return make_run(tmp_path / "run")
+
+
+def start(launch: Launch, *steps: int, job: str = "12") -> None:
+    """Starts of a job from these steps."""
+    for restart, step in enumerate(steps):
+        launch.add_start(job=job, restart=restart, step=step, time=1.5, nodes=["n1"])
+
+
+def save(launch: Launch, *steps: int) -> None:
+    """Checkpoints of these steps."""
+    folder = launch.run_dir / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+        (folder / f"step_{step:09d}.pt").touch()
+
+
+def steps(launch: Launch) -> list[int]:
+    return [row["step"] for row in launch.starts()]
+
+
+def test_a_submission_reads_back(launch: Launch) -> None:
+    sent = Submission(job="12_3", nodes=2, profile=Profile(gpus_per_node=4, exclude=("n1",)), stage="/a b.tar")
+    launch.write(sent)
+    assert launch.submission() == sent
+    assert sent.ranks == 8
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"nodes": 0}', '{"from": "a later version"}', "\ufffd\x00"])
+def test_a_submission_that_cannot_be_read_is_none(launch: Launch, text: str) -> None:
+    launch.job_file.write_text(text)
+    assert launch.submission() is None
+    launch.job_file.write_bytes(b"\xff\xfe")
+    assert launch.submission() is None
+    launch.job_file.unlink()
+    assert launch.submission() is None
+
+
+def test_the_submission_of_another_user_is_refused(launch: Launch) -> None:
+    launch.run_dir.chmod(0o770)
+    with pytest.raises(UserError, match="others may write to it"):
+        launch.submission()
+
+
+# Starts.
+
+
+def test_no_start_is_no_row(launch: Launch) -> None:
+    assert launch.starts() == []
+    assert not launch.stands_still("12")
+
+
+def test_a_start_reads_back(launch: Launch) -> None:
+    start(launch, 5)
+    assert launch.starts() == [{"job": "12", "restart": 0, "step": 5, "time": 1.5, "nodes": ["n1"]}]
+
+
+@pytest.mark.parametrize("half", [b'{"job": "12", "restart": 1, "st', b"{", b"\xff\x00\x80", b"3", b"null"])
+def test_half_a_line_costs_no_other(launch: Launch, half: bytes) -> None:
+    start(launch, 5, 6)
+    with launch.starts_file.open("ab") as file:
+        file.write(half)
+    assert steps(launch) == [5, 6]
+    start(launch, 7, 8)
+    assert steps(launch) == [5, 6, 7, 8]
+
+
+def test_every_cut_of_the_last_line_leaves_the_others(launch: Launch) -> None:
+    start(launch, 5, 6)
+    text = launch.starts_file.read_text()
+    first = text.index("\n") + 1
+    for size in range(first, len(text)):
+        launch.starts_file.write_text(text[:size])
+        start(launch, 7)
+        assert steps(launch) == ([5, 6, 7] if size == len(text) - 1 else [5, 7])
+
+
+@pytest.mark.parametrize(
+    ("begun", "saved", "still"),
+    [
+        ([0, 0], [], False),
+        ([0, 0, 0], [], True),
+        ([0, 0, 0], [10], False),  # the third has got further
+        ([10, 10, 10], [10], True),
+        ([0, 10, 10, 10], [5, 10], True),
+        ([10, 10, 20, 20], [20], False),
+        ([10, 10, 10, 20], [20], False),
+        ([10, 10, 10], [5], False),  # the last checkpoint was damaged: the next start begins from another
+    ],
+)
+def test_three_starts_from_the_step_it_is_still_at(
+    launch: Launch, begun: list[int], saved: list[int], still: bool
+) -> None:
+    start(launch, *begun)
+    save(launch, *saved)
+    assert launch.stands_still("12") is still
+
+
+def test_another_jobs_starts_do_not_count(launch: Launch) -> None:
+    start(launch, 0, 0, job="11")
+    start(launch, 0, 0)
+    assert not launch.stands_still("12")
+    start(launch, 0)
+    assert launch.stands_still("12")
+    assert not launch.stands_still("11")
+    assert not launch.stands_still("12_0")
+
+
+def test_a_start_under_way_may_be_left_out(launch: Launch) -> None:
+    start(launch, 0, 0, 0)
+    assert launch.stands_still("12", starts=3)
+    assert not launch.stands_still("12", starts=2)  # the third, noted by the first node already, is this one
+    start(launch, 0)
+    assert launch.stands_still("12", starts=3)
+
+
+def test_the_last_checkpoint(launch: Launch) -> None:
+    assert launch.checkpoint_step() == 0
+    save(launch, 999, 1000)
+    for name in ("step_000009999.pt.damaged", ".step_000009999.pt.77", "step_x.pt", "step_000009999.txt"):
+        (launch.run_dir / "checkpoints" / name).touch()
+    assert launch.checkpoint_step() == 1000
+
+
+# Folders.
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o700, False), (0o755, False), (0o720, True), (0o702, True)])
+def test_what_others_may_write_to_is_refused(tmp_path: Path, mode: int, refused: bool) -> None:
+    tmp_path.chmod(mode)
+    if not refused:
+        refuse_others(tmp_path)
+        return
+    with pytest.raises(UserError, match=r"^run\.dir = .*: others may write to it; chmod go-w"):
+        refuse_others(tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_what_belongs_to_another_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(UserError, match=r"^run\.dir = .*: belongs to another user; choose a directory of your own$"):
+        refuse_others(tmp_path)
+
+
+def test_the_runs_in_a_folder(tmp_path: Path) -> None:
+    assert run_dirs(tmp_path / "nowhere") == []
+    for name in ("b", "a", "c/deeper"):
+        make_run(tmp_path / "sweep" / name)
+    (tmp_path / "sweep" / "launch").mkdir()
+    (tmp_path / "sweep" / "file").touch()
+    assert run_dirs(tmp_path / "sweep") == [tmp_path / "sweep" / "a", tmp_path / "sweep" / "b"]
+    assert run_dirs(tmp_path / "sweep" / "a") == [tmp_path / "sweep" / "a"]

@@ -1,0 +1,131 @@
+"""What is made of the answers of SLURM's commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher import slurm
+from launcher.slurm import Job, Refused, Unavailable
+from tests.launcher.programs import Programs
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    return Programs(tmp_path, monkeypatch)
+
+
+def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("SQUEUE_FORMAT", "SINFO_FORMAT", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "LC_ALL", "SLURM_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "mine")
+    programs.keeps("squeue", *names)
+    slurm.call("squeue", "--x", "a b")
+    [(words, environment)] = programs.given("squeue")
+    assert words == ["--x", "a b"]
+    assert environment == dict.fromkeys(names, None) | {
+        "SLURM_TIME_FORMAT": "standard",
+        "LC_ALL": "C",
+        "SLURM_CONF": "mine",
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+            Unavailable(
+                "scontrol: the SLURM controller does not answer (slurm_load_partitions: Unable to contact slurm"
+            ),
+        ),
+        (
+            "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1",
+            Unavailable("scontrol: the SLURM controller does not answer (slurm_load_jobs error: Socket timed out on"),
+        ),
+        (
+            "echo 'scontrol: fatal: could not establish a configuration source' >&2; exit 1",
+            Unavailable("scontrol: the SLURM controller does not answer (scontrol: fatal: could not establish"),
+        ),
+        ("exec sleep 20", Unavailable("scontrol: no answer in 0.2 s; is slurmctld up (scontrol ping)?")),
+        ("echo a hint >&2; echo 'x: error: bad job' >&2; exit 1", Refused("scontrol: x: error: bad job")),
+        ("echo a hint >&2; echo; echo the last >&2; exit 1", Refused("scontrol: the last")),
+        ("exit 3", Refused("scontrol: exit status 3")),
+    ],
+)
+def test_a_command_that_fails_is_one_line(programs: Programs, lines: str, expected: Exception) -> None:
+    programs.runs("scontrol", lines)
+    with pytest.raises(type(expected)) as caught:
+        slurm.call("scontrol", "show", "config", timeout_seconds=0.2 if "sleep" in lines else 10)
+    assert str(caught.value).startswith(str(expected))
+    assert str(caught.value).isprintable()
+
+
+def test_no_slurm_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = "squeue is not installed here; log in to a node of the cluster, or use --local"
+    with pytest.raises(Unavailable, match=f"^{line}$"):
+        slurm.queue(["12"])
+    (tmp_path / "squeue").touch()  # not executable
+    with pytest.raises(Unavailable, match=f"^{line}$"):
+        slurm.queue(["12"])
+
+
+QUEUE = """\
+12|RUNNING|None|n[1-2]|1-02:03:04|/runs/a
+13_0|PENDING|Dependency|||/runs/b|c d
+13_1|CANCELLED by 1000|None||INVALID|
+slurm: a line of a plugin
+"""
+
+
+def test_the_queue(programs: Programs) -> None:
+    programs.says("squeue", {"--states=all --array --noheader --jobs=12,13": QUEUE})
+    running = Job("12", "RUNNING", "None", "n[1-2]", "1-02:03:04", "/runs/a")
+    waiting = Job("13_0", "PENDING", "Dependency", "", "", "/runs/b|c d")  # a comment may hold what parts the fields
+    assert slurm.queue(["13_0", "12"]) == {"12": running, "13_0": waiting}
+    assert (running.live, running.waits, waiting.live, waiting.waits) == (True, False, True, True)
+    ended = slurm.queue(["12", "13_1"])["13_1"]
+    assert not ended.live
+    assert slurm.queue(["12", "99"]).keys() == set()  # it was asked for others: the program says nothing
+
+
+def test_the_queue_of_a_user(programs: Programs) -> None:
+    programs.says("squeue", {"--states=all --array --noheader --user=": QUEUE})
+    assert slurm.queue().keys() == {"12", "13_0", "13_1"}
+
+
+def test_jobs_that_the_queue_has_forgotten_are_looked_up(programs: Programs) -> None:
+    programs.says("squeue", {"--states=all": QUEUE})
+    programs.says("sacct", {"--allocations --noheader --parsable2 --jobs=14,15 ": "14|CANCELLED by 0|n1\n15||\n"})
+    found = slurm.jobs(["12", "14", "15"])
+    assert {job.id: job.state for job in found.values()} == {"12": "RUNNING", "14": "CANCELLED", "15": ""}
+    programs.keeps("sacct", code=1)
+    assert slurm.jobs(["12", "14"]).keys() == {"12"}  # a site without accounts
+    programs.runs("squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    assert slurm.jobs(["12"]) == {}
+    assert programs.given("sacct")[-1][0][3] == "--jobs=12"
+    programs.runs("squeue", 'echo "squeue: error: Something else" >&2; exit 1')
+    with pytest.raises(slurm.Unavailable, match="Something else"):  # no word of the job is not "no such job"
+        slurm.jobs(["12"])
+
+
+def test_nothing_is_asked_about_no_job(programs: Programs) -> None:
+    for name in ("squeue", "sacct"):
+        programs.keeps(name)
+    assert slurm.jobs([]) == slurm.accounting([]) == {}
+    assert not programs.given("squeue") and not programs.given("sacct")
+
+
+def test_what_is_asked_of_a_job(programs: Programs) -> None:
+    for name in ("scancel", "scontrol"):
+        programs.keeps(name)
+    slurm.signal("12_3", "USR2")
+    slurm.cancel("12")
+    slurm.requeue("12")
+    assert [words for words, _ in programs.given("scancel")] == [
+        ["--quiet", "--signal=USR2", "12_3"],
+        ["--quiet", "12"],
+    ]
+    assert [words for words, _ in programs.given("scontrol")] == [["requeue", "12"]]
