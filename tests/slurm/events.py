@@ -1,0 +1,164 @@
+"""What happens to jobs on a cluster: each event does it to a run, and says how the run must end.
+
+Every run here must end done, in one run directory with each step once, and bit for bit as a run that was left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slurm.devcluster import Settings
+from tests import jobs
+from tests.slurm.jobs import STEPS, Sent, launcher
+
+EARLY = 25  # steps after which things happen: behind some checkpoints, ahead of most of the run
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens to a job."""
+
+    name: str
+    disturb: Callable[[Sent], None]
+    starts: int
+    """Starts that the job must have had in the end, at least."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    cluster: dict[str, Any] = field(default_factory=dict)
+    """What the cluster must be like."""
+
+    def fits(self, settings: Settings) -> bool:
+        """Whether a cluster is as this event needs it."""
+        return all(getattr(settings, key) == value for key, value in self.cluster.items())
+
+
+def left_alone(run: Sent) -> None:
+    """Nothing happens."""
+
+
+def time_limit_twice(run: Sent) -> None:
+    """SLURM ends a start after a minute, and tells it to save up to a minute before."""
+    run.until(lambda: run.starts() >= 3, "third start", 240)
+    run.has_time()
+
+
+def preempted(run: Sent) -> None:
+    """A job of a higher partition takes the nodes."""
+    run.until_step(EARLY)
+    run.preempt()
+
+
+def told_to_save(run: Sent) -> None:
+    """USR2 to all tasks, as ahead of a time limit."""
+    run.until_step(EARLY)
+    run.signal("USR2")
+
+
+def requeued_from_outside(run: Sent) -> None:
+    """An administrator's scontrol requeue: the tasks get TERM."""
+    run.until_step(EARLY)
+    run.cluster.call("scontrol", "requeue", run.job)
+
+
+def requeued_by_the_launcher(run: Sent) -> None:
+    """The user's own."""
+    run.until_step(EARLY)
+    done = launcher(run.cluster, "requeue", str(run.run_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def cancelled_and_sent_again(run: Sent) -> None:
+    """scancel, and a second job into the same run directory."""
+    run.until_step(EARLY)
+    run.cluster.call("scancel", run.job)
+    run.until(lambda: run.state() == "CANCELLED", "end of the job")
+    assert jobs.status(run.run_dir)["state"] == "stopped"
+    run.send()
+
+
+def cancelled_by_the_launcher(run: Sent) -> None:
+    """The launcher's cancel, which waits for the save, and a second job."""
+    run.until_step(EARLY)
+    done = launcher(run.cluster, "cancel", str(run.run_dir))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert jobs.checkpoints(run.run_dir)[-1].stem == f"step_{jobs.last_step(run.run_dir):09d}", "it has not saved"
+    run.send()
+
+
+def worker_killed(run: Sent) -> None:
+    """One rank gets SIGKILL; the others are started again with it, in the same allocation."""
+    run.until_step(EARLY)
+    run.kill_worker()
+
+
+def all_workers_killed_twice(run: Sent) -> None:
+    """Every rank gets SIGKILL, and again in the next start."""
+    for step in (EARLY, 3 * EARLY):
+        run.until_step(step)
+        run.kill_worker()
+        run.kill_worker()
+        time.sleep(1)
+
+
+def node_dies(run: Sent) -> None:
+    """The second node is gone, for longer than SLURM waits for it."""
+    _lose(run, 1, until=lambda: run.state() == "PENDING")
+
+
+def first_node_dies(run: Sent) -> None:
+    """The node of the batch script and of rank 0 is gone."""
+    _lose(run, 0, until=lambda: run.state() == "PENDING")
+
+
+def node_restarts(run: Sent) -> None:
+    """The second node is back before SLURM has missed it."""
+    run.until_step(EARLY)
+    node = run.cluster.nodes[1]
+    run.cluster.kill_node(node)
+    time.sleep(2)
+    run.cluster.start_node(node)
+
+
+def node_lost_for_good(run: Sent) -> None:
+    """The second node is gone; with min_nodes the first goes on alone, in the same start."""
+    _lose(run, 1, until=lambda: run.wait() == "COMPLETED")
+    assert run.starts() == 1, "it was requeued"
+
+
+def _lose(run: Sent, number: int, until: Callable[[], object]) -> None:
+    """Kill a node, and bring it back when something has come about."""
+    run.until_step(EARLY)
+    node = run.cluster.nodes[number]
+    run.cluster.kill_node(node)
+    try:
+        run.until(until, "word from SLURM", 240)
+    finally:
+        run.cluster.start_node(node)
+
+
+_MINUTE = ("--time-minutes", "1", "--signal-seconds", "15")
+
+_NO_SCONTROL = ("--cluster", str(Path(__file__).with_name("no_scontrol.yaml")))
+
+EVENTS = (
+    Event("left alone", left_alone, 1),
+    Event("time limit, twice", time_limit_twice, 3, {"optim.steps": 2 * STEPS}, _MINUTE),
+    Event("preempted, told by USR2", preempted, 2, cluster={"preempt_signal": True}),
+    Event("preempted, told by TERM", preempted, 2, cluster={"preempt_signal": False}),
+    Event("told by USR2, in a container", told_to_save, 2, {}, _NO_SCONTROL),
+    Event("scontrol requeue", requeued_from_outside, 2),
+    Event("launcher requeue", requeued_by_the_launcher, 2),
+    Event("scancel, sent again", cancelled_and_sent_again, 2),
+    Event("launcher cancel, sent again", cancelled_by_the_launcher, 2),
+    Event("a worker killed", worker_killed, 1),
+    Event("workers killed, twice", all_workers_killed_twice, 1),
+    Event("second node dies", node_dies, 2),
+    Event("first node dies", first_node_dies, 2),
+    Event("second node restarts", node_restarts, 2),
+    Event("second node lost, min_nodes=1", node_lost_for_good, 1, {}, ("--min-nodes", "1")),
+    Event("one task a rank, preempted", preempted, 2, {}, ("--tasks", "rank"), {"preempt_signal": True}),
+)

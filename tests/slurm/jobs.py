@@ -1,0 +1,147 @@
+"""Runs on a devcluster: sent by the launcher's own command line, disturbed, compared with one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slurm.devcluster import Cluster, ClusterError
+from tests import jobs
+
+FAST = jobs.ROOT / "tests" / "fast.yaml"
+STEPS = 154  # seven epochs of the digits
+_FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+
+def launcher(cluster: Cluster, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the launcher as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *arguments],
+        env=cluster.environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def submit_arguments(run_dir: Path, settings: dict[str, Any], *options: str) -> list[str]:
+    """A submission of the small run on two nodes of two ranks."""
+    overrides = {"optim.steps": STEPS, **settings, "run.dir": run_dir}
+    words = [str(FAST), *(f"{key}={value}" for key, value in overrides.items())]
+    place = ["--cluster", "devcluster", "--nodes", "2", "--gpus-per-node", "2"]
+    return ["submit", *words, *place, *options]
+
+
+class Sent:
+    """A run that was sent to the cluster.
+
+    Args:
+        cluster: a devcluster.
+        run_dir: its run directory.
+        settings: overrides of FAST.
+        options: further options of `submit`.
+        job: of a run that something else has sent.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        run_dir: Path,
+        settings: dict[str, Any] | None = None,
+        *options: str,
+        job: str | None = None,
+    ) -> None:
+        self.cluster, self.run_dir, self._settings, self._options = cluster, run_dir, settings or {}, options
+        self.job = job or ""
+        if job is None:
+            self.send()
+
+    def send(self) -> None:
+        """Send it, also again."""
+        done = launcher(self.cluster, *submit_arguments(self.run_dir, self._settings, *self._options))
+        found = re.search(r"^job: (\S+)$", done.stdout, re.MULTILINE)
+        assert done.returncode == 0 and found, done.stdout + done.stderr
+        self.job = found[1]
+
+    def state(self) -> str:
+        """SLURM's word."""
+        try:
+            words = self.cluster.call("squeue", "-h", "-a", "-t", "all", f"-j{self.job}", "-o", "%T").split()
+        except ClusterError:
+            return "UNKNOWN"
+        return words[0] if words else "UNKNOWN"
+
+    def log(self) -> str:
+        """All that the job has written."""
+        files = sorted((self.run_dir / "launch" / "logs").glob("*")) + sorted(
+            (self.run_dir / "launch" / "submitit").glob("*log*")
+        )
+        return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
+
+    def starts(self) -> int:
+        """Starts so far."""
+        try:
+            return len((self.run_dir / "launch" / "starts.jsonl").read_text().splitlines())
+        except FileNotFoundError:
+            return 0
+
+    def until(self, condition: Callable[[], object], what: str, timeout_seconds: float = 180) -> None:
+        """Wait for a condition."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} within {timeout_seconds} s; {self.state()}\n{self.log()}"
+            time.sleep(0.2)
+
+    def until_step(self, step: int) -> None:
+        """Wait until so many steps are in the books, in a start that is under way."""
+        self.until(lambda: jobs.last_step(self.run_dir) >= step, f"step {step}")
+
+    def wait(self, timeout_seconds: float = 300) -> str:
+        """SLURM's last word, once the job has ended for good: a job of a dead node ends before it is requeued."""
+        sure_from = None
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            state, now = self.state(), time.monotonic()
+            sure_from = (sure_from or now) if state in _FINAL else None
+            if sure_from and (state == "COMPLETED" or now - sure_from > 6):
+                return state
+            assert now < deadline, f"not over within {timeout_seconds} s: {state}\n{self.log()}"
+            time.sleep(0.3)
+
+    def workers(self) -> list[int]:
+        """Processes of its ranks, the youngest last."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"launcher.worker" in words and str(self.run_dir).encode() in words:
+                found.append(int(folder.name))
+        return sorted(found)
+
+    def kill_worker(self) -> None:
+        """SIGKILL to one rank."""
+        os.kill(self.workers()[-1], signal.SIGKILL)
+
+    def signal(self, name: str) -> None:
+        """A signal to all tasks, as SLURM sends it ahead of a time limit."""
+        self.cluster.call("scancel", f"--signal={name}", self.job)
+
+    def has_time(self) -> None:
+        """Lift the time limit, which lets a start of the job train for seconds only."""
+        self.cluster.call("scontrol", "update", f"JobId={self.job}", "TimeLimit=60")
+
+    def preempt(self) -> None:
+        """Have a job of the higher partition take the nodes for a moment."""
+        taken = ["-p", "high", "-N2", f"--gpus-per-node={self.cluster.settings.gpus}", "-o", "/dev/null"]
+        self.cluster.call("sbatch", *taken, "--wrap", "srun sleep 2")
