@@ -24,12 +24,12 @@ from pathlib import Path
 import torch
 
 from moco_dist import config as configs
-from moco_dist import schedule, shuffle
+from moco_dist import devices, schedule, shuffle
 from moco_dist.checkpoint import Checkpoints
 from moco_dist.collectives import World
 from moco_dist.data import augment, batches, sources
 from moco_dist.learner import Learner, build_moco
-from moco_dist.train import first_encoder, pick_device
+from moco_dist.train import first_encoder
 
 SAVES = 15
 BLOCK_STEPS = 10
@@ -39,8 +39,8 @@ BOUND = 0.02
 def main(arguments: list[str]) -> int:
     config = configs.load(*configs.parse_arguments(arguments))
     world = World(0, 1, 0, torch.device("cpu"))
-    world = World(0, 1, 0, pick_device(config, world))
-    learner, step = _training(config, world)
+    world = World(0, 1, 0, devices.pick(config, world))
+    learner, step = training(config, sources.load(config), world)
     for _ in range(5):  # buffers, caches
         next(step)
     stalls, losses, plain, size = [], [], [], 0
@@ -71,9 +71,9 @@ def main(arguments: list[str]) -> int:
     return 0 if statistics.median(shares["stall"]) < BOUND else 1
 
 
-def _training(config: configs.Config, world: World) -> tuple[Learner, Iterator[float]]:
+def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Learner, Iterator[float]]:
     """A learner, and its endless steps: the seconds that each took."""
-    data, plan = sources.load(config), configs.layout(config, 1)
+    plan = configs.layout(config, 1)
     learner = Learner(build_moco(config, world, plan, first_encoder(config, data)), config, plan)
     augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
     epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,10 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from moco_dist import watchdog
 from moco_dist.summation import pairwise_sum
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 _LET_THE_CAUSE_SHOW_SECONDS = 3.0
+_LET_RANK_0_SPEAK_SECONDS = 10.0
 
 
 class PeerLost(Exception):
@@ -151,6 +154,16 @@ class World:
         parts = torch.split(means, [t.numel() for t in tensors])
         torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
+    def tell(self, line: str) -> None:
+        """Print on stderr what all ranks know, once."""
+        if self.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    def let_rank_0_end_first(self) -> None:
+        """Wait a little: torchrun ends all ranks when one exits, and that one should have told why."""
+        if self.rank != 0:
+            time.sleep(_LET_RANK_0_SPEAK_SECONDS)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         self.gather_objects(None)
@@ -163,6 +176,12 @@ class World:
         with _others("gather_objects"):
             dist.all_gather_object(items, item)
         return items
+
+    def share_out(self, tasks: Sequence[S], work: Callable[[S], T]) -> list[T]:
+        """Results of tasks that need no other rank, in their order and on all ranks; each rank does its share."""
+        mine = [work(task) for task in tasks[self.rank :: self.size]]
+        of_rank = self.gather_objects(mine)
+        return [of_rank[number % self.size][number // self.size] for number in range(len(tasks))]
 
     def from_first(self, action: Callable[[], T]) -> T:
         """What the action returns, or raises, on rank 0, where alone it runs."""

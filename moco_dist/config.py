@@ -104,6 +104,12 @@ class DataSection(Section):
     """Area of the random crop as a fraction of the image's, least and most."""
     crop_ratio: Interval = (3 / 4, 4 / 3)
     """Width over height of the random crop, least and most."""
+    rotation_degrees: Annotated[Float, Field(ge=0, le=180)] = 0.0
+    """Largest random rotation to either side; for digits and the like, where colours tell nothing."""
+    shear_degrees: Annotated[Float, Field(ge=0, le=60)] = 0.0
+    """Largest random slant to either side."""
+    elastic_pixels: Annotated[Float, Field(ge=0)] = 0.0
+    """Largest shift of a control point of a random elastic distortion."""
     blur_probability: Fraction | None = None
     """Probability of the Gaussian blur; unset, the recipe's."""
     blur_sigma: Interval = (0.1, 2.0)
@@ -194,8 +200,10 @@ class CheckpointSection(Section):
 
 
 class EvalSection(Section):
-    knn_every: Natural = 1
-    """Epochs between kNN evaluations, the last at the end of the run; 0: none."""
+    knn_every: Natural = 5
+    """Epochs between evaluations by kNN and a linear probe, the last at the end of the run; 0: none."""
+    online_images: Positive | None = 10000
+    """Images of the bank for evaluations but the last of a run, at most, and a fifth as many queries; null: all."""
     knn_k: Positive = 200
     """Neighbours that vote."""
     knn_temperature: Annotated[Float, Field(gt=0)] = 0.1
@@ -377,8 +385,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 # What a run that goes on may change: where and how fast it runs, what it tells, but not its curve.
-_FREE = {"run", "data.root", "data.download", "data.workers", "moco.bn_groups", "optim.accumulate"}
-_FREE |= {"device", "checkpoint", "eval.knn_every", "eval.knn_k", "eval.knn_temperature", "track"}
+_FREE = {"run", "data.root", "data.download", "data.workers", "moco.bn_groups", "optim.accumulate", "device"}
+_FREE |= {"checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k", "eval.knn_temperature", "track"}
 
 
 def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> None:

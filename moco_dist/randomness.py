@@ -23,6 +23,11 @@ class Stream(IntEnum):
     SPLIT = 3
     INIT = 4
     DATA = 5
+    LABELS = 6
+    LESSON_ORDER = 7
+    LESSON_VIEW = 8
+    PROBE_ORDER = 9
+    PROBE_VIEW = 10
 
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
 from moco_dist import config as configs
-from moco_dist import schedule, shuffle, status, watchdog, weights
+from moco_dist import devices, schedule, shuffle, status, watchdog, weights
 from moco_dist.checkpoint import Checkpoints
 from moco_dist.collectives import World
 from moco_dist.config import Config, Layout, UserError
@@ -35,9 +35,6 @@ from moco_dist.evaluate import online
 from moco_dist.learner import Learner, build_moco
 from moco_dist.rundir import RunDir
 from moco_dist.tracking import Tracker
-
-# torchrun ends all ranks when one exits: let that be the one that tells the user's mistake.
-_LET_RANK_0_SPEAK_SECONDS = 10.0
 
 
 class Ended(Exception):
@@ -273,8 +270,9 @@ class Training:
             raise OSError("the rows of its steps could not be written")
 
     def _evaluate(self, done: int) -> None:
-        knn_top1 = online.knn_top1(self.config, self.learner, self.encoder, self.data, self.augmentation)
-        self.tracker.log_evaluation({"step": done, "epoch": done // self.epoch_steps, "knn_top1": knn_top1})
+        data = online.part(self.data, None)
+        figures = online.accuracies(self.config, self.learner, self.encoder, data, self.augmentation)
+        self.tracker.log_evaluation({"step": done, "epoch": done // self.epoch_steps, **figures})
         watchdog.beat()
         self.recorded_at = time.monotonic()
 
@@ -302,8 +300,10 @@ class Training:
         summary = {"name": self.config.run.name, "ranks": self.world.size, **self.tracker.summary()}
         status.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         self.run_dir.status("done", self.total)
-        if "knn_top1" in summary:
-            self.tracker.say(f"kNN accuracy on held-out images: {100 * summary['knn_top1']:.2f} %")
+        names = {"knn_top1": "kNN", "linear_top1": "linear probe"}
+        told = [f"{name} {100 * summary[key]:.2f} %" for key, name in names.items() if key in summary]
+        if told:
+            self.tracker.say(f"accuracy on held-out images: {', '.join(told)}")
         self.tracker.say(f"results: {folder} (metrics.jsonl, summary.json, encoder.safetensors)")
         if self.config.data.source == "digits":
             command = (
@@ -341,29 +341,6 @@ def advice(config: Config, plan: Layout, data: sources.Data, device: torch.devic
         )
     if data.train.labels is not None and data.queries is None and config.eval.knn_every:
         yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of train/"
-
-
-def pick_device(config: Config, world: World) -> torch.device:
-    """The device that `device.type` asks for. Raises UserError."""
-    wanted, there = config.device.type, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if wanted == "cpu" or (wanted == "auto" and there < local_ranks):
-        return torch.device("cpu")
-    if not there:
-        raise UserError.of("device.type", wanted, "there is no CUDA device here", "use device.type=cpu or auto")
-    if there < local_ranks:
-        rule = f"there are {there} CUDA devices for {local_ranks} ranks"
-        raise UserError.of("device.type", wanted, rule, f"use --nproc_per_node={there}")
-    return torch.device("cuda", world.local_rank)
-
-
-def prepare_device(config: Config, device: torch.device) -> None:
-    """Global switches of torch that the config asks for."""
-    torch.set_num_threads(config.device.threads)
-    if config.device.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.device.deterministic
 
 
 def first_encoder(config: Config, data: sources.Data) -> Encoder:
@@ -421,7 +398,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
             return code
         run_dir = RunDir(config.run_dir, writes=world.rank == 0)
         plan = configs.layout(config, world.size)
-        world = World.from_environment(pick_device(config, world))
+        world = World.from_environment(devices.pick(config, world))
         data = None if config.data.download else sources.load(config)
         encoder = None if data is None else first_encoder(config, data)
         watchdog.start(world.rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, world))
@@ -431,7 +408,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
         data = data or world.first_then_others(lambda: sources.load(config))
         world.from_first(run_dir.open)
         run_dir.ours = True
-        prepare_device(config, world.device)
+        devices.prepare(config, world.device)
         Training(config, world, plan, data, encoder or first_encoder(config, data), run_dir, stop).run()
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
@@ -440,8 +417,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
             run_dir.refused(str(error))
         tell(world, str(error))
         code = end_for_good(world, status.EXIT_CODES["user_error"])
-        if world.rank != 0:
-            time.sleep(_LET_RANK_0_SPEAK_SECONDS)
+        world.let_rank_0_end_first()
         return code
     except Ended as end:
         tell(world, str(end))
@@ -462,8 +438,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
 
 def tell(world: World, line: str) -> None:
     """Tell what all ranks know, once."""
-    if world.rank == 0:
-        print(f"moco_dist.train: {line}", file=sys.stderr, flush=True)
+    world.tell(f"moco_dist.train: {line}")
 
 
 def last_words(run_dir: RunDir, world: World, hang: watchdog.Hang) -> None:

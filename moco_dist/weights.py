@@ -26,13 +26,17 @@ def save_backbone(encoder: Encoder, path: Path) -> None:
     aside.replace(path)
 
 
-def load_backbone_(encoder: Encoder, path: Path) -> None:
+def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> None:
     """Load all but the head, in place, from safetensors or a .pt of torchvision's names.
+
+    Args:
+        encoder: the one to load into.
+        path: of the file.
+        key: what named the file, for the mistake.
 
     Raises:
         UserError: no such file, not weights, or layers that do not fit.
     """
-    key = "run.init_from"
     try:
         found: dict[str, Tensor] = (
             load_file(path)
@@ -45,6 +49,10 @@ def load_backbone_(encoder: Encoder, path: Path) -> None:
     own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
     wrong = [n for n, t in own.items() if n not in found or found[n].shape != t.shape]
     if wrong:
-        rule = f"{len(wrong)} of {len(own)} layers are missing or of another shape, the first {wrong[0]}"
+        layers = ", ".join(
+            f"{n} {list(found[n].shape) if n in found else 'missing'} for {list(own[n].shape)}" for n in wrong[:3]
+        )
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        rule = f"{len(wrong)} of {len(own)} layers do not fit: {layers}{more}"
         raise UserError.of(key, path, rule, "set model.arch, stem and width to those of the weights")
     encoder.load_state_dict({n: found[n] for n in own}, strict=False)

@@ -277,6 +277,7 @@ def resumed(*overrides: str, ranks: int = 2, before: tuple[str, ...] = ()) -> No
         ((), 4),
         (("device.channels_last=true", "track.log_every=7", "checkpoint.keep=9", "run.max_minutes=3"), 1),
         (("data.workers=2", "data.root=/elsewhere", "optim.accumulate=2", "eval.knn_every=3"), 2),
+        (("eval.online_images=null", "eval.knn_k=5", "eval.knn_temperature=0.2"), 4),
         (("moco.shuffle=all_to_all",), 2),
     ],
 )

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "moco_dist"
 FLOORS = (
     ("config", "randomness", "schedule", "contrast", "status", "summation", "watchdog"),
     ("collectives",),
-    ("shuffle", "batchnorm", "encoders", "data"),
+    ("shuffle", "batchnorm", "encoders", "data", "devices"),
     ("moco",),
     ("learner", "checkpoint", "tracking", "evaluate", "weights", "lease", "rundir", "report", "export"),
     ("train",),

@@ -53,7 +53,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     run_dir = tmp_path_factory.mktemp("runs") / "digits"
     result = start(
         *("model.width=8", "optim.global_batch=256", "optim.epochs=3", "eval.knn_every=2", "track.log_every=1"),
-        *("moco.bn_groups=2", f"run.dir={run_dir}", "checkpoint.every_steps=4"),
+        *("moco.bn_groups=2", f"run.dir={run_dir}", "checkpoint.every_steps=4", "eval.online_images=300"),
         ranks=2,
     )
     assert result.returncode == 0, result.stderr
@@ -67,15 +67,21 @@ def test_a_run_leaves_what_the_contract_names(digits: tuple[Path, subprocess.Com
     assert [row["step"] for row in training] == list(range(1, 16))  # 1438 // 256 = 5 steps an epoch
     assert all(0 < row["loss"] < 30 and 0 <= row["top1"] <= row["top5"] <= 1 for row in training)
     assert training[0]["lr"] < training[8]["lr"] and training[-1]["lr"] < training[9]["lr"]
-    assert [(row["step"], 0.2 < row["knn_top1"] <= 1) for row in evaluations] == [(10, True), (15, True)]
+    assert [row["step"] for row in evaluations] == [10, 15]
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["knn_top1"] == evaluations[-1]["knn_top1"] and summary["loss"] == training[-1]["loss"]
+    assert summary["loss"] == training[-1]["loss"]
+    for figure in ("knn_top1", "linear_top1"):
+        part, whole = (row[figure] for row in evaluations)
+        assert 0.2 < part < 1 and (60 * part) % 1 == pytest.approx(0)  # of a fifth of 300 images
+        assert 0.2 < whole < 1 and (359 * whole) % 1 == pytest.approx(0)  # the last one on all queries
+        assert summary[figure] == whole
     assert json.loads((run_dir / "status.json").read_text()) == {"state": "done", "step": 15, "reason": ""}
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_000000012.pt", "step_000000015.pt"]
     assert list((run_dir / "wandb").glob("offline-run-*")) and not (run_dir / "lease.json").exists()
     with Image.open(run_dir / "augmented_pairs.png") as pairs:
         assert pairs.size == (8 * 8, 2 * 8)
-    assert f"{100 * summary['knn_top1']:.2f} %" in result.stdout and str(run_dir) in result.stdout
+    told = f"kNN {100 * summary['knn_top1']:.2f} %, linear probe {100 * summary['linear_top1']:.2f} %"
+    assert told in result.stdout and str(run_dir) in result.stdout
     assert run_dir.stat().st_mode & 0o077 == 0  # private to its user
 
 

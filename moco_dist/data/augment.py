@@ -27,7 +27,9 @@ from moco_dist.config import DataSection, Interval
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES
 """Uniform numbers for a view's crop: area, ratio, top and left of each try."""
-COLOUR_DRAWS = 13
+WARP_GRID = 4
+"""Control points of the elastic distortion along a side."""
+COLOUR_DRAWS = 15 + 2 * WARP_GRID**2
 """Uniform numbers for the rest of a view, whatever the recipe."""
 DRAWS = CROP_DRAWS + COLOUR_DRAWS
 """Uniform numbers for a whole view."""
@@ -35,6 +37,7 @@ DRAWS = CROP_DRAWS + COLOUR_DRAWS
 # What the colour draws are for.
 _JITTER, _GRAYSCALE, _BLUR, _SIGMA, _FLIP = range(5)
 _FACTORS, _ORDER = slice(5, 9), slice(9, 13)
+_ROTATION, _SHEAR, _ELASTIC = 13, 14, slice(15, COLOUR_DRAWS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class Recipe:
     """Area of the crop as a fraction of the image's."""
     crop_ratio: Interval
     """Width over height of the crop."""
+    rotation: float
+    """Largest rotation to either side in degrees."""
+    shear: float
+    """Largest slant to either side in degrees."""
+    elastic: float
+    """Largest shift of a control point of the elastic distortion in pixels."""
     flip: float
     """Probability of the horizontal flip."""
     jitter: float
@@ -75,6 +84,9 @@ class Recipe:
         return cls(
             crop_scale=data.crop_scale,
             crop_ratio=data.crop_ratio,
+            rotation=data.rotation_degrees,
+            shear=data.shear_degrees,
+            elastic=data.elastic_pixels,
             flip=flip,
             jitter=jitter,
             jitter_strength=strength,
@@ -311,6 +323,39 @@ def flip(x: Tensor) -> Tensor:
     return x.flip(3)
 
 
+def warp(x: Tensor, rotation: Tensor, shear: Tensor, shifts: Tensor) -> Tensor:
+    """Turn, slant and distort about the centre, bilinear; what comes from outside repeats the edge.
+
+    The distortion is that of Simard et al. 2003 ("Best practices for convolutional neural networks applied to visual
+    document analysis", section 2) with few numbers: a grid of shifts, bicubic between its points.
+
+    Args:
+        x: [B, C, H, W]
+        rotation: [B] degrees, clockwise.
+        shear: [B] degrees, along the rows.
+        shifts: [B, 2, G, G] of the control points, across and down, in pixels.
+    """
+    height, width = x.shape[2:]
+    # float64 without fused operations, as everywhere: an error of float32 could depend on the place in the batch
+    angle, slant = (_each(t.double() * (math.pi / 180)) for t in (rotation, shear))  # [B, 1, 1, 1]
+    across = torch.arange(width, device=x.device, dtype=torch.float64) - (width - 1) / 2  # [W]
+    down = torch.arange(height, device=x.device, dtype=torch.float64)[:, None] - (height - 1) / 2  # [H, 1]
+    cos, sin = angle.cos(), angle.sin()
+    turned_down = down * cos - across * sin  # [B, 1, H, W]
+    turned = torch.cat([across * cos + down * sin + turned_down * slant.tan(), turned_down], dim=1)  # [B, 2, H, W]
+    basis_down, basis_across = (_bicubic_basis(side, x.device).expand(len(x), -1, -1) for side in (height, width))
+    there = turned + separable(basis_down, shifts.double(), basis_across)
+    half = torch.tensor([width / 2, height / 2], device=x.device, dtype=torch.float64)[:, None, None]
+    grid = (there / half).permute(0, 2, 3, 1).to(x.dtype)  # [B, H, W, 2] in -1 .. 1
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _bicubic_basis(size: int, device: torch.device) -> Tensor:
+    """[1, size, WARP_GRID] what each control point of a line adds to each pixel."""
+    points = torch.eye(WARP_GRID, device=device, dtype=torch.float64)[None, None]
+    return F.interpolate(points, size=(size, WARP_GRID), mode="bicubic", align_corners=True)[0]
+
+
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur, reflected at the edges.
 
@@ -366,7 +411,7 @@ def _each(parameter: Tensor) -> Tensor:
 
 
 class Augment:
-    """Everything after the crop, for a batch at once: colours, blur, flip, normalisation.
+    """Everything after the crop, for a batch at once: colours, warp, blur, flip, normalisation.
 
     Call it outside autocast, which would blur in half precision.
 
@@ -400,11 +445,23 @@ class Augment:
         _jitter_(x, draws, r)
         if not r.grayscale_first:
             _apply_(x, gray, grayscale)
+        x = self._warped(x, draws)
         radius = min(math.ceil(3 * r.blur_sigma[1]), min(x.shape[2:]) - 1)
         sigma = _between(*r.blur_sigma, draws[:, _SIGMA])  # [B]
         _apply_(x, draws[:, _BLUR] < r.blur, lambda part, s: blur(part, s, radius), sigma)
         _apply_(x, draws[:, _FLIP] < r.flip, flip)
         return self._normalise_(x)
+
+    def _warped(self, x: Tensor, draws: Tensor) -> Tensor:
+        r = self.recipe
+        if not (r.rotation or r.shear or r.elastic):
+            return x
+        draws = draws.to(x.device, non_blocking=True)
+        shifts = _between(-r.elastic, r.elastic, draws[:, _ELASTIC]).view(-1, 2, WARP_GRID, WARP_GRID)
+        rotation, shear = (
+            _between(-most, most, draws[:, which]) for most, which in ((r.rotation, _ROTATION), (r.shear, _SHEAR))
+        )
+        return warp(x, rotation, shear, shifts)
 
     def plain(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Images for the evaluation, uint8 [B, C, H, W]: scaled to [0, 1] and normalised, no more."""

@@ -15,6 +15,7 @@ from moco_dist.collectives import World
 from moco_dist.data.augment import Augment
 from moco_dist.data.batches import in_worker
 from moco_dist.data.sources import Source
+from moco_dist.evaluate import knn
 
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
@@ -75,3 +76,9 @@ def extract(
         out = encode(plain)[:0]
         return out.to(torch.promote_types(out.dtype, torch.float32)), torch.empty(0, dtype=torch.long)
     return torch.cat(features), torch.cat(indices)
+
+
+def in_order(rows: Tensor, indices: Tensor, world: World) -> Tensor:
+    """All ranks' shares [n, ...], put together in the order of their indices [n]; the same on all ranks."""
+    rows, indices = (knn.gather_rows(share, world) for share in (rows, indices))
+    return rows[indices.to(rows.device).argsort()]

@@ -1,41 +1,81 @@
-"""The evaluation during training: kNN on the features of the query encoder."""
+"""The evaluation during training: kNN and a linear probe on the features of the query encoder."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data.augment import Augment
-from moco_dist.data.sources import Data
+from moco_dist.data.sources import Data, Source
 from moco_dist.encoders import Encoder
-from moco_dist.evaluate import features, knn
+from moco_dist.evaluate import features, knn, ridge
 from moco_dist.learner import Learner
 
 
+def part(data: Data, images: int | None) -> Data:
+    """The data with so many images of the bank at most, and a fifth as many queries; None: with all.
+
+    The same images for every seed and at every evaluation, so that figures compare.
+    """
+    if images is None or data.bank is None or data.queries is None:
+        return data
+    return replace(data, bank=_some(data.bank, images, 1), queries=_some(data.queries, max(1, images // 5), 2))
+
+
+def _some(source: Source, count: int, number: int) -> Source:
+    """A random part of a source in its order. Number 0 is the cut of `eval.knn_split=validation`."""
+    if count >= len(source):
+        return source
+    order = randomness.permutation(0, randomness.Stream.SPLIT, 0, number, len(source))
+    return source.subset(np.sort(order[:count]))
+
+
 @torch.no_grad()
-def knn_top1(config: Config, learner: Learner, encoder: Encoder, data: Data, augmentation: Augment) -> float:
-    """KNN accuracy on the data's queries, the same on all ranks. Leaves the encoder in training mode."""
+def accuracies(
+    config: Config, learner: Learner, encoder: Encoder, data: Data, augmentation: Augment
+) -> dict[str, float]:
+    """Accuracy on the data's queries of kNN and of a linear probe, the same on all ranks.
+
+    One extraction of features serves both. Leaves the encoder in training mode.
+
+    Returns:
+        `knn_top1` and `linear_top1`, 0 to 1.
+    """
     encoder.eval()
+    bank, bank_labels, bank_indices = _share(config, learner, encoder, data.bank, augmentation)
+    queries, labels, _ = _share(config, learner, encoder, data.queries, augmentation)
+    encoder.train()
+    world, k, temperature = learner.world, config.eval.knn_k, config.eval.knn_temperature
+    return {
+        "knn_top1": knn.accuracy(
+            (queries, labels), (bank, bank_labels, bank_indices), k=k, temperature=temperature, world=world
+        ),
+        "linear_top1": ridge.accuracy((queries, labels), (bank, bank_labels), world=world),
+    }
+
+
+def _share(
+    config: Config, learner: Learner, encoder: Encoder, source: Source | None, augmentation: Augment
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's features of a source, with their labels and indices."""
+    assert source is not None and source.labels is not None
 
     def encode(images: Tensor) -> Tensor:
         with learner.autocast():
             return encoder.features(images)
 
-    shares = []
-    for source in (data.bank, data.queries):
-        assert source is not None and source.labels is not None
-        found, indices = features.extract(
-            encode,
-            source,
-            learner.world,
-            size=config.data.image_size,
-            augmentation=augmentation,
-            dtype=learner.image_dtype,
-            workers=config.data.workers,
-        )
-        shares.append((found, torch.from_numpy(source.labels)[indices], indices))
-    encoder.train()
-    bank, (queries, labels, _) = shares
-    k, temperature = config.eval.knn_k, config.eval.knn_temperature
-    return knn.accuracy((queries, labels), bank, k=k, temperature=temperature, world=learner.world)
+    found, indices = features.extract(
+        encode,
+        source,
+        learner.world,
+        size=config.data.image_size,
+        augmentation=augmentation,
+        dtype=learner.image_dtype,
+        workers=config.data.workers,
+    )
+    return found, torch.from_numpy(source.labels)[indices], indices

@@ -52,7 +52,7 @@ class Tracker:
         """
 
     def log_evaluation(self, row: Row) -> None:
-        """An evaluation row: `step`, `knn_top1`."""
+        """An evaluation row: `step`, `knn_top1`, `linear_top1`."""
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has the evaluation at this step. Rank 0's answer counts; on others False."""

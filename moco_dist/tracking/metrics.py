@@ -60,11 +60,7 @@ class MetricsFile:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in the file, without those that could not be written and without damaged lines."""
-        with self.path.open("rb") as file:
-            for line in file:
-                row = _parse(line)
-                if row is not None:
-                    yield row
+        return read_rows(self.path)
 
     def rewind(self, step: int) -> None:
         """Drop the rows of later steps than `step`, and what a power cut left: a torn last line, blocks of zeros.
@@ -119,6 +115,15 @@ class MetricsFile:
         aside.replace(self.path)
         os.close(self._fd)
         self._fd = self._open()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl without damaged lines. Raises OSError."""
+    with path.open("rb") as file:
+        for line in file:
+            row = _parse(line)
+            if row is not None:
+                yield row
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

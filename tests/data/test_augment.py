@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 
 from moco_dist.config import DataSection
 from moco_dist.data import augment
@@ -22,6 +24,7 @@ from moco_dist.randomness import Stream, uniform
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 DIGITS_RATIO = (3 / 4, 4 / 3)
+WARP = {"rotation_degrees": 20, "shear_degrees": 15, "elastic_pixels": 1.5}
 
 
 def numbers(batch: int, count: int, seed: int = 0) -> np.ndarray:
@@ -75,6 +78,8 @@ def test_the_config_overrides_the_recipe() -> None:
         (1, 3),
     )
     assert recipe("v2", blur_probability=0.0).blur == 0
+    warped = recipe("crop_blur", **WARP)
+    assert (warped.rotation, warped.shear, warped.elastic) == (20, 15, 1.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------- crops
@@ -259,6 +264,46 @@ def test_blur_is_torchvisions(height: int, width: int, radius: int, channels: in
     torch.testing.assert_close(augment.blur(x, sigmas, radius), torch.stack(expected), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 40)])
+def test_warp_is_torchvisions(height: int, width: int) -> None:
+    x = torch.zeros(6, 3, height, width)
+    x[:, :, 10:-10, 10:-10] = torch.rand(6, 3, height - 20, width - 20)  # far from the edge, which is filled otherwise
+    rotation, shear = torch.linspace(-20, 20, 6), torch.tensor([0.0, 15, -15, 0, 10, -5])
+    still = torch.zeros(6, 2, augment.WARP_GRID, augment.WARP_GRID)
+    bilinear = InterpolationMode.BILINEAR
+    expected = [
+        tv.affine(image, float(r), [0, 0], 1.0, [float(s), 0], interpolation=bilinear)
+        for image, r, s in zip(x, rotation, shear, strict=True)
+    ]
+    torch.testing.assert_close(augment.warp(x, rotation, shear, still), torch.stack(expected), atol=1e-4, rtol=0)
+    shifts = 4 * torch.rand(6, 2, augment.WARP_GRID, augment.WARP_GRID) - 2
+    field = F.interpolate(shifts, (height, width), mode="bicubic", align_corners=True)
+    field = field * (2 / torch.tensor([width, height]))[:, None, None]
+    bent = [tv.elastic(i, f.permute(1, 2, 0)[None], interpolation=bilinear) for i, f in zip(x, field, strict=True)]
+    out = augment.warp(x, torch.zeros(6), torch.zeros(6), shifts)
+    torch.testing.assert_close(out, torch.stack(bent), atol=1e-4, rtol=0)
+    assert (out - x).abs().max() > 0.1
+
+
+def test_what_comes_from_outside_repeats_the_edge() -> None:
+    gray = torch.full((2, 1, 12, 12), 0.7)
+    out = augment.warp(gray, torch.tensor([30.0, 5]), torch.tensor([0.0, 30]), torch.full((2, 2, 4, 4), 3.0))
+    torch.testing.assert_close(out, gray)
+
+
+def test_warps_are_drawn_up_to_their_limits() -> None:
+    images, draws = pixels(1, 1, 28).expand(3, -1, -1, -1), torch.full((3, augment.COLOUR_DRAWS), 0.5)
+    draws[1, 13], draws[2, 14] = 0, 0.75
+    still = replace(recipe("crop_blur", **WARP), blur=0.0)
+    out = Augment(still, MEAN[:1], STD[:1])(images, draws)
+    plain = images / 255
+    no_shift, zero = torch.zeros(1, 2, 4, 4), torch.zeros(1)
+    turned = augment.warp(plain[:1], torch.tensor([-20.0]), zero, no_shift)
+    slanted = augment.warp(plain[:1], zero, torch.tensor([7.5]), no_shift)
+    expected = tv.normalize(torch.cat([plain[:1], turned, slanted]), MEAN[:1], STD[:1])
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
+
+
 def test_hue_at_the_edges_of_the_sextants() -> None:
     levels = torch.tensor([0.0, 0.5, 1.0])
     x = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 3, 9).expand(13, -1, -1, -1)
@@ -329,7 +374,7 @@ def test_a_view_does_not_depend_on_its_batch(size: int, batch: int, channels: in
     images, draws = pixels(batch, channels, size), colour_draws(batch)
     sides = np.full(batch, size)
     boxes = augment.crop_boxes(numbers(batch, augment.CROP_DRAWS), sides, sides, (0.2, 1.0), DIGITS_RATIO)
-    augmentation = Augment(recipe(), MEAN[:channels], STD[:channels])
+    augmentation = Augment(recipe(**WARP), MEAN[:channels], STD[:channels])
     crops = augment.resized_crop(images, boxes, size)
     whole = augmentation(crops, draws)
     everyone = torch.arange(batch)

@@ -1,0 +1,118 @@
+"""What the evaluations during a training run cost, as a share of the time of the steps between two.
+
+python -m benchmarks.evaluation [CONFIG.yaml] [section.key=value ...]
+
+One process trains as train.py does. Evaluations on `eval.online_images` alternate with blocks of steps, so that a
+machine that others use slows down both. Printed: the median seconds of a step, of an evaluation and of its parts, and
+
+    share = evaluation / (eval.knn_every * steps of an epoch * step)
+
+Exits 1 where that is more than 3 %.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.checkpoint import training
+from moco_dist import config as configs
+from moco_dist import devices
+from moco_dist.collectives import World
+from moco_dist.data import augment, batches, sources
+from moco_dist.encoders import Encoder
+from moco_dist.evaluate import features, knn, online, ridge
+
+EVALUATIONS = 5
+BLOCK_SECONDS = 10.0
+BLOCK_STEPS = 3
+"""A block of steps has so many at least."""
+BOUND_PERCENT = 3.0
+
+
+def main(arguments: list[str]) -> int:
+    config = configs.load(*configs.parse_arguments(arguments))
+    world = World(0, 1, 0, torch.device("cpu"))
+    world = World(0, 1, 0, devices.pick(config, world))
+    devices.prepare(config, world.device)
+    data = sources.load(config)
+    if config.eval.knn_every == 0 or data.bank is None or data.queries is None:
+        print(f"{config.run.name}: evaluates nothing")
+        return 0
+    steps, parts = _measure(config, data, world)
+    step = statistics.median(steps)
+    every = config.eval.knn_every
+    interval_steps = every * batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+    shares = [100 * seconds / (interval_steps * step) for seconds in parts["evaluation"]]
+    print(f"{config.run.name} on {world.device.type}: a step takes {1e3 * step:.1f} ms (median of {len(steps)})")
+    print(f"eval.knn_every={every}: {interval_steps} steps to an evaluation, {interval_steps * step:.1f} s")
+    for name, found in parts.items():
+        print(f"{name}: {1e3 * statistics.median(found):.1f} ms (median of {len(found)})")
+    print(f"share: median {statistics.median(shares):.3f} % of the training time, worst {max(shares):.3f} %")
+    return 0 if statistics.median(shares) <= BOUND_PERCENT else 1
+
+
+def _measure(config: configs.Config, data: sources.Data, world: World) -> tuple[list[float], dict[str, list[float]]]:
+    """Seconds of steps, and of evaluations and their parts."""
+    learner, step = training(config, data, world)
+    encoder = learner.moco.encoder_q
+    assert isinstance(encoder, Encoder)
+    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+
+    def evaluate() -> None:
+        part = online.part(data, config.eval.online_images)
+        online.accuracies(config, learner, encoder, part, augmentation)
+
+    for _ in range(BLOCK_STEPS):  # buffers, caches
+        next(step)
+    steps: list[float] = []
+    parts: dict[str, list[float]] = {}
+    for _ in range(EVALUATIONS):
+        steps += _block(lambda: next(step))
+        for name, seconds in _evaluation(evaluate, world.device).items():
+            parts.setdefault(name, []).append(seconds)
+    return steps, parts
+
+
+def _block(step: Callable[[], float]) -> list[float]:
+    """The seconds of each step of a block."""
+    found: list[float] = []
+    while len(found) < BLOCK_STEPS or sum(found) < BLOCK_SECONDS:
+        found.append(step())
+    return found
+
+
+def _evaluation(evaluate: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """The seconds of an evaluation and of its parts."""
+    taken = dict.fromkeys(("features", "kNN", "probe"), 0.0)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args, **kwargs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken[name] += time.perf_counter() - began
+            return result
+
+        return run
+
+    with (
+        mock.patch.object(features, "extract", timed("features", features.extract)),
+        mock.patch.object(knn, "accuracy", timed("kNN", knn.accuracy)),
+        mock.patch.object(ridge, "accuracy", timed("probe", ridge.accuracy)),
+    ):
+        began = time.perf_counter()
+        evaluate()
+        taken["evaluation"] = time.perf_counter() - began
+    return taken
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,300 @@
+"""What a run has learned: kNN, linear probe, few labels, and the supervised baseline beside them.
+
+python -m moco_dist.evaluate RUN_DIR [--knn] [--linear] [--labels N] [...] [section.key=value ...]
+python -m moco_dist.evaluate WEIGHTS CONFIG.yaml data.root=FOLDER [...]
+torchrun --nproc_per_node=4 -m moco_dist.evaluate RUN_DIR [...]
+
+A table on the terminal; evaluation.json and evaluation/ (pictures; a cell for each draw, so that a broken-off
+evaluation goes on) in the run directory. Ranks share the work, and change no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from moco_dist import devices, status, watchdog
+from moco_dist.collectives import World
+from moco_dist.config import Config, UserError
+from moco_dist.evaluate import few, knn, linear, plots, results, sgd_probe, subject
+from moco_dist.evaluate import labels as few_labels
+from moco_dist.evaluate.few import FewLabels, Outcome
+from moco_dist.evaluate.results import Cell, Cells, Key
+from moco_dist.evaluate.subject import Features, Subject
+from moco_dist.tracking.metrics import read_rows
+
+VALIDATION_FRACTION = 0.1
+"""Part of the labelled images that chooses the regularisation of the probe on all of them."""
+
+_PATIENCE_SECONDS = 24 * 3600.0
+"""Ranks wait for one another between draws, which may take long; a rank that dies takes the others along at once."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m moco_dist.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("path", metavar="RUN_DIR|WEIGHTS", type=Path, help="a run directory, or .safetensors or .pt")
+    p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
+    p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
+    p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
+    p.add_argument("--solver", choices=("auto", "lbfgs", "sgd"), default="auto", help="of --linear; auto: by memory")
+    p.add_argument("--features", choices=("backbone", "head"), default="backbone", help="of --knn and --linear")
+    few_ = p.add_mutually_exclusive_group()
+    few_.add_argument("--labels", type=int, metavar="N", help="few labels: N images, equally many of each class")
+    few_.add_argument("--label-fraction", type=float, metavar="F", help="the same, as a part of the labelled images")
+    p.add_argument("--draws", type=int, default=1, metavar="D", help="draws of the few labels (default 1)")
+    p.add_argument("--finetune", action="store_true", help="fine-tune the encoder on the few labels")
+    p.add_argument("--supervised", action="store_true", help="the baseline: from scratch on the same labels")
+    p.add_argument("--semi", action=argparse.BooleanOptionalAction, default=True, help="semi-supervised on few labels")
+    p.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="judge by it; validation: for tuning"
+    )
+    p.add_argument("--out", type=Path, metavar="DIR", help="where results go; RUN_DIR, or beside the weights")
+    return p
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table."""
+
+    name: str
+    labels: int | None
+    draws: int
+    run: Callable[[int], Outcome]
+    """A draw, by its number."""
+    together: bool
+    """Whether the ranks work on one draw together, or each on its own."""
+
+
+class Evaluation:
+    """What was asked for, of one subject."""
+
+    def __init__(self, asked: argparse.Namespace, subject_: Subject) -> None:
+        self.asked, self.subject, self.world = asked, subject_, subject_.world
+
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """Of the backbone."""
+        return self.subject.features()
+
+    @cached_property
+    def asked_features(self) -> tuple[Features, Features]:
+        """Of the layer that was asked for."""
+        return self.features if self.asked.features == "backbone" else self.subject.features("head")
+
+    def methods(self) -> list[Method]:
+        """What was asked for, the cheap first. Raises UserError."""
+        asked, layer = self.asked, "" if self.asked.features == "backbone" else " (head)"
+        chosen: list[Method] = []
+        count = self._label_count()
+        nothing = not (asked.knn or asked.linear or count)
+        if asked.knn or nothing:
+            chosen.append(Method(f"kNN{layer}", None, 1, self._knn, together=True))
+        if asked.linear or nothing:
+            chosen.append(Method(f"linear{layer}", None, 1, self._linear, together=True))
+        if count is None:
+            return chosen
+        f = self.few
+        names = [("linear", f.linear)]
+        if asked.finetune:
+            names.append(("fine-tuned", f.fine_tuned))
+        if asked.semi:
+            names.append(("semi-supervised", f.semi_supervised))
+        if asked.supervised:
+            arch = self.subject.config.model.arch
+            names += [(f"supervised {arch}", f.supervised), ("supervised small net", f.supervised_small)]
+        return chosen + [Method(name, count, asked.draws, run, together=False) for name, run in names]
+
+    @cached_property
+    def few(self) -> FewLabels:
+        """The methods that learn from few labels."""
+        count = self._label_count()
+        assert count is not None
+        return FewLabels(self.subject, *self.features, count)
+
+    def _label_count(self) -> int | None:
+        fraction: float | None = self.asked.label_fraction
+        if fraction is None:
+            count: int | None = self.asked.labels
+            return count
+        if not 0 < fraction <= 1:
+            raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
+        return round(fraction * len(self.subject.train))
+
+    def _knn(self, draw: int) -> Outcome:
+        train, held_out = self.asked_features
+        of = self.subject.config.eval
+        predicted = knn.predict(
+            held_out.rows, *train.share(self.world), k=of.knn_k, temperature=of.knn_temperature, world=self.world
+        )
+        return Outcome(predicted.cpu())
+
+    def _linear(self, draw: int) -> Outcome:
+        if not self._fits():
+            return self._linear_by_sgd()
+        train, held_out = self.asked_features
+        classes, world = self.subject.classes, self.world
+        fold = few_labels.held_out(train.labels.numpy(), VALIDATION_FRACTION, self.subject.config.run.seed)
+        decay, accuracy = linear.choose_decay(train.rows, train.labels, classes, [fold], world)
+        probe = world.from_first(lambda: linear.fit(train.rows, train.labels, classes, decay))
+        return Outcome(probe.predict(held_out.rows).cpu(), {"decay": decay, "validation": accuracy})
+
+    def _fits(self) -> bool:
+        """Whether every rank can hold the features of all images, and as much again while they are sorted."""
+        if self.asked.solver != "auto":
+            return bool(self.asked.solver == "lbfgs")
+        wanted = 2 * 4 * len(self.subject.train) * self.subject.feature_dim(self.asked.features)
+        return all(self.world.gather_objects(wanted < devices.memory(self.world.device)))
+
+    def _linear_by_sgd(self) -> Outcome:
+        s, layer, data = self.subject, self.asked.features, self.subject.config.data
+        probe = sgd_probe.fit(
+            s.encode(layer),
+            s.train,
+            s.classes,
+            s.feature_dim(layer),
+            s.world,
+            size=data.image_size,
+            augmentation=s.augmentation,
+            dtype=torch.float32,
+            seed=s.config.run.seed,
+            recipe=sgd_probe.Recipe(flip=s.augmentation.recipe.flip),  # no flip where MoCo had none
+            workers=data.workers,
+        )
+        return Outcome(s.classify(lambda images: probe.logits(s.encode(layer)(images)), s.world))
+
+    def run(self, cells: Cells) -> list[dict[str, Any]]:
+        """Compute what is missing, draw by draw. Returns the rows, the same on all ranks."""
+        rows = []
+        for method in self.methods():
+            known = {n: cells.get(self.key(method, n)) for n in range(method.draws)}
+            missing = [number for number, cell in known.items() if cell is None]
+            if missing and method.name == "semi-supervised":
+                _ = self.few.edges  # all ranks make it together
+            at_once = 1 if method.together else self.world.size
+            for first in range(0, len(missing), at_once):
+                found = self._cells(method, missing[first : first + at_once])
+                known |= {cell.key.draw: cell for cell in found}
+                self.world.from_first(functools.partial(cells.add, found))
+            rows.append(results.row([cell for cell in known.values() if cell]))
+        return rows
+
+    def _cells(self, method: Method, numbers: Sequence[int]) -> list[Cell]:
+        def cell(number: int) -> Cell:
+            began = time.perf_counter()
+            outcome = method.run(number)
+            seconds = time.perf_counter() - began
+            accuracy = self.subject.accuracy(outcome.predicted)
+            return Cell(self.key(method, number), accuracy, seconds, outcome.notes, outcome.predicted.tolist())
+
+        return [cell(n) for n in numbers] if method.together else self.world.share_out(numbers, cell)
+
+    def key(self, method: Method, number: int) -> Key:
+        """Of a draw's cell."""
+        return Key(method.name, method.labels, number, self.subject.split, self.settings)
+
+    @cached_property
+    def settings(self) -> str:
+        """Digest of what the figures depend on."""
+        config = self.subject.config
+        kept = config.model_dump(mode="json", include={"data": True, "model": True, "eval": True})
+        for free in ("root", "workers", "download"):
+            del kept["data"][free]
+        schedules = [repr(s) for s in (few.FINE_TUNING, few.FROM_SCRATCH, few.SEMI_SUPERVISED)]
+        told = json.dumps([self.subject.digest, config.run.seed, self.asked.solver, kept, schedules], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def evaluate(asked: argparse.Namespace, world: World) -> None:
+    """Do what was asked for, on all ranks. Raises UserError."""
+    if asked.draws < 1:
+        raise UserError.of("--draws", asked.draws, "must be 1 or more", "drop it for one draw")
+    config = subject.of_path(asked.path, asked.config, asked.split)
+    world = World.from_environment(devices.pick(config, world))
+    watchdog.start(world.rank, _PATIENCE_SECONDS, lambda hang: None)
+    world.join(_PATIENCE_SECONDS)
+    devices.prepare(config, world.device)
+    answer(asked, config, world)
+
+
+def answer(asked: argparse.Namespace, config: Config, world: World) -> None:
+    """Evaluate on ranks that have met. Raises UserError."""
+    opened = subject.open_subject(asked.path, config, world, asked.features)
+    out: Path = asked.out or (asked.path if asked.path.is_dir() else asked.path.parent)
+    try:
+        cells = world.from_first(lambda: Cells(out / "evaluation"))
+        evaluation = Evaluation(asked, opened)
+        rows = evaluation.run(cells)
+        world.from_first(lambda: report(evaluation, rows, cells, out))
+    except OSError as error:
+        raise UserError.of("--out", out, f"cannot be written: {error.strerror}", "give another --out DIR") from None
+
+
+def report(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cells, out: Path) -> None:
+    """Print the table, write evaluation.json, draw the pictures. Rank 0 alone. Raises OSError."""
+    opened = evaluation.subject
+    about = {"weights": opened.digest, "split": opened.split, "held_out": len(opened.held_out)}
+    results.write(out / "evaluation.json", rows, about)
+    pictures(evaluation, rows, cells, out)
+    title = f"{evaluation.asked.path}: {len(opened.held_out)} {opened.split} images"
+    Console().print(results.table(rows, opened.split, title))
+    print(f"results: {out} (evaluation.json, evaluation/)")
+
+
+def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cells, out: Path) -> None:
+    """Accuracies, the run's curves, and what the best method gets wrong. Raises OSError."""
+    opened, folder = evaluation.subject, out / "evaluation"
+    plots.accuracies(folder / "accuracies.png", rows, opened.split)
+    if (out / "metrics.jsonl").is_file():
+        plots.curves(folder / "curves.png", list(read_rows(out / "metrics.jsonl")))
+    best = max(rows, key=lambda row: row[f"{opened.split}_accuracy_mean"])
+    method = next(m for m in evaluation.methods() if (m.name, m.labels) == (best["method"], best["labels"]))
+    cell = cells.get(evaluation.key(method, 0))
+    assert cell is not None
+    truth, predicted = opened.truth.numpy(), np.array(cell.predicted)
+    wrong = np.flatnonzero(truth != predicted)
+    images, _ = opened.held_out.centred(wrong, opened.config.data.image_size)
+    plots.confusion(folder / "confusion.png", truth, predicted, opened.class_names)
+    plots.wrong_images(folder / "wrong.png", images.numpy(), truth[wrong], predicted[wrong], opened.class_names)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate as the arguments say. Returns the exit status; raises whatever else goes wrong."""
+    asked, world = parser().parse_intermixed_args(arguments), World.from_environment()
+    try:
+        evaluate(asked, world)
+        return 0
+    except UserError as error:
+        world.tell(f"moco_dist.evaluate: {error}")
+        world.let_rank_0_end_first()
+        return status.EXIT_CODES["user_error"]
+    finally:
+        world.leave()
+
+
+@record
+def main() -> None:
+    """Entry point of `python -m moco_dist.evaluate`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What a network tells after it has seen the labels of a few images: one draw of labels at a time, on one rank."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from moco_dist.collectives import World
+from moco_dist.encoders import Encoder, SmallNet, build_encoder
+from moco_dist.evaluate import labels as few
+from moco_dist.evaluate import linear, propagation
+from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
+from moco_dist.evaluate.labels import Indices
+from moco_dist.evaluate.linear import Probe
+from moco_dist.evaluate.subject import Features, Subject
+
+FOLDS = 5
+"""Parts of the labelled images in the cross-validation that chooses a probe's regularisation."""
+
+DECAY_OF_ONE = 1e-3
+"""Its regularisation where a class has one label, which leaves nothing to hold out."""
+
+FINE_TUNING = Schedule(steps=400, batch=100, lr=0.03, lr_net=0.01)
+FROM_SCRATCH = Schedule(steps=1500, batch=100, lr=0.05, lr_net=0.05)
+SEMI_SUPERVISED = Schedule(steps=1200, batch=256, lr=0.03, lr_net=0.03)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one draw came to."""
+
+    predicted: Tensor
+    """[n] classes of the held-out images, on the CPU."""
+    notes: dict[str, float] = field(default_factory=dict)
+    """What was chosen or seen on the way."""
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """Methods that learn from few labels, each a function of the draw alone."""
+
+    subject: Subject
+    train: Features
+    held_out: Features
+    count: int
+    """Labels of a draw."""
+
+    def draw(self, number: int) -> Indices:
+        """Labelled images of a draw, counted from 0. Raises UserError."""
+        s = self.subject
+        return few.draw(s.train_labels, s.classes, self.count, s.config.run.seed, number)
+
+    def linear(self, number: int) -> Outcome:
+        """A linear probe on the labelled images' features, its regularisation by cross-validation among them."""
+        probe, decay, accuracy = self._probe(self.draw(number))
+        return Outcome(probe.predict(self.held_out.rows).cpu(), {"decay": decay, "cross_validation": accuracy})
+
+    def fine_tuned(self, number: int) -> Outcome:
+        """The probe and the encoder below it, trained on with augmented labelled images."""
+        labelled = self.draw(number)
+        probe, _, _ = self._probe(labelled)
+        return self._learnt(self._tuned(probe), self._lesson(labelled), FINE_TUNING, number)
+
+    def semi_supervised(self, number: int) -> Outcome:
+        """The same on all images: the labels of the few, spread along the graph of MoCo's features.
+
+        Iscen et al. 2019, "Label propagation for deep semi-supervised learning": the loss of an image weighs as much
+        as its guess is certain. Their network and graph come from the labels; here MoCo has learnt them without.
+        """
+        labelled = self.draw(number)
+        probe, _, _ = self._probe(labelled)
+        labels = self.subject.train_labels
+        guess = propagation.spread(self.edges, labelled, labels[labelled], self.subject.classes)
+        lesson = Lesson(np.arange(len(labels)), guess.labels, guess.certainty)
+        return self._learnt(self._tuned(probe), lesson, SEMI_SUPERVISED, number)
+
+    def supervised(self, number: int) -> Outcome:
+        """The same encoder from scratch on the labelled images, augmented."""
+        config = self.subject.config
+        net = build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
+        return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
+
+    def supervised_small(self, number: int) -> Outcome:
+        """A small convolutional net from scratch on the labelled images, augmented."""
+        subject = self.subject
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(subject.config.run.seed + number)
+            net = SmallNet(subject.train.channels, subject.config.data.image_size)
+        return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
+
+    @cached_property
+    def edges(self) -> sparse.csr_matrix:
+        """The graph of all training images' features. To be asked for by all ranks at once, the first time."""
+        k = min(propagation.NEIGHBOURS, len(self.train.rows) - 1)
+        return propagation.graph(*propagation.nearest(self.train.rows, k, self.subject.world))
+
+    @property
+    def _alone(self) -> World:
+        return World(0, 1, 0, self.subject.world.device)
+
+    def _probe(self, labelled: Indices) -> tuple[Probe, float, float]:
+        rows, labels = self.train.rows[labelled], self.train.labels[labelled]
+        classes = self.subject.classes
+        parts = min(FOLDS, len(labelled) // classes)
+        decay, accuracy = DECAY_OF_ONE, float("nan")
+        if parts > 1:
+            folds = few.folds(labels.numpy(), parts, self.subject.config.run.seed)
+            decay, accuracy = linear.choose_decay(rows, labels, classes, folds, self._alone)
+        return linear.fit(rows, labels, classes, decay), decay, accuracy
+
+    def _lesson(self, labelled: Indices) -> Lesson:
+        return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32))
+
+    def _tuned(self, probe: Probe) -> Classifier:
+        return self._classifier(copy.deepcopy(self.subject.encoder), probe)
+
+    def _classifier(self, net: Encoder | SmallNet, probe: Probe | None = None) -> Classifier:
+        return Classifier(net, self.subject.classes, probe).to(self.subject.world.device)
+
+    def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> Outcome:
+        s = self.subject
+        learn_(
+            classifier,
+            s.train,
+            lesson,
+            schedule,
+            data=s.config.data,
+            augmentation=s.augmentation,
+            device=s.world.device,
+            seed=s.config.run.seed,
+            number=number,
+        )
+        return Outcome(s.classify(classifier, self._alone))

@@ -1,0 +1,112 @@
+"""Few labels spread over the unlabelled images along the graph of nearest features.
+
+Label propagation (Zhou et al. 2004, "Learning with local and global consistency") on a graph of features, and the
+certainty of what it says (Iscen et al. 2019, "Label propagation for deep semi-supervised learning", section 3.2).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import cg
+from torch import Tensor
+
+from moco_dist.collectives import World
+from moco_dist.evaluate.labels import Indices
+
+NEIGHBOURS = 50
+POWER = 3
+ALPHA = 0.99
+"""Neighbours of an image, power of their similarity, and what of a label comes over the edges: section 4.1 there."""
+
+_ROWS, _COLUMNS = 1024, 16384
+"""Similarities computed at a time. Fixed, so that no number depends on which rank computes it."""
+
+_ITERATIONS = 200
+
+
+class Spread(NamedTuple):
+    """What propagation says of every image."""
+
+    labels: Indices
+    """[n] classes; of the labelled images, their own."""
+    certainty: NDArray[np.float32]
+    """[n] from 0, all classes alike, to 1."""
+
+
+@torch.no_grad()
+def nearest(features: Tensor, k: int, world: World) -> tuple[Tensor, Tensor]:
+    """The most similar other images of each image. Rows are shared out to the ranks.
+
+    Args:
+        features: [n, D] normalised, the same on all ranks.
+        k: how many, below n.
+        world: the ranks.
+
+    Returns:
+        Indices [n, k] and cosines [n, k], on the CPU, the same on all ranks.
+    """
+
+    def of_rows(first: int) -> tuple[Tensor, Tensor]:
+        rows = features[first : first + _ROWS]
+        best, where = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
+        for begin in range(0, len(features), _COLUMNS):
+            cosine = rows @ features[begin : begin + _COLUMNS].T  # [rows, columns]
+            itself = torch.arange(first - begin, first - begin + len(rows), device=rows.device)
+            inside = (itself >= 0) & (itself < cosine.shape[1])
+            cosine[inside, itself[inside]] = -torch.inf
+            top, index = cosine.topk(min(k, cosine.shape[1]), dim=1)
+            best, index = torch.cat([best, top], dim=1), torch.cat([where, index + begin], dim=1)
+            best, order = best.topk(min(k, best.shape[1]), dim=1)
+            where = index.gather(1, order)
+        return where.cpu(), best.cpu()
+
+    blocks = world.share_out(range(0, len(features), _ROWS), of_rows)
+    return torch.cat([where for where, _ in blocks]), torch.cat([best for _, best in blocks])
+
+
+def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
+    """The normalised graph `D^-1/2 (A + A^T) D^-1/2` of `max(cosine, 0)^POWER` (section 3.2, equations 9 and 10).
+
+    Args:
+        indices: [n, k] neighbours of each image.
+        cosines: [n, k]
+
+    Returns:
+        [n, n]
+    """
+    count, k = indices.shape
+    weights = cosines.double().clamp(min=0).pow(POWER).flatten().numpy()
+    directed = sparse.csr_matrix((weights, indices.flatten().numpy(), np.arange(0, count * k + 1, k)), (count, count))
+    affinity = directed + directed.T
+    degree = np.asarray(affinity.sum(1)).ravel()
+    scale = sparse.diags_array(1 / np.sqrt(np.maximum(degree, np.finfo(np.float64).tiny)))
+    return sparse.csr_matrix(scale @ affinity @ scale)
+
+
+def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes: int) -> Spread:
+    """Solve `(I - ALPHA S) Z = Y` by conjugate gradients; a class is the largest of a row of Z (equations 4 to 6).
+
+    Args:
+        edges: [n, n] of `graph`.
+        labelled: [m] which images have labels.
+        labels: [m] theirs.
+        classes: of the problem.
+    """
+    count = edges.shape[0]
+    system = sparse.eye_array(count, format="csr") - ALPHA * edges
+    scores = np.empty((count, classes))
+    for which in range(classes):
+        begin = np.zeros(count)
+        begin[labelled[labels == which]] = 1
+        scores[:, which], _ = cg(system, begin, rtol=1e-6, maxiter=_ITERATIONS)
+    scores = np.maximum(scores, 0) + 1e-12
+    shares = scores / scores.sum(1, keepdims=True)  # [n, classes]
+    certainty = 1 + (shares * np.log(shares)).sum(1) / np.log(classes)  # equation 7
+    found = shares.argmax(1)
+    found[labelled], certainty[labelled] = labels, 1
+    return Spread(found, certainty.clip(0, 1).astype(np.float32))

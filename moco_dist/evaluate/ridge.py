@@ -1,0 +1,115 @@
+"""A linear probe in closed form, cheap enough for training runs: ridge regression on the classes, over all ranks.
+
+Its figure is the same on any number of ranks to the last bit, since no sum in it is ever rounded. Features are at most
+1 and are rounded to multiples of 2^-15, so that their products are multiples of 2^-30. Sums of those over N images are
+at most N: float64, with 53 bits, holds each of them exactly up to 2^23 images, in whatever order they are added up.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from moco_dist.collectives import World
+
+PENALTY = 1e-3
+"""Of the squared weights, as a part of the mean eigenvalue of X^T X, which for normalised features is n / D."""
+
+_BITS = 15
+_BLOCK = 4096
+"""Features computed with at a time: bounds the memory of their double precision."""
+
+
+@torch.no_grad()
+def fit(features: Tensor, labels: Tensor, world: World) -> Tensor:
+    """The minimum over W and b of `sum_i |W^T x_i + b - y_i|^2 + PENALTY n/D |W|^2`, y_i the one-hot class of image i.
+
+    It is scikit-learn's Ridge with alpha = PENALTY n/D.
+
+    Args:
+        features: [n, D] normalised, this rank's share; shares may differ in size or be empty.
+        labels: [n] classes.
+        world: the ranks.
+
+    Returns:
+        [D+1, classes] the weights, and as last row the bias, in float64, the same on all ranks; NaN where a feature is
+        not finite.
+    """
+    shares = world.gather_objects((len(features), int(labels.max()) if len(labels) else -1))
+    count, classes = sum(size for size, _ in shares), 1 + max(largest for _, largest in shares)
+    bits = _bits(count)
+    width = features.shape[1] + 1
+    gram = features.new_zeros(width, width, dtype=torch.float64)  # X^T X
+    moments = features.new_zeros(classes, width, dtype=torch.float64)  # Y^T X
+    for rows, of_rows in zip(features.split(_BLOCK), labels.split(_BLOCK), strict=True):
+        x = _with_ones(rows, bits)
+        gram.addmm_(x.T, x)
+        moments.index_add_(0, of_rows.to(x.device), x)
+    sum_([gram, moments], 2 * bits, world)
+    if not gram.isfinite().all():
+        return torch.full_like(moments.T, math.nan)
+    gram.diagonal()[:-1] += PENALTY * count / (width - 1)
+    return torch.cholesky_solve(moments.T, torch.linalg.cholesky(gram))
+
+
+def _bits(count: int) -> int:
+    """To round features of so many images to: 2^(2 bits) count < 2^51, which leaves `sum_` its two bits."""
+    bits = min(_BITS, (51 - count.bit_length()) // 2)
+    assert bits > 0 and count * 4**bits < 2**51
+    return bits
+
+
+def sum_(sums: list[Tensor], bits: int, world: World) -> None:
+    """Add up tensors over the ranks in place, without an error.
+
+    A sum by way of the mean needs no more memory on more ranks. Mean and product are rounded, together by less than
+    2^-52 of the sum: less than half of 2^-bits, so that the next multiple is the sum itself.
+
+    Args:
+        sums: float64; multiples of 2^-bits whose sums over the ranks are below 2^(51 - bits).
+        bits: see there.
+        world: the ranks.
+    """
+    if world.size == 1:
+        return
+    world.mean_(sums)
+    for total in sums:
+        total.mul_(world.size * 2.0**bits).round_().mul_(2.0**-bits)
+
+
+@torch.no_grad()
+def predict(weights: Tensor, features: Tensor) -> Tensor:
+    """Classes [n] of features [n, D], by `fit`'s weights [D+1, classes]; of equal scores the lower class.
+
+    Scores are exact like the sums, so that they do not depend on which features share a block: no part of a score
+    exceeds twice a column's norm, and the weights are rounded to 53 bits below that, less those of a feature.
+    """
+    _, exponent = math.frexp(2 * float(weights.norm(dim=0).max()))
+    unit = 2.0 ** (exponent - 53 + _BITS)
+    rounded = (weights / unit).round() * unit
+    return torch.cat([(_with_ones(rows, _BITS) @ rounded).argmax(1) for rows in features.split(_BLOCK)])
+
+
+def _with_ones(features: Tensor, bits: int) -> Tensor:
+    """[n, D] to [n, D+1]: multiples of 2^-bits in float64, and ones for the bias."""
+    rounded = (features.double() * 2.0**bits).round_() * 2.0**-bits
+    return torch.cat([rounded, rounded.new_ones(len(rounded), 1)], dim=1)
+
+
+def accuracy(queries: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor], *, world: World) -> float:
+    """Fraction of the queries whose class the probe tells; NaN where the bank's features are not finite.
+
+    Args:
+        queries: this rank's share: [n, D] features and [n] labels.
+        bank: this rank's share of what the probe learns from, likewise.
+        world: the ranks.
+    """
+    weights = fit(*bank, world)
+    features, labels = queries
+    right = int((predict(weights, features) == labels.to(features.device)).sum())
+    shares = world.gather_objects((right, len(labels)))
+    if not weights.isfinite().all():
+        return math.nan
+    return sum(right for right, _ in shares) / sum(size for _, size in shares)

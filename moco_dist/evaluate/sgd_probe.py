@@ -1,0 +1,211 @@
+"""The linear probe where features fit into no memory: SGD, with the encoder run on every step's crops.
+
+The protocol of MoCo (He et al. 2020, section 4.1, and the authors' `main_lincls.py`): a linear layer on frozen features
+as they come out of the pooling, trained on random crops and flips. Nothing is stored; `linear.py` solves the problem
+for features that are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from moco_dist import randomness, watchdog
+from moco_dist.collectives import World
+from moco_dist.config import DataSection, Interval, UserError
+from moco_dist.data import augment
+from moco_dist.data.augment import Augment
+from moco_dist.data.batches import in_worker, steps_per_epoch
+from moco_dist.data.sources import Source
+from moco_dist.evaluate.linear import Probe
+from moco_dist.summation import PairwiseSum
+
+_LR_BATCH = 256
+"""Images of the batch that a recipe's learning rate is for."""
+
+_PIECE, _PIECES = 32, 8
+"""Images encoded together at most, and pieces of a batch at least: so many ranks compute the same pieces."""
+
+_INITIAL_STD = 0.01
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the classifier is trained; the defaults are the paper's, and the authors' where it is silent."""
+
+    epochs: int = 100
+    """Passes over the source, each without its last incomplete batch."""
+    batch: int = 256
+    """Images of one step over all ranks."""
+    lr: float = 30.0
+    """Initial learning rate of a batch of 256; of another one, in proportion (Goyal et al. 2017, section 2.1)."""
+    milestones: tuple[int, ...] = (60, 80)
+    """Epochs, counted from 0, at whose beginning the learning rate is multiplied by `decay`."""
+    decay: float = 0.1
+    """Factor of the learning rate at each milestone; the weights have no decay."""
+    momentum: float = 0.9
+    """Of SGD."""
+    crop_scale: Interval = (0.08, 1.0)
+    """Area of the random crop as a fraction of the image's, least and most; torchvision's default."""
+    flip: float = 0.5
+    """Probability of the horizontal flip."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """`lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
+        passed = sum(epoch >= milestone for milestone in self.milestones)
+        return self.lr * self.batch / _LR_BATCH * self.decay**passed
+
+    def steps(self, samples: int) -> int:
+        """Of the whole training on a source of so many images."""
+        return self.epochs * steps_per_epoch(samples, self.batch)
+
+
+def fit(
+    encode: Callable[[Tensor], Tensor],
+    source: Source,
+    classes: int,
+    feature_dim: int,
+    world: World,
+    *,
+    size: int,
+    augmentation: Augment,
+    dtype: torch.dtype,
+    seed: int,
+    recipe: Recipe,
+    workers: int = 0,
+    progress: Callable[[int, float, Tensor], None] | None = None,
+) -> Probe:
+    """Train a linear classifier on the mean cross-entropy of a source's random crops.
+
+    What it sees is a function of the seed alone. On the CPU with one thread, 1, 2 and 4 ranks give the same bits.
+
+    Args:
+        encode: normalised images [n, C, size, size] to features [n, D], in evaluation mode and without gradients.
+        source: labelled images.
+        classes: of the problem.
+        feature_dim: D.
+        world: the ranks; each computes its slice of every batch.
+        size: side of the crops in pixels.
+        augmentation: of the run, for its normalisation.
+        dtype: of the images; the classifier is in float32 or wider.
+        seed: of weights, order and crops.
+        recipe: how.
+        workers: processes of a rank that decode.
+        progress: called after each step, on each rank, with the number of steps done, the learning rate, and the mean
+            loss of the batch before the step, on the device.
+
+    Returns:
+        The classifier, the same on all ranks, on the device.
+
+    Raises:
+        UserError: the batch does not divide over the ranks, or is larger than the source.
+    """
+    pieces = _pieces(recipe.batch, len(source), world.size)
+    wide = torch.promote_types(dtype, torch.float32)
+    view = _augment(recipe, augmentation)
+    probe = _initial(classes, feature_dim, seed, wide, world.device)
+    optimizer = torch.optim.SGD(list(probe), lr=recipe.lr, momentum=recipe.momentum)
+
+    def of_piece(crops: Tensor, draws: Tensor, labels: Tensor) -> list[Tensor]:
+        """What a piece adds to the mean loss of this rank's slice, and to its gradients."""
+        with torch.no_grad():
+            images = view(crops.to(world.device, non_blocking=True), draws, wide)
+            found = encode(images.to(dtype))  # [n / pieces, D]
+        loss = F.cross_entropy(probe.logits(found), labels.to(world.device, non_blocking=True)) / pieces
+        return [loss.detach(), *torch.autograd.grad(loss, probe)]
+
+    for step, batch in enumerate(_loader(_Steps(source, recipe, size, seed, world), workers, world.device)):
+        total = PairwiseSum()
+        for piece in zip(*(t.chunk(pieces) for t in batch), strict=True):
+            total.add(of_piece(*piece))
+        means = total.total()
+        world.mean_(means)
+        loss, probe.weight.grad, probe.bias.grad = means
+        lr = recipe.learning_rate(step // steps_per_epoch(len(source), recipe.batch))
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        watchdog.beat()
+        if progress is not None:
+            progress(step + 1, lr, loss)
+    return Probe(*(t.detach() for t in probe))
+
+
+def _pieces(batch: int, samples: int, ranks: int) -> int:
+    """Equal pieces that a rank's slice is encoded in: a power of two, since then all sums meet in the same tree.
+
+    The slice is halved until a piece is small enough, or odd. How small follows from the batch alone, so that the
+    pieces are the same on any number of ranks that is a power of two.
+    """
+    if batch % ranks:
+        fix = f"use batch={-(-batch // ranks) * ranks}"
+        raise UserError.of("batch", batch, f"must be divisible by the {ranks} ranks", fix)
+    if batch > samples:
+        rule = f"the training set has {samples} images, less than one batch"
+        raise UserError.of("batch", batch, rule, f"use at most batch={samples // ranks * ranks}")
+    share, most, pieces = batch // ranks, min(_PIECE, batch // _PIECES), 1
+    while share // pieces > most and share % (2 * pieces) == 0:
+        pieces *= 2
+    return pieces
+
+
+def _augment(recipe: Recipe, normalisation: Augment) -> Augment:
+    """The flip alone, with the normalisation of the run; the crop is the source's."""
+    mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
+    nothing = replace(augment.Recipe.of(DataSection()), jitter=0.0, grayscale=0.0, blur=0.0)
+    return Augment(replace(nothing, flip=recipe.flip), mean, std)
+
+
+def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
+    """Weights N(0, 0.01), no bias, as the authors have it; to be trained."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
+    return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))
+
+
+class _Steps(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """This rank's slices by step (counted from 0): crops, draws for the device and labels, from the seed alone."""
+
+    def __init__(self, source: Source, recipe: Recipe, size: int, seed: int, world: World) -> None:
+        assert source.labels is not None
+        self.source, self.recipe, self.seed, self.labels = source, recipe, seed, source.labels
+        self.data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
+        self.count = recipe.batch // world.size
+        self.first = world.rank * self.count
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.recipe.steps(len(self.source))
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, samples = self._samples(step)
+        numbers = randomness.uniform(self.seed, randomness.Stream.PROBE_VIEW, epoch, samples, augment.DRAWS)
+        draws = torch.from_numpy(numbers)
+        crops, _ = self.source.crops(samples, draws[:, : augment.CROP_DRAWS], self.data)
+        return crops, draws[:, augment.CROP_DRAWS :], torch.from_numpy(self.labels[samples])
+
+    def _samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """Epoch of the step, and the indices of this rank's samples: a slice of the epoch's order."""
+        count = len(self.source)
+        epoch, within = divmod(step, steps_per_epoch(count, self.recipe.batch))
+        if self._order[0] != epoch:
+            order = randomness.permutation(self.seed, randomness.Stream.PROBE_ORDER, epoch, 0, count)
+            self._order = epoch, order
+        begin = within * self.recipe.batch + self.first
+        return epoch, self._order[1][begin : begin + self.count]
+
+
+def _loader(steps: _Steps, workers: int, device: torch.device) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    return DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=min(workers, len(steps)),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=in_worker,
+    )

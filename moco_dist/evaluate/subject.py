@@ -1,0 +1,189 @@
+"""What is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moco_dist import config as configs
+from moco_dist import weights
+from moco_dist.checkpoint import Checkpoints
+from moco_dist.collectives import World
+from moco_dist.config import Config, UserError
+from moco_dist.data import augment, sources
+from moco_dist.encoders import Encoder, build_encoder
+from moco_dist.evaluate import features
+from moco_dist.evaluate.labels import Indices
+
+Layer = Literal["backbone", "head"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of a whole source, normalised, in its order; the same on all ranks."""
+
+    rows: Tensor
+    """[n, D], on the device."""
+    labels: Tensor
+    """[n], on the CPU."""
+
+    def share(self, world: World) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's rows, their labels and indices."""
+        mine = torch.arange(world.rank, len(self.rows), world.size)
+        return self.rows[mine.to(self.rows.device)], self.labels[mine], mine
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder and the images that it is tried on."""
+
+    config: Config
+    world: World
+    encoder: Encoder
+    """In evaluation mode, on the device."""
+    digest: str
+    """sha256 of its weights."""
+    train: sources.Source
+    """Labelled images to learn from."""
+    held_out: sources.Source
+    """Labelled images to be told."""
+
+    @property
+    def split(self) -> str:
+        """What the held-out images are."""
+        return self.config.eval.knn_split
+
+    @cached_property
+    def train_labels(self) -> Indices:
+        assert self.train.labels is not None
+        return self.train.labels
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """[n] classes of the held-out images."""
+        assert self.held_out.labels is not None
+        return torch.from_numpy(self.held_out.labels)
+
+    @cached_property
+    def classes(self) -> int:
+        return 1 + int(max(self.train_labels.max(), self.truth.max()))
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return getattr(self.train, "classes", ()) or tuple(map(str, range(self.classes)))
+
+    @cached_property
+    def augmentation(self) -> augment.Augment:
+        return augment.Augment(augment.Recipe.of(self.config.data), *self.train.statistics)
+
+    def accuracy(self, predicted: Tensor) -> float:
+        """Fraction of the held-out images that are told right; predicted [n]."""
+        return float((predicted.cpu() == self.truth).double().mean())
+
+    def encode(self, layer: Layer) -> Callable[[Tensor], Tensor]:
+        """Images to the output of a layer."""
+        return self.encoder.features if layer == "backbone" else self.encoder
+
+    def feature_dim(self, layer: Layer) -> int:
+        """D of a layer's output."""
+        return self.encoder.feature_dim if layer == "backbone" else self.config.model.dim
+
+    def features(self, layer: Layer = "backbone") -> tuple[Features, Features]:
+        """Of the images to learn from, and of the held-out ones. Raises UserError where some are not finite."""
+        return self._of_source(layer, self.train), self._of_source(layer, self.held_out)
+
+    def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
+        """Classes [n] of the held-out images, on the CPU.
+
+        Args:
+            logits: normalised images [n, C, S, S] to [n, classes].
+            world: the ranks that share the work.
+        """
+        found, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
+        return features.in_order(found.argmax(1), indices, world).cpu()
+
+    def _share(self, encode: Callable[[Tensor], Tensor], source: sources.Source, world: World) -> tuple[Tensor, Tensor]:
+        return features.extract(
+            encode,
+            source,
+            world,
+            size=self.config.data.image_size,
+            augmentation=self.augmentation,
+            dtype=torch.float32,
+            workers=self.config.data.workers,
+        )
+
+    def _of_source(self, layer: Layer, source: sources.Source) -> Features:
+        rows = features.in_order(*self._share(self.encode(layer), source, self.world), self.world)
+        bad = int((~rows.isfinite().all(1)).sum())
+        if bad:
+            rule = f"the features of {bad} of {len(rows)} images are not finite"
+            raise UserError.of("weights", self.digest[:12], rule, "take an earlier checkpoint; see the run's loss")
+        assert source.labels is not None
+        return Features(rows, torch.from_numpy(source.labels))
+
+
+def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
+    """The config that belongs to a run directory, or for a file of weights the one that the arguments name.
+
+    Args:
+        path: run directory, or file of weights.
+        arguments: `[CONFIG.yaml] [section.key=value ...]`; of a run directory, the overrides alone.
+        split: test or validation, whatever the run itself watched.
+
+    Raises:
+        UserError: no such path, no config, or a mistake in it.
+    """
+    if not path.exists():
+        raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
+    file, overrides = configs.parse_arguments(arguments)
+    if path.is_dir():
+        if file is not None:
+            raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
+        file = path / "config.yaml"
+        if not file.is_file():
+            raise UserError.of("RUN_DIR", path, "holds no config.yaml", "give the directory of a run, or its weights")
+    # Labelled images are wanted, whether or not the run evaluated itself.
+    return configs.load(file, [*overrides, f"eval.knn_split={split}", "eval.knn_every=1", "data.download=false"])
+
+
+def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:
+    """Read the weights and open the images.
+
+    Args:
+        path: run directory, or file of weights.
+        config: of the run.
+        world: joined, with its device.
+        layer: whose features will be asked for; the head is in checkpoints alone.
+
+    Raises:
+        UserError: what does not fit together.
+    """
+    data = sources.load(config)
+    if data.bank is None or data.queries is None:
+        rule = "no labels" if data.bank is None else "no held-out images with labels"
+        fix = "give a folder with train/ and val/ of class folders, or eval.knn_split=validation"
+        raise UserError.of("data.root", config.data.root, rule, fix)
+    encoder = build_encoder(config.model, data.train.channels, config.run.seed)
+    file = path / "encoder.safetensors" if path.is_dir() else path
+    if path.is_dir() and (layer == "head" or not file.is_file()):
+        checkpoints = Checkpoints(path / "checkpoints", keep=2, writes=False)
+        step = world.from_first(checkpoints.latest)
+        if step is None:
+            rule = "holds neither encoder.safetensors nor a checkpoint" if layer == "backbone" else "has no checkpoint"
+            raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
+        file = checkpoints.path(step)
+        encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
+    elif layer == "head":
+        raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
+    else:
+        weights.load_backbone_(encoder, file, key="RUN_DIR" if path.is_dir() else "WEIGHTS")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Subject(config, world, encoder.to(world.device).eval(), digest, data.bank, data.queries)

@@ -1,0 +1,212 @@
+"""`python -m moco_dist.evaluate` on a small run: figures, what it leaves, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from moco_dist import checkpoint, weights
+from moco_dist import config as configs
+from moco_dist.collectives import World
+from moco_dist.encoders import build_encoder
+from moco_dist.evaluate import __main__ as command
+from moco_dist.evaluate import few, linear, subject
+from tests.ranks import Ranks
+
+EVERYTHING = ["--knn", "--linear", "--labels", "20", "--draws", "3", "--finetune", "--supervised"]
+METHODS = [
+    *(("kNN", None), ("linear", None), ("linear", 20), ("fine-tuned", 20), ("semi-supervised", 20)),
+    *(("supervised resnet18", 20), ("supervised small net", 20)),
+]
+
+
+@pytest.fixture(scope="module")
+def fresh_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run on digits leaves, with an encoder as it began."""
+    folder = tmp_path_factory.mktemp("run")
+    config = configs.load(None, ["model.width=8"])
+    (folder / "config.yaml").write_text(configs.dump(config))
+    encoder = build_encoder(config.model, 1, seed=0)
+    weights.save_backbone(encoder, folder / "encoder.safetensors")
+    (folder / "checkpoints").mkdir()
+    checkpoint.write(folder / "checkpoints/step_000000007.pt", {"encoder_q": encoder.state_dict()})
+    rows = [{"step": n, "epoch": 0, "loss": 5 - n, "lr": 0.1} for n in range(1, 4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def run_dir(fresh_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fresh_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FINE_TUNING", "FROM_SCRATCH", "SEMI_SUPERVISED"):
+        monkeypatch.setattr(few, name, replace(getattr(few, name), steps=3))
+    monkeypatch.setattr(linear, "DECAYS", (1e-4, 1e-2))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "evaluation.json").read_text())["rows"]
+    return found
+
+
+def on_ranks(world: World, run_dir: str, out: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        asked = command.parser().parse_intermixed_args([run_dir, "--out", f"{out}/{world.size}", *EVERYTHING])
+        command.answer(asked, subject.of_path(asked.path, [], "test"), world)
+
+
+def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Path, ranks: Ranks) -> None:
+    for size in (1, 2, 4):
+        ranks.run(size, on_ranks, str(run_dir), str(tmp_path), timeout_seconds=240)
+    one, two, four = ([{**row, "seconds": 0} for row in rows(tmp_path / str(size))] for size in (1, 2, 4))
+    assert one == two == four
+    assert [(row["method"], row["labels"]) for row in one] == METHODS
+    assert [row["draws"] for row in one] == [1, 1, 3, 3, 3, 3, 3]
+    for row in one:
+        assert row["test_accuracy_mean"] == pytest.approx(np.mean(row["accuracies"]))
+        expected = np.std(row["accuracies"], ddof=1) if row["draws"] > 1 else 0
+        assert row["test_accuracy_std"] == pytest.approx(expected)
+    by_method = {(row["method"], row["labels"]): row["test_accuracy_mean"] for row in one}
+    assert by_method["linear", None] > by_method["linear", 20] > 0.3  # random features are no bad ones on digits
+    assert len({row["test_accuracy_mean"] for row in one}) == len(one)
+    for size in (1, 4):
+        cells = (tmp_path / str(size) / "evaluation/cells.jsonl").read_text().splitlines()
+        assert len(cells) == 2 + 5 * 3
+        for picture in ("accuracies", "confusion", "wrong"):
+            with Image.open(tmp_path / str(size) / f"evaluation/{picture}.png") as image:
+                image.verify()
+
+
+@pytest.mark.usefixtures("_short")
+def test_what_has_been_computed_is_not_computed_again(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(run_dir), "--labels", "20", "--draws", "2", "--no-semi", "--finetune"]
+    assert command.run(arguments) == 0
+    first, told = rows(run_dir), capsys.readouterr().out
+    assert "fine-tuned" in told and "±" in told and "359 test images" in " ".join(told.split())
+    with (run_dir / "evaluation/cells.jsonl").open("a") as file:  # a process that was killed as it wrote
+        file.write('\n{"key": {"method": "lin')
+    drawn: list[int] = []
+    linear = few.FewLabels.linear
+    monkeypatch.setattr(few.FewLabels, "linear", lambda self, number: drawn.append(number) or linear(self, number))
+    assert command.run([*arguments[:4], "3", *arguments[5:]]) == 0
+    assert drawn == [2]
+    again = rows(run_dir)
+    assert again[0]["accuracies"][:2] == first[0]["accuracies"] and again[0]["draws"] == 3
+    assert command.run([str(run_dir), "--knn"]) == 0
+    assert [row["method"] for row in rows(run_dir)] == ["linear", "fine-tuned", "kNN"]  # others of these weights stay
+    assert command.run([*arguments, "run.seed=1"]) == 0
+    assert rows(run_dir)[1]["accuracies"] != first[0]["accuracies"]  # another seed, other draws
+    assert (run_dir / "evaluation/curves.png").exists()
+
+
+@pytest.mark.usefixtures("_short")
+def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(run_dir: Path, tmp_path: Path) -> None:
+    assert command.run([str(run_dir)]) == 0
+    expected = [row["accuracies"] for row in rows(run_dir)]
+    assert [row["method"] for row in rows(run_dir)] == ["kNN", "linear"]
+    alone = Path(shutil.copy(run_dir / "encoder.safetensors", tmp_path / "alone.safetensors"))
+    assert command.run([str(alone), "digits", "model.width=8"]) == 0
+    assert [row["accuracies"] for row in rows(tmp_path)] == expected
+    (run_dir / "encoder.safetensors").unlink()
+    assert command.run([str(run_dir), "--out", str(tmp_path / "of checkpoint")]) == 0
+    assert [row["accuracies"] for row in rows(tmp_path / "of checkpoint")] == expected
+    assert command.run([str(run_dir), "--features", "head", "--out", str(tmp_path / "head")]) == 0
+    assert [row["method"] for row in rows(tmp_path / "head")] == ["kNN (head)", "linear (head)"]
+    assert [row["accuracies"] for row in rows(tmp_path / "head")] != expected
+
+
+@pytest.mark.usefixtures("_short")
+def test_the_validation_split_is_cut_from_the_training_images(run_dir: Path) -> None:
+    assert command.run([str(run_dir), "--knn", "--split", "validation"]) == 0
+    [row] = rows(run_dir)
+    assert 0 < row["validation_accuracy_mean"] <= 1 and "test_accuracy_mean" not in row
+    told = json.loads((run_dir / "evaluation.json").read_text())
+    assert (told["split"], told["held_out"]) == ("validation", 144)
+
+
+def unlabelled(run_dir: Path) -> list[str]:
+    folder = run_dir.parent / "images"
+    folder.mkdir()
+    for number in range(130):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / f"{number}.png")
+    return [str(run_dir), "data.source=imagefolder", f"data.root={folder}", "data.channels=1"]
+
+
+def not_finite(run_dir: Path) -> list[str]:
+    tensors = load_file(run_dir / "encoder.safetensors")
+    tensors["conv1.weight"][0] = torch.nan
+    save_file(tensors, run_dir / "encoder.safetensors")
+    return [str(run_dir)]
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "no such path": (lambda r: [f"{r}/nothing"], r"RUN_DIR\|WEIGHTS = .*nothing: no such file or folder"),
+    "no run": (lambda r: [str(r.parent)], r"RUN_DIR = .*holds no config\.yaml"),
+    "two configs": (lambda r: [str(r), "digits.yaml"], r"argument = digits\.yaml: a run directory has its config"),
+    "other weights": (
+        lambda r: [str(r / "encoder.safetensors"), "digits"],
+        r"WEIGHTS = .*: \d+ of \d+ layers do not fit: conv1\.weight \[8, 1, 3, 3\] for \[16, 1, 3, 3\], .*set model\.",
+    ),
+    "no weights": (lambda r: [str(r / "metrics.jsonl"), "digits"], r"WEIGHTS = .*cannot be read as weights"),
+    "no head": (lambda r: [str(r / "encoder.safetensors"), "--features", "head", "model.width=8"], "have no head"),
+    "no labels": (unlabelled, r"data\.root = .*images: no labels; give a folder with train/ and val/"),
+    "NaN": (not_finite, r"the features of 1438 of 1438 images are not finite; "),
+    "fewer labels than classes": (lambda r: [str(r), "--labels", "9"], "--labels = 9: there are 10 classes"),
+    "more labels than images": (
+        lambda r: [str(r), "--labels", "1430"],
+        r"--labels = 1430: class 8 has 139 images, and 143 of each are asked for; use at most --labels 1390",
+    ),
+    "fraction": (lambda r: [str(r), "--label-fraction", "1.5"], r"--label-fraction = 1\.5: must be above 0"),
+    "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
+    "out is a file": (lambda r: [str(r), "--out", f"{r}/metrics.jsonl"], r"--out = .*cannot be written: Not a dir"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_in_one_line(name: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, told = MISTAKES[name]
+    assert command.run(arguments(run_dir)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("moco_dist.evaluate: ") and error.count("\n") == 1
+    assert re.search(told, error), error
+    assert not (run_dir / "evaluation.json").exists()
+
+
+def test_under_torchrun_as_a_user_starts_it(run_dir: Path) -> None:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *("-m", "moco_dist.evaluate", str(run_dir), "--knn", "--label-fraction", "0.02", "--no-semi"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("kNN") == 1
+    assert [(r["method"], r["labels"]) for r in rows(run_dir)] == [("kNN", None), ("linear", 29)]

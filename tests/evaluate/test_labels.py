@@ -1,0 +1,58 @@
+"""Draws of labelled images, and their folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moco_dist.config import UserError
+from moco_dist.evaluate import labels
+
+OF_ALL = np.random.default_rng(0).permutation(np.repeat(np.arange(10), np.arange(20, 40, 2)))
+
+
+def test_a_draw_has_equally_many_of_each_class_and_follows_from_seed_and_number() -> None:
+    drawn = labels.draw(OF_ALL, 10, 100, seed=0, number=0)
+    assert np.bincount(OF_ALL[drawn]).tolist() == [10] * 10
+    assert (np.diff(drawn) > 0).all()
+    assert np.array_equal(drawn, labels.draw(OF_ALL, 10, 100, seed=0, number=0))
+    for other in (labels.draw(OF_ALL, 10, 100, seed=1, number=0), labels.draw(OF_ALL, 10, 100, seed=0, number=1)):
+        assert len(np.intersect1d(drawn, other)) < 70
+    assert set(labels.draw(OF_ALL, 10, 50, seed=0, number=0)) < set(drawn)
+
+
+def test_what_does_not_divide_goes_to_some_classes() -> None:
+    counts = [np.bincount(OF_ALL[labels.draw(OF_ALL, 10, 23, seed=0, number=n)]) for n in range(8)]
+    assert all(sorted(c) == [2] * 7 + [3] * 3 for c in counts)
+    assert len({tuple(c) for c in counts}) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (9, r"--labels = 9: there are 10 classes; use --labels 10 or more"),
+        (210, r"--labels = 210: class 0 has 20 images, and 21 of each are asked for; use at most --labels 200"),
+    ],
+)
+def test_too_few(count: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        labels.draw(OF_ALL, 10, count, seed=0, number=0)
+
+
+@given(st.lists(st.integers(0, 4), min_size=10, max_size=80), st.integers(2, 5))
+def test_folds_part_the_images_and_share_out_each_class(of_images: list[int], count: int) -> None:
+    of = np.array(of_images)
+    folds = labels.folds(of, count, seed=0)
+    assert sorted(np.concatenate([held_out for _, held_out in folds]).tolist()) == list(range(len(of)))
+    for kept, held_out in folds:
+        assert sorted([*kept, *held_out]) == list(range(len(of)))
+        for which in range(5):
+            share = (of == which).sum() / count
+            assert np.floor(share) <= (of[held_out] == which).sum() <= np.ceil(share)
+
+
+def test_a_fraction_held_out() -> None:
+    kept, held_out = labels.held_out(OF_ALL, 0.1, seed=0)
+    assert len(held_out) == len(OF_ALL) // 10 and not set(kept) & set(held_out)

@@ -1,0 +1,79 @@
+"""Label propagation against the closed form, and scikit-learn's neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from moco_dist.collectives import World
+from moco_dist.evaluate import propagation
+from tests.ranks import Ranks
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def moons(count: int = 400) -> tuple[Tensor, np.ndarray]:
+    """Two interleaved arcs on a sphere: the nearest labelled point is often of the other class."""
+    angle = torch.linspace(0, np.pi, count // 2)
+    one = torch.stack([angle.cos(), angle.sin()], 1)
+    two = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], 1)
+    flat = torch.cat([one, two]) + 0.09 * torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    return F.normalize(torch.cat([flat, torch.full((count, 1), 3.0)], 1), dim=1), np.repeat([0, 1], count // 2)
+
+
+def neighbours(world: World) -> tuple[Tensor, Tensor]:
+    return propagation.nearest(moons()[0], 12, world)
+
+
+def test_neighbours_are_scikit_learns_on_any_number_of_ranks(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cosines = neighbours(ALONE)
+    for block in ((64, 100), (400, 13)):
+        monkeypatch.setattr(propagation, "_ROWS", block[0])
+        monkeypatch.setattr(propagation, "_COLUMNS", block[1])
+        assert torch.equal(neighbours(ALONE)[0].sort(1).values, whole.sort(1).values)
+    for size in (2, 4):
+        for found, similar in ranks.run(size, neighbours):
+            assert torch.equal(found, whole) and torch.equal(similar, cosines)
+    rows = moons()[0].numpy()
+    distance, theirs = NearestNeighbors(n_neighbors=13, metric="cosine").fit(rows).kneighbors(rows)
+    for mine, other, far in zip(whole.tolist(), theirs.tolist(), distance[:, -1], strict=True):
+        differ = set(mine) ^ set(other[1:])
+        assert len(differ) <= 2 and all(abs(1 - rows[i] @ rows[other[0]] - far) < 1e-6 for i in differ if i != other[0])
+
+
+def test_it_solves_the_papers_equation() -> None:
+    features, truth = moons()
+    indices, cosines = neighbours(ALONE)
+    edges = propagation.graph(indices, cosines)
+    labelled = np.array([5, 395])
+    found = propagation.spread(edges, labelled, truth[labelled], 2)
+    # by hand, densely
+    weights = np.zeros((400, 400))
+    for i, (js, cs) in enumerate(zip(indices.tolist(), cosines.tolist(), strict=True)):
+        weights[i, js] = np.array(cs) ** 3
+    weights = weights + weights.T
+    degree = weights.sum(1)
+    system = np.eye(400) - 0.99 * weights / np.sqrt(degree[:, None] * degree)
+    begin = np.zeros((400, 2))
+    begin[labelled, truth[labelled]] = 1
+    scores = np.linalg.solve(system, begin)
+    shares = scores / scores.sum(1, keepdims=True)
+    certainty = 1 + (shares * np.log(shares)).sum(1) / np.log(2)
+    certainty[labelled] = 1
+    assert np.array_equal(found.labels, shares.argmax(1))
+    np.testing.assert_allclose(found.certainty, certainty, atol=1e-3)
+    assert (found.labels == truth).mean() > 0.97
+    nearest = labelled[(features @ features[labelled].T).argmax(1).numpy()]
+    assert (truth[nearest] == truth).mean() < 0.95  # the graph knows more than the nearest label
+
+
+def test_an_image_far_from_every_label_is_not_certain() -> None:
+    features = F.normalize(torch.cat([torch.eye(3).repeat_interleave(5, 0)]) + 1e-3 * torch.rand(15, 3), dim=1)
+    edges = propagation.graph(*propagation.nearest(features, 4, ALONE))
+    found = propagation.spread(edges, np.array([0, 5]), np.array([0, 1]), 2)
+    assert found.labels[:10].tolist() == [0] * 5 + [1] * 5
+    assert (found.certainty[:10] > 0.9).all() and (found.certainty[10:] < 0.01).all()
