@@ -270,7 +270,8 @@ class Training:
             raise OSError("the rows of its steps could not be written")
 
     def _evaluate(self, done: int) -> None:
-        data = online.part(self.data, None)
+        images = None if done == self.total else self.config.eval.online_images
+        data = online.part(self.data, images)
         figures = online.accuracies(self.config, self.learner, self.encoder, data, self.augmentation)
         self.tracker.log_evaluation({"step": done, "epoch": done // self.epoch_steps, **figures})
         watchdog.beat()

@@ -109,7 +109,7 @@ def test_the_encoder_comes_back(digits: tuple[Path, subprocess.CompletedProcess[
     for name, tensor in load_file(run_dir / "encoder.safetensors").items():
         assert torch.equal(encoder.state_dict()[name], tensor) or "num_batches" in name
         assert torch.equal(state["encoder_q"][name], tensor)
-    with pytest.raises(config.UserError, match=r"run\.init_from .* layers are missing or of another shape"):
+    with pytest.raises(config.UserError, match=r"run\.init_from .* layers do not fit"):
         weights.load_backbone_(
             build_encoder(run.model.model_copy(update={"width": 16}), 1, 0), run_dir / "encoder.safetensors"
         )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -44,12 +44,20 @@ _PATIENCE_SECONDS = 24 * 3600.0
 """Ranks wait for one another between draws, which may take long; a rank that dies takes the others along at once."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
+    """The command line. It raises UserError."""
+    p = _Parser(
         prog="python -m moco_dist.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     p.add_argument("path", metavar="RUN_DIR|WEIGHTS", type=Path, help="a run directory, or .safetensors or .pt")
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
@@ -60,10 +68,10 @@ def parser() -> argparse.ArgumentParser:
     few_ = p.add_mutually_exclusive_group()
     few_.add_argument("--labels", type=int, metavar="N", help="few labels: N images, equally many of each class")
     few_.add_argument("--label-fraction", type=float, metavar="F", help="the same, as a part of the labelled images")
-    p.add_argument("--draws", type=int, default=1, metavar="D", help="draws of the few labels (default 1)")
+    p.add_argument("--draws", type=int, metavar="D", help="draws of the few labels (1)")
     p.add_argument("--finetune", action="store_true", help="fine-tune the encoder on the few labels")
     p.add_argument("--supervised", action="store_true", help="the baseline: from scratch on the same labels")
-    p.add_argument("--semi", action=argparse.BooleanOptionalAction, default=True, help="semi-supervised on few labels")
+    p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
     p.add_argument(
         "--split", choices=("test", "validation"), default="test", help="judge by it; validation: for tuning"
     )
@@ -121,7 +129,7 @@ class Evaluation:
         if asked.supervised:
             arch = self.subject.config.model.arch
             names += [(f"supervised {arch}", f.supervised), ("supervised small net", f.supervised_small)]
-        return chosen + [Method(name, count, asked.draws, run, together=False) for name, run in names]
+        return chosen + [Method(name, count, asked.draws or 1, run, together=False) for name, run in names]
 
     @cached_property
     def few(self) -> FewLabels:
@@ -223,16 +231,26 @@ class Evaluation:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def evaluate(asked: argparse.Namespace, world: World) -> None:
+def evaluate(arguments: Sequence[str], world: World) -> None:
     """Do what was asked for, on all ranks. Raises UserError."""
-    if asked.draws < 1:
-        raise UserError.of("--draws", asked.draws, "must be 1 or more", "drop it for one draw")
+    asked = parser().parse_intermixed_args(arguments)
+    _check(asked)
     config = subject.of_path(asked.path, asked.config, asked.split)
     world = World.from_environment(devices.pick(config, world))
     watchdog.start(world.rank, _PATIENCE_SECONDS, lambda hang: None)
     world.join(_PATIENCE_SECONDS)
     devices.prepare(config, world.device)
     answer(asked, config, world)
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """What of the options does not fit together. Raises UserError."""
+    if asked.draws is not None and asked.draws < 1:
+        raise UserError.of("--draws", asked.draws, "must be 1 or more", "drop it for one draw")
+    if asked.labels is None and asked.label_fraction is None:
+        for option in ("draws", "finetune", "supervised"):
+            if given := getattr(asked, option):
+                raise UserError.of(f"--{option}", given, "is about few labels", "add --labels N or --label-fraction F")
 
 
 def answer(asked: argparse.Namespace, config: Config, world: World) -> None:
@@ -278,9 +296,9 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
 
 def run(arguments: Sequence[str]) -> int:
     """Evaluate as the arguments say. Returns the exit status; raises whatever else goes wrong."""
-    asked, world = parser().parse_intermixed_args(arguments), World.from_environment()
+    world = World.from_environment()
     try:
-        evaluate(asked, world)
+        evaluate(arguments, world)
         return 0
     except UserError as error:
         world.tell(f"moco_dist.evaluate: {error}")

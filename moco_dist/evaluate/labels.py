@@ -16,7 +16,8 @@ Fold = tuple[Indices, Indices]
 def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> Indices:
     """Choose labelled images, equally many of each class; one more of some where the classes do not divide them.
 
-    A smaller draw of the same seed and number lies within a larger one, if both divide.
+    A smaller draw of the same seed and number lies within a larger one, if both divide. All images are all of them,
+    however many of each class there are.
 
     Args:
         labels: [n] classes of all images.
@@ -31,6 +32,8 @@ def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> I
     Raises:
         UserError: fewer images than classes, or a class has too few.
     """
+    if count == len(labels):
+        return np.arange(count)
     if count < classes:
         raise UserError.of("--labels", count, f"there are {classes} classes", f"use --labels {classes} or more")
     of_class = [np.flatnonzero(labels == which) for which in range(classes)]

@@ -182,6 +182,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "fraction": (lambda r: [str(r), "--label-fraction", "1.5"], r"--label-fraction = 1\.5: must be above 0"),
     "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
+    "few labels without labels": (
+        lambda r: [str(r), "--finetune"],
+        r"--finetune = true: is about few labels",
+    ),
+    "draws without labels": (lambda r: [str(r), "--draws", "3"], r"--draws = 3: is about few labels; add --labels N"),
+    "option": (
+        lambda r: [str(r), "--nearest"],
+        r"unrecognized arguments: --nearest; see python -m",
+    ),
+    "both": (lambda r: [str(r), "--labels", "20", "--label-fraction", "0.1"], "--label-fraction: not allowed with"),
     "out is a file": (lambda r: [str(r), "--out", f"{r}/metrics.jsonl"], r"--out = .*cannot be written: Not a dir"),
 }
 

@@ -29,6 +29,10 @@ def test_what_does_not_divide_goes_to_some_classes() -> None:
     assert len({tuple(c) for c in counts}) > 1
 
 
+def test_all_images_are_all_of_them_though_classes_differ() -> None:
+    assert labels.draw(OF_ALL, 10, len(OF_ALL), seed=0, number=3).tolist() == list(range(len(OF_ALL)))
+
+
 @pytest.mark.parametrize(
     ("count", "told"),
     [

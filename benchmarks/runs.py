@@ -1,0 +1,67 @@
+"""What the studies share: runs of the trainer that go on where they were stopped, and tables in docs/."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from moco_dist import status
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCS = HERE.parent / "docs"
+
+
+class Taken(NamedTuple):
+    """What the training of a run has taken over all its starts."""
+
+    wall: float
+    """Seconds."""
+    cpu: float
+    """Seconds of all ranks and their workers together."""
+
+
+def torchrun(ranks: int, module: str, *arguments: str) -> None:
+    """Run a module on so many ranks of this machine. Raises SystemExit where it fails or is stopped."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    if subprocess.run([*command, "-m", module, *arguments], cwd=HERE.parent).returncode:
+        raise SystemExit(f"{module} has not ended well; the same command goes on from here")
+
+
+def train(run_dir: Path, ranks: int, config: str, *overrides: str) -> None:
+    """Train to the end, or go on with it; nothing where it is done. Raises SystemExit."""
+    if status.read(run_dir)[0] == "done":
+        return
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    fixed = (f"run.dir={run_dir}", f"run.name={run_dir.name}", "track.wandb=disabled")
+    try:
+        torchrun(ranks, "moco_dist.train", config, *fixed, *overrides)
+    finally:  # a run that was stopped has taken the time of all its starts
+        if run_dir.is_dir():
+            before = taken(run_dir)
+            now = Taken(before.wall + time.perf_counter() - wall, before.cpu + _cpu_seconds() - cpu)
+            status.write_text(run_dir / "taken.json", json.dumps(now._asdict()) + "\n")
+
+
+def taken(run_dir: Path) -> Taken:
+    """What the training of a run has taken until now."""
+    file = run_dir / "taken.json"
+    return Taken(**json.loads(file.read_text())) if file.exists() else Taken(0.0, 0.0)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def put_table(page: Path, mark: str, table: str) -> None:
+    """Write a table between `<!-- table: mark -->` and `<!-- end of table -->` of a page."""
+    begin, end = f"<!-- table: {mark} -->", "<!-- end of table -->"
+    before, found, rest = page.read_text().partition(begin)
+    assert found and end in rest, f"{page} has no {begin}"
+    status.write_text(page, f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")
