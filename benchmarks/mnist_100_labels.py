@@ -13,27 +13,32 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
+import statistics
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import DOCS, RESULTS, put_table, taken, torchrun, train
 from moco_dist import status
 from moco_dist.evaluate import plots
 from moco_dist.tracking.metrics import read_rows
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results/mnist_100_labels.json"
-DOCS = HERE.parent / "docs"
 LABELS = 100
-MARKS = ("<!-- table: python -m benchmarks.mnist_100_labels -->", "<!-- end of table -->")
 
 SHORT = "optim.epochs=8"
 """Length of an ablation."""
 V1 = ("model.mlp=false", "moco.temperature=0.07")
+
+EFFECTS = (
+    ("MLP head and temperature of v2, not v1's", "v1-", "v2-"),
+    ("symmetric loss", "asymmetric", "symmetric"),
+    ("shuffle-BN", "no-shuffle", "shuffle"),
+    ("turning, slanting and bending the digits", "no-warp", "v2-asymmetric-shuffle"),
+    ("all epochs, not an ablation's", "v2-asymmetric-shuffle", "main"),
+)
+"""What is changed, and what that changes in the names of the pretrainings that are compared."""
 
 
 @dataclass(frozen=True)
@@ -81,42 +86,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _do(pretraining: Pretraining, root: Path, run_dir: Path, ranks: int) -> None:
-    if status.read(run_dir)[0] != "done":
-        began = time.perf_counter()
-        fixed = (f"data.root={root}", f"run.dir={run_dir}", f"run.name={pretraining.name}", "track.wandb=disabled")
-        try:
-            _torchrun(ranks, "moco_dist.train", "configs/mnist.yaml", *fixed, *pretraining.overrides)
-        finally:
-            _add_seconds(run_dir, time.perf_counter() - began)
+    train(run_dir, ranks, "configs/mnist.yaml", f"data.root={root}", *pretraining.overrides)
     few = ("--labels", str(LABELS), "--draws", str(pretraining.draws))
-    _torchrun(ranks, "moco_dist.evaluate", str(run_dir), f"data.root={root}", *few, *pretraining.evaluation)
-
-
-def _torchrun(ranks: int, module: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    subprocess.run([*command, "-m", module, *arguments], check=True, cwd=HERE.parent)
-
-
-def _add_seconds(run_dir: Path, seconds: float) -> None:
-    """A run that was stopped has taken the time of all its starts."""
-    if run_dir.is_dir():
-        status.write_text(run_dir / "seconds.json", json.dumps(_seconds(run_dir) + seconds))
-
-
-def _seconds(run_dir: Path) -> float:
-    file = run_dir / "seconds.json"
-    return float(json.loads(file.read_text())) if file.exists() else 0.0
+    torchrun(ranks, "moco_dist.evaluate", str(run_dir), f"data.root={root}", *few, *pretraining.evaluation)
 
 
 def write(out: Path) -> None:
     """The results, the table and the pictures of all runs that are done."""
     done = [p for p in STUDY if (out / p.name / "evaluation.json").exists()]
     rows = [row for pretraining in done for row in _rows(pretraining, out / pretraining.name)]
-    RESULTS.parent.mkdir(exist_ok=True)
-    status.write_text(RESULTS, json.dumps({"rows": rows}, indent=1) + "\n")
-    before, _, rest = (DOCS / "mnist.md").read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    status.write_text(DOCS / "mnist.md", f"{before}{MARKS[0]}\n\n{_table(rows)}\n\n{MARKS[1]}{after}")
+    RESULTS.mkdir(exist_ok=True)
+    status.write_text(RESULTS / "mnist_100_labels.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    put_table(DOCS / "mnist.md", "python -m benchmarks.mnist_100_labels", _table(rows))
+    put_table(DOCS / "mnist.md", "effects", _effects({p.name: p.told for p in done}, rows))
     pictures = DOCS / "mnist"
     pictures.mkdir(exist_ok=True)
     curves = {p.told: list(read_rows(out / p.name / "metrics.jsonl")) for p in done if p.name != "main"}
@@ -135,7 +117,7 @@ def _rows(pretraining: Pretraining, run_dir: Path) -> Iterator[dict[str, Any]]:
         yield {
             "pretraining": None if supervised else pretraining.told,
             **row,
-            "pretraining_seconds": None if supervised else round(_seconds(run_dir)),
+            "pretraining_seconds": None if supervised else round(taken(run_dir).wall),
             "pretraining_steps": None if supervised else summary["step"],
             "validation_knn_top1": None if supervised else summary["knn_top1"],
         }
@@ -152,6 +134,26 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             f"| {' | '.join(map(str, cells))} | {100 * row['test_accuracy_mean']:.2f}{spread} | {row['seconds']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def _effects(told: Mapping[str, str], rows: Sequence[dict[str, Any]]) -> str:
+    """What each change of the pretraining adds to each method, the mean over the pairs that differ in it alone."""
+    of = {(row["pretraining"], row["method"], row["labels"]): row["accuracies"] for row in rows}
+    methods = list(dict.fromkeys((row["method"], row["labels"]) for row in rows if row["pretraining"]))
+    names = [f"{method}, {labels or 'all'}" for method, labels in methods]
+    lines = [f"| change | pairs | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(methods)]
+    for change, before, after in EFFECTS:
+        others = {name: name.replace(before, after) for name in told if before in name}
+        pairs = [(told[name], told[other]) for name, other in others.items() if other in told]
+        if pairs:
+            gains = [statistics.fmean(_gain(of[a, *m], of[b, *m]) for a, b in pairs) for m in methods]
+            lines.append(f"| {change} | {len(pairs)} | {' | '.join(f'{gain:+.2f}' for gain in gains)} |")
+    return "\n".join(lines)
+
+
+def _gain(before: Sequence[float], after: Sequence[float]) -> float:
+    """In percentage points, on the draws that both have."""
+    return 100 * statistics.fmean(b - a for a, b in zip(before, after, strict=False))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -57,9 +58,20 @@ class Encoder(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
 
     def features(self, x: Tensor) -> Tensor:
         """Pooled output of the last stage, [N, feature_dim]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        pooled: Tensor = self.avgpool(x)
+        return self._pooled(self._second_stage(x))
+
+    def what_and_where(self, x: Tensor) -> Tensor:
+        """The features, and beside them the second stage's map on a grid of 4 x 4; of length 1 each, [N, D]."""
+        second = self._second_stage(x)
+        places = F.adaptive_avg_pool2d(second, 4).flatten(1)
+        return torch.cat([F.normalize(rows, dim=1) for rows in (self._pooled(second), places)], dim=1)
+
+    def _second_stage(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x))))))
+        return out
+
+    def _pooled(self, second: Tensor) -> Tensor:
+        pooled: Tensor = self.avgpool(self.layer4(self.layer3(second)))
         return pooled.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,8 +28,6 @@ class Stream(IntEnum):
     LESSON_VIEW = 8
     PROBE_ORDER = 9
     PROBE_VIEW = 10
-    UNLABELLED_ORDER = 11
-    UNLABELLED_VIEW = 12
 
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)

@@ -40,6 +40,23 @@ def test_features_are_torchvisions(arch: str) -> None:
     assert encoder.features(x).shape == (2, encoder.feature_dim)
 
 
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@torch.no_grad()
+def test_what_and_where_tells_both(stem: str) -> None:
+    encoder = with_statistics(build_encoder(ModelSection(width=16, stem=stem), channels=1, seed=0)).eval()
+    x = images(3, 1, 32)
+    what, where = encoder.what_and_where(x).split([128, 4 * 4 * 32], dim=1)
+    torch.testing.assert_close(what, nn.functional.normalize(encoder.features(x), dim=1))
+    torch.testing.assert_close(where.norm(dim=1), torch.ones(3))
+    maps: list[Tensor] = []
+    hook = encoder.layer2.register_forward_hook(lambda _, __, out: maps.append(out))
+    encoder(x)
+    hook.remove()
+    side = maps[0].shape[2] // 4
+    cells = maps[0].unfold(2, side, side).unfold(3, side, side).mean((4, 5))  # [3, 32, 4, 4]
+    torch.testing.assert_close(where, nn.functional.normalize(cells.flatten(1), dim=1))
+
+
 @torch.no_grad()
 def test_heads() -> None:
     v1 = build_encoder(ModelSection(mlp=False, width=16, dim=24, stem="small"), channels=3, seed=0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,6 +94,23 @@ class Recipe:
             grayscale_first=data.augmentation == "v1",
             blur=blur if data.blur_probability is None else data.blur_probability,
             blur_sigma=data.blur_sigma,
+        )
+
+    def gentler(self) -> Recipe:
+        """For learning from labels: crops and warps of half the strength, no colours, no blur.
+
+        What contrast is to see through would cost a classifier accuracy: it should know what a class looks like.
+        """
+        low, high = self.crop_scale
+        return replace(
+            self,
+            crop_scale=((1 + low) / 2, (1 + high) / 2),
+            rotation=self.rotation / 2,
+            shear=self.shear / 2,
+            elastic=self.elastic / 2,
+            jitter=0.0,
+            grayscale=0.0,
+            blur=0.0,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +20,6 @@ from moco_dist.data.sources import Source
 from moco_dist.encoders import Encoder, SmallNet
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
-from moco_dist.randomness import Stream
-
-T = TypeVar("T")
 
 
 class Classifier(nn.Module):
@@ -84,76 +80,31 @@ class Schedule:
         return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-class Exercise(NamedTuple):
-    """What one step learns from."""
+class _Lessons(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+    """Batches by step: order, crops and draws follow from the seed and the draw of labels alone."""
 
-    crops: Tensor
-    """uint8 [n, C, S, S]"""
-    draws: Tensor
-    """[n, augment.COLOUR_DRAWS] uniform numbers for the augmentation on the device."""
-    indices: Indices
-    """[n] of the images in their source."""
-    labels: Tensor
-    """[n]"""
-    weights: Tensor
-    """[n]"""
-
-
-class Exercises(Dataset[Exercise]):
-    """Batches by step: order, crops and draws follow from the seed and the draw of labels alone.
-
-    Args:
-        source: of the images.
-        lesson: which of them, and their classes.
-        batch: images of a step, if the lesson has so many.
-        data: size and limits of the crop.
-        seed: of the run.
-        number: of the draw of labels.
-        streams: of random numbers, for the order and for the views.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        lesson: Lesson,
-        batch: int,
-        data: DataSection,
-        seed: int,
-        number: int,
-        streams: tuple[Stream, Stream] = (Stream.LESSON_ORDER, Stream.LESSON_VIEW),
-    ) -> None:
+    def __init__(self, source: Source, lesson: Lesson, batch: int, data: DataSection, seed: int, number: int) -> None:
         self.source, self.lesson, self.data, self.seed, self.number = source, lesson, data, seed, number
         self.batch = min(batch, len(lesson.indices))
-        self._streams = streams
         self._order: tuple[int, Indices] = (-1, np.empty(0, dtype=np.int64))
 
-    def __getitem__(self, step: int) -> Exercise:
-        chosen = self._chosen(step)
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        lesson, chosen = self.lesson, self._chosen(step)
         places = step * self.batch + np.arange(self.batch)
-        draws = torch.from_numpy(randomness.uniform(self.seed, self._streams[1], self.number, places, DRAWS))
-        indices = self.lesson.indices[chosen]
-        crops, _ = self.source.crops(indices, draws[:, :CROP_DRAWS], self.data)
-        labels, weights = (torch.from_numpy(a[chosen]) for a in (self.lesson.labels, self.lesson.weights))
-        return Exercise(crops, draws[:, CROP_DRAWS:], indices, labels, weights)
+        draws = torch.from_numpy(
+            randomness.uniform(self.seed, randomness.Stream.LESSON_VIEW, self.number, places, DRAWS)
+        )
+        crops, _ = self.source.crops(lesson.indices[chosen], draws[:, :CROP_DRAWS], self.data)
+        labels, weights = (torch.from_numpy(a[chosen]) for a in (lesson.labels, lesson.weights))
+        return crops, draws[:, CROP_DRAWS:], labels, weights
 
     def _chosen(self, step: int) -> Indices:
         count = len(self.lesson.indices)
         epoch, within = divmod(step, count // self.batch)
         if self._order[0] != epoch:
-            self._order = epoch, randomness.permutation(self.seed, self._streams[0], self.number, epoch, count)
+            order = randomness.permutation(self.seed, randomness.Stream.LESSON_ORDER, self.number, epoch, count)
+            self._order = epoch, order
         return self._order[1][within * self.batch : (within + 1) * self.batch]
-
-
-def loader(exercises: Dataset[T], steps: int, workers: int, device: torch.device) -> DataLoader[T]:
-    """The batches of so many steps, made ahead of time by so many processes."""
-    return DataLoader(
-        exercises,
-        batch_size=None,
-        sampler=range(steps),
-        num_workers=workers,
-        worker_init_fn=in_worker,
-        pin_memory=device.type == "cuda",
-    )
 
 
 def learn_(
@@ -181,7 +132,15 @@ def learn_(
         seed: of the run.
         number: of the draw of labels.
     """
-    exercises = Exercises(source, lesson, schedule.batch, data, seed, number)
+    lessons = _Lessons(source, lesson, schedule.batch, data, seed, number)
+    loader = DataLoader(
+        lessons,
+        batch_size=None,
+        sampler=range(schedule.steps),
+        num_workers=data.workers,
+        worker_init_fn=in_worker,
+        pin_memory=device.type == "cuda",
+    )
     optimizer = torch.optim.SGD(
         [
             {"params": classifier.net.parameters(), "base": schedule.lr_net},
@@ -193,8 +152,8 @@ def learn_(
         weight_decay=schedule.weight_decay,
     )
     classifier.train()
-    batchnorm.set_group_size(classifier, exercises.batch)
-    for step, (crops, draws, _, labels, weights) in enumerate(loader(exercises, schedule.steps, data.workers, device)):
+    batchnorm.set_group_size(classifier, lessons.batch)
+    for step, (crops, draws, labels, weights) in enumerate(loader):
         labels, weights = labels.to(device, non_blocking=True), weights.to(device, non_blocking=True)
         logits = classifier(augmentation(crops.to(device, non_blocking=True), draws))
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()

@@ -28,7 +28,9 @@ DECAY_OF_ONE = 1e-3
 
 FINE_TUNING = Schedule(steps=400, batch=100, lr=0.03, lr_net=0.01)
 FROM_SCRATCH = Schedule(steps=1500, batch=100, lr=0.05, lr_net=0.05)
-SEMI_SUPERVISED = Schedule(steps=1200, batch=256, lr=0.03, lr_net=0.03)
+SEMI_SUPERVISED = Schedule(steps=600, batch=256, lr=0.05, lr_net=0.05)
+ROUNDS = 2
+"""Of spreading labels and learning them."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,27 @@ class FewLabels:
     def fine_tuned(self, number: int) -> Outcome:
         """The probe and the encoder below it, trained on with augmented labelled images."""
         labelled = self.draw(number)
-        probe, _, _ = self._probe(labelled)
-        return self._learnt(self._tuned(probe), self._lesson(labelled), FINE_TUNING, number)
+        classifier = self._classifier(copy.deepcopy(self.subject.encoder), self._probe(labelled)[0])
+        return self._learnt(classifier, self._lesson(labelled), FINE_TUNING, number)
 
     def semi_supervised(self, number: int) -> Outcome:
         """The same on all images: the labels of the few, spread along the graph of MoCo's features.
 
         Iscen et al. 2019, "Label propagation for deep semi-supervised learning": the loss of an image weighs as much
-        as its guess is certain. Their network and graph come from the labels; here MoCo has learnt them without.
+        as its guess is certain, and the network that has learnt the guesses makes the graph of the next ones. Their
+        first network and graph come from the few labels; here MoCo has learnt them without.
         """
         labelled = self.draw(number)
-        probe, _, _ = self._probe(labelled)
-        labels = self.subject.train_labels
-        guess = propagation.spread(self.edges, labelled, labels[labelled], self.subject.classes)
-        lesson = Lesson(np.arange(len(labels)), guess.labels, guess.certainty)
-        return self._learnt(self._tuned(probe), lesson, SEMI_SUPERVISED, number)
+        labels, classes = self.subject.train_labels, self.subject.classes
+        net, edges = copy.deepcopy(self.subject.encoder), self.edges
+        classifier = self._classifier(net, self._probe(labelled)[0])
+        for turn in range(ROUNDS):
+            guess = propagation.spread(edges, labelled, labels[labelled], classes)
+            lesson = Lesson(np.arange(len(labels)), guess.labels, guess.certainty)
+            self._learn_(classifier, lesson, SEMI_SUPERVISED, ROUNDS * number + turn)
+            if turn < ROUNDS - 1:
+                edges = self._graph(net, self._alone)
+        return self._outcome(classifier)
 
     def supervised(self, number: int) -> Outcome:
         """The same encoder from scratch on the labelled images, augmented."""
@@ -96,9 +104,13 @@ class FewLabels:
 
     @cached_property
     def edges(self) -> sparse.csr_matrix:
-        """The graph of all training images' features. To be asked for by all ranks at once, the first time."""
-        k = min(propagation.NEIGHBOURS, len(self.train.rows) - 1)
-        return propagation.graph(*propagation.nearest(self.train.rows, k, self.subject.world))
+        """The graph of all training images. To be asked for by all ranks at once, the first time."""
+        return self._graph(self.subject.encoder, self.subject.world)
+
+    def _graph(self, encoder: Encoder, world: World) -> sparse.csr_matrix:
+        rows = self.subject.features_of(self.subject.train, encoder.what_and_where, world).rows
+        k = min(propagation.NEIGHBOURS, len(rows) - 1)
+        return propagation.graph(*propagation.nearest(rows, k, world))
 
     @property
     def _alone(self) -> World:
@@ -117,23 +129,26 @@ class FewLabels:
     def _lesson(self, labelled: Indices) -> Lesson:
         return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32))
 
-    def _tuned(self, probe: Probe) -> Classifier:
-        return self._classifier(copy.deepcopy(self.subject.encoder), probe)
-
     def _classifier(self, net: Encoder | SmallNet, probe: Probe | None = None) -> Classifier:
         return Classifier(net, self.subject.classes, probe).to(self.subject.world.device)
 
     def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> Outcome:
+        self._learn_(classifier, lesson, schedule, number)
+        return self._outcome(classifier)
+
+    def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> None:
         s = self.subject
         learn_(
             classifier,
             s.train,
             lesson,
             schedule,
-            data=s.config.data,
-            augmentation=s.augmentation,
+            data=s.labelled_crops,
+            augmentation=s.labelled_augmentation,
             device=s.world.device,
             seed=s.config.run.seed,
             number=number,
         )
-        return Outcome(s.classify(classifier, self._alone))
+
+    def _outcome(self, classifier: Classifier) -> Outcome:
+        return Outcome(self.subject.classify(classifier, self._alone))

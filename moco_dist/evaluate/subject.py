@@ -16,7 +16,7 @@ from moco_dist import config as configs
 from moco_dist import weights
 from moco_dist.checkpoint import Checkpoints
 from moco_dist.collectives import World
-from moco_dist.config import Config, UserError
+from moco_dist.config import Config, DataSection, UserError
 from moco_dist.data import augment, sources
 from moco_dist.encoders import Encoder, build_encoder
 from moco_dist.evaluate import features
@@ -83,6 +83,16 @@ class Subject:
     def augmentation(self) -> augment.Augment:
         return augment.Augment(augment.Recipe.of(self.config.data), *self.train.statistics)
 
+    @cached_property
+    def labelled_augmentation(self) -> augment.Augment:
+        """Of images that are learnt with their labels."""
+        return augment.Augment(self.augmentation.recipe.gentler(), *self.train.statistics)
+
+    @property
+    def labelled_crops(self) -> DataSection:
+        """Likewise."""
+        return self.config.data.model_copy(update={"crop_scale": self.labelled_augmentation.recipe.crop_scale})
+
     def accuracy(self, predicted: Tensor) -> float:
         """Fraction of the held-out images that are told right; predicted [n]."""
         return float((predicted.cpu() == self.truth).double().mean())
@@ -97,7 +107,18 @@ class Subject:
 
     def features(self, layer: Layer = "backbone") -> tuple[Features, Features]:
         """Of the images to learn from, and of the held-out ones. Raises UserError where some are not finite."""
-        return self._of_source(layer, self.train), self._of_source(layer, self.held_out)
+        encode = self.encode(layer)
+        return self.features_of(self.train, encode, self.world), self.features_of(self.held_out, encode, self.world)
+
+    def features_of(self, source: sources.Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
+        """Of a source's images, computed by the ranks together. Raises UserError where some are not finite."""
+        rows = features.in_order(*self._share(encode, source, world), world)
+        bad = int((~rows.isfinite().all(1)).sum())
+        if bad:
+            rule = f"the features of {bad} of {len(rows)} images are not finite"
+            raise UserError.of("weights", self.digest[:12], rule, "take an earlier checkpoint; see the run's loss")
+        assert source.labels is not None
+        return Features(rows, torch.from_numpy(source.labels))
 
     def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
         """Classes [n] of the held-out images, on the CPU.
@@ -119,15 +140,6 @@ class Subject:
             dtype=torch.float32,
             workers=self.config.data.workers,
         )
-
-    def _of_source(self, layer: Layer, source: sources.Source) -> Features:
-        rows = features.in_order(*self._share(self.encode(layer), source, self.world), self.world)
-        bad = int((~rows.isfinite().all(1)).sum())
-        if bad:
-            rule = f"the features of {bad} of {len(rows)} images are not finite"
-            raise UserError.of("weights", self.digest[:12], rule, "take an earlier checkpoint; see the run's loss")
-        assert source.labels is not None
-        return Features(rows, torch.from_numpy(source.labels))
 
 
 def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:

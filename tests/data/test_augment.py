@@ -82,6 +82,12 @@ def test_the_config_overrides_the_recipe() -> None:
     assert (warped.rotation, warped.shear, warped.elastic) == (20, 15, 1.5)
 
 
+def test_labels_are_learnt_from_gentler_views() -> None:
+    v2 = recipe("v2", **WARP, crop_scale=[0.2, 0.8]).gentler()
+    assert (v2.crop_scale, v2.rotation, v2.shear, v2.elastic) == ((0.6, 0.9), 10, 7.5, 0.75)
+    assert (v2.jitter, v2.grayscale, v2.blur, v2.flip) == (0, 0, 0, 0.5)
+
+
 # ---------------------------------------------------------------------------------------------------------------- crops
 
 

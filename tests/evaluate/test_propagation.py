@@ -65,11 +65,27 @@ def test_it_solves_the_papers_equation() -> None:
     shares = scores / scores.sum(1, keepdims=True)
     certainty = 1 + xlogy(shares, shares).sum(1) / np.log(2)
     certainty[labelled] = 1
-    assert np.array_equal(found.labels, shares.argmax(1))
+    balanced = shares * np.clip((200 / np.bincount(shares.argmax(1))) ** 5, 0.5, 2)
+    assert np.array_equal(found.labels, balanced.argmax(1))
     np.testing.assert_allclose(found.certainty, certainty, atol=1e-3)
     assert (found.labels == truth).mean() > 0.97
     nearest = labelled[(features @ features[labelled].T).argmax(1).numpy()]
     assert (truth[nearest] == truth).mean() < 0.95  # the graph knows more than the nearest label
+
+
+def test_a_class_that_has_too_many_images_gives_away_the_uncertain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    centres = torch.eye(3)
+    centres[2, :2] = torch.tensor([0.2, 0.18])  # half of the second class, a little nearer to the first
+    rows = centres.repeat_interleave(10, 0) + 0.1 * torch.rand(30, 3, generator=torch.Generator().manual_seed(0))
+    edges = propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))
+    known = np.array([0, 1, 10, 11]), np.array([0, 0, 1, 1])
+    found = propagation.spread(edges, *known, 2)
+    assert found.labels.tolist() == [0] * 10 + [1] * 20
+    assert found.certainty[20:].max() < found.certainty[:20].min()
+    monkeypatch.setattr(propagation, "BALANCE", 0)
+    plain = propagation.spread(edges, *known, 2)
+    assert plain.labels.tolist() == [0] * 10 + [1] * 10 + [0] * 10
+    assert np.array_equal(plain.certainty, found.certainty)
 
 
 def test_an_image_far_from_every_label_is_not_certain() -> None:
