@@ -15,7 +15,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,16 @@ def _do(pretraining: Pretraining, root: Path, run_dir: Path, ranks: int) -> None
 
 
 def write(out: Path) -> None:
-    """The results, the table and the pictures of all runs that are done."""
-    done = [p for p in STUDY if (out / p.name / "evaluation.json").exists()]
-    rows = [row for pretraining in done for row in _rows(pretraining, out / pretraining.name)]
+    """The results, the tables and the pictures; rows of runs that are not in this folder stay as they were."""
+    file, done = RESULTS / "mnist_100_labels.json", [p for p in STUDY if (out / p.name / "evaluation.json").exists()]
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows: list[dict[str, Any]] = []
+    for p in STUDY:
+        rows += _rows(p, out / p.name) if p in done else (row for row in before if row["run"] == p.name)
     RESULTS.mkdir(exist_ok=True)
-    status.write_text(RESULTS / "mnist_100_labels.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    status.write_text(file, json.dumps({"rows": rows}, indent=1) + "\n")
     put_table(DOCS / "mnist.md", "python -m benchmarks.mnist_100_labels", _table(rows))
-    put_table(DOCS / "mnist.md", "effects", _effects({p.name: p.told for p in done}, rows))
+    put_table(DOCS / "mnist.md", "effects", _effects(rows))
     pictures = DOCS / "mnist"
     pictures.mkdir(exist_ok=True)
     curves = {p.told: list(read_rows(out / p.name / "metrics.jsonl")) for p in done if p.name != "main"}
@@ -115,6 +118,7 @@ def _rows(pretraining: Pretraining, run_dir: Path) -> Iterator[dict[str, Any]]:
     for row in json.loads((run_dir / "evaluation.json").read_text())["rows"]:
         supervised = row["method"].startswith("supervised")
         yield {
+            "run": pretraining.name,
             "pretraining": None if supervised else pretraining.told,
             **row,
             "pretraining_seconds": None if supervised else round(taken(run_dir).wall),
@@ -136,15 +140,14 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _effects(told: Mapping[str, str], rows: Sequence[dict[str, Any]]) -> str:
+def _effects(rows: Sequence[dict[str, Any]]) -> str:
     """What each change of the pretraining adds to each method, the mean over the pairs that differ in it alone."""
-    of = {(row["pretraining"], row["method"], row["labels"]): row["accuracies"] for row in rows}
-    methods = list(dict.fromkeys((row["method"], row["labels"]) for row in rows if row["pretraining"]))
+    of = {(row["run"], row["method"], row["labels"]): row["accuracies"] for row in rows if row["pretraining"]}
+    runs, methods = (list(dict.fromkeys(keys)) for keys in ((run for run, *_ in of), (key[1:] for key in of)))
     names = [f"{method}, {labels or 'all'}" for method, labels in methods]
     lines = [f"| change | pairs | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(methods)]
     for change, before, after in EFFECTS:
-        others = {name: name.replace(before, after) for name in told if before in name}
-        pairs = [(told[name], told[other]) for name, other in others.items() if other in told]
+        pairs = [(run, other) for run in runs if before in run and (other := run.replace(before, after)) in runs]
         if pairs:
             gains = [statistics.fmean(_gain(of[a, *m], of[b, *m]) for a, b in pairs) for m in methods]
             lines.append(f"| {change} | {len(pairs)} | {' | '.join(f'{gain:+.2f}' for gain in gains)} |")

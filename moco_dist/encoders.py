@@ -18,6 +18,9 @@ _DEPTHS: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]
     "resnet152": (resnet.Bottleneck, [3, 8, 36, 3]),
 }
 
+_GRID = 4
+"""Cells of `what_and_where` along a side."""
+
 
 class Encoder(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
     """A ResNet of torchvision's layers and parameter names, whose `fc` is MoCo's projection head.
@@ -38,6 +41,7 @@ class Encoder(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
         self.bn1 = GroupBatchNorm2d(model.width)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.feature_dim: int = 8 * model.width * block.expansion
+        self.what_and_where_dim: int = self.feature_dim + _GRID**2 * 2 * model.width * block.expansion
         head: list[nn.Module] = [nn.Linear(self.feature_dim, model.dim)]
         if model.mlp:  # MoCo v2, section 2: a hidden layer of the backbone's width
             head = [nn.Linear(self.feature_dim, self.feature_dim), nn.ReLU(), *head]
@@ -61,9 +65,9 @@ class Encoder(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
         return self._pooled(self._second_stage(x))
 
     def what_and_where(self, x: Tensor) -> Tensor:
-        """The features, and beside them the second stage's map on a grid of 4 x 4; of length 1 each, [N, D]."""
+        """The features, and beside them the second stage's map on a grid, each of length 1; [N, what_and_where_dim]."""
         second = self._second_stage(x)
-        places = F.adaptive_avg_pool2d(second, 4).flatten(1)
+        places = F.adaptive_avg_pool2d(second, _GRID).flatten(1)
         return torch.cat([F.normalize(rows, dim=1) for rows in (self._pooled(second), places)], dim=1)
 
     def _second_stage(self, x: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ def test_features_are_torchvisions(arch: str) -> None:
 def test_what_and_where_tells_both(stem: str) -> None:
     encoder = with_statistics(build_encoder(ModelSection(width=16, stem=stem), channels=1, seed=0)).eval()
     x = images(3, 1, 32)
-    what, where = encoder.what_and_where(x).split([128, 4 * 4 * 32], dim=1)
+    both = encoder.what_and_where(x)
+    assert both.shape == (3, encoder.what_and_where_dim)
+    what, where = both.split([128, 4 * 4 * 32], dim=1)
     torch.testing.assert_close(what, nn.functional.normalize(encoder.features(x), dim=1))
     torch.testing.assert_close(where.norm(dim=1), torch.ones(3))
     maps: list[Tensor] = []

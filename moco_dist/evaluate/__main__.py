@@ -226,7 +226,7 @@ class Evaluation:
         kept = config.model_dump(mode="json", include={"data": True, "model": True, "eval": True})
         for free in ("root", "workers", "download"):
             del kept["data"][free]
-        schedules = [repr(s) for s in (few.FINE_TUNING, few.FROM_SCRATCH, few.SEMI_SUPERVISED)]
+        schedules = [repr(s) for s in (few.FINE_TUNING, few.FROM_SCRATCH, few.SEMI_SUPERVISED, few.ROUNDS)]
         told = json.dumps([self.subject.digest, config.run.seed, self.asked.solver, kept, schedules], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 

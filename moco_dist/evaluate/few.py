@@ -11,7 +11,9 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from moco_dist import devices
 from moco_dist.collectives import World
+from moco_dist.config import UserError
 from moco_dist.encoders import Encoder, SmallNet, build_encoder
 from moco_dist.evaluate import labels as few
 from moco_dist.evaluate import linear, propagation
@@ -27,9 +29,9 @@ DECAY_OF_ONE = 1e-3
 """Its regularisation where a class has one label, which leaves nothing to hold out."""
 
 FINE_TUNING = Schedule(steps=400, batch=100, lr=0.03, lr_net=0.01)
-FROM_SCRATCH = Schedule(steps=1500, batch=100, lr=0.05, lr_net=0.05)
+FROM_SCRATCH = Schedule(steps=1000, batch=100, lr=0.05, lr_net=0.05)
 SEMI_SUPERVISED = Schedule(steps=600, batch=256, lr=0.05, lr_net=0.05)
-ROUNDS = 2
+ROUNDS = 4
 """Of spreading labels and learning them."""
 
 
@@ -104,7 +106,12 @@ class FewLabels:
 
     @cached_property
     def edges(self) -> sparse.csr_matrix:
-        """The graph of all training images. To be asked for by all ranks at once, the first time."""
+        """The graph of all training images. To be asked for by all ranks at once, the first time. Raises UserError."""
+        images, world = len(self.subject.train), self.subject.world
+        wanted = 2 * 4 * images * self.subject.encoder.what_and_where_dim
+        if not all(world.gather_objects(wanted < devices.memory(world.device))):
+            rule = f"the graph of {images} images needs {wanted / 2**30:.1f} GiB a rank"
+            raise UserError.of("--labels", self.count, rule, "add --no-semi, or take a larger machine")
         return self._graph(self.subject.encoder, self.subject.world)
 
     def _graph(self, encoder: Encoder, world: World) -> sparse.csr_matrix:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from moco_dist import checkpoint, weights
+from moco_dist import checkpoint, devices, weights
 from moco_dist import config as configs
 from moco_dist.collectives import World
 from moco_dist.encoders import build_encoder
@@ -62,6 +62,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FINE_TUNING", "FROM_SCRATCH", "SEMI_SUPERVISED"):
         monkeypatch.setattr(few, name, replace(getattr(few, name), steps=3))
+    monkeypatch.setattr(few, "ROUNDS", 2)
     monkeypatch.setattr(linear, "DECAYS", (1e-4, 1e-2))
 
 
@@ -204,6 +205,14 @@ def test_a_mistake_is_told_in_one_line(name: str, run_dir: Path, capsys: pytest.
     assert error.startswith("moco_dist.evaluate: ") and error.count("\n") == 1
     assert re.search(told, error), error
     assert not (run_dir / "evaluation.json").exists()
+
+
+def test_a_graph_too_large_for_the_machine_is_not_begun(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "memory", lambda device: 2 * 4 * 1438 * (64 + 16 * 16))  # what it needs, and no more
+    assert command.run([str(run_dir), "--labels", "20"]) == 2
+    assert "--labels = 20: the graph of 1438 images needs 0.0 GiB a rank; add --no-semi" in capsys.readouterr().err
 
 
 def test_under_torchrun_as_a_user_starts_it(run_dir: Path) -> None:
