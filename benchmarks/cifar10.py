@@ -62,7 +62,8 @@ def write(run_dir: Path, untrained: Path) -> None:
 
 
 def _knn(folder: Path) -> dict[str, Any]:
-    [row] = json.loads((folder / "evaluation.json").read_text())["rows"]
+    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+    row = next(row for row in rows if row["method"] == "kNN")
     return {name: row[name] for name in ("method", "test_accuracy_mean", "seconds")}
 
 

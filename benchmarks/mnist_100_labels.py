@@ -32,7 +32,7 @@ SHORT = "optim.epochs=8"
 V1 = ("model.mlp=false", "moco.temperature=0.07")
 
 EFFECTS = (
-    ("MLP head and temperature of v2, not v1's", "v1-", "v2-"),
+    ("MLP head and temperature 0.3, not a linear head and 0.07", "v1-", "v2-"),
     ("symmetric loss", "asymmetric", "symmetric"),
     ("shuffle-BN", "no-shuffle", "shuffle"),
     ("turning, slanting and bending the digits", "no-warp", "v2-asymmetric-shuffle"),
@@ -149,8 +149,10 @@ def _effects(rows: Sequence[dict[str, Any]]) -> str:
     for change, before, after in EFFECTS:
         pairs = [(run, other) for run in runs if before in run and (other := run.replace(before, after)) in runs]
         if pairs:
-            gains = [statistics.fmean(_gain(of[a, *m], of[b, *m]) for a, b in pairs) for m in methods]
-            lines.append(f"| {change} | {len(pairs)} | {' | '.join(f'{gain:+.2f}' for gain in gains)} |")
+            both = [[(of.get((a, *m)), of.get((b, *m))) for a, b in pairs] for m in methods]
+            gains = [[_gain(a, b) for a, b in of_method if a and b] for of_method in both]
+            told = [f"{statistics.fmean(gain):+.2f}" if gain else "" for gain in gains]
+            lines.append(f"| {change} | {len(pairs)} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_dist import watchdog
+from moco_dist.config import UserError
 from moco_dist.summation import pairwise_sum
 
 S = TypeVar("S")
@@ -178,9 +179,19 @@ class World:
         return items
 
     def share_out(self, tasks: Sequence[S], work: Callable[[S], T]) -> list[T]:
-        """Results of tasks that need no other rank, in their order and on all ranks; each rank does its share."""
-        mine = [work(task) for task in tasks[self.rank :: self.size]]
-        of_rank = self.gather_objects(mine)
+        """Results of tasks that need no other rank, in their order and on all ranks; each rank does its share.
+
+        A mistake of the user's that one rank finds is raised on all of them.
+        """
+        try:
+            mine: list[T] | UserError = [work(task) for task in tasks[self.rank :: self.size]]
+        except UserError as error:
+            mine = error
+        of_rank: list[list[T]] = []
+        for found in self.gather_objects(mine):
+            if isinstance(found, UserError):
+                raise found
+            of_rank.append(found)
         return [of_rank[number % self.size][number // self.size] for number in range(len(tasks))]
 
     def from_first(self, action: Callable[[], T]) -> T:

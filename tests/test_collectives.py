@@ -133,6 +133,26 @@ def leave_early(world: World) -> str:
     return "nothing noticed"
 
 
+def a_mistake_in_the_second_task(world: World) -> tuple[list[int], str]:
+    def work(task: int) -> int:
+        if task == 11:
+            raise UserError("task = 11: is a mistake; drop it")
+        return 2 * task
+
+    shared = world.share_out([10, 12, 13], work)
+    try:
+        world.share_out([10, 11], work)
+    except UserError as error:
+        return shared, str(error)
+    return shared, "nothing noticed"
+
+
+def test_tasks_are_shared_out_and_a_mistake_in_one_is_everyones(ranks: Ranks) -> None:
+    for size in (1, 2, 4):
+        expected = ([20, 24, 26], "task = 11: is a mistake; drop it")
+        assert ranks.run(size, a_mistake_in_the_second_task) == [expected] * size
+
+
 def test_a_rank_that_is_left_says_so(ranks: Ranks) -> None:
     gone, left = ranks.run(2, leave_early)
     assert gone == "gone"

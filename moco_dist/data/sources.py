@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -75,6 +76,9 @@ class Source(Protocol):
     def centred(self, indices: NDArray[np.int64], size: int) -> tuple[Tensor, list[str]]:
         """The view for an evaluation, as `crops`."""
 
+    def digest(self) -> str:
+        """sha256 of what tells it from others: pixels in memory or names of files, and labels."""
+
 
 @dataclass(frozen=True)
 class ArraySource:
@@ -104,6 +108,9 @@ class ArraySource:
 
     def centred(self, indices: NDArray[np.int64], size: int) -> tuple[Tensor, list[str]]:
         return augment.centre_batch(self.images[indices], size), []
+
+    def digest(self) -> str:
+        return _digest(self.labels, self.images.numpy().tobytes())
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,9 @@ class FileSource:
             unreadable += bad
         return torch.stack(out), unreadable
 
+    def digest(self) -> str:
+        return _digest(self.labels, os.fsencode(self.root.resolve()), self.names.tobytes())
+
     def path(self, index: int) -> Path:
         return self.root / os.fsdecode(self.names[index])
 
@@ -184,7 +194,16 @@ class Data:
 
 
 def load(config: Config) -> Data:
-    """Open the sources that the config asks for.
+    """Open the sources that the config asks for, for training. Raises UserError as `open_splits`, or of a batch."""
+    data, batch = open_splits(config), config.optim.global_batch
+    if len(data.train) < batch:
+        rule = f"the training set has {len(data.train)} images, less than one batch"
+        raise UserError.of("optim.global_batch", batch, rule, f"use at most {len(data.train)}")
+    return data
+
+
+def open_splits(config: Config) -> Data:
+    """Open the sources that the config asks for, however few images they have.
 
     Raises:
         UserError: missing or empty root, no images, unknown classes, images smaller than the crop.
@@ -193,20 +212,21 @@ def load(config: Config) -> Data:
     test = None if train.labels is None else open_source(config, "test")
     _check_size(train, config.data)
     if train.labels is None or config.eval.knn_every == 0:
-        data = Data(train, None, None)
-    elif config.eval.knn_split == "validation":
+        return Data(train, None, None)
+    if config.eval.knn_split == "validation":
         # The same cut whatever run.seed is, so that runs of several seeds compare.
         order = randomness.permutation(0, randomness.Stream.SPLIT, 0, 0, len(train))
         cut = max(1, round(len(train) * config.eval.validation_fraction))
         kept, held_out = train.subset(np.sort(order[cut:])), train.subset(np.sort(order[:cut]))
-        data = Data(kept, kept, held_out)
-    else:
-        data = Data(train, train, test if test is not None and len(test) else None)
-    batch = config.optim.global_batch
-    if len(data.train) < batch:
-        rule = f"the training set has {len(data.train)} images, less than one batch"
-        raise UserError.of("optim.global_batch", batch, rule, f"use at most {len(data.train)}")
-    return data
+        return Data(kept, kept, held_out)
+    return Data(train, train, test if test is not None and len(test) else None)
+
+
+def _digest(labels: Labels | None, *others: bytes) -> str:
+    told = hashlib.sha256(b"" if labels is None else labels.tobytes())
+    for other in others:
+        told.update(other)
+    return told.hexdigest()
 
 
 def open_source(config: Config, split: Split) -> Source:

@@ -16,7 +16,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,15 +31,19 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from moco_dist import devices, status, watchdog
 from moco_dist.collectives import World
 from moco_dist.config import Config, UserError
-from moco_dist.evaluate import few, knn, linear, plots, results, sgd_probe, subject
+from moco_dist.evaluate import few, knn, linear, plots, propagation, results, sgd_probe, subject
 from moco_dist.evaluate import labels as few_labels
 from moco_dist.evaluate.few import FewLabels, Outcome
+from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.results import Cell, Cells, Key
 from moco_dist.evaluate.subject import Features, Subject
 from moco_dist.tracking.metrics import read_rows
 
 VALIDATION_FRACTION = 0.1
 """Part of the labelled images that chooses the regularisation of the probe on all of them."""
+
+_SHOWN = 100
+"""Wrong images in the picture of them, at most."""
 
 _PATIENCE_SECONDS = 24 * 3600.0
 """Ranks wait for one another between draws, which may take long; a rank that dies takes the others along at once."""
@@ -120,6 +125,7 @@ class Evaluation:
             chosen.append(Method(f"linear{layer}", None, 1, self._linear, together=True))
         if count is None:
             return chosen
+        few_labels.draw(self.subject.train_labels, self.subject.classes, count, 0, 0)  # told before long work
         f = self.few
         names = [("linear", f.linear)]
         if asked.finetune:
@@ -162,7 +168,11 @@ class Evaluation:
         classes, world = self.subject.classes, self.world
         fold = few_labels.held_out(train.labels.numpy(), VALIDATION_FRACTION, self.subject.config.run.seed)
         decay, accuracy = linear.choose_decay(train.rows, train.labels, classes, [fold], world)
-        probe = world.from_first(lambda: linear.fit(train.rows, train.labels, classes, decay))
+
+        def on_cpu() -> Probe:  # what a rank sends to the others would keep the number of its GPU
+            return Probe(*(t.cpu() for t in linear.fit(train.rows, train.labels, classes, decay)))
+
+        probe = Probe(*(t.to(world.device) for t in world.from_first(on_cpu)))
         return Outcome(probe.predict(held_out.rows).cpu(), {"decay": decay, "validation": accuracy})
 
     def _fits(self) -> bool:
@@ -174,6 +184,18 @@ class Evaluation:
 
     def _linear_by_sgd(self) -> Outcome:
         s, layer, data = self.subject, self.asked.features, self.subject.config.data
+        batch = -(-sgd_probe.Recipe().batch // s.world.size) * s.world.size  # of the ranks' equal shares
+        if len(s.train) < batch:
+            rule = f"the training set has {len(s.train)} images, less than one batch of {batch}"
+            raise UserError.of("--solver", "sgd", rule, "use --solver lbfgs")
+        recipe = sgd_probe.Recipe(batch=batch, flip=s.augmentation.recipe.flip)  # no flip where MoCo had none
+        epoch_steps = recipe.steps(len(s.train)) // recipe.epochs
+
+        def progress(step: int, lr: float, loss: torch.Tensor) -> None:
+            if step % (10 * epoch_steps) == 0:
+                told = f"epoch {step // epoch_steps} of {recipe.epochs}, loss {float(loss):.4f}"
+                s.world.tell(f"moco_dist.evaluate: linear probe by SGD, {told}")
+
         probe = sgd_probe.fit(
             s.encode(layer),
             s.train,
@@ -184,8 +206,9 @@ class Evaluation:
             augmentation=s.augmentation,
             dtype=torch.float32,
             seed=s.config.run.seed,
-            recipe=sgd_probe.Recipe(flip=s.augmentation.recipe.flip),  # no flip where MoCo had none
+            recipe=recipe,
             workers=data.workers,
+            progress=progress,
         )
         return Outcome(s.classify(lambda images: probe.logits(s.encode(layer)(images)), s.world))
 
@@ -201,7 +224,8 @@ class Evaluation:
             for first in range(0, len(missing), at_once):
                 found = self._cells(method, missing[first : first + at_once])
                 known |= {cell.key.draw: cell for cell in found}
-                self.world.from_first(functools.partial(cells.add, found))
+                with writing(cells.path):
+                    self.world.from_first(functools.partial(cells.add, found))
             rows.append(results.row([cell for cell in known.values() if cell]))
         return rows
 
@@ -226,8 +250,13 @@ class Evaluation:
         kept = config.model_dump(mode="json", include={"data": True, "model": True, "eval": True})
         for free in ("root", "workers", "download"):
             del kept["data"][free]
-        schedules = [repr(s) for s in (few.FINE_TUNING, few.FROM_SCRATCH, few.SEMI_SUPERVISED, few.ROUNDS)]
-        told = json.dumps([self.subject.digest, config.run.seed, self.asked.solver, kept, schedules], sort_keys=True)
+        s, p = self.subject, propagation
+        constants = [few.FINE_TUNING, few.FROM_SCRATCH, few.SEMI_SUPERVISED, few.ROUNDS, few.FOLDS, few.DECAY_OF_ONE]
+        constants += [linear.DECAYS, VALIDATION_FRACTION, sgd_probe.Recipe(), s.labelled_augmentation.recipe]
+        constants += [p.POWER, p.ALPHA, p.NEIGHBOURS, p.BALANCE, p.MOST_BALANCE]
+        images = [source.digest() for source in (s.train, s.held_out)]
+        about = [s.digest, images, config.run.seed, self.asked.solver, kept, [repr(c) for c in constants]]
+        told = json.dumps(about, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
@@ -257,19 +286,28 @@ def answer(asked: argparse.Namespace, config: Config, world: World) -> None:
     """Evaluate on ranks that have met. Raises UserError."""
     opened = subject.open_subject(asked.path, config, world, asked.features)
     out: Path = asked.out or (asked.path if asked.path.is_dir() else asked.path.parent)
-    try:
+    evaluation = Evaluation(asked, opened)
+    with writing(out):
         cells = world.from_first(lambda: Cells(out / "evaluation"))
-        evaluation = Evaluation(asked, opened)
-        rows = evaluation.run(cells)
+    rows = evaluation.run(cells)
+    with writing(out):
         world.from_first(lambda: report(evaluation, rows, cells, out))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What cannot be written in here is the user's mistake."""
+    try:
+        yield
     except OSError as error:
-        raise UserError.of("--out", out, f"cannot be written: {error.strerror}", "give another --out DIR") from None
+        raise UserError.of("--out", path, f"cannot be written: {error.strerror}", "give another --out DIR") from None
 
 
 def report(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cells, out: Path) -> None:
     """Print the table, write evaluation.json, draw the pictures. Rank 0 alone. Raises OSError."""
     opened = evaluation.subject
     about = {"weights": opened.digest, "split": opened.split, "held_out": len(opened.held_out)}
+    about["settings"] = evaluation.settings
     results.write(out / "evaluation.json", rows, about)
     pictures(evaluation, rows, cells, out)
     title = f"{evaluation.asked.path}: {len(opened.held_out)} {opened.split} images"
@@ -289,9 +327,13 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
     assert cell is not None
     truth, predicted = opened.truth.numpy(), np.array(cell.predicted)
     wrong = np.flatnonzero(truth != predicted)
-    images, _ = opened.held_out.centred(wrong, opened.config.data.image_size)
+    shown, images = wrong[:_SHOWN], np.zeros((0, 1, 1, 1), dtype=np.uint8)
+    if len(shown):
+        images = opened.held_out.centred(shown, opened.config.data.image_size)[0].numpy()
     plots.confusion(folder / "confusion.png", truth, predicted, opened.class_names)
-    plots.wrong_images(folder / "wrong.png", images.numpy(), truth[wrong], predicted[wrong], opened.class_names)
+    plots.wrong_images(
+        *(folder / "wrong.png", images, truth[shown], predicted[shown], opened.class_names, _SHOWN, len(wrong))
+    )
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -156,7 +156,7 @@ def learn_(
     for step, (crops, draws, labels, weights) in enumerate(loader):
         labels, weights = labels.to(device, non_blocking=True), weights.to(device, non_blocking=True)
         logits = classifier(augmentation(crops.to(device, non_blocking=True), draws))
-        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum().clamp(min=1e-6)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in optimizer.param_groups:

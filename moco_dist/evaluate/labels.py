@@ -40,6 +40,8 @@ def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> I
     least = min(range(classes), key=lambda which: len(of_class[which]))
     if len(of_class[least]) < -(-count // classes):
         there, wanted = len(of_class[least]), -(-count // classes)
+        if not there:
+            raise UserError.of("--labels", count, f"class {least} has no image", "remove it, or add images to it")
         rule = f"class {least} has {there} images, and {wanted} of each are asked for"
         raise UserError.of("--labels", count, rule, f"use at most --labels {classes * there}")
     one_more = permutation(seed, Stream.LABELS, number, classes, classes)[: count % classes]

@@ -56,7 +56,13 @@ def confusion(path: Path, truth: Indices, predicted: Indices, classes: Sequence[
 
 
 def wrong_images(
-    path: Path, images: NDArray[np.uint8], truth: Indices, predicted: Indices, classes: Sequence[str], limit: int = 100
+    path: Path,
+    images: NDArray[np.uint8],
+    truth: Indices,
+    predicted: Indices,
+    classes: Sequence[str],
+    limit: int = 100,
+    total: int | None = None,
 ) -> None:
     """The wrongly classified images, each under its true and its predicted class.
 
@@ -67,11 +73,12 @@ def wrong_images(
         predicted: [m], each another than the true one.
         classes: their names.
         limit: images to show at most, the first ones.
+        total: wrongly classified images in all; None: these.
 
     Raises:
         OSError: it cannot be written.
     """
-    _save(_draw_wrong_images(images, truth, predicted, classes, limit), path)
+    _save(_draw_wrong_images(images, truth, predicted, classes, limit, total), path)
 
 
 def accuracies(path: Path, rows: Sequence[Row], split: str) -> None:
@@ -171,7 +178,12 @@ def _heat(axes: Axes, counts: NDArray[np.intp]) -> AxesImage:
 
 
 def _draw_wrong_images(
-    images: NDArray[np.uint8], truth: Indices, predicted: Indices, classes: Sequence[str], limit: int
+    images: NDArray[np.uint8],
+    truth: Indices,
+    predicted: Indices,
+    classes: Sequence[str],
+    limit: int,
+    total: int | None = None,
 ) -> Figure:
     assert len(images) == len(truth) == len(predicted), (len(images), len(truth), len(predicted))
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3), (images.dtype, images.shape)
@@ -188,7 +200,7 @@ def _draw_wrong_images(
     rows = math.ceil(len(pairs) / columns)
     height = rows * (1.35 if "\n" in arrow else 1.2) + 0.5
     figure = Figure(figsize=(max(6, 1.1 * columns), height), layout="constrained")
-    figure.suptitle(f"{len(pairs)} of {len(images)} wrongly classified images, true→predicted class")
+    figure.suptitle(f"{len(pairs)} of {total or len(images)} wrongly classified images, true→predicted class")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.axis("off")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from moco_dist import status
@@ -111,7 +112,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> 
 
 def table(rows: Sequence[dict[str, Any]], split: str, title: str) -> Table:
     """The rows as people read them."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=escape(title), title_justify="left")
     shown.add_column("method")
     for name in ("labels", "draws", f"{split} accuracy", "seconds a draw"):
         shown.add_column(name, justify="right")

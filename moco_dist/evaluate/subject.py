@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,7 +117,7 @@ class Subject:
         bad = int((~rows.isfinite().all(1)).sum())
         if bad:
             rule = f"the features of {bad} of {len(rows)} images are not finite"
-            raise UserError.of("weights", self.digest[:12], rule, "take an earlier checkpoint; see the run's loss")
+            raise UserError.of("weights", self.digest[:12], rule, "look at the run's loss; take an earlier checkpoint")
         assert source.labels is not None
         return Features(rows, torch.from_numpy(source.labels))
 
@@ -178,7 +179,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: what does not fit together.
     """
-    data = sources.load(config)
+    data = sources.open_splits(config)
     if data.bank is None or data.queries is None:
         rule = "no labels" if data.bank is None else "no held-out images with labels"
         fix = "give a folder with train/ and val/ of class folders, or eval.knn_split=validation"
@@ -192,10 +193,17 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
             rule = "holds neither encoder.safetensors nor a checkpoint" if layer == "backbone" else "has no checkpoint"
             raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
         file = checkpoints.path(step)
-        encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
+        try:
+            encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
+        except RuntimeError as error:  # of overrides
+            rule = f"does not fit the config: {' '.join(str(error).split())[:120]}"
+            raise UserError.of("RUN_DIR", file, rule, "drop the overrides of model.*") from None
     elif layer == "head":
         raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
     else:
         weights.load_backbone_(encoder, file, key="RUN_DIR" if path.is_dir() else "WEIGHTS")
+    if data.bank.labels is not None and len(np.unique(data.bank.labels)) < 2:
+        rule = "all images are of one class, and there is nothing to tell apart"
+        raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Subject(config, world, encoder.to(world.device).eval(), digest, data.bank, data.queries)

@@ -24,7 +24,7 @@ from moco_dist import config as configs
 from moco_dist.collectives import World
 from moco_dist.encoders import build_encoder
 from moco_dist.evaluate import __main__ as command
-from moco_dist.evaluate import few, linear, subject
+from moco_dist.evaluate import few, linear, sgd_probe, subject
 from tests.ranks import Ranks
 
 EVERYTHING = ["--knn", "--linear", "--labels", "20", "--draws", "3", "--finetune", "--supervised"]
@@ -149,6 +149,40 @@ def test_the_validation_split_is_cut_from_the_training_images(run_dir: Path) -> 
     assert (told["split"], told["held_out"]) == ("validation", 144)
 
 
+def folder_of(images: Path, classes: int, shade: int = 255) -> list[str]:
+    """Arguments for image folders of a few images: a class is black, the others lighter and lighter."""
+    for split, count in (("train", 12), ("val", 3)):
+        for which in range(classes):
+            (images / split / f"shade [{which}]").mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((9, 9), shade * which // max(1, classes - 1), np.uint8)
+                Image.fromarray(pixels).save(images / split / f"shade [{which}]" / f"{number}.png")
+    return ["data.source=imagefolder", f"data.root={images}", "data.channels=1", "data.image_size=8"]
+
+
+@pytest.mark.usefixtures("_short")
+def test_folders_of_a_few_images_all_told_right(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(run_dir), *folder_of(run_dir / "[images]", 3), "--knn", "--labels", "6"]
+    assert command.run(arguments) == 0, capsys.readouterr().err
+    assert rows(run_dir)[0]["test_accuracy_mean"] == 1
+    assert json.loads((run_dir / "evaluation.json").read_text())["held_out"] == 9
+    other = folder_of(run_dir / "others", 3, shade=40)  # other images of the same names
+    assert command.run([str(run_dir), *other, "--knn"]) == 0
+    assert [row["method"] for row in rows(run_dir)] == ["kNN"]  # rows of other images do not stay
+    assert len((run_dir / "evaluation/cells.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_probe_by_sgd(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = sgd_probe.Recipe
+    monkeypatch.setattr(
+        sgd_probe, "Recipe", lambda **given: recipe(**{"epochs": 10, "lr": 3.0, "milestones": (8,), **given})
+    )
+    assert command.run([str(run_dir), "--linear", "--solver", "sgd"]) == 0
+    [row] = rows(run_dir)
+    assert row["method"] == "linear" and row["test_accuracy_mean"] > 0.2  # a guess has 0.1
+    assert "linear probe by SGD, epoch 10 of 10, loss " in capsys.readouterr().err
+
+
 def unlabelled(run_dir: Path) -> list[str]:
     folder = run_dir.parent / "images"
     folder.mkdir()
@@ -180,6 +214,18 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "more labels than images": (
         lambda r: [str(r), "--labels", "1430"],
         r"--labels = 1430: class 8 has 139 images, and 143 of each are asked for; use at most --labels 1390",
+    ),
+    "one class": (
+        lambda r: [str(r), *folder_of(r / "images", 1)],
+        r"data\.root = .*images: all images are of one class",
+    ),
+    "sgd on a few": (
+        lambda r: [str(r), *folder_of(r / "images", 2), "--linear", "--solver", "sgd"],
+        "--solver = sgd: the training set has 24 images, less than one batch of 256; use --solver lbfgs",
+    ),
+    "overrides of a checkpoint": (
+        lambda r: [str(r), "--features", "head", "model.width=16"],
+        r"RUN_DIR = .*: does not fit the config: .*drop the overrides of model",
     ),
     "fraction": (lambda r: [str(r), "--label-fraction", "1.5"], r"--label-fraction = 1\.5: must be above 0"),
     "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
