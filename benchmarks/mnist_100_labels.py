@@ -101,12 +101,14 @@ def write(out: Path) -> None:
     RESULTS.mkdir(exist_ok=True)
     status.write_text(file, json.dumps({"rows": rows}, indent=1) + "\n")
     put_table(DOCS / "mnist.md", "python -m benchmarks.mnist_100_labels", _table(rows))
-    put_table(DOCS / "mnist.md", "effects", _effects(rows))
     pictures = DOCS / "mnist"
     pictures.mkdir(exist_ok=True)
     curves = {p.told: list(read_rows(out / p.name / "metrics.jsonl")) for p in done if p.name != "main"}
+    effects = _effects(rows)
     if curves:
         plots.overlay(pictures / "ablations.png", curves)
+        effects += "\n\n![loss and kNN accuracy of the ablations](mnist/ablations.png)"
+    put_table(DOCS / "mnist.md", "effects", effects)
     for picture in ("accuracies", "confusion", "curves", "wrong"):
         file = out / f"main/evaluation/{picture}.png"
         if file.exists():
@@ -153,7 +155,7 @@ def _effects(rows: Sequence[dict[str, Any]]) -> str:
             gains = [[_gain(a, b) for a, b in of_method if a and b] for of_method in both]
             told = [f"{statistics.fmean(gain):+.2f}" if gain else "" for gain in gains]
             lines.append(f"| {change} | {len(pairs)} | {' | '.join(told)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "No pair of runs has been made yet."
 
 
 def _gain(before: Sequence[float], after: Sequence[float]) -> float:

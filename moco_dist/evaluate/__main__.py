@@ -321,7 +321,8 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
     plots.accuracies(folder / "accuracies.png", rows, opened.split)
     if (out / "metrics.jsonl").is_file():
         plots.curves(folder / "curves.png", list(read_rows(out / "metrics.jsonl")))
-    best = max(rows, key=lambda row: row[f"{opened.split}_accuracy_mean"])
+    few_or_all = [row for row in rows if row["labels"]] or rows  # who asks for few labels wants to see their errors
+    best = max(few_or_all, key=lambda row: row[f"{opened.split}_accuracy_mean"])
     method = next(m for m in evaluation.methods() if (m.name, m.labels) == (best["method"], best["labels"]))
     cell = cells.get(evaluation.key(method, 0))
     assert cell is not None
