@@ -49,7 +49,7 @@ def write(run_dir: Path, untrained: Path) -> None:
     """The results and the table."""
     summary, used = json.loads((run_dir / "summary.json").read_text()), taken(run_dir)
     rows: list[dict[str, Any]] = [
-        {"encoder": "MoCo v1, 11 epochs", **_knn(run_dir), "steps": summary["step"], **used._asdict()},
+        {"encoder": f"MoCo v1, {summary['epoch']} epochs", **_knn(run_dir), "steps": summary["step"], **used._asdict()},
         {"encoder": "as it began", **_knn(untrained), "steps": 0, "wall": 0.0, "cpu": 0.0},
     ]
     RESULTS.mkdir(exist_ok=True)

@@ -332,9 +332,8 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
     if len(shown):
         images = opened.held_out.centred(shown, opened.config.data.image_size)[0].numpy()
     plots.confusion(folder / "confusion.png", truth, predicted, opened.class_names)
-    plots.wrong_images(
-        *(folder / "wrong.png", images, truth[shown], predicted[shown], opened.class_names, _SHOWN, len(wrong))
-    )
+    pair = truth[shown], predicted[shown]
+    plots.wrong_images(folder / "wrong.png", images, *pair, opened.class_names, total=len(wrong))
 
 
 def run(arguments: Sequence[str]) -> int:
