@@ -30,6 +30,7 @@ class Hang(Exception):
 class _Progress:
     last_beat = time.monotonic()
     waiting_for = ""
+    over = threading.Event()
 
 
 def beat() -> None:
@@ -48,7 +49,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None]) -> None:
-    """Watch this process from a thread, for good.
+    """Watch this process from a thread, until `stop`.
 
     A rank that hangs by itself is ended after the timeout with its stack on stderr; one that waits for others a little
     later, so that the first to fail, which torchrun names as the cause, is the one at fault.
@@ -58,16 +59,24 @@ def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None])
         timeout_seconds: by which a job without a beat is over.
         last_words: called before the process is ended.
     """
+    stop()
     beat()
     agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-    thread = threading.Thread(target=_watch, args=(rank, timeout_seconds, agent, last_words), daemon=True)
-    thread.start()
+    _Progress.over = over = threading.Event()
+    told = (over, rank, timeout_seconds, agent, last_words)
+    threading.Thread(target=_watch, args=told, name="watchdog", daemon=True).start()
 
 
-def _watch(rank: int, timeout_seconds: float, agent: int | None, last_words: Callable[[Hang], None]) -> None:
+def stop() -> None:
+    """Watch no longer: the work is over, and who called it in their own process goes on."""
+    _Progress.over.set()
+
+
+def _watch(
+    over: threading.Event, rank: int, timeout_seconds: float, agent: int | None, last_words: Callable[[Hang], None]
+) -> None:
     patience = max(timeout_seconds / 2, timeout_seconds - _TEARDOWN_SECONDS)
-    while True:
-        time.sleep(0.5)
+    while not over.wait(0.5):
         if agent is not None and os.getppid() != agent:
             print(f"rank {rank}: torchrun is gone, so this rank ends", file=sys.stderr, flush=True)
             os._exit(1)

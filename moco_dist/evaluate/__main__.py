@@ -348,6 +348,7 @@ def run(arguments: Sequence[str]) -> int:
         return status.EXIT_CODES["user_error"]
     finally:
         world.leave()
+        watchdog.stop()
 
 
 @record

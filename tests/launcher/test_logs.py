@@ -14,7 +14,7 @@ from launcher import logs
 from launcher.record import Launch
 from moco_dist import status
 from moco_dist.config import UserError
-from tests.launcher.made import MadeUp, make_run
+from tests.launcher.made import MadeUp, make_run, replace_sleep
 
 
 @pytest.fixture
@@ -223,5 +223,5 @@ def test_ctrl_c_ends_it_well(launch: Launch, monkeypatch: pytest.MonkeyPatch) ->
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(time, "sleep", interrupt)
+    replace_sleep(monkeypatch, logs, interrupt)
     assert call("a", "-f") == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from launcher import runs, show, slurm
 from moco_dist.config import UserError
-from tests.launcher.made import MadeUp, knn_row, make_run, train_row
+from tests.launcher.made import MadeUp, knn_row, make_run, replace_sleep, train_row
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def two_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         if len(pauses) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(time, "sleep", sleep)
+    replace_sleep(monkeypatch, show, sleep)
     yield pauses
 
 
