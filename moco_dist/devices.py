@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -34,8 +37,28 @@ def prepare(config: Config, device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that a rank may count on: free ones of its GPU, or half its share of the machine's."""
+    """Bytes that a rank may count on: free ones of its GPU, or half its share of what the machine or the job has."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept_by_torch
     everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return everything // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(everything, *_memory_limits()) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes that this process's control groups and those above them allow, as SLURM and containers set them."""
+    limits = [sys.maxsize]
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            top, name = root, "memory.max"
+        elif "memory" in controllers.split(","):  # version 1
+            top, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # not seen from inside a container; "max"
+                    limits.append(int((folder / name).read_text()))
+    return limits

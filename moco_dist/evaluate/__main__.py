@@ -36,7 +36,7 @@ from moco_dist.evaluate import labels as few_labels
 from moco_dist.evaluate.few import FewLabels, Outcome
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.results import Cell, Cells, Key
-from moco_dist.evaluate.subject import Features, Subject
+from moco_dist.evaluate.subject import Features, Layer, Subject
 from moco_dist.tracking.metrics import read_rows
 
 VALIDATION_FRACTION = 0.1
@@ -95,6 +95,12 @@ class Method:
     """A draw, by its number."""
     together: bool
     """Whether the ranks work on one draw together, or each on its own."""
+    before: Callable[[], object]
+    """What the ranks compute together before the first draw, and all draws share."""
+
+
+def _nothing() -> None:
+    """Nothing is shared."""
 
 
 class Evaluation:
@@ -102,16 +108,12 @@ class Evaluation:
 
     def __init__(self, asked: argparse.Namespace, subject_: Subject) -> None:
         self.asked, self.subject, self.world = asked, subject_, subject_.world
+        self.shares = functools.cache(subject_.shares)
+        self.features = functools.cache(self._gathered)
 
-    @cached_property
-    def features(self) -> tuple[Features, Features]:
-        """Of the backbone."""
-        return self.subject.features()
-
-    @cached_property
-    def asked_features(self) -> tuple[Features, Features]:
-        """Of the layer that was asked for."""
-        return self.features if self.asked.features == "backbone" else self.subject.features("head")
+    def _gathered(self, layer: Layer) -> tuple[Features, Features]:
+        train, held_out = self.shares(layer)
+        return train.gathered(self.world), held_out.gathered(self.world)
 
     def methods(self) -> list[Method]:
         """What was asked for, the cheap first. Raises UserError."""
@@ -120,29 +122,26 @@ class Evaluation:
         count = self._label_count()
         nothing = not (asked.knn or asked.linear or count)
         if asked.knn or nothing:
-            chosen.append(Method(f"kNN{layer}", None, 1, self._knn, together=True))
+            chosen.append(Method(f"kNN{layer}", None, 1, self._knn, True, lambda: self.shares(asked.features)))
         if asked.linear or nothing:
-            chosen.append(Method(f"linear{layer}", None, 1, self._linear, together=True))
+            chosen.append(Method(f"linear{layer}", None, 1, self._linear, True, self._before_linear))
         if count is None:
             return chosen
         few_labels.draw(self.subject.train_labels, self.subject.classes, count, 0, 0)  # told before long work
-        f = self.few
-        names = [("linear", f.linear)]
-        if asked.finetune:
-            names.append(("fine-tuned", f.fine_tuned))
-        if asked.semi:
-            names.append(("semi-supervised", f.semi_supervised))
-        if asked.supervised:
-            arch = self.subject.config.model.arch
-            names += [(f"supervised {arch}", f.supervised), ("supervised small net", f.supervised_small)]
-        return chosen + [Method(name, count, asked.draws or 1, run, together=False) for name, run in names]
+        f = FewLabels(self.subject, lambda: self.features("backbone"), count)
 
-    @cached_property
-    def few(self) -> FewLabels:
-        """The methods that learn from few labels."""
-        count = self._label_count()
-        assert count is not None
-        return FewLabels(self.subject, *self.features, count)
+        def add(name: str, run: Callable[[int], Outcome], before: Callable[[], object]) -> None:
+            chosen.append(Method(name, count, asked.draws or 1, run, False, before))
+
+        add("linear", f.linear, f.features)
+        if asked.finetune:
+            add("fine-tuned", f.fine_tuned, f.features)
+        if asked.semi:
+            add("semi-supervised", f.semi_supervised, lambda: (f.features(), f.edges))
+        if asked.supervised:
+            add(f"supervised {self.subject.config.model.arch}", f.supervised, _nothing)
+            add("supervised small net", f.supervised_small, _nothing)
+        return chosen
 
     def _label_count(self) -> int | None:
         fraction: float | None = self.asked.label_fraction
@@ -154,17 +153,24 @@ class Evaluation:
         return round(fraction * len(self.subject.train))
 
     def _knn(self, draw: int) -> Outcome:
-        train, held_out = self.asked_features
-        of = self.subject.config.eval
+        bank, held_out = self.shares(self.asked.features)
+        of, queries = self.subject.config.eval, held_out.gathered(self.world).rows
         predicted = knn.predict(
-            held_out.rows, *train.share(self.world), k=of.knn_k, temperature=of.knn_temperature, world=self.world
+            *(queries, bank.rows, bank.labels, bank.indices),
+            k=of.knn_k,
+            temperature=of.knn_temperature,
+            world=self.world,
         )
         return Outcome(predicted.cpu())
 
+    def _before_linear(self) -> None:
+        if self._fits:
+            self.features(self.asked.features)
+
     def _linear(self, draw: int) -> Outcome:
-        if not self._fits():
+        if not self._fits:
             return self._linear_by_sgd()
-        train, held_out = self.asked_features
+        train, held_out = self.features(self.asked.features)
         classes, world = self.subject.classes, self.world
         fold = few_labels.held_out(train.labels.numpy(), VALIDATION_FRACTION, self.subject.config.run.seed)
         decay, accuracy = linear.choose_decay(train.rows, train.labels, classes, [fold], world)
@@ -175,6 +181,7 @@ class Evaluation:
         probe = Probe(*(t.to(world.device) for t in world.from_first(on_cpu)))
         return Outcome(probe.predict(held_out.rows).cpu(), {"decay": decay, "validation": accuracy})
 
+    @cached_property
     def _fits(self) -> bool:
         """Whether every rank can hold the features of all images, and as much again while they are sorted."""
         if self.asked.solver != "auto":
@@ -218,8 +225,8 @@ class Evaluation:
         for method in self.methods():
             known = {n: cells.get(self.key(method, n)) for n in range(method.draws)}
             missing = [number for number, cell in known.items() if cell is None]
-            if missing and method.name == "semi-supervised":
-                _ = self.few.edges  # all ranks make it together
+            if missing:
+                method.before()
             at_once = 1 if method.together else self.world.size
             for first in range(0, len(missing), at_once):
                 found = self._cells(method, missing[first : first + at_once])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,8 +51,8 @@ class FewLabels:
     """Methods that learn from few labels, each a function of the draw alone."""
 
     subject: Subject
-    train: Features
-    held_out: Features
+    features: Callable[[], tuple[Features, Features]]
+    """Of all images to learn from, and of the held-out ones. To be asked for by all ranks at once, the first time."""
     count: int
     """Labels of a draw."""
 
@@ -63,7 +64,7 @@ class FewLabels:
     def linear(self, number: int) -> Outcome:
         """A linear probe on the labelled images' features, its regularisation by cross-validation among them."""
         probe, decay, accuracy = self._probe(self.draw(number))
-        return Outcome(probe.predict(self.held_out.rows).cpu(), {"decay": decay, "cross_validation": accuracy})
+        return Outcome(probe.predict(self.features()[1].rows).cpu(), {"decay": decay, "cross_validation": accuracy})
 
     def fine_tuned(self, number: int) -> Outcome:
         """The probe and the encoder below it, trained on with augmented labelled images."""
@@ -115,7 +116,7 @@ class FewLabels:
         return self._graph(self.subject.encoder, self.subject.world)
 
     def _graph(self, encoder: Encoder, world: World) -> sparse.csr_matrix:
-        rows = self.subject.features_of(self.subject.train, encoder.what_and_where, world).rows
+        rows = self.subject.share_of(self.subject.train, encoder.what_and_where, world).gathered(world).rows
         k = min(propagation.NEIGHBOURS, len(rows) - 1)
         return propagation.graph(*propagation.nearest(rows, k, world))
 
@@ -124,7 +125,8 @@ class FewLabels:
         return World(0, 1, 0, self.subject.world.device)
 
     def _probe(self, labelled: Indices) -> tuple[Probe, float, float]:
-        rows, labels = self.train.rows[labelled], self.train.labels[labelled]
+        train, _ = self.features()
+        rows, labels = train.rows[labelled], train.labels[labelled]
         classes = self.subject.classes
         parts = min(FOLDS, len(labelled) // classes)
         decay, accuracy = DECAY_OF_ONE, float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from moco_dist.collectives import World
 from moco_dist.evaluate import labels as few
 
 DECAYS = tuple(10.0**exponent for exponent in range(-7, 0))
-"""Regularisations to choose from."""
+"""Regularisations to choose from, weakest first; weaker ones follow as long as the weakest is the best."""
+
+_WEAKEST = 1e-12
 
 _BLOCK = 16384
 """Features that the loss sees at a time: bounds the memory of their double precision."""
@@ -106,13 +109,17 @@ def choose_decay(
     Returns:
         The regularisation, and its accuracy on what was held out.
     """
-    tasks = [(decay, fold) for decay in DECAYS for fold in folds]
 
     def right(task: tuple[float, few.Fold]) -> int:
         decay, (kept, held_out) = task
         probe = fit(features[kept], labels[kept], classes, decay)
         return int((probe.predict(features[held_out]) == labels[held_out].to(features.device)).sum())
 
-    counts = np.array(world.share_out(tasks, right)).reshape(len(DECAYS), len(folds)).sum(1)
-    best = len(DECAYS) - 1 - int(counts[::-1].argmax())
-    return DECAYS[best], int(counts[best]) / sum(len(held_out) for _, held_out in folds)
+    def count(decays: Sequence[float]) -> dict[float, int]:
+        found = iter(world.share_out([(decay, fold) for decay in decays for fold in folds], right))
+        return {decay: sum(itertools.islice(found, len(folds))) for decay in decays}
+
+    counts = count(DECAYS)
+    while (best := max(counts, key=lambda decay: (counts[decay], decay))) == min(counts) and best > _WEAKEST:
+        counts |= count([best / 10])
+    return best, counts[best] / sum(len(held_out) for _, held_out in folds)

@@ -20,7 +20,7 @@ from moco_dist.collectives import World
 from moco_dist.config import Config, DataSection, UserError
 from moco_dist.data import augment, sources
 from moco_dist.encoders import Encoder, build_encoder
-from moco_dist.evaluate import features
+from moco_dist.evaluate import features, knn
 from moco_dist.evaluate.labels import Indices
 
 Layer = Literal["backbone", "head"]
@@ -28,17 +28,23 @@ Layer = Literal["backbone", "head"]
 
 @dataclass(frozen=True)
 class Features:
-    """Of a whole source, normalised, in its order; the same on all ranks."""
+    """Of a source's images, normalised: of all in their order, the same on all ranks, or a rank's share of them."""
 
     rows: Tensor
     """[n, D], on the device."""
     labels: Tensor
     """[n], on the CPU."""
+    indices: Tensor
+    """[n] which images they are of, on the CPU."""
 
-    def share(self, world: World) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's rows, their labels and indices."""
-        mine = torch.arange(world.rank, len(self.rows), world.size)
-        return self.rows[mine.to(self.rows.device)], self.labels[mine], mine
+    def gathered(self, world: World) -> Features:
+        """The ranks' shares put together."""
+        if world.size == 1:
+            return self
+        labels, indices = (knn.gather_rows(t, world).cpu() for t in (self.labels, self.indices))
+        order = indices.argsort()
+        rows = knn.gather_rows(self.rows, world)
+        return Features(rows[order.to(rows.device)], labels[order], indices[order])
 
 
 @dataclass(frozen=True)
@@ -106,20 +112,20 @@ class Subject:
         """D of a layer's output."""
         return self.encoder.feature_dim if layer == "backbone" else self.config.model.dim
 
-    def features(self, layer: Layer = "backbone") -> tuple[Features, Features]:
-        """Of the images to learn from, and of the held-out ones. Raises UserError where some are not finite."""
+    def shares(self, layer: Layer) -> tuple[Features, Features]:
+        """This rank's, of the images to learn from and of the held-out ones. Raises UserError as `share_of`."""
         encode = self.encode(layer)
-        return self.features_of(self.train, encode, self.world), self.features_of(self.held_out, encode, self.world)
+        return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
 
-    def features_of(self, source: sources.Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
-        """Of a source's images, computed by the ranks together. Raises UserError where some are not finite."""
-        rows = features.in_order(*self._share(encode, source, world), world)
-        bad = int((~rows.isfinite().all(1)).sum())
+    def share_of(self, source: sources.Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
+        """This rank's share of a source's features. Raises UserError, on all ranks, where some are not finite."""
+        rows, indices = self._share(encode, source, world)
+        bad = sum(world.gather_objects(int((~rows.isfinite().all(1)).sum())))
         if bad:
-            rule = f"the features of {bad} of {len(rows)} images are not finite"
+            rule = f"the features of {bad} of {len(source)} images are not finite"
             raise UserError.of("weights", self.digest[:12], rule, "look at the run's loss; take an earlier checkpoint")
         assert source.labels is not None
-        return Features(rows, torch.from_numpy(source.labels))
+        return Features(rows, torch.from_numpy(source.labels)[indices], indices)
 
     def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
         """Classes [n] of the held-out images, on the CPU.

@@ -122,6 +122,8 @@ def test_what_has_been_computed_is_not_computed_again(
     assert command.run([*arguments, "run.seed=1"]) == 0
     assert rows(run_dir)[1]["accuracies"] != first[0]["accuracies"]  # another seed, other draws
     assert (run_dir / "evaluation/curves.png").exists()
+    monkeypatch.setattr(subject.Subject, "shares", lambda self, layer: pytest.fail("they were"))  # features
+    assert command.run([*arguments, "run.seed=1"]) == 0
 
 
 @pytest.mark.usefixtures("_short")

@@ -55,6 +55,21 @@ def test_a_class_without_an_example_is_not_told() -> None:
     assert set(probe.predict(rows).tolist()) == set(range(5))
 
 
+def test_weaker_regularisations_are_tried_as_long_as_the_weakest_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, of = digits()
+    parts = labels.folds(of[:300].numpy(), 3, seed=0)
+
+    def choose(*decays: float) -> tuple[float, float]:
+        monkeypatch.setattr(linear, "DECAYS", decays)
+        return linear.choose_decay(rows[:300], of[:300], 10, parts, ALONE)
+
+    decay, accuracy = choose(0.1, 1.0)
+    assert decay < 0.05
+    monkeypatch.setattr(linear, "_WEAKEST", 1.0)  # no further
+    assert accuracy > choose(0.1, 1.0)[1]
+    assert accuracy >= choose(decay / 10, 1.0)[1]
+
+
 def chosen(world: World) -> tuple[float, float]:
     rows, of = digits()
     return linear.choose_decay(rows[:300], of[:300], 10, labels.folds(of[:300].numpy(), 3, seed=0), world)
