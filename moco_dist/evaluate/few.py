@@ -24,7 +24,7 @@ from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.subject import Features, Subject
 
 FOLDS = 5
-"""Parts of the labelled images in the cross-validation that chooses a probe's regularisation."""
+"""Parts of the labelled images in the cross-validation among them."""
 
 DECAY_OF_ONE = 1e-3
 """Its regularisation where a class has one label, which leaves nothing to hold out."""
@@ -80,16 +80,18 @@ class FewLabels:
         first network and graph come from the few labels; here MoCo has learnt them without.
         """
         labelled = self.draw(number)
-        labels, classes = self.subject.train_labels, self.subject.classes
+        labels, classes = self.subject.train_labels[labelled], self.subject.classes
         net, edges = copy.deepcopy(self.subject.encoder), self.edges
+        balances = propagation.should_balance(edges, labelled, labels, classes, self._folds(labelled))
         classifier = self._classifier(net, self._probe(labelled)[0])
         for turn in range(ROUNDS):
-            guess = propagation.spread(edges, labelled, labels[labelled], classes)
-            lesson = Lesson(np.arange(len(labels)), guess.labels, guess.certainty)
+            guess = propagation.spread(edges, labelled, labels, classes)
+            guessed = guess.balanced if balances else guess.plain
+            lesson = Lesson(np.arange(len(guessed)), guessed, guess.certainty)
             self._learn_(classifier, lesson, SEMI_SUPERVISED, ROUNDS * number + turn)
             if turn < ROUNDS - 1:
                 edges = self._graph(net, self._alone)
-        return self._outcome(classifier)
+        return self._outcome(classifier, {"balances": float(balances)})
 
     def supervised(self, number: int) -> Outcome:
         """The same encoder from scratch on the labelled images, augmented."""
@@ -128,12 +130,15 @@ class FewLabels:
         train, _ = self.features()
         rows, labels = train.rows[labelled], train.labels[labelled]
         classes = self.subject.classes
-        parts = min(FOLDS, len(labelled) // classes)
         decay, accuracy = DECAY_OF_ONE, float("nan")
-        if parts > 1:
-            folds = few.folds(labels.numpy(), parts, self.subject.config.run.seed)
+        if folds := self._folds(labelled):
             decay, accuracy = linear.choose_decay(rows, labels, classes, folds, self._alone)
         return linear.fit(rows, labels, classes, decay), decay, accuracy
+
+    def _folds(self, labelled: Indices) -> list[few.Fold]:
+        """Of the cross-validation among the labelled images; none where a class has one label."""
+        parts = min(FOLDS, len(labelled) // self.subject.classes)
+        return few.folds(self.subject.train_labels[labelled], parts, self.subject.config.run.seed) if parts > 1 else []
 
     def _lesson(self, labelled: Indices) -> Lesson:
         return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32))
@@ -159,5 +164,5 @@ class FewLabels:
             number=number,
         )
 
-    def _outcome(self, classifier: Classifier) -> Outcome:
-        return Outcome(self.subject.classify(classifier, self._alone))
+    def _outcome(self, classifier: Classifier, notes: dict[str, float] | None = None) -> Outcome:
+        return Outcome(self.subject.classify(classifier, self._alone), notes or {})

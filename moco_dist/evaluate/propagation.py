@@ -6,6 +6,8 @@ certainty of what it says (Iscen et al. 2019, "Label propagation for deep semi-s
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from scipy.sparse.linalg import cg
 from torch import Tensor
 
 from moco_dist.collectives import World
-from moco_dist.evaluate.labels import Indices
+from moco_dist.evaluate.labels import Fold, Indices
 
 POWER = 3
 ALPHA = 0.99
@@ -35,8 +37,10 @@ _ITERATIONS = 200
 class Spread(NamedTuple):
     """What propagation says of every image."""
 
-    labels: Indices
-    """[n] classes; of the labelled images, their own."""
+    plain: Indices
+    """[n] classes as they come out; of the labelled images, their own."""
+    balanced: Indices
+    """[n] likewise, with classes of about equal size."""
     certainty: NDArray[np.float32]
     """[n] from 0, all classes alike, to 1."""
 
@@ -94,10 +98,10 @@ def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
 def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes: int) -> Spread:
     """Solve `(I - ALPHA S) Z = Y` by conjugate gradients (equations 4 to 6); Z's rows say how near each class is.
 
-    Of each row the largest counts, after a correction. An island of images that no edge of weight joins to a label of
-    their class (a 7 with a bar, where no labelled 7 has one) goes to another class, which then has too many. As the
-    draw has equally many of each class, so should the guesses: a class's scores are divided by a power of its share,
-    as in the class mass normalisation of Zhu et al. 2003 (section 4), within limits. That moves uncertain images alone.
+    Of each row the largest counts. An island of images that no edge of weight joins to a label of their class (a 7 with
+    a bar, where no labelled 7 has one) goes to another class, which then has too many. So where classes are of about
+    equal size, a class's scores are divided by a power of its share, as in the class mass normalisation of Zhu et al.
+    2003 (section 4), within limits. That moves uncertain images alone.
 
     Args:
         edges: [n, n] of `graph`.
@@ -117,6 +121,30 @@ def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes
     certainty = 1 + (shares * np.log(shares)).sum(1) / np.log(classes)  # equation 7
     counts = np.bincount(shares.argmax(1), minlength=classes)
     balance = (count / classes / np.maximum(counts, 1)) ** BALANCE  # [classes]
-    found = (shares * balance.clip(1 / MOST_BALANCE, MOST_BALANCE)).argmax(1)
-    found[labelled], certainty[labelled] = labels, 1
-    return Spread(found, certainty.clip(0, 1).astype(np.float32))
+    plain, balanced = shares.argmax(1), (shares * balance.clip(1 / MOST_BALANCE, MOST_BALANCE)).argmax(1)
+    plain[labelled], balanced[labelled], certainty[labelled] = labels, labels, 1
+    return Spread(plain, balanced, certainty.clip(0, 1).astype(np.float32))
+
+
+def should_balance(
+    edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes: int, folds: Sequence[Fold]
+) -> bool:
+    """Whether to take the balanced guesses: yes, unless the labels speak against it.
+
+    Cross-validation: parts of the labels are hidden and guessed from the rest. One label more or less is chance, so the
+    plain guesses must be better by more than a standard error of the difference (Breiman et al. 1984, section 3.4.3).
+
+    Args:
+        edges: [n, n] of `graph`.
+        labelled: [m] which images have labels.
+        labels: [m] theirs.
+        classes: of the problem.
+        folds: pairs of what to keep and what to hide, indices into the labelled.
+    """
+    plain_alone = balanced_alone = 0  # hidden labels that one of the two tells
+    for kept, hidden in folds:
+        guess = spread(edges, labelled[kept], labels[kept], classes)
+        plain, balanced = (found[labelled[hidden]] == labels[hidden] for found in (guess.plain, guess.balanced))
+        plain_alone += int((plain & ~balanced).sum())
+        balanced_alone += int((balanced & ~plain).sum())
+    return plain_alone - balanced_alone <= math.sqrt(plain_alone + balanced_alone)

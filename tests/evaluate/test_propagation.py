@@ -66,31 +66,41 @@ def test_it_solves_the_papers_equation() -> None:
     certainty = 1 + xlogy(shares, shares).sum(1) / np.log(2)
     certainty[labelled] = 1
     balanced = shares * np.clip((200 / np.bincount(shares.argmax(1))) ** 5, 0.5, 2)
-    assert np.array_equal(found.labels, balanced.argmax(1))
+    assert np.array_equal(found.balanced, balanced.argmax(1))
     np.testing.assert_allclose(found.certainty, certainty, atol=1e-3)
-    assert (found.labels == truth).mean() > 0.97
+    assert (found.balanced == truth).mean() > 0.97
     nearest = labelled[(features @ features[labelled].T).argmax(1).numpy()]
     assert (truth[nearest] == truth).mean() < 0.95  # the graph knows more than the nearest label
 
 
-def test_a_class_that_has_too_many_images_gives_away_the_uncertain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_has_too_many_images_gives_away_the_uncertain_ones() -> None:
     centres = torch.eye(3)
     centres[2, :2] = torch.tensor([0.2, 0.18])  # half of the second class, a little nearer to the first
     rows = centres.repeat_interleave(10, 0) + 0.1 * torch.rand(30, 3, generator=torch.Generator().manual_seed(0))
     edges = propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))
     known = np.array([0, 1, 10, 11]), np.array([0, 0, 1, 1])
     found = propagation.spread(edges, *known, 2)
-    assert found.labels.tolist() == [0] * 10 + [1] * 20
+    assert found.balanced.tolist() == [0] * 10 + [1] * 20
     assert found.certainty[20:].max() < found.certainty[:20].min()
-    monkeypatch.setattr(propagation, "BALANCE", 0)
-    plain = propagation.spread(edges, *known, 2)
-    assert plain.labels.tolist() == [0] * 10 + [1] * 10 + [0] * 10
-    assert np.array_equal(plain.certainty, found.certainty)
+    assert found.plain.tolist() == [0] * 10 + [1] * 10 + [0] * 10
 
 
 def test_an_image_far_from_every_label_is_not_certain() -> None:
     features = F.normalize(torch.cat([torch.eye(3).repeat_interleave(5, 0)]) + 1e-3 * torch.rand(15, 3), dim=1)
     edges = propagation.graph(*propagation.nearest(features, 4, ALONE))
     found = propagation.spread(edges, np.array([0, 5]), np.array([0, 1]), 2)
-    assert found.labels[:10].tolist() == [0] * 5 + [1] * 5
+    assert found.balanced[:10].tolist() == [0] * 5 + [1] * 5
     assert (found.certainty[:10] > 0.9).all() and (found.certainty[10:] < 0.01).all()
+
+
+def test_classes_of_equal_size_are_given_up_where_the_labels_speak_against_them() -> None:
+    """The first class has five islands of six; each other one lies a little nearer to its own than to the second."""
+    islands = torch.eye(6)
+    islands[2:, :2] = torch.tensor([0.2, 0.18])
+    rows = islands.repeat_interleave(10, 0) + 0.1 * torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
+    edges = propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))
+    known = np.array([0, 1, 10, 11, 20, 30, 40, 50]), np.array([0, 0, 1, 1, 0, 0, 0, 0])
+    folds = [(np.delete(np.arange(8), hidden), np.array([hidden])) for hidden in (4, 5, 6, 7)]
+    assert not propagation.should_balance(edges, *known, 2, folds)
+    assert propagation.should_balance(edges, *known, 2, folds[:1])  # one label is chance
+    assert propagation.should_balance(edges, *known, 2, [])
