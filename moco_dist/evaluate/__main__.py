@@ -93,10 +93,10 @@ class Method:
     draws: int
     run: Callable[[int], Outcome]
     """A draw, by its number."""
-    together: bool
-    """Whether the ranks work on one draw together, or each on its own."""
     before: Callable[[], object]
     """What the ranks compute together before the first draw, and all draws share."""
+    together: bool
+    """Whether the ranks work on one draw together, or each on its own."""
 
 
 def _nothing() -> None:
@@ -122,16 +122,17 @@ class Evaluation:
         count = self._label_count()
         nothing = not (asked.knn or asked.linear or count)
         if asked.knn or nothing:
-            chosen.append(Method(f"kNN{layer}", None, 1, self._knn, True, lambda: self.shares(asked.features)))
+            before = functools.partial(self.shares, asked.features)
+            chosen.append(Method(f"kNN{layer}", None, 1, self._knn, before, together=True))
         if asked.linear or nothing:
-            chosen.append(Method(f"linear{layer}", None, 1, self._linear, True, self._before_linear))
+            chosen.append(Method(f"linear{layer}", None, 1, self._linear, self._before_linear, together=True))
         if count is None:
             return chosen
         few_labels.draw(self.subject.train_labels, self.subject.classes, count, 0, 0)  # told before long work
         f = FewLabels(self.subject, lambda: self.features("backbone"), count)
 
         def add(name: str, run: Callable[[int], Outcome], before: Callable[[], object]) -> None:
-            chosen.append(Method(name, count, asked.draws or 1, run, False, before))
+            chosen.append(Method(name, count, asked.draws or 1, run, before, together=False))
 
         add("linear", f.linear, f.features)
         if asked.finetune:
