@@ -146,15 +146,16 @@ def _effects(rows: Sequence[dict[str, Any]]) -> str:
     """What each change of the pretraining adds to each method, the mean over the pairs that differ in it alone."""
     of = {(row["run"], row["method"], row["labels"]): row["accuracies"] for row in rows if row["pretraining"]}
     runs, methods = (list(dict.fromkeys(keys)) for keys in ((run for run, *_ in of), (key[1:] for key in of)))
+    methods = [m for m in methods if sum((run, *m) in of for run in runs) > 1]
     names = [f"{method}, {labels or 'all'}" for method, labels in methods]
     lines = [f"| change | pairs | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(methods)]
     for change, before, after in EFFECTS:
         pairs = [(run, other) for run in runs if before in run and (other := run.replace(before, after)) in runs]
         if pairs:
-            both = [[(of.get((a, *m)), of.get((b, *m))) for a, b in pairs] for m in methods]
-            gains = [[_gain(a, b) for a, b in of_method if a and b] for of_method in both]
-            told = [f"{statistics.fmean(gain):+.2f}" if gain else "" for gain in gains]
-            lines.append(f"| {change} | {len(pairs)} | {' | '.join(told)} |")
+            gains = [[_gain(of[a, *m], of[b, *m]) for a, b in pairs] for m in methods]
+            lines.append(
+                f"| {change} | {len(pairs)} | {' | '.join(f'{statistics.fmean(gain):+.2f}' for gain in gains)} |"
+            )
     return "\n".join(lines) if len(lines) > 2 else "No pair of runs has been made yet."
 
 

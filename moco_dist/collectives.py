@@ -178,20 +178,29 @@ class World:
             dist.all_gather_object(items, item)
         return items
 
+    def agreed(self, action: Callable[[], T]) -> T:
+        """What the action, which needs no other rank, returns on this one.
+
+        A mistake of the user's that one rank finds is raised on all of them.
+        """
+        outcome: list[T] = []
+        mistake = None
+        try:
+            outcome.append(action())
+        except UserError as error:
+            mistake = error
+        for other in self.gather_objects(mistake):
+            if other is not None:
+                raise other
+        return outcome[0]
+
     def share_out(self, tasks: Sequence[S], work: Callable[[S], T]) -> list[T]:
         """Results of tasks that need no other rank, in their order and on all ranks; each rank does its share.
 
         A mistake of the user's that one rank finds is raised on all of them.
         """
-        try:
-            mine: list[T] | UserError = [work(task) for task in tasks[self.rank :: self.size]]
-        except UserError as error:
-            mine = error
-        of_rank: list[list[T]] = []
-        for found in self.gather_objects(mine):
-            if isinstance(found, UserError):
-                raise found
-            of_rank.append(found)
+        mine = self.agreed(lambda: [work(task) for task in tasks[self.rank :: self.size]])
+        of_rank = self.gather_objects(mine)
         return [of_rank[number % self.size][number // self.size] for number in range(len(tasks))]
 
     def from_first(self, action: Callable[[], T]) -> T:

@@ -26,6 +26,10 @@ DEFAULT_CONFIG = SHIPPED_CONFIGS / "digits.yaml"
 class UserError(Exception):
     """A mistake of the user's: one line that names key, value, rule and fix. The process exits with 2."""
 
+    def __init__(self, line: str) -> None:
+        # A data worker's comes with its traceback before it.
+        super().__init__(line.rsplit("UserError: ", 1)[-1].rstrip())
+
     @classmethod
     def of(cls, key: str, value: object, rule: str, fix: str) -> UserError:
         return cls(f"{key} = {shown(value)}: {rule}; {fix}")

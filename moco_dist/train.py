@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -379,6 +378,7 @@ def _note() -> Path | None:
     return Path(error_file).parents[2] / "moco_dist_exit_status" if error_file else None
 
 
+@batches.no_workers_left()
 def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
     """Train as the arguments say.
 
@@ -430,8 +430,6 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
             run_dir.crashed(world.rank, error)
         raise
     finally:
-        for worker in multiprocessing.active_children():  # data workers of a run that failed, which Python would wait
-            worker.kill()  # for: they pass over its SIGTERM (data.batches.in_worker)
         if run_dir:
             run_dir.close()
         world.leave()

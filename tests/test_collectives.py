@@ -73,6 +73,11 @@ def firsts(world: World, folder: str) -> list[Any]:
         except Exception as error:
             told.append((type(error), str(error)))
     assert world.from_first(lambda: "they go on") == "they go on"
+    assert world.agreed(lambda: world.rank) == world.rank
+    try:
+        world.agreed(lambda: mistaken() if world.rank == world.size - 1 else 0)
+    except UserError as error:
+        told.append((type(error), str(error)))
     assert world.first_then_others(lambda: world.rank) == world.rank
     world.barrier()
     return told
@@ -84,7 +89,12 @@ def test_collectives(ranks: Ranks, size: int, tmp_path: Path) -> None:
         ranks.run(size, function)
     told = ranks.run(size, firsts, str(tmp_path))
     assert told == [
-        [(UserError, "optim.lr = 0: must be less; lower it"), (ZeroDivisionError, "on rank 0")] for _ in range(size)
+        [
+            (UserError, "optim.lr = 0: must be less; lower it"),
+            (ZeroDivisionError, "on rank 0"),
+            (UserError, f"optim.lr = {size - 1}: must be less; lower it"),
+        ]
+        for _ in range(size)
     ]
 
 

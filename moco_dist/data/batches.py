@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +96,18 @@ def in_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def no_workers_left() -> Iterator[None]:
+    """Kill workers that a failure within left behind: Python would wait for them, and they pass over its SIGTERM."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        gc.collect()  # a loader that nobody holds ends its workers itself
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
 
 
 def on_device(

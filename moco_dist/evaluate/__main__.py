@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
+import inspect
 import json
 import sys
 import time
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,15 +29,17 @@ import torch
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from moco_dist import devices, status, watchdog
+from moco_dist import devices, encoders, status, watchdog
 from moco_dist.collectives import World
 from moco_dist.config import Config, UserError
-from moco_dist.evaluate import few, knn, linear, plots, propagation, results, sgd_probe, subject
+from moco_dist.data import augment, sources
+from moco_dist.data.batches import no_workers_left
+from moco_dist.evaluate import classifier, features, few, knn, linear, plots, propagation, results, sgd_probe, subject
 from moco_dist.evaluate import labels as few_labels
 from moco_dist.evaluate.few import FewLabels, Outcome
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.results import Cell, Cells, Key
-from moco_dist.evaluate.subject import Features, Layer, Subject
+from moco_dist.evaluate.subject import Subject
 from moco_dist.tracking.metrics import read_rows
 
 VALIDATION_FRACTION = 0.1
@@ -97,52 +100,67 @@ class Method:
     """What the ranks compute together before the first draw, and all draws share."""
     together: bool
     """Whether the ranks work on one draw together, or each on its own."""
-
-
-def _nothing() -> None:
-    """Nothing is shared."""
+    uses: Sequence[object]
+    """What its figures depend on, beside the encoder and the images."""
 
 
 class Evaluation:
-    """What was asked for, of one subject."""
+    """What was asked for, of one subject. All ranks make it together. Raises UserError."""
 
     def __init__(self, asked: argparse.Namespace, subject_: Subject) -> None:
         self.asked, self.subject, self.world = asked, subject_, subject_.world
         self.shares = functools.cache(subject_.shares)
-        self.features = functools.cache(self._gathered)
+        self.methods = self._methods()
 
-    def _gathered(self, layer: Layer) -> tuple[Features, Features]:
-        train, held_out = self.shares(layer)
-        return train.gathered(self.world), held_out.gathered(self.world)
-
-    def methods(self) -> list[Method]:
-        """What was asked for, the cheap first. Raises UserError."""
-        asked, layer = self.asked, "" if self.asked.features == "backbone" else " (head)"
-        chosen: list[Method] = []
-        count = self._label_count()
+    def _methods(self) -> list[Method]:
+        """The cheap first."""
+        asked, count = self.asked, self._label_count()
         nothing = not (asked.knn or asked.linear or count)
+        chosen: list[Method] = []
         if asked.knn or nothing:
-            before = functools.partial(self.shares, asked.features)
-            chosen.append(Method(f"kNN{layer}", None, 1, self._knn, before, together=True))
+            chosen.append(self._of_knn())
         if asked.linear or nothing:
-            chosen.append(Method(f"linear{layer}", None, 1, self._linear, self._before_linear, together=True))
-        if count is None:
-            return chosen
-        few_labels.draw(self.subject.train_labels, self.subject.classes, count, 0, 0)  # told before long work
-        f = FewLabels(self.subject, lambda: self.features("backbone"), count)
+            chosen.append(self._of_linear())
+        return chosen if count is None else [*chosen, *self._of_few_labels(count, asked.draws or 1)]
 
-        def add(name: str, run: Callable[[int], Outcome], before: Callable[[], object]) -> None:
-            chosen.append(Method(name, count, asked.draws or 1, run, before, together=False))
+    def _of_layer(self) -> tuple[str, list[object]]:
+        """What the name of a method of --features has at its end, and what its figures depend on."""
+        layer = self.asked.features
+        return ("", [layer]) if layer == "backbone" else (f" ({layer})", [layer, self.subject.head_digest])
 
-        add("linear", f.linear, f.features)
+    def _of_knn(self) -> Method:
+        of, (layer, uses) = self.subject.config.eval, self._of_layer()
+        uses = [*uses, of.knn_k, of.knn_temperature, _code(knn)]
+        before = functools.partial(self.shares, self.asked.features)
+        return Method(f"kNN{layer}", None, 1, self._knn, before, together=True, uses=uses)
+
+    def _of_linear(self) -> Method:
+        layer, uses = self._of_layer()
+        if self._fits():
+            uses = [*uses, VALIDATION_FRACTION, _code(linear, few_labels)]
+            before = functools.partial(self.shares, self.asked.features)
+            return Method(f"linear{layer}", None, 1, self._linear, before, together=True, uses=uses)
+        recipe = self._recipe()
+        run, uses = functools.partial(self._linear_by_sgd, recipe), [*uses, recipe, _code(sgd_probe)]
+        return Method(f"linear by SGD{layer}", None, 1, run, lambda: None, together=True, uses=uses)
+
+    def _of_few_labels(self, count: int, draws: int) -> Iterator[Method]:
+        asked, s = self.asked, self.subject
+        few_labels.draw(s.train_labels, s.classes, count, 0, 0)  # told before long work
+        f = FewLabels(s, functools.partial(self.shares, "backbone"), count, draws)
+        uses = [s.labelled_augmentation.recipe, _code(few, few_labels, linear, propagation, classifier)]
+
+        def method(name: str, run: Callable[[int], Outcome], before: Callable[[], object]) -> Method:
+            return Method(name, count, draws, run, before, together=False, uses=uses)
+
+        yield method("linear", f.linear, lambda: (f.labelled, f.held_out))
         if asked.finetune:
-            add("fine-tuned", f.fine_tuned, f.features)
+            yield method("fine-tuned", f.fine_tuned, lambda: f.labelled)
         if asked.semi:
-            add("semi-supervised", f.semi_supervised, lambda: (f.features(), f.edges))
+            yield method("semi-supervised", f.semi_supervised, lambda: (f.labelled, f.edges))
         if asked.supervised:
-            add(f"supervised {self.subject.config.model.arch}", f.supervised, _nothing)
-            add("supervised small net", f.supervised_small, _nothing)
-        return chosen
+            yield method(f"supervised {s.config.model.arch}", f.supervised, lambda: None)
+            yield method("supervised small net", f.supervised_small, lambda: None)
 
     def _label_count(self) -> int | None:
         fraction: float | None = self.asked.label_fraction
@@ -151,28 +169,26 @@ class Evaluation:
             return count
         if not 0 < fraction <= 1:
             raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
-        return round(fraction * len(self.subject.train))
+        count, images, classes = (
+            round(fraction * len(self.subject.train)),
+            len(self.subject.train),
+            self.subject.classes,
+        )
+        if count < classes:
+            rule = f"is {count} of {images} images, and there are {classes} classes"
+            raise UserError.of("--label-fraction", fraction, rule, f"use {classes / images:.2g} or more")
+        return count
 
     def _knn(self, draw: int) -> Outcome:
         bank, held_out = self.shares(self.asked.features)
-        of, queries = self.subject.config.eval, held_out.gathered(self.world).rows
-        predicted = knn.predict(
-            *(queries, bank.rows, bank.labels, bank.indices),
-            k=of.knn_k,
-            temperature=of.knn_temperature,
-            world=self.world,
-        )
-        return Outcome(predicted.cpu())
-
-    def _before_linear(self) -> None:
-        if self._fits:
-            self.features(self.asked.features)
+        of, world = self.subject.config.eval, self.world
+        share = bank.rows, bank.labels, bank.indices
+        queries = held_out.gathered(world).rows
+        return Outcome(knn.predict(queries, *share, k=of.knn_k, temperature=of.knn_temperature, world=world).cpu())
 
     def _linear(self, draw: int) -> Outcome:
-        if not self._fits:
-            return self._linear_by_sgd()
-        train, held_out = self.features(self.asked.features)
         classes, world = self.subject.classes, self.world
+        train, held_out = (share.gathered(world) for share in self.shares(self.asked.features))
         fold = few_labels.held_out(train.labels.numpy(), VALIDATION_FRACTION, self.subject.config.run.seed)
         decay, accuracy = linear.choose_decay(train.rows, train.labels, classes, [fold], world)
 
@@ -182,7 +198,6 @@ class Evaluation:
         probe = Probe(*(t.to(world.device) for t in world.from_first(on_cpu)))
         return Outcome(probe.predict(held_out.rows).cpu(), {"decay": decay, "validation": accuracy})
 
-    @cached_property
     def _fits(self) -> bool:
         """Whether every rank can hold the features of all images, and as much again while they are sorted."""
         if self.asked.solver != "auto":
@@ -190,13 +205,16 @@ class Evaluation:
         wanted = 2 * 4 * len(self.subject.train) * self.subject.feature_dim(self.asked.features)
         return all(self.world.gather_objects(wanted < devices.memory(self.world.device)))
 
-    def _linear_by_sgd(self) -> Outcome:
-        s, layer, data = self.subject, self.asked.features, self.subject.config.data
+    def _recipe(self) -> sgd_probe.Recipe:
+        s = self.subject
         batch = -(-sgd_probe.Recipe().batch // s.world.size) * s.world.size  # of the ranks' equal shares
         if len(s.train) < batch:
             rule = f"the training set has {len(s.train)} images, less than one batch of {batch}"
             raise UserError.of("--solver", "sgd", rule, "use --solver lbfgs")
-        recipe = sgd_probe.Recipe(batch=batch, flip=s.augmentation.recipe.flip)  # no flip where MoCo had none
+        return sgd_probe.Recipe(batch=batch, flip=s.augmentation.recipe.flip)  # no flip where MoCo had none
+
+    def _linear_by_sgd(self, recipe: sgd_probe.Recipe, draw: int) -> Outcome:
+        s, layer, data = self.subject, self.asked.features, self.subject.config.data
         epoch_steps = recipe.steps(len(s.train)) // recipe.epochs
 
         def progress(step: int, lr: float, loss: torch.Tensor) -> None:
@@ -223,7 +241,7 @@ class Evaluation:
     def run(self, cells: Cells) -> list[dict[str, Any]]:
         """Compute what is missing, draw by draw. Returns the rows, the same on all ranks."""
         rows = []
-        for method in self.methods():
+        for method in self.methods:
             known = {n: cells.get(self.key(method, n)) for n in range(method.draws)}
             missing = [number for number, cell in known.items() if cell is None]
             if missing:
@@ -249,23 +267,24 @@ class Evaluation:
 
     def key(self, method: Method, number: int) -> Key:
         """Of a draw's cell."""
-        return Key(method.name, method.labels, number, self.subject.split, self.settings)
+        settings = results.digest(self.settings, *method.uses)
+        return Key(method.name, method.labels, number, self.subject.split, settings)
 
     @cached_property
     def settings(self) -> str:
-        """Digest of what the figures depend on."""
-        config = self.subject.config
-        kept = config.model_dump(mode="json", include={"data": True, "model": True, "eval": True})
+        """Digest of what all figures depend on: weights, images, code."""
+        s, config = self.subject, self.subject.config
+        kept = config.model_dump(mode="json", include={"data": True, "model": True})
         for free in ("root", "workers", "download"):
             del kept["data"][free]
-        s, p = self.subject, propagation
-        constants = [few.FINE_TUNING, few.FROM_SCRATCH, few.SEMI_SUPERVISED, few.ROUNDS, few.FOLDS, few.DECAY_OF_ONE]
-        constants += [linear.DECAYS, VALIDATION_FRACTION, sgd_probe.Recipe(), s.labelled_augmentation.recipe]
-        constants += [p.POWER, p.ALPHA, p.NEIGHBOURS, p.BALANCE, p.MOST_BALANCE]
         images = [source.digest() for source in (s.train, s.held_out)]
-        about = [s.digest, images, config.run.seed, self.asked.solver, kept, [repr(c) for c in constants]]
-        told = json.dumps(about, sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        code = _code(features, encoders, augment, sources)
+        return results.digest(s.digest, *images, config.run.seed, json.dumps(kept, sort_keys=True), code)
+
+
+def _code(*modules: ModuleType) -> str:
+    """Digest of modules: what other code has computed is computed again."""
+    return results.digest(*(inspect.getsource(module) for module in modules))
 
 
 def evaluate(arguments: Sequence[str], world: World) -> None:
@@ -327,11 +346,11 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
     """Accuracies, the run's curves, and what the best method gets wrong. Raises OSError."""
     opened, folder = evaluation.subject, out / "evaluation"
     plots.accuracies(folder / "accuracies.png", rows, opened.split)
-    if (out / "metrics.jsonl").is_file():
-        plots.curves(folder / "curves.png", list(read_rows(out / "metrics.jsonl")))
+    if (metrics := evaluation.asked.path / "metrics.jsonl").is_file():
+        plots.curves(folder / "curves.png", list(read_rows(metrics)))
     few_or_all = [row for row in rows if row["labels"]] or rows  # who asks for few labels wants to see their errors
     best = max(few_or_all, key=lambda row: row[f"{opened.split}_accuracy_mean"])
-    method = next(m for m in evaluation.methods() if (m.name, m.labels) == (best["method"], best["labels"]))
+    method = next(m for m in evaluation.methods if (m.name, m.labels) == (best["method"], best["labels"]))
     cell = cells.get(evaluation.key(method, 0))
     assert cell is not None
     truth, predicted = opened.truth.numpy(), np.array(cell.predicted)
@@ -344,6 +363,7 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
     plots.wrong_images(folder / "wrong.png", images, *pair, opened.class_names, total=len(wrong))
 
 
+@no_workers_left()
 def run(arguments: Sequence[str]) -> int:
     """Evaluate as the arguments say. Returns the exit status; raises whatever else goes wrong."""
     world = World.from_environment()

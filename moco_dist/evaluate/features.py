@@ -21,17 +21,17 @@ CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
 
 
-class _Chunks(Dataset[tuple[Tensor, Tensor]]):
+class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
 
     def __len__(self) -> int:
         return -(-len(self.source) // CHUNK)
 
-    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor, list[str]]:
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.source)))
-        images, _ = self.source.centred(indices, self.size)
-        return images, torch.from_numpy(indices)
+        images, replaced = self.source.centred(indices, self.size)
+        return images, torch.from_numpy(indices), replaced
 
 
 @torch.no_grad()
@@ -44,6 +44,7 @@ def extract(
     augmentation: Augment,
     dtype: torch.dtype,
     workers: int = 0,
+    unreadable: list[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """This rank's share of a source's features; shares differ in size, no image is in two.
 
@@ -55,6 +56,7 @@ def extract(
         augmentation: of the run, for its plain view.
         dtype: of the images.
         workers: processes that decode.
+        unreadable: to it are added the names of this rank's images that could not be read and were replaced.
 
     Returns:
         [n, D] features, normalised, in float32 or wider, and [n] the indices of their images.
@@ -65,11 +67,13 @@ def extract(
         chunks, batch_size=None, sampler=mine, num_workers=min(workers, len(mine)), worker_init_fn=in_worker
     )
     features, indices = [], []
-    for images, which in loader:
+    for images, which, replaced in loader:
         plain = augmentation.plain(images.to(world.device, non_blocking=True)).to(dtype)
         out = encode(plain)
         features.append(F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1))
         indices.append(which)
+        if unreadable is not None:
+            unreadable += replaced
         watchdog.beat()
     if not features:  # more ranks than chunks: an empty share of the right width
         plain = augmentation.plain(chunks[0][0][:1].to(world.device)).to(dtype)

@@ -51,10 +51,11 @@ class FewLabels:
     """Methods that learn from few labels, each a function of the draw alone."""
 
     subject: Subject
-    features: Callable[[], tuple[Features, Features]]
-    """Of all images to learn from, and of the held-out ones. To be asked for by all ranks at once, the first time."""
+    shares: Callable[[], tuple[Features, Features]]
+    """This rank's, of the images to learn from and of the held-out ones."""
     count: int
     """Labels of a draw."""
+    draws: int
 
     def draw(self, number: int) -> Indices:
         """Labelled images of a draw, counted from 0. Raises UserError."""
@@ -64,7 +65,7 @@ class FewLabels:
     def linear(self, number: int) -> Outcome:
         """A linear probe on the labelled images' features, its regularisation by cross-validation among them."""
         probe, decay, accuracy = self._probe(self.draw(number))
-        return Outcome(probe.predict(self.features()[1].rows).cpu(), {"decay": decay, "cross_validation": accuracy})
+        return Outcome(probe.predict(self.held_out.rows).cpu(), {"decay": decay, "cross_validation": accuracy})
 
     def fine_tuned(self, number: int) -> Outcome:
         """The probe and the encoder below it, trained on with augmented labelled images."""
@@ -108,6 +109,20 @@ class FewLabels:
         return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
 
     @cached_property
+    def labelled(self) -> Features:
+        """Of the images that any draw labels. To be asked for by all ranks at once, the first time."""
+        train, _ = self.shares()
+        drawn = np.unique(np.concatenate([self.draw(number) for number in range(self.draws)]))
+        mine = torch.isin(train.indices, torch.from_numpy(drawn))
+        share = Features(train.rows[mine.to(train.rows.device)], train.labels[mine], train.indices[mine])
+        return share.gathered(self.subject.world)
+
+    @cached_property
+    def held_out(self) -> Features:
+        """Likewise of the held-out images."""
+        return self.shares()[1].gathered(self.subject.world)
+
+    @cached_property
     def edges(self) -> sparse.csr_matrix:
         """The graph of all training images. To be asked for by all ranks at once, the first time. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
@@ -127,8 +142,8 @@ class FewLabels:
         return World(0, 1, 0, self.subject.world.device)
 
     def _probe(self, labelled: Indices) -> tuple[Probe, float, float]:
-        train, _ = self.features()
-        rows, labels = train.rows[labelled], train.labels[labelled]
+        places = np.searchsorted(self.labelled.indices.numpy(), labelled)
+        rows, labels = self.labelled.rows[places], self.labelled.labels[places]
         classes = self.subject.classes
         decay, accuracy = DECAY_OF_ONE, float("nan")
         if folds := self._folds(labelled):

@@ -52,7 +52,8 @@ def predict(
                 torch.cat(list(world.all_gather(t[None])), dim=1) for t in (similarity, order, labels)
             )
         nearest = order.topk(k, dim=1).indices  # [q, k]
-        votes = (similarity.gather(1, nearest).double() / temperature).exp()
+        cosines = similarity.gather(1, nearest).double()  # [q, k]
+        votes = ((cosines - cosines.amax(1, keepdim=True)) / temperature).exp()  # of the ratios alone: no overflow
         scores = votes.new_zeros(len(q), classes).scatter_add_(1, labels.gather(1, nearest), votes)
         predictions.append(scores.argmax(dim=1))
     return torch.cat(predictions)

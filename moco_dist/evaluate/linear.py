@@ -19,7 +19,8 @@ from moco_dist.evaluate import labels as few
 DECAYS = tuple(10.0**exponent for exponent in range(-7, 0))
 """Regularisations to choose from, weakest first; weaker ones follow as long as the weakest is the best."""
 
-_WEAKEST = 1e-12
+_WEAKEST = 1e-10
+"""Below it the penalty's gradient is lost in what is left of the loss's."""
 
 _BLOCK = 16384
 """Features that the loss sees at a time: bounds the memory of their double precision."""

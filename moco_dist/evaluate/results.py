@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -14,6 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from moco_dist import status
+
+
+def digest(*about: object) -> str:
+    """Of things that are told apart by their repr."""
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,16 @@ class Cells:
     """The cells of a folder, in `cells.jsonl`: what has been computed is not computed again.
 
     Args:
-        folder: made, private to its user, when the first cell is added.
+        folder: made, private to its user.
+
+    Raises:
+        OSError: it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "cells.jsonl"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.touch()
         self._known = {cell.key: cell for cell in _read(self.path)}
 
     def get(self, key: Key) -> Cell | None:
@@ -60,7 +71,6 @@ class Cells:
 
     def add(self, cells: Iterable[Cell]) -> None:
         """Keep cells. Raises OSError."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.path.open("a", encoding="utf-8") as file:
             for cell in cells:
                 # A line that a killed process left half is ended first, so that it takes no whole one with it.
@@ -69,8 +79,6 @@ class Cells:
 
 
 def _read(path: Path) -> Iterable[Cell]:
-    if not path.exists():
-        return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found = json.loads(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moco_dist import config as configs
-from moco_dist import weights
+from moco_dist import status, weights
 from moco_dist.checkpoint import Checkpoints
 from moco_dist.collectives import World
 from moco_dist.config import Config, DataSection, UserError
@@ -56,11 +56,15 @@ class Subject:
     encoder: Encoder
     """In evaluation mode, on the device."""
     digest: str
-    """sha256 of its weights."""
+    """sha256 of the backbone's weights."""
+    head_digest: str
+    """Likewise, of the head's."""
     train: sources.Source
     """Labelled images to learn from."""
     held_out: sources.Source
     """Labelled images to be told."""
+    _told: set[str] = field(default_factory=set)
+    """Images that cannot be decoded, named already."""
 
     @property
     def split(self) -> str:
@@ -138,7 +142,8 @@ class Subject:
         return features.in_order(found.argmax(1), indices, world).cpu()
 
     def _share(self, encode: Callable[[Tensor], Tensor], source: sources.Source, world: World) -> tuple[Tensor, Tensor]:
-        return features.extract(
+        unreadable: list[str] = []
+        share = features.extract(
             encode,
             source,
             world,
@@ -146,7 +151,20 @@ class Subject:
             augmentation=self.augmentation,
             dtype=torch.float32,
             workers=self.config.data.workers,
+            unreadable=unreadable,
         )
+        self._name(sorted({name for names in world.gather_objects(unreadable) for name in names}), source, world)
+        return share
+
+    def _name(self, unreadable: Sequence[str], source: sources.Source, world: World) -> None:
+        """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
+        if len(unreadable) > len(source) / 100:
+            rule = f"{len(unreadable)} of {len(source)} images cannot be decoded, more than 1 %; {unreadable[0]}"
+            raise UserError.of("data.root", self.config.data.root, rule, "mend or remove them")
+        if new := [name for name in unreadable if name not in self._told]:
+            self._told.update(new)
+            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+            world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {', '.join(new[:3])}{more}")
 
 
 def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
@@ -169,15 +187,18 @@ def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
         file = path / "config.yaml"
         if not file.is_file():
             raise UserError.of("RUN_DIR", path, "holds no config.yaml", "give the directory of a run, or its weights")
+    if asked := [override for override in overrides if override.startswith("eval.knn_split=")]:
+        rule = "is what the trainer watches"
+        raise UserError.of("eval.knn_split", asked[-1].partition("=")[2], rule, "use --split test or validation")
     # Labelled images are wanted, whether or not the run evaluated itself.
-    return configs.load(file, [*overrides, f"eval.knn_split={split}", "eval.knn_every=1", "data.download=false"])
+    return configs.load(file, [*overrides, f"eval.knn_split={split}", "eval.knn_every=1"])
 
 
 def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:
     """Read the weights and open the images.
 
     Args:
-        path: run directory, or file of weights.
+        path: run directory, or file of weights. A run that has gone on since it was done is as its last checkpoint.
         config: of the run.
         world: joined, with its device.
         layer: whose features will be asked for; the head is in checkpoints alone.
@@ -185,31 +206,59 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: what does not fit together.
     """
-    data = sources.open_splits(config)
+    if config.data.download:  # by one process of each node
+        world.agreed(lambda: sources.open_splits(config) if world.local_rank == 0 else None)
+    data = world.agreed(lambda: sources.open_splits(config))
     if data.bank is None or data.queries is None:
         rule = "no labels" if data.bank is None else "no held-out images with labels"
-        fix = "give a folder with train/ and val/ of class folders, or eval.knn_split=validation"
+        fix = "give a folder with train/ and val/ of class folders, or --split validation"
         raise UserError.of("data.root", config.data.root, rule, fix)
-    encoder = build_encoder(config.model, data.train.channels, config.run.seed)
-    file = path / "encoder.safetensors" if path.is_dir() else path
-    if path.is_dir() and (layer == "head" or not file.is_file()):
-        checkpoints = Checkpoints(path / "checkpoints", keep=2, writes=False)
-        step = world.from_first(checkpoints.latest)
-        if step is None:
-            rule = "holds neither encoder.safetensors nor a checkpoint" if layer == "backbone" else "has no checkpoint"
-            raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
-        file = checkpoints.path(step)
-        try:
-            encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
-        except RuntimeError as error:  # of overrides
-            rule = f"does not fit the config: {' '.join(str(error).split())[:120]}"
-            raise UserError.of("RUN_DIR", file, rule, "drop the overrides of model.*") from None
-    elif layer == "head":
-        raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
-    else:
-        weights.load_backbone_(encoder, file, key="RUN_DIR" if path.is_dir() else "WEIGHTS")
     if data.bank.labels is not None and len(np.unique(data.bank.labels)) < 2:
         rule = "all images are of one class, and there is nothing to tell apart"
         raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Subject(config, world, encoder.to(world.device).eval(), digest, data.bank, data.queries)
+    encoder = build_encoder(config.model, data.train.channels, config.run.seed)
+    if step := _checkpoint(path, layer, world):
+        world.agreed(lambda: _load_checkpoint_(encoder, *step))
+    else:
+        file = path / "encoder.safetensors" if path.is_dir() else path
+        world.agreed(lambda: weights.load_backbone_(encoder, file, key="RUN_DIR" if path.is_dir() else "WEIGHTS"))
+    digests = _digest(encoder, head=False), _digest(encoder, head=True)
+    return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
+
+
+def _checkpoint(path: Path, layer: Layer, world: World) -> tuple[Checkpoints, int] | None:
+    """The checkpoint to read, where it is not the weights alone. Raises UserError."""
+    if not path.is_dir():
+        if layer == "head":
+            raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
+        return None
+    checkpoints = Checkpoints(path / "checkpoints", keep=2, writes=False)
+
+    def look() -> tuple[int | None, bool]:
+        written = (path / "encoder.safetensors").is_file()
+        enough = layer == "backbone" and written and status.read(path)[0] in ("done", None)
+        return (None if enough else checkpoints.latest()), written
+
+    step, written = world.from_first(look)
+    if step is None and layer == "head":
+        raise UserError.of("RUN_DIR", path, "has no checkpoint", "train it first")
+    if step is None and not written:
+        rule = "holds neither encoder.safetensors nor a checkpoint"
+        raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
+    return None if step is None else (checkpoints, step)
+
+
+def _load_checkpoint_(encoder: Encoder, checkpoints: Checkpoints, step: int) -> None:
+    try:
+        encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
+    except RuntimeError as error:  # of overrides
+        rule = f"does not fit the config: {' '.join(str(error).split())[:120]}"
+        raise UserError.of("RUN_DIR", checkpoints.path(step), rule, "drop the overrides of model.*") from None
+
+
+def _digest(encoder: Encoder, *, head: bool) -> str:
+    told = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if name.startswith("fc.") == head and "num_batches" not in name:
+            told.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return told.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -19,12 +20,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from moco_dist import checkpoint, devices, weights
+from moco_dist import checkpoint, devices, status, weights
 from moco_dist import config as configs
 from moco_dist.collectives import World
 from moco_dist.encoders import build_encoder
 from moco_dist.evaluate import __main__ as command
-from moco_dist.evaluate import few, linear, sgd_probe, subject
+from moco_dist.evaluate import features, few, linear, sgd_probe, subject
 from tests.ranks import Ranks
 
 EVERYTHING = ["--knn", "--linear", "--labels", "20", "--draws", "3", "--finetune", "--supervised"]
@@ -137,9 +138,66 @@ def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(run_dir: Path, t
     (run_dir / "encoder.safetensors").unlink()
     assert command.run([str(run_dir), "--out", str(tmp_path / "of checkpoint")]) == 0
     assert [row["accuracies"] for row in rows(tmp_path / "of checkpoint")] == expected
-    assert command.run([str(run_dir), "--features", "head", "--out", str(tmp_path / "head")]) == 0
-    assert [row["method"] for row in rows(tmp_path / "head")] == ["kNN (head)", "linear (head)"]
-    assert [row["accuracies"] for row in rows(tmp_path / "head")] != expected
+    assert command.run([str(run_dir), "--features", "head"]) == 0
+    of_backbone, of_head = rows(run_dir)[:2], rows(run_dir)[2:]  # the backbone's stay, for comparison
+    assert [row["accuracies"] for row in of_backbone] == expected
+    assert [row["method"] for row in of_head] == ["kNN (head)", "linear (head)"]
+    assert [row["accuracies"] for row in of_head] != expected
+
+
+def test_a_run_that_has_gone_on_is_as_its_last_checkpoint(run_dir: Path) -> None:
+    assert command.run([str(run_dir), "--knn"]) == 0
+    before = json.loads((run_dir / "evaluation.json").read_text())["weights"]
+    other = build_encoder(configs.load(None, ["model.width=8"]).model, 1, seed=1)
+    checkpoint.write(run_dir / "checkpoints/step_000000008.pt", {"encoder_q": other.state_dict()})
+    for state in ("done", "stopped"):
+        status.write(run_dir, state, 8)
+        assert command.run([str(run_dir), "--knn"]) == 0
+        now = json.loads((run_dir / "evaluation.json").read_text())["weights"]
+        assert (now == before) == (state == "done")
+
+
+@pytest.mark.usefixtures("_short")
+def test_each_method_is_computed_again_if_what_it_depends_on_has_changed(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def added(*arguments: str) -> set[str]:
+        file = run_dir / "evaluation/cells.jsonl"
+        before = file.read_text().splitlines() if file.exists() else []
+        assert command.run([str(run_dir), "--knn", "--linear", "--labels", "20", "--no-semi", *arguments]) == 0
+        new = [json.loads(line)["key"] for line in file.read_text().splitlines()[len(before) :]]
+        return {f"{key['method']}, {key['labels']}" for key in new}
+
+    assert added() == {"kNN, None", "linear, None", "linear, 20"}
+    assert added("data.workers=1") == set()
+    assert added("eval.knn_k=5") == {"kNN, None"}
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "#" * (module is few))
+    assert added() == {"linear, 20"}
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "#" * (module is features))
+    assert added() == {"kNN, None", "linear, None", "linear, 20"}
+
+
+def test_images_that_cannot_be_decoded_are_named_and_a_hundredth_is_too_many(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(run_dir), *folder_of(run_dir / "images", 2), "--knn"]
+    for number in range(12, 100):  # 112 images to learn from
+        image = run_dir / f"images/train/shade [0]/{number}.png"
+        shutil.copyfile(image.with_name("0.png"), image)
+    broken = run_dir / "images/train/shade [1]/7.png"
+    broken.write_bytes(b"no image")
+    assert command.run([*arguments, "data.workers=1"]) == 0
+    assert capsys.readouterr().err == f"moco_dist.evaluate: cannot be decoded, replaced by others: {broken}\n"
+    broken.with_name("8.png").write_bytes(b"no image")
+    assert command.run([*arguments, "--out", str(run_dir / "again")]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"data\.root = .*images: 2 of 112 images cannot be decoded, more than 1 %; .*7\.png; mend", told)
+    for image in broken.parent.parent.glob("*/*.png"):
+        image.write_bytes(b"no image")
+    assert command.run([*arguments, "--out", str(run_dir / "again"), "data.workers=1"]) == 2  # found in a worker
+    told = capsys.readouterr().err
+    assert told.startswith("moco_dist.evaluate: data.root = ") and told.count("\n") == 1
 
 
 @pytest.mark.usefixtures("_short")
@@ -181,7 +239,7 @@ def test_the_probe_by_sgd(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys
     )
     assert command.run([str(run_dir), "--linear", "--solver", "sgd"]) == 0
     [row] = rows(run_dir)
-    assert row["method"] == "linear" and row["test_accuracy_mean"] > 0.2  # a guess has 0.1
+    assert row["method"] == "linear by SGD" and row["test_accuracy_mean"] > 0.2  # a guess has 0.1
     assert "linear probe by SGD, epoch 10 of 10, loss " in capsys.readouterr().err
 
 
@@ -230,6 +288,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         r"RUN_DIR = .*: does not fit the config: .*drop the overrides of model",
     ),
     "fraction": (lambda r: [str(r), "--label-fraction", "1.5"], r"--label-fraction = 1\.5: must be above 0"),
+    "a small fraction": (
+        lambda r: [str(r), "--label-fraction", "0.005"],
+        r"--label-fraction = 0\.005: is 7 of 1438 images, and there are 10 classes; use 0\.007 or more",
+    ),
+    "split": (lambda r: [str(r), "eval.knn_split=validation"], r"eval\.knn_split = validation: .*use --split test or"),
     "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
     "few labels without labels": (
         lambda r: [str(r), "--finetune"],

@@ -126,6 +126,13 @@ def test_ties_go_to_the_lower_index(ranks: Ranks, size: int) -> None:
         assert found == [2, 2, 2, 2, 1, 1, 1]
 
 
+def test_no_temperature_is_too_low() -> None:
+    bank, labels, queries, _ = clusters()
+    arguments = queries, bank, labels, torch.arange(BANK)
+    found = knn.predict(*arguments, k=9, temperature=1e-4, world=World(0, 1, 0, torch.device("cpu")))
+    assert torch.equal(found, labels[(queries @ bank.T).argmax(1)])  # the nearest alone counts
+
+
 def uneven(world: World) -> dict[str, Any]:
     rows = torch.arange(10).repeat(2, 1).T.float()
     cuts = {1: [], 2: [7], 4: [0, 7, 8]}[world.size]

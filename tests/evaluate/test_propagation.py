@@ -26,16 +26,17 @@ def moons(count: int = 400) -> tuple[Tensor, np.ndarray]:
     return F.normalize(torch.cat([flat, torch.full((count, 1), 3.0)], 1), dim=1), np.repeat([0, 1], count // 2)
 
 
-def neighbours(world: World) -> tuple[Tensor, Tensor]:
-    return propagation.nearest(moons()[0], 12, world)
+def neighbours(world: World, rows: int = 64, columns: int = 100) -> tuple[Tensor, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propagation, "_ROWS", rows)
+        patch.setattr(propagation, "_COLUMNS", columns)
+        return propagation.nearest(moons()[0], 12, world)
 
 
-def test_neighbours_are_scikit_learns_on_any_number_of_ranks(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_are_scikit_learns_on_any_number_of_ranks(ranks: Ranks) -> None:
     whole, cosines = neighbours(ALONE)
-    for block in ((64, 100), (400, 13)):
-        monkeypatch.setattr(propagation, "_ROWS", block[0])
-        monkeypatch.setattr(propagation, "_COLUMNS", block[1])
-        assert torch.equal(neighbours(ALONE)[0].sort(1).values, whole.sort(1).values)
+    for block in ((400, 400), (400, 13)):
+        assert torch.equal(neighbours(ALONE, *block)[0].sort(1).values, whole.sort(1).values)
     for size in (2, 4):
         for found, similar in ranks.run(size, neighbours):
             assert torch.equal(found, whole) and torch.equal(similar, cosines)
