@@ -169,11 +169,8 @@ class Evaluation:
             return count
         if not 0 < fraction <= 1:
             raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
-        count, images, classes = (
-            round(fraction * len(self.subject.train)),
-            len(self.subject.train),
-            self.subject.classes,
-        )
+        images, classes = len(self.subject.train), self.subject.classes
+        count = round(fraction * images)
         if count < classes:
             rule = f"is {count} of {images} images, and there are {classes} classes"
             raise UserError.of("--label-fraction", fraction, rule, f"use {classes / images:.2g} or more")
