@@ -102,6 +102,11 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
     assert 0.5 < found["knn_top1"] < 1 and 0.5 < found["linear_top1"] < 1 and len(set(found.values())) == 2
 
 
+def test_half_precision_tells_nearly_as_much() -> None:
+    (whole, _), (half, _) = figures(ALONE, 300), figures(ALONE, 300, "bf16")
+    assert all(abs(half[name] - whole[name]) < 0.1 for name in whole)
+
+
 @pytest.mark.parametrize("images", [None, 600])
 def test_any_number_of_ranks_gives_the_same_figures(ranks: Ranks, images: int | None) -> None:
     expected, count = figures(ALONE, images)
