@@ -152,10 +152,11 @@ def _effects(rows: Sequence[dict[str, Any]]) -> str:
     for change, before, after in EFFECTS:
         pairs = [(run, other) for run in runs if before in run and (other := run.replace(before, after)) in runs]
         if pairs:
-            gains = [[_gain(of[a, *m], of[b, *m]) for a, b in pairs] for m in methods]
-            lines.append(
-                f"| {change} | {len(pairs)} | {' | '.join(f'{statistics.fmean(gain):+.2f}' for gain in gains)} |"
-            )
+            gains = [
+                [_gain(of[a, *m], of[b, *m]) for a, b in pairs if {(a, *m), (b, *m)} <= of.keys()] for m in methods
+            ]
+            told = [f"{statistics.fmean(gain):+.2f}" if gain else "" for gain in gains]
+            lines.append(f"| {change} | {len(pairs)} | {' | '.join(told)} |")
     return "\n".join(lines) if len(lines) > 2 else "No pair of runs has been made yet."
 
 

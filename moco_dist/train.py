@@ -433,7 +433,6 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
         if run_dir:
             run_dir.close()
         world.leave()
-        watchdog.stop()
 
 
 def tell(world: World, line: str) -> None:

@@ -49,7 +49,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None]) -> None:
-    """Watch this process from a thread, until `stop`.
+    """Watch this process from a thread, to its very end: what hangs may be the ending. Or until `stop`.
 
     A rank that hangs by itself is ended after the timeout with its stack on stderr; one that waits for others a little
     later, so that the first to fail, which torchrun names as the cause, is the one at fault.
@@ -68,7 +68,7 @@ def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None])
 
 
 def stop() -> None:
-    """Watch no longer: the work is over, and who called it in their own process goes on."""
+    """Watch no longer: for a process that called the work as a function, and goes on."""
     _Progress.over.set()
 
 

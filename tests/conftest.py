@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from moco_dist import watchdog
 from tests.ranks import Ranks
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for a core
 settings.load_profile("shared machine")
@@ -21,13 +25,17 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _unwatched() -> Iterator[None]:
-    """A watchdog left behind would end this process when its patience is over."""
+def _goes_on() -> Iterator[None]:
+    """This process goes on after a command that was called as a function: unwatched, and heeding signals as before."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     yield
+    watchdog.stop()
     for thread in threading.enumerate():
         if thread.name == "watchdog":
             thread.join(5)
             assert not thread.is_alive()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

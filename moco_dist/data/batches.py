@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -106,8 +107,22 @@ def no_workers_left() -> Iterator[None]:
         yield
     finally:
         gc.collect()  # a loader that nobody holds ends its workers itself
-        for worker in set(multiprocessing.active_children()) - before:
-            worker.kill()
+        with _deaf_to(signal.SIGCHLD):  # torch's handler raises where a worker is killed
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
+                worker.join()
+
+
+@contextmanager
+def _deaf_to(number: signal.Signals) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    handler = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
 
 
 def on_device(

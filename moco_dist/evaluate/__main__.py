@@ -14,6 +14,7 @@ import argparse
 import functools
 import inspect
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ import torch
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from moco_dist import devices, encoders, status, watchdog
+from moco_dist import batchnorm, devices, encoders, randomness, status, watchdog
 from moco_dist.collectives import World
 from moco_dist.config import Config, UserError
 from moco_dist.data import augment, sources
@@ -173,7 +174,9 @@ class Evaluation:
         count = round(fraction * images)
         if count < classes:
             rule = f"is {count} of {images} images, and there are {classes} classes"
-            raise UserError.of("--label-fraction", fraction, rule, f"use {classes / images:.2g} or more")
+            unit = 10.0 ** (math.floor(math.log10(classes / images)) - 1)  # two digits, rounded up
+            enough = math.ceil(classes / images / unit) * unit
+            raise UserError.of("--label-fraction", fraction, rule, f"use {enough:.2g} or more")
         return count
 
     def _knn(self, draw: int) -> Outcome:
@@ -275,8 +278,15 @@ class Evaluation:
         for free in ("root", "workers", "download"):
             del kept["data"][free]
         images = [source.digest() for source in (s.train, s.held_out)]
-        code = _code(features, encoders, augment, sources)
+        code = _code(subject, features, encoders, batchnorm, augment, sources, randomness)
         return results.digest(s.digest, *images, config.run.seed, json.dumps(kept, sort_keys=True), code)
+
+    @property
+    def all_settings(self) -> str:
+        """Digest of what the figures of any method depend on: the rows of a file are made alike."""
+        of = self.subject.config.eval
+        code = _code(knn, linear, sgd_probe, few_labels, few, propagation, classifier)
+        return results.digest(self.settings, of.knn_k, of.knn_temperature, code)
 
 
 def _code(*modules: ModuleType) -> str:
@@ -331,7 +341,7 @@ def report(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cells,
     """Print the table, write evaluation.json, draw the pictures. Rank 0 alone. Raises OSError."""
     opened = evaluation.subject
     about = {"weights": opened.digest, "split": opened.split, "held_out": len(opened.held_out)}
-    about["settings"] = evaluation.settings
+    about["settings"] = evaluation.all_settings
     results.write(out / "evaluation.json", rows, about)
     pictures(evaluation, rows, cells, out)
     title = f"{evaluation.asked.path}: {len(opened.held_out)} {opened.split} images"
@@ -373,7 +383,6 @@ def run(arguments: Sequence[str]) -> int:
         return status.EXIT_CODES["user_error"]
     finally:
         world.leave()
-        watchdog.stop()
 
 
 @record

@@ -153,10 +153,10 @@ class Subject:
             workers=self.config.data.workers,
             unreadable=unreadable,
         )
-        self._name(sorted({name for names in world.gather_objects(unreadable) for name in names}), source, world)
+        self._name(sorted({name for names in world.gather_objects(unreadable) for name in names}), source)
         return share
 
-    def _name(self, unreadable: Sequence[str], source: sources.Source, world: World) -> None:
+    def _name(self, unreadable: Sequence[str], source: sources.Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
         if len(unreadable) > len(source) / 100:
             rule = f"{len(unreadable)} of {len(source)} images cannot be decoded, more than 1 %; {unreadable[0]}"
@@ -164,7 +164,7 @@ class Subject:
         if new := [name for name in unreadable if name not in self._told]:
             self._told.update(new)
             more = f" and {len(new) - 3} more" if len(new) > 3 else ""
-            world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {', '.join(new[:3])}{more}")
+            self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {', '.join(new[:3])}{more}")
 
 
 def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
@@ -190,8 +190,8 @@ def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
     if asked := [override for override in overrides if override.startswith("eval.knn_split=")]:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", asked[-1].partition("=")[2], rule, "use --split test or validation")
-    # Labelled images are wanted, whether or not the run evaluated itself.
-    return configs.load(file, [*overrides, f"eval.knn_split={split}", "eval.knn_every=1"])
+    # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
+    return configs.load(file, ["data.download=false", *overrides, f"eval.knn_split={split}", "eval.knn_every=1"])
 
 
 def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:
