@@ -220,10 +220,9 @@ class World:
         return cast(T, result)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
-        """Run an action on the first rank of each node, then on its others: a download, say."""
-        result = action() if self.local_rank == 0 else None
-        self.barrier()
-        return action() if result is None else result
+        """Run an action on the first rank of each node, then on its others: a download, say. Mistakes as `agreed`."""
+        result = self.agreed(lambda: action() if self.local_rank == 0 else None)
+        return self.agreed(lambda: action() if result is None else result)
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """Average the module's gradients over the ranks in each backward pass."""

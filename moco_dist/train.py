@@ -235,13 +235,7 @@ class Training:
         self.unreadable = {"epoch": epoch, "images": before + images}
         everyone = sorted({name for names in self.world.gather_objects(names) for name in names})
         self.tracker.unreadable(everyone)
-        if before + images > len(self.data.train) / 100:
-            raise UserError.of(
-                "data.root",
-                self.config.data.root,
-                f"{before + images} of {len(self.data.train)} images cannot be decoded, more than 1 %; {everyone[0]}",
-                "mend or remove them",
-            )
+        sources.check_unreadable(before + images, everyone, self.data.train, self.config.data)
 
     def _knn_due(self, done: int) -> bool:
         every = self.config.eval.knn_every * self.epoch_steps

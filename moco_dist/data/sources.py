@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -220,6 +220,13 @@ def open_splits(config: Config) -> Data:
         kept, held_out = train.subset(np.sort(order[cut:])), train.subset(np.sort(order[:cut]))
         return Data(kept, kept, held_out)
     return Data(train, train, test if test is not None and len(test) else None)
+
+
+def check_unreadable(count: int, names: Sequence[str], source: Source, data: DataSection) -> None:
+    """More than 1 % of a source's images that cannot be decoded are a mistake: raises UserError, naming the first."""
+    if count > len(source) / 100:
+        rule = f"{count} of {len(source)} images cannot be decoded, more than 1 %; {names[0]}"
+        raise UserError.of("data.root", data.root, rule, "mend or remove them")
 
 
 def _digest(labels: Labels | None, *others: bytes) -> str:

@@ -20,7 +20,7 @@ from moco_dist.collectives import World
 from moco_dist.config import Config, DataSection, UserError
 from moco_dist.data import augment, sources
 from moco_dist.encoders import Encoder, build_encoder
-from moco_dist.evaluate import features, knn
+from moco_dist.evaluate import features
 from moco_dist.evaluate.labels import Indices
 
 Layer = Literal["backbone", "head"]
@@ -41,10 +41,9 @@ class Features:
         """The ranks' shares put together."""
         if world.size == 1:
             return self
-        labels, indices = (knn.gather_rows(t, world).cpu() for t in (self.labels, self.indices))
-        order = indices.argsort()
-        rows = knn.gather_rows(self.rows, world)
-        return Features(rows[order.to(rows.device)], labels[order], indices[order])
+        shares = self.rows, self.labels, self.indices
+        rows, labels, indices = (features.in_order(share, self.indices, world) for share in shares)
+        return Features(rows, labels.cpu(), indices.cpu())
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,7 @@ class Subject:
 
     def _name(self, unreadable: Sequence[str], source: sources.Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
-        if len(unreadable) > len(source) / 100:
-            rule = f"{len(unreadable)} of {len(source)} images cannot be decoded, more than 1 %; {unreadable[0]}"
-            raise UserError.of("data.root", self.config.data.root, rule, "mend or remove them")
+        sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
         if new := [name for name in unreadable if name not in self._told]:
             self._told.update(new)
             more = f" and {len(new) - 3} more" if len(new) > 3 else ""
@@ -206,9 +203,8 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: what does not fit together.
     """
-    if config.data.download:  # by one process of each node
-        world.agreed(lambda: sources.open_splits(config) if world.local_rank == 0 else None)
-    data = world.agreed(lambda: sources.open_splits(config))
+    in_turn = world.first_then_others if config.data.download else world.agreed
+    data = in_turn(lambda: sources.open_splits(config))
     if data.bank is None or data.queries is None:
         rule = "no labels" if data.bank is None else "no held-out images with labels"
         fix = "give a folder with train/ and val/ of class folders, or --split validation"
