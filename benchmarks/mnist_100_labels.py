@@ -103,12 +103,10 @@ def write(out: Path) -> None:
     put_table(DOCS / "mnist.md", "python -m benchmarks.mnist_100_labels", _table(rows))
     pictures = DOCS / "mnist"
     pictures.mkdir(exist_ok=True)
-    curves = {p.told: list(read_rows(out / p.name / "metrics.jsonl")) for p in done if p.name != "main"}
-    effects = _effects(rows)
-    if curves:
+    put_table(DOCS / "mnist.md", "effects", _effects(rows))
+    if len(done) == len(STUDY):
+        curves = {p.told: list(read_rows(out / p.name / "metrics.jsonl")) for p in done if p.name != "main"}
         plots.overlay(pictures / "ablations.png", curves)
-        effects += "\n\n![loss and kNN accuracy of the ablations](mnist/ablations.png)"
-    put_table(DOCS / "mnist.md", "effects", effects)
     for picture in ("accuracies", "confusion", "curves", "wrong"):
         file = out / f"main/evaluation/{picture}.png"
         if file.exists():

@@ -158,7 +158,7 @@ class Evaluation:
         if asked.finetune:
             yield method("fine-tuned", f.fine_tuned, lambda: f.labelled)
         if asked.semi:
-            yield method("semi-supervised", f.semi_supervised, lambda: (f.labelled, f.edges))
+            yield method("semi-supervised", f.semi_supervised, lambda: (f.labelled, f.graphs))
         if asked.supervised:
             yield method(f"supervised {s.config.model.arch}", f.supervised, lambda: None)
             yield method("supervised small net", f.supervised_small, lambda: None)
@@ -367,7 +367,7 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
         images = opened.held_out.centred(shown, opened.config.data.image_size)[0].numpy()
     plots.confusion(folder / "confusion.png", truth, predicted, opened.class_names)
     pair = truth[shown], predicted[shown]
-    plots.wrong_images(folder / "wrong.png", images, *pair, opened.class_names, total=len(wrong))
+    plots.wrong_images(folder / "wrong.png", images, *pair, opened.class_names, len(wrong))
 
 
 @no_workers_left()

@@ -82,17 +82,17 @@ class FewLabels:
         """
         labelled = self.draw(number)
         labels, classes = self.subject.train_labels[labelled], self.subject.classes
-        net, edges = copy.deepcopy(self.subject.encoder), self.edges
-        balances = propagation.should_balance(edges, labelled, labels, classes, self._folds(labelled))
+        chosen = propagation.choose(self.graphs, labelled, labels, classes, self._folds(labelled))
+        net, edges = copy.deepcopy(self.subject.encoder), self.graphs[chosen.neighbours]
         classifier = self._classifier(net, self._probe(labelled)[0])
         for turn in range(ROUNDS):
             guess = propagation.spread(edges, labelled, labels, classes)
-            guessed = guess.balanced if balances else guess.plain
+            guessed = guess.classes(chosen.balanced)
             lesson = Lesson(np.arange(len(guessed)), guessed, guess.certainty)
             self._learn_(classifier, lesson, SEMI_SUPERVISED, ROUNDS * number + turn)
             if turn < ROUNDS - 1:
-                edges = self._graph(net, self._alone)
-        return self._outcome(classifier, {"balances": float(balances)})
+                edges = propagation.graph(*self._nearest(net, chosen.neighbours, self._alone))
+        return self._outcome(classifier, {name: float(value) for name, value in chosen._asdict().items()})
 
     def supervised(self, number: int) -> Outcome:
         """The same encoder from scratch on the labelled images, augmented."""
@@ -123,19 +123,20 @@ class FewLabels:
         return self.shares()[1].gathered(self.subject.world)
 
     @cached_property
-    def edges(self) -> sparse.csr_matrix:
-        """The graph of all training images. To be asked for by all ranks at once, the first time. Raises UserError."""
+    def graphs(self) -> dict[int, sparse.csr_matrix]:
+        """Of all training images, by the neighbours of an image. To be asked for as `labelled` is. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
         wanted = 2 * 4 * images * self.subject.encoder.what_and_where_dim
         if not all(world.gather_objects(wanted < devices.memory(world.device))):
             rule = f"the graph of {images} images needs {wanted / 2**30:.1f} GiB a rank"
             raise UserError.of("--labels", self.count, rule, "add --no-semi, or take a larger machine")
-        return self._graph(self.subject.encoder, self.subject.world)
+        numbers = {min(k, images - 1) for k in propagation.NEIGHBOURS}
+        where, cosines = self._nearest(self.subject.encoder, max(numbers), world)
+        return {k: propagation.graph(where[:, :k], cosines[:, :k]) for k in numbers}
 
-    def _graph(self, encoder: Encoder, world: World) -> sparse.csr_matrix:
+    def _nearest(self, encoder: Encoder, k: int, world: World) -> tuple[Tensor, Tensor]:
         rows = self.subject.share_of(self.subject.train, encoder.what_and_where, world).gathered(world).rows
-        k = min(propagation.NEIGHBOURS, len(rows) - 1)
-        return propagation.graph(*propagation.nearest(rows, k, world))
+        return propagation.nearest(rows, k, world)
 
     @property
     def _alone(self) -> World:

@@ -61,7 +61,6 @@ def wrong_images(
     truth: Indices,
     predicted: Indices,
     classes: Sequence[str],
-    limit: int = 100,
     total: int | None = None,
 ) -> None:
     """The wrongly classified images, each under its true and its predicted class.
@@ -72,13 +71,12 @@ def wrong_images(
         truth: [m] classes.
         predicted: [m], each another than the true one.
         classes: their names.
-        limit: images to show at most, the first ones.
-        total: wrongly classified images in all; None: these.
+        total: wrongly classified images, those that are not shown included; None: these.
 
     Raises:
         OSError: it cannot be written.
     """
-    _save(_draw_wrong_images(images, truth, predicted, classes, limit, total), path)
+    _save(_draw_wrong_images(images, truth, predicted, classes, total), path)
 
 
 def accuracies(path: Path, rows: Sequence[Row], split: str) -> None:
@@ -182,19 +180,17 @@ def _draw_wrong_images(
     truth: Indices,
     predicted: Indices,
     classes: Sequence[str],
-    limit: int,
     total: int | None = None,
 ) -> Figure:
     assert len(images) == len(truth) == len(predicted), (len(images), len(truth), len(predicted))
     assert images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3), (images.dtype, images.shape)
     assert (np.asarray(truth) != np.asarray(predicted)).all(), "an image that is classified rightly"
-    assert limit > 0, limit
     if not len(images):
         figure = Figure(figsize=(5, 2))
         figure.text(0.5, 0.5, "no image is classified wrongly", ha="center", va="center", fontsize="large")
         return figure
 
-    pairs = [(_short(classes[t], 14), _short(classes[p], 14)) for t, p in zip(truth, predicted, strict=True)][:limit]
+    pairs = [(_short(classes[t], 14), _short(classes[p], 14)) for t, p in zip(truth, predicted, strict=True)]
     arrow = "\n→" if max(len(true + guess) for true, guess in pairs) > 8 else "→"
     columns = min(10, len(pairs))
     rows = math.ceil(len(pairs) / columns)

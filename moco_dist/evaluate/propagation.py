@@ -7,7 +7,7 @@ certainty of what it says (Iscen et al. 2019, "Label propagation for deep semi-s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +23,8 @@ from moco_dist.evaluate.labels import Fold, Indices
 POWER = 3
 ALPHA = 0.99
 """Power of similarities, and what of a label comes over the edges: section 4.1 there."""
-NEIGHBOURS = 10
-"""Of an image: as good as the 50 there, and less to compute."""
+NEIGHBOURS = (10, 20, 50)
+"""Of an image, to choose from: 50 there, and fewer are less to compute."""
 BALANCE, MOST_BALANCE = 5, 2.0
 """Power of a class's share by which its scores are divided, and the most that this may change them."""
 
@@ -43,6 +43,17 @@ class Spread(NamedTuple):
     """[n] likewise, with classes of about equal size."""
     certainty: NDArray[np.float32]
     """[n] from 0, all classes alike, to 1."""
+
+    def classes(self, balanced: bool) -> Indices:
+        """One of the two, [n]."""
+        return self.balanced if balanced else self.plain
+
+
+class Choice(NamedTuple):
+    """How labels are spread."""
+
+    neighbours: int
+    balanced: bool
 
 
 @torch.no_grad()
@@ -126,25 +137,32 @@ def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes
     return Spread(plain, balanced, certainty.clip(0, 1).astype(np.float32))
 
 
-def should_balance(
-    edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes: int, folds: Sequence[Fold]
-) -> bool:
-    """Whether to take the balanced guesses: yes, unless the labels speak against it.
+def choose(
+    graphs: Mapping[int, sparse.csr_matrix], labelled: Indices, labels: Indices, classes: int, folds: Sequence[Fold]
+) -> Choice:
+    """Balanced guesses and few neighbours, unless the labels speak against it.
 
     Cross-validation: parts of the labels are hidden and guessed from the rest. One label more or less is chance, so the
-    plain guesses must be better by more than a standard error of the difference (Breiman et al. 1984, section 3.4.3).
+    choice is the first that is worse than the best by no more than a standard error of the difference (Breiman et al.
+    1984, section 3.4.3).
 
     Args:
-        edges: [n, n] of `graph`.
+        graphs: [n, n] each, by the neighbours of an image.
         labelled: [m] which images have labels.
         labels: [m] theirs.
         classes: of the problem.
         folds: pairs of what to keep and what to hide, indices into the labelled.
     """
-    plain_alone = balanced_alone = 0  # hidden labels that one of the two tells
-    for kept, hidden in folds:
-        guess = spread(edges, labelled[kept], labels[kept], classes)
-        plain, balanced = (found[labelled[hidden]] == labels[hidden] for found in (guess.plain, guess.balanced))
-        plain_alone += int((plain & ~balanced).sum())
-        balanced_alone += int((balanced & ~plain).sum())
-    return plain_alone - balanced_alone <= math.sqrt(plain_alone + balanced_alone)
+    right: dict[Choice, list[bool]] = {Choice(k, balanced): [] for balanced in (True, False) for k in sorted(graphs)}
+    for k, edges in graphs.items():
+        for kept, hidden in folds:
+            found = spread(edges, labelled[kept], labels[kept], classes)
+            for balanced in (True, False):
+                right[Choice(k, balanced)] += (found.classes(balanced)[labelled[hidden]] == labels[hidden]).tolist()
+    best = max(right.values(), key=sum)
+
+    def as_good(of: Sequence[bool]) -> bool:
+        differ = sum(a != b for a, b in zip(of, best, strict=True))
+        return sum(best) - sum(of) <= math.sqrt(differ)
+
+    return next(choice for choice, of in right.items() if as_good(of))

@@ -162,7 +162,7 @@ def test_many_classes_have_no_counts_and_few_ticks() -> None:
 
 
 def test_wrong_images_stand_under_their_classes() -> None:
-    figure = plots._draw_wrong_images(*wrong(12), DIGITS, 11)
+    figure = plots._draw_wrong_images(*wrong(11), DIGITS, 12)
     assert figure.get_suptitle() == "11 of 12 wrongly classified images, true→predicted class"
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in shown] == [f"{n % 10}→{(n + 3) % 10}" for n in range(11)]
@@ -175,17 +175,17 @@ def test_wrong_images_stand_under_their_classes() -> None:
 def test_channels_are_colours() -> None:
     red = np.zeros((1, 3, 4, 5), dtype=np.uint8)
     red[:, 0] = 200
-    found = plots._draw_wrong_images(red, np.array([1]), np.array([2]), DIGITS, 5).axes[0].images[0].get_array()
+    found = plots._draw_wrong_images(red, np.array([1]), np.array([2]), DIGITS).axes[0].images[0].get_array()
     assert np.asarray(found)[3, 4].tolist() == [200, 0, 0]
 
 
 def test_long_names_are_cut_and_take_two_lines() -> None:
-    figure = plots._draw_wrong_images(*wrong(1), ["automobile", "b", "c", "a very long class name"], 5)
+    figure = plots._draw_wrong_images(*wrong(1), ["automobile", "b", "c", "a very long class name"])
     assert figure.axes[0].get_title() == "automobile\n→a very long c…"
 
 
 def test_nothing_wrong_is_said() -> None:
-    figure = plots._draw_wrong_images(*wrong(0), DIGITS, 100)
+    figure = plots._draw_wrong_images(*wrong(0), DIGITS)
     assert [text.get_text() for text in figure.texts] == ["no image is classified wrongly"]
 
 
@@ -328,7 +328,6 @@ def test_no_two_of_many_runs_look_alike() -> None:
         lambda path: plots.wrong_images(path, wrong(3)[0], TRUTH[:3], TRUTH[:3], DIGITS),
         lambda path: plots.wrong_images(path, wrong(3)[0].astype(np.float32), *wrong(3)[1:], DIGITS),
         lambda path: plots.wrong_images(path, wrong(3)[0].transpose(0, 2, 3, 1), *wrong(3)[1:], DIGITS),
-        lambda path: plots.wrong_images(path, *wrong(3), DIGITS, limit=0),
         lambda path: plots.accuracies(path, [], "test"),
         lambda path: plots.accuracies(path, [{"method": "m", "labels": 1, "accuracies": []}], "test"),
         lambda path: plots.overlay(path, {}),

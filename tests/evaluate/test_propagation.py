@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moco_dist.collectives import World
 from moco_dist.evaluate import propagation
+from moco_dist.evaluate.labels import Fold
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -94,14 +95,31 @@ def test_an_image_far_from_every_label_is_not_certain() -> None:
     assert (found.certainty[:10] > 0.9).all() and (found.certainty[10:] < 0.01).all()
 
 
+def leaving_out(count: int, *hidden: list[int]) -> list[Fold]:
+    return [(np.delete(np.arange(count), some), np.array(some)) for some in hidden]
+
+
 def test_classes_of_equal_size_are_given_up_where_the_labels_speak_against_them() -> None:
     """The first class has five islands of six; each other one lies a little nearer to its own than to the second."""
     islands = torch.eye(6)
     islands[2:, :2] = torch.tensor([0.2, 0.18])
     rows = islands.repeat_interleave(10, 0) + 0.1 * torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
-    edges = propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))
+    graphs = {11: propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))}
     known = np.array([0, 1, 10, 11, 20, 30, 40, 50]), np.array([0, 0, 1, 1, 0, 0, 0, 0])
-    folds = [(np.delete(np.arange(8), hidden), np.array([hidden])) for hidden in (4, 5, 6, 7)]
-    assert not propagation.should_balance(edges, *known, 2, folds)
-    assert propagation.should_balance(edges, *known, 2, folds[:1])  # one label is chance
-    assert propagation.should_balance(edges, *known, 2, [])
+    assert propagation.choose(graphs, *known, 2, leaving_out(8, [4], [5], [6], [7])) == (11, False)
+    assert propagation.choose(graphs, *known, 2, leaving_out(8, [4])) == (11, True)  # one label is chance
+    assert propagation.choose(graphs, *known, 2, []) == (11, True)
+
+
+def test_more_neighbours_are_taken_where_the_labels_speak_for_them() -> None:
+    """Each class is islands of six that see no other one by four neighbours: a hidden label is then anyone's guess."""
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.cat([torch.eye(2).repeat_interleave(8, 0), 0.3 * torch.eye(16)], 1), dim=1)
+    rows = F.normalize(centres.repeat_interleave(6, 0) + 0.01 * torch.rand(96, 18, generator=generator), dim=1)
+    truth = np.repeat([0, 1], 48)
+    where, cosines = propagation.nearest(rows, 20, ALONE)
+    graphs = {k: propagation.graph(where[:, :k], cosines[:, :k]) for k in (20, 4)}
+    labelled = np.arange(0, 96, 6)
+    known = labelled, truth[labelled]
+    assert propagation.choose(graphs, *known, 2, leaving_out(16, *([n, n + 8] for n in range(8)))) == (20, True)
+    assert propagation.choose(graphs, *known, 2, leaving_out(16, [0, 8])) == (4, True)
