@@ -28,7 +28,7 @@ from moco_dist.tracking.metrics import read_rows
 LABELS = 100
 
 SHORT = ("optim.epochs=4", "eval.knn_every=1")
-"""Length of an ablation, so that it takes at most ten minutes on two cores, its evaluation included, and its curve."""
+"""Of an ablation, evaluation included, at most ten minutes on two cores; a point of its curve each epoch."""
 V1 = ("model.mlp=false", "moco.temperature=0.07")
 
 EFFECTS = (
