@@ -495,11 +495,11 @@ def _between(low: float, high: float, draws: Tensor) -> Tensor:
 
 def _apply_(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
     """Apply an operation to the chosen samples, in place; `chosen` [B] and `parameters` [B] are on the CPU."""
-    index = chosen.nonzero().squeeze(1)
-    if len(index):
-        theirs = (p[index].to(x.device, x.dtype, non_blocking=True) for p in parameters)
-        index = index.to(x.device, non_blocking=True)
-        x.index_copy_(0, index, operation(x.index_select(0, index), *theirs))
+    samples = chosen.nonzero().squeeze(1)  # on the CPU, like the parameters that it selects
+    if len(samples):
+        of_samples = [p[samples].to(x.device, x.dtype, non_blocking=True) for p in parameters]
+        index = samples.to(x.device, non_blocking=True)
+        x.index_copy_(0, index, operation(x.index_select(0, index), *of_samples))
 
 
 def _jitter_(x: Tensor, draws: Tensor, recipe: Recipe) -> None:
