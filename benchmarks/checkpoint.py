@@ -21,8 +21,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from moco_dist import config as configs
 from moco_dist import devices, schedule, shuffle
 from moco_dist.checkpoint import Checkpoints
@@ -38,8 +36,7 @@ BOUND = 0.02
 
 def main(arguments: list[str]) -> int:
     config = configs.load(*configs.parse_arguments(arguments))
-    world = World(0, 1, 0, torch.device("cpu"))
-    world = World(0, 1, 0, devices.pick(config, world))
+    world = World(0, 1, 0, devices.pick(config, local_rank=0))
     learner, step = training(config, sources.load(config), world)
     for _ in range(5):  # buffers, caches
         next(step)
@@ -77,7 +74,7 @@ def training(config: configs.Config, data: sources.Data, world: World) -> tuple[
     learner = Learner(build_moco(config, world, plan, first_encoder(config, data)), config, plan)
     augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
     epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
-    loader = batches.loader(batches.Steps(data.train, config, world), 0, 10**6, pin=world.device.type == "cuda")
+    loader = batches.loader(batches.Steps(data.train, config, world), 0, 10**6, pin=devices.runs_ahead(world.device))
     images = batches.on_device(loader, augmentation, world.device, learner.image_dtype)
 
     def steps() -> Iterator[float]:

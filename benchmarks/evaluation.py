@@ -38,8 +38,7 @@ BOUND_PERCENT = 3.0
 
 def main(arguments: list[str]) -> int:
     config = configs.load(*configs.parse_arguments(arguments))
-    world = World(0, 1, 0, torch.device("cpu"))
-    world = World(0, 1, 0, devices.pick(config, world))
+    world = World(0, 1, 0, devices.pick(config, local_rank=0))
     devices.prepare(config, world.device)
     data = sources.load(config)
     if config.eval.knn_every == 0 or data.bank is None or data.queries is None:
@@ -96,8 +95,8 @@ def _evaluation(evaluate: Callable[[], None], device: torch.device) -> dict[str,
         def run(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             result = function(*args, **kwargs)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if devices.runs_ahead(device):
+                devices.of(device).synchronize(device)
             taken[name] += time.perf_counter() - began
             return result
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_dist import watchdog
+from moco_dist import devices, watchdog
 from moco_dist.config import UserError
 from moco_dist.summation import pairwise_sum
 
@@ -67,8 +67,8 @@ class World:
 
     def join(self, timeout_seconds: float) -> None:
         """Meet the other ranks: NCCL on CUDA, gloo on CPU. Raises OSError where torchrun is gone."""
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        if devices.runs_ahead(self.device):
+            devices.of(self.device).set_device(self.device)
         if self.size > 1:
             agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             if agents:  # torch would wait for it to come back
@@ -78,13 +78,14 @@ class World:
             store, _, _ = next(_untyped.rendezvous("env://", self.rank, self.size, timeout=timeout))
             if agents:
                 store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
+            backend = _untyped.Backend.default_device_backend_map[self.device.type]
             dist.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo",
+                backend,
                 store=store,
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timeout,
-                device_id=self.device if self.device.type == "cuda" else None,
+                device_id=self.device if backend == "nccl" else None,
             )
 
     def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
@@ -174,7 +175,7 @@ class World:
         if self.size == 1:
             return [item]
         items: list[T] = [item] * self.size
-        with _others("gather_objects"):
+        with _others("gather_objects"), devices.may_wait(self.device):
             dist.all_gather_object(items, item)
         return items
 
@@ -212,7 +213,7 @@ class World:
             except Exception as raised:
                 outcome = [(None, raised)]
         if self.size > 1:
-            with _others("from_first"):
+            with _others("from_first"), devices.may_wait(self.device):
                 dist.broadcast_object_list(outcome, src=0)
         result, error = outcome[0]
         if error is not None:
@@ -230,8 +231,7 @@ class World:
             return module
         # Buffers are not broadcast: running statistics are averaged over the ranks, not taken from rank 0.
         no_broadcast: dict[str, Any] = {_SYNC_BUFFERS: False}
-        device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True, **no_broadcast)
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **no_broadcast)
 
 
 def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:

@@ -1,21 +1,31 @@
-"""The device of a rank, and torch's global switches."""
+"""The device of a rank, torch's global switches, and all that is done otherwise on a GPU than on the CPU.
+
+A device other than the CPU runs ahead: the host queues work on it and goes on. Its streams, events and memory are those
+of torch's module for it (`torch.cuda`), asked for by `of`, so that the suite's stand-in for a GPU runs the same lines.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from moco_dist.collectives import World
 from moco_dist.config import Config, UserError
 
+ACCELERATOR = "cuda"
+"""The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""
 
-def pick(config: Config, world: World) -> torch.device:
-    """The device that `device.type` asks for. Raises UserError."""
-    wanted, there = config.device.type, torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+def pick(config: Config, local_rank: int) -> torch.device:
+    """The device of a node's rank that `device.type` asks for. Raises UserError."""
+    module = torch.get_device_module(ACCELERATOR)
+    wanted, there = config.device.type, module.device_count() if module.is_available() else 0
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if wanted == "cpu" or (wanted == "auto" and there < local_ranks):
         return torch.device("cpu")
@@ -24,7 +34,7 @@ def pick(config: Config, world: World) -> torch.device:
     if there < local_ranks:
         rule = f"there are {there} CUDA devices for {local_ranks} ranks"
         raise UserError.of("device.type", wanted, rule, f"use --nproc_per_node={there}")
-    return torch.device("cuda", world.local_rank)
+    return torch.device(ACCELERATOR, local_rank)
 
 
 def prepare(config: Config, device: torch.device) -> None:
@@ -33,14 +43,43 @@ def prepare(config: Config, device: torch.device) -> None:
     if config.device.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.device.deterministic
+    torch.backends.cudnn.benchmark = runs_ahead(device) and not config.device.deterministic
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the host queues work on the device and goes on, so that reading from it is waiting for it."""
+    return device.type != "cpu"
+
+
+def of(device: torch.device) -> Any:
+    """Torch's module for a device that runs ahead: `torch.cuda`, with `Stream`, `Event` and the like."""
+    return torch.get_device_module(device)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Within it, products and convolutions are computed in a half precision; of a wider dtype, nothing changes."""
+    return torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
+
+
+@contextmanager
+def may_wait(device: torch.device) -> Iterator[None]:
+    """Mark the places where the host is meant to wait for the device, for `set_sync_debug_mode("error")`."""
+    if not runs_ahead(device):
+        yield
+        return
+    mode = of(device).get_sync_debug_mode()
+    of(device).set_sync_debug_mode(0)
+    try:
+        yield
+    finally:
+        of(device).set_sync_debug_mode(mode)
 
 
 def memory(device: torch.device) -> int:
     """Bytes that a rank may count on: free ones of its GPU, or half its share of what the machine or the job has."""
-    if device.type == "cuda":
-        kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept_by_torch
+    if runs_ahead(device):
+        free, _ = of(device).mem_get_info(device)
+        return int(free + of(device).memory_reserved(device) - of(device).memory_allocated(device))
     everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(everything, *_memory_limits()) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 

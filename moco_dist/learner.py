@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco_dist import batchnorm, collectives, contrast, shuffle
+from moco_dist import batchnorm, collectives, contrast, devices, shuffle
 from moco_dist.collectives import World
 from moco_dist.config import Config, Layout
 from moco_dist.moco import MoCo
@@ -38,14 +38,13 @@ class Learner:
             momentum=config.optim.sgd_momentum,
             weight_decay=config.optim.weight_decay,
         )
+        self.optimizer.register_step_post_hook(lambda *_: self._descended())
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=precision == "fp16")
         self.skipped = False
         """Whether the last step left the weights alone, since its fp16 gradients overflowed."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.world.device.type, self.image_dtype, enabled=self.image_dtype in (torch.bfloat16, torch.float16)
-        )
+        return devices.autocast(self.world.device, self.image_dtype)
 
     def step(
         self, views: tuple[Tensor, Tensor], orders: Sequence[shuffle.Permutation], lr: float, sums: Sequence[float] = ()
@@ -89,7 +88,8 @@ class Learner:
             if self.exact:
                 gradients.add([p.grad for p in self.parameters if p.grad is not None])
                 self.optimizer.zero_grad(set_to_none=True)
-        figures = torch.cat([*results.total(), moco.queue.new_tensor(sums)])
+        numbers = torch.tensor(sums, dtype=moco.queue.dtype).to(moco.queue.device, non_blocking=True)
+        figures = torch.cat([*results.total(), numbers])
         of_q, of_k = [s.total() for s in statistics], [s for _, s in encoded]
         averaged = gradients.total() if self.exact else []  # else DDP has averaged them by now
         self.world.mean_([figures, *averaged, *itertools.chain(*of_q, *of_k)])
@@ -106,10 +106,16 @@ class Learner:
     def _descend(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.skipped = self.scaler.get_scale() < before
+        self.skipped = True  # until the optimizer has taken its step
+        if self.scaler.is_enabled():
+            with devices.may_wait(self.world.device):  # whether the gradients overflowed decides what the host does
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+
+    def _descended(self) -> None:
+        self.skipped = False
 
     def state(self) -> dict[str, Any]:
         """All that a later start needs beside the config and the step."""

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
@@ -80,21 +81,21 @@ class StopRequest:
 
 
 class Readout:
-    """Figures of past steps on the host. On CUDA a step is read one step later, so that the GPU never waits for it."""
+    """Figures of past steps on the host. On a GPU a step is read one step later, so that it never waits for that."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._waiting: list[tuple[int, Tensor, list[str], torch.cuda.Event | None]] = []
+        self._device = device
+        self._waiting: list[tuple[int, Tensor, list[str], torch.Event | None]] = []
 
     def push(self, step: int, figures: Tensor, unreadable: list[str]) -> None:
-        ready = torch.cuda.Event() if self._cuda else None
+        ready = devices.of(self._device).Event() if devices.runs_ahead(self._device) else None
         self._waiting.append((step, figures.to("cpu", non_blocking=True), unreadable, ready))
         if ready:
             ready.record()
 
     def pop(self, *, everything: bool) -> Iterator[tuple[int, list[float], list[str]]]:
         """Step, figures and names of replaced images: of what is due to be read, or of everything."""
-        while len(self._waiting) > (1 if self._cuda and not everything else 0):
+        while len(self._waiting) > (1 if devices.runs_ahead(self._device) and not everything else 0):
             step, figures, unreadable, ready = self._waiting.pop(0)
             if ready:
                 ready.synchronize()
@@ -164,14 +165,18 @@ class Training:
         if self._knn_due(start) and not self.world.from_first(lambda: tracker.evaluated(start)):
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
         loader = batches.loader(
-            batches.Steps(self.data.train, config, self.world), start, self.total, pin=self.world.device.type == "cuda"
+            batches.Steps(self.data.train, config, self.world),
+            start,
+            self.total,
+            pin=devices.runs_ahead(self.world.device),
         )
         images = batches.on_device(loader, self.augmentation, self.world.device, self.learner.image_dtype)
         self.saved_at = self.recorded_at = time.monotonic()
         for step, (one, two, unreadable) in enumerate(images, start):
             watchdog.beat()
             if step == 0:
-                tracker.pairs(pairs_picture(one, two, self.data.train.statistics))
+                with self._may_wait():
+                    tracker.pairs(pairs_picture(one, two, self.data.train.statistics))
             orders = [shuffle.permutation(seed, step, d, batch) for d in directions]
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
             wishes = (self.stop.raised() or tracker.stop_requested, self._save_overdue(), len(unreadable))
@@ -254,8 +259,9 @@ class Training:
         self.saved_at = time.monotonic()
         self.run_dir.status("running", done)
         begun = self.config.model_dump(mode="json")
-        state = {"step": done, "config": begun, "unreadable": self.unreadable, **self.learner.state()}
-        self.checkpoints.save(done, state, before=self._sync_books)
+        with self._may_wait():
+            state = {"step": done, "config": begun, "unreadable": self.unreadable, **self.learner.state()}
+            self.checkpoints.save(done, state, before=self._sync_books)
 
     def _sync_books(self) -> None:
         """Ahead of a checkpoint: a later start drops no row and writes none twice. Raises OSError."""
@@ -265,10 +271,15 @@ class Training:
     def _evaluate(self, done: int) -> None:
         images = None if done == self.total else self.config.eval.online_images
         data = online.part(self.data, images)
-        figures = online.accuracies(self.config, self.learner, self.encoder, data, self.augmentation)
+        with self._may_wait():
+            figures = online.accuracies(self.config, self.learner, self.encoder, data, self.augmentation)
         self.tracker.log_evaluation({"step": done, "epoch": done // self.epoch_steps, **figures})
         watchdog.beat()
         self.recorded_at = time.monotonic()
+
+    def _may_wait(self) -> AbstractContextManager[None]:
+        """Mark what ends the run-ahead of the host: what is copied from the device off the training path."""
+        return devices.may_wait(self.world.device)
 
     def _last_checkpoint(self) -> int:
         """Step to go on from; 0 for a fresh run. Rank 0 alone. Raises UserError."""
@@ -393,7 +404,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
             return code
         run_dir = RunDir(config.run_dir, writes=world.rank == 0)
         plan = configs.layout(config, world.size)
-        world = World.from_environment(devices.pick(config, world))
+        world = World.from_environment(devices.pick(config, world.local_rank))
         data = None if config.data.download else sources.load(config)
         encoder = None if data is None else first_encoder(config, data)
         watchdog.start(world.rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, world))

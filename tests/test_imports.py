@@ -14,9 +14,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "moco_dist"
 
 FLOORS = (
-    ("config", "randomness", "schedule", "contrast", "status", "summation", "watchdog"),
+    ("config", "randomness", "schedule", "contrast", "status", "summation", "watchdog", "devices"),
     ("collectives",),
-    ("shuffle", "batchnorm", "encoders", "data", "devices"),
+    ("shuffle", "batchnorm", "encoders", "data"),
     ("moco",),
     ("learner", "checkpoint", "tracking", "evaluate", "weights", "lease", "rundir", "report", "export"),
     ("train",),

@@ -362,7 +362,7 @@ def warp(x: Tensor, rotation: Tensor, shear: Tensor, shifts: Tensor) -> Tensor:
     turned = torch.cat([across * cos + down * sin + turned_down * slant.tan(), turned_down], dim=1)  # [B, 2, H, W]
     basis_down, basis_across = (_bicubic_basis(side, x.device).expand(len(x), -1, -1) for side in (height, width))
     there = turned + separable(basis_down, shifts.double(), basis_across)
-    half = torch.tensor([width / 2, height / 2], device=x.device, dtype=torch.float64)[:, None, None]
+    half = torch.tensor([width / 2, height / 2], dtype=torch.float64)[:, None, None].to(x.device, non_blocking=True)
     grid = (there / half).permute(0, 2, 3, 1).to(x.dtype)  # [B, H, W, 2] in -1 .. 1
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

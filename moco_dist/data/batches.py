@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import randomness
+from moco_dist import devices, randomness
 from moco_dist.collectives import World
 from moco_dist.config import Config
 from moco_dist.data import augment
@@ -130,7 +130,7 @@ def on_device(
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """Augmented views (each [n, C, S, S]) and the names of replaced images.
 
-    On CUDA the next step's copy and augmentation run on a stream of their own while the current step computes.
+    On a GPU the next step's copy and augmentation run on a stream of their own while the current step computes.
     """
 
     def prepare(batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
@@ -139,19 +139,20 @@ def on_device(
         one, two = (augmentation(images[v], batch.draws[v], wide).to(dtype) for v in range(2))
         return one, two, batch.unreadable
 
-    if device.type != "cuda":
+    if not devices.runs_ahead(device):
         yield from map(prepare, batches)
         return
-    stream = torch.cuda.Stream(device)
+    of_device = devices.of(device)
+    stream = of_device.Stream(device)
     ahead: tuple[Tensor, Tensor, list[str]] | None = None
     for batch in batches:
-        with torch.cuda.stream(stream):
+        with of_device.stream(stream):
             following = prepare(batch)
         if ahead is not None:
             yield ahead
-        torch.cuda.current_stream(device).wait_stream(stream)
+        of_device.current_stream(device).wait_stream(stream)
         for view in following[:2]:  # the allocator must not reuse them while the training stream reads
-            view.record_stream(torch.cuda.current_stream(device))
+            view.record_stream(of_device.current_stream(device))
         ahead = following
     if ahead is not None:
         yield ahead

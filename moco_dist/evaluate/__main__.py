@@ -299,7 +299,7 @@ def evaluate(arguments: Sequence[str], world: World) -> None:
     asked = parser().parse_intermixed_args(arguments)
     _check(asked)
     config = subject.of_path(asked.path, asked.config, asked.split)
-    world = World.from_environment(devices.pick(config, world))
+    world = World.from_environment(devices.pick(config, world.local_rank))
     watchdog.start(world.rank, _PATIENCE_SECONDS, lambda hang: None)
     world.join(_PATIENCE_SECONDS)
     devices.prepare(config, world.device)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import batchnorm, randomness, watchdog
+from moco_dist import batchnorm, devices, randomness, watchdog
 from moco_dist.config import DataSection
 from moco_dist.data.augment import CROP_DRAWS, DRAWS, Augment
 from moco_dist.data.batches import in_worker
@@ -139,7 +139,7 @@ def learn_(
         sampler=range(schedule.steps),
         num_workers=data.workers,
         worker_init_fn=in_worker,
-        pin_memory=device.type == "cuda",
+        pin_memory=devices.runs_ahead(device),
     )
     optimizer = torch.optim.SGD(
         [

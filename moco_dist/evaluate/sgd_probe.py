@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import randomness, watchdog
+from moco_dist import devices, randomness, watchdog
 from moco_dist.collectives import World
 from moco_dist.config import DataSection, Interval, UserError
 from moco_dist.data import augment
@@ -206,6 +206,6 @@ def _loader(steps: _Steps, workers: int, device: torch.device) -> DataLoader[tup
         steps,
         batch_size=None,
         num_workers=min(workers, len(steps)),
-        pin_memory=device.type == "cuda",
+        pin_memory=devices.runs_ahead(device),
         worker_init_fn=in_worker,
     )
