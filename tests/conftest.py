@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 
 from moco_dist import watchdog
-from tests.ranks import Ranks
+from tests.ranks import Ranks  # with the stand-in for a GPU, which must be known before the first backward pass
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -1,4 +1,7 @@
-"""Gloo ranks for tests: processes that are started once and then run function after function."""
+"""Gloo ranks for tests: processes that are started once and then run function after function.
+
+They know the stand-in for a GPU, so that a function may run on it too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 import torch.multiprocessing as mp
 
 from moco_dist.collectives import World
+from tests import standin
 
 
 class Ranks:
@@ -33,15 +38,24 @@ class Ranks:
             self._pipes.append(here)
             self._processes.append(process)
 
-    def run(self, size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 120) -> list[Any]:
+    def run(
+        self,
+        size: int,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout_seconds: float = 120,
+        on_standin: bool = False,
+    ) -> list[Any]:
         """`function(world, *args)` on a fresh world of so many ranks: what each returned, in the order of ranks.
+
+        With `on_standin` the world's device is the stand-in for a GPU.
 
         Raises:
             AssertionError: some rank raised; the message is its traceback.
         """
         port = _free_port()
         for rank, pipe in enumerate(self._pipes[:size]):
-            pipe.send((rank, size, port, function, args))
+            pipe.send((rank, size, port, on_standin, function, args))
         outcomes = []
         for rank, pipe in enumerate(self._pipes[:size]):
             assert pipe.poll(timeout_seconds), f"rank {rank} does not answer"
@@ -59,14 +73,15 @@ class Ranks:
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
     while True:
-        rank, size, port, function, args = pipe.recv()
+        rank, size, port, on_standin, function, args = pipe.recv()
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-        world = World.from_environment()
+        world = World.from_environment(standin.DEVICE if on_standin else None)
         try:
-            world.join(timeout_seconds=60)
-            pipe.send((function(world, *args), None))
+            with standin.present() if on_standin else nullcontext():
+                world.join(timeout_seconds=60)
+                pipe.send((function(world, *args), None))
         except BaseException:
             pipe.send((None, f"rank {rank} of {size}:\n{traceback.format_exc()}"))
         finally:

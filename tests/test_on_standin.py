@@ -1,0 +1,372 @@
+"""All that computes on a device, on the stand-in for a GPU: as on the CPU, and without a wait where none is meant."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from moco_dist import batchnorm, schedule, shuffle, train
+from moco_dist import config as configs
+from moco_dist.collectives import World
+from moco_dist.config import Config, DataSection
+from moco_dist.data import augment, batches, sources
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.encoders import build_encoder
+from moco_dist.evaluate import __main__ as command
+from moco_dist.evaluate import few, linear, sgd_probe
+from moco_dist.learner import Learner, build_moco
+from tests import standin
+from tests.jobs import EPOCH_STEPS, FAST, Job, send
+from tests.ranks import Ranks
+
+pytestmark = pytest.mark.standin
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+BATCH, STEPS = 16, 4
+
+
+def images(channels: int, size: int = 12) -> Tensor:
+    """uint8 [BATCH, channels, size, size] of random numbers, with gray, black and white ones."""
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randint(0, 256, (BATCH, channels, size, size), generator=generator, dtype=torch.uint8)
+    made[0], made[1], made[2] = 0, 255, made[2, :1]
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------ augmentation
+
+WARP = {"rotation_degrees": 20, "shear_degrees": 15, "elastic_pixels": 1.5}
+RECIPES: dict[str, Recipe] = {
+    **{name: Recipe.of(DataSection(augmentation=name)) for name in ("v1", "v2", "crop_blur")},
+    "warps": Recipe.of(DataSection.model_validate({"augmentation": "v2", **WARP})),
+    "labels": Recipe.of(DataSection.model_validate({"augmentation": "v2", **WARP})).gentler(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe(name: str, channels: int, dtype: torch.dtype) -> None:
+    augmentation = Augment(RECIPES[name], (0.5,) * channels, (0.2,) * channels)
+    draws = torch.rand(BATCH, augment.COLOUR_DRAWS, generator=torch.Generator().manual_seed(1))
+    pixels = images(channels)
+    with standin.present(strict=True) as device:
+        on_device = pixels.to(device, non_blocking=True)
+        view, plain = augmentation(on_device, draws, dtype), augmentation.plain(on_device, dtype)
+    assert view.device == plain.device == device
+    assert torch.equal(standin.held(view), augmentation(pixels, draws, dtype))
+    assert torch.equal(standin.held(plain), augmentation.plain(pixels, dtype))
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": lambda x, draw: augment.brightness(x, 0.5 + draw),
+    "contrast": lambda x, draw: augment.contrast(x, 0.5 + draw),
+    "saturation": lambda x, draw: augment.saturation(x, 0.5 + draw),
+    "hue": lambda x, draw: augment.hue(x, draw - 0.5),
+    "grayscale": lambda x, draw: augment.grayscale(x),
+    "flip": lambda x, draw: augment.flip(x),
+    "blur": lambda x, draw: augment.blur(x, 0.1 + draw, 5),
+    "warp": lambda x, draw: augment.warp(
+        x, 40 * draw - 20, 30 * draw - 15, (draw[:, None, None, None] - 0.5).expand(-1, 2, 4, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation(name: str, channels: int) -> None:
+    x, draw = images(channels) / 255, torch.rand(BATCH, generator=torch.Generator().manual_seed(1))
+    expected = OPERATIONS[name](x, draw)
+    with standin.present(strict=True) as device:
+        found = OPERATIONS[name](*(t.to(device, non_blocking=True) for t in (x, draw)))
+    assert found.device == device
+    assert torch.equal(standin.held(found), expected)
+
+
+def test_every_operation_is_named_here() -> None:
+    public = {name for name, value in vars(augment).items() if callable(value) and not name.startswith("_")}
+    on_the_host = {"crop_boxes", "crop_file", "centre", "centre_batch", "resized_crop", "separable", "interpolation"}
+    ours = {name for name in public if getattr(vars(augment)[name], "__module__", "") == augment.__name__}
+    assert ours - on_the_host - {"Recipe", "Augment"} == set(OPERATIONS)
+
+
+def test_crops_of_a_batch() -> None:
+    boxes = np.array([[1, 2, 7, 5]] * BATCH)
+    with standin.present() as device:
+        crops, centres = (
+            standin.held(t)
+            for t in (
+                augment.resized_crop(images(3).to(device), boxes, 6),
+                augment.centre_batch(images(3).to(device), 8),
+            )
+        )
+    assert torch.equal(crops, augment.resized_crop(images(3), boxes, 6))
+    assert torch.equal(centres, augment.centre_batch(images(3), 8))
+
+
+# -------------------------------------------------------------------------------------------------- the training step
+
+STEP = ["data.source=synthetic", "data.image_size=32", "model.arch=resnet18", "model.width=8", "model.dim=16"]
+STEP += [f"optim.global_batch={BATCH}", "optim.steps=100", "moco.bn_groups=4", "moco.queue_size=40"]
+# float64: to float error alone, float32 curves part within some steps, as a ReLU flips at zero
+STEP += ["device.precision=fp64", "device.channels_last=false", "data.workers=0"]
+
+CASES: dict[str, list[str]] = {
+    "v1": ["model.mlp=false", "data.augmentation=v1", "model.stem=small"],
+    "v2": [],
+    "symmetric": ["moco.symmetric=true", "model.stem=small"],
+    "accumulated": ["optim.accumulate=2"],
+    "symmetric, accumulated": ["moco.symmetric=true", "optim.accumulate=4"],
+    "one group": ["moco.bn_groups=1"],
+    "all_gather": ["moco.shuffle=all_gather"],
+    "no shuffle": ["moco.shuffle=none"],
+    "warped": [f"data.{key}={value}" for key, value in WARP.items()],
+    "channels_last": ["device.channels_last=true"],
+    "bf16": ["device.precision=bf16", "device.channels_last=true", "optim.lr=0.001"],  # rounding grows with the lr
+    # Deterministic, since gradients added up in another order may overflow at another scale.
+    "fp16": ["device.precision=fp16", "device.deterministic=true", "optim.lr=0.001"],
+    "fp32": ["device.precision=fp32"],
+}
+TOLERANCE = {"fp64": 1e-8, "fp32": 0.02, "bf16": 0.03, "fp16": 0.03}
+
+
+def config_of(case: str, *overrides: str) -> Config:
+    return configs.load(Path("imagenet_v2"), [*STEP, *CASES[case], *overrides])
+
+
+class Outcome(NamedTuple):
+    """What some steps came to, on the CPU."""
+
+    figures: list[list[float]]
+    state: dict[str, Tensor]
+    skipped: list[bool]
+
+
+def steps(world: World, config: Config) -> Outcome:
+    """The first steps as the trainer takes them, from the loader to what they leave; strict on the stand-in."""
+    plan, data = configs.layout(config, world.size), sources.load(config)
+    learner = Learner(build_moco(config, world, plan, build_encoder(config.model, 3, seed=0)), config, plan)
+    augmentation = Augment(Recipe.of(config.data), *data.train.statistics)
+    loader = batches.loader(batches.Steps(data.train, config, world), 0, STEPS, pin=False)
+    directions = range(2 if config.moco.symmetric else 1)
+    figures, skipped = [], []
+    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, learner.image_dtype)):
+        orders = [shuffle.permutation(0, step, d, BATCH) for d in directions]
+        settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
+        with standin.strictly() if settled else nullcontext():
+            figures.append(learner.step((one, two), orders, schedule.learning_rate(config.optim, step, 10), (1.0, 2.0)))
+        skipped.append(learner.skipped)
+    state = {**learner.moco.encoder_q.state_dict(prefix="q."), **learner.moco.encoder_k.state_dict(prefix="k.")}
+    state |= {"queue": learner.moco.queue}
+    assert all(tensor.device == world.device for tensor in [*state.values(), *figures])
+    return Outcome(
+        [standin.held(row).tolist() for row in figures], {k: standin.held(t).clone() for k, t in state.items()}, skipped
+    )
+
+
+def alike(found: Outcome, case: str) -> None:
+    """Compare with the CPU, which computes one group after the other: alike to float error, by its precision."""
+    config = config_of(case)
+    expected, tolerance = steps(ALONE, config), TOLERANCE[config.device.precision]
+    assert found.skipped == expected.skipped
+    losses, alone = (np.array(outcome.figures)[:, 0] for outcome in (found, expected))
+    np.testing.assert_allclose(losses, alone, rtol=0, atol=tolerance)
+    if config.device.precision == "fp64":
+        torch.testing.assert_close(found.state, expected.state, rtol=0, atol=tolerance)
+
+
+def equal(found: Outcome, expected: Outcome) -> None:
+    """The same bits."""
+    assert [row[:3] for row in found.figures] == [row[:3] for row in expected.figures]
+    different = [name for name, tensor in expected.state.items() if not torch.equal(found.state[name], tensor)]
+    assert not different
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_step_never_waits(case: str) -> None:
+    with standin.present() as device:
+        alike(steps(World(0, 1, 0, device), config_of(case)), case)
+
+
+EXACT = ["device.precision=fp32", "device.deterministic=true"]
+
+
+@pytest.mark.parametrize("case", ["v1", "symmetric, accumulated", "all_gather"])
+def test_the_exact_step_gives_the_cpus_bits(case: str) -> None:
+    with standin.present() as device:
+        found = steps(World(0, 1, 0, device), config_of(case, *EXACT))
+    equal(found, steps(ALONE, config_of(case, *EXACT)))
+
+
+ON_TWO_RANKS = ("v1", "v2", "symmetric, accumulated", "all_gather", "no shuffle", "bf16")
+
+
+def on_two_ranks(world: World) -> dict[str, Outcome]:
+    outcomes = {case: steps(world, config_of(case)) for case in ON_TWO_RANKS}
+    return outcomes | {"exact": steps(world, config_of("v2", *EXACT))}
+
+
+def test_two_ranks(ranks: Ranks) -> None:
+    first, second = ranks.run(2, on_two_ranks, timeout_seconds=240, on_standin=True)
+    for name in (*ON_TWO_RANKS, "exact"):
+        equal(first[name], second[name])
+    for case in ON_TWO_RANKS:
+        alike(first[case], case)
+    equal(first["exact"], steps(ALONE, config_of("v2", *EXACT)))
+
+
+def test_an_overflow_skips_the_step() -> None:
+    config = config_of("fp16")
+    plan = configs.layout(config, 1)
+    with standin.present() as device:
+        world = World(0, 1, 0, device)
+        learner = Learner(build_moco(config, world, plan, build_encoder(config.model, 3, seed=0)), config, plan)
+        learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**100})
+        views = torch.randn(2, BATCH, 3, 32, 32).half().to(device)
+
+        def step(number: int) -> list[Tensor]:
+            with standin.strictly():
+                learner.step((views[0], views[1]), [shuffle.permutation(0, number, 0, BATCH)], 0.1)
+            return [standin.held(p).clone() for p in learner.moco.encoder_q.parameters()]
+
+        begun = [standin.held(p).clone() for p in learner.moco.encoder_q.parameters()]
+        assert all(map(torch.equal, step(0), begun)) and learner.skipped
+        learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 1.0})
+        assert not all(map(torch.equal, step(1), begun)) and not learner.skipped
+
+
+# ----------------------------------------------------------------------------------------------------------- whole runs
+
+RUN = [str(FAST), "device.type=cuda", "optim.schedule=constant", "checkpoint.every_steps=100"]
+
+
+def run(folder: Path, *overrides: str) -> int:
+    """The trainer on the stand-in. Its loop waits for the device only where the code says so."""
+    loop = train.Training._loop
+
+    def strict_loop(self: train.Training, start: int) -> None:
+        with standin.strictly():
+            loop(self, start)
+
+    with standin.present(), mock.patch.object(train.Training, "_loop", strict_loop):
+        return train.run([*RUN, f"run.dir={folder}", *overrides])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run without its speed."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("standin") / "run"
+    assert run(folder, f"optim.steps={EPOCH_STEPS + 3}") == 0
+    return folder
+
+
+def test_a_whole_run(whole: Path, tmp_path: Path) -> None:
+    assert train.run([*RUN, "device.type=cpu", "optim.steps=5", f"run.dir={tmp_path}/cpu"]) == 0
+    there, here = rows(whole), [row for row in rows(tmp_path / "cpu") if "loss" in row]
+    assert [row["step"] for row in there if "loss" in row] == list(range(1, EPOCH_STEPS + 4))
+    np.testing.assert_allclose(
+        [row["loss"] for row in there[: len(here)]], [row["loss"] for row in here], rtol=0, atol=1e-3
+    )
+    assert [row["step"] for row in there if "knn_top1" in row] == [EPOCH_STEPS, EPOCH_STEPS + 3]
+    assert json.loads((whole / "summary.json").read_text())["knn_top1"] > 0.5
+    assert {"encoder.safetensors", "augmented_pairs.png"} <= {file.name for file in whole.iterdir()}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_whole_run_in_half_precision(precision: str, tmp_path: Path) -> None:
+    halves = [f"device.precision={precision}", "device.channels_last=true", "eval.knn_every=1"]
+    assert run(tmp_path / "run", "optim.steps=4", *halves) == 0
+    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_run_that_goes_on_is_the_run_that_never_stopped(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", "optim.steps=9") == 0
+    assert run(tmp_path / "run", f"optim.steps={EPOCH_STEPS + 3}") == 0
+    resumed = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert resumed == [row for row in rows(whole) if "loss" in row]
+    files = [(folder / "encoder.safetensors").read_bytes() for folder in (whole, tmp_path / "run")]
+    assert files[0] == files[1]
+
+
+def test_ranks_of_torchrun_killed_and_started_again(tmp_path: Path) -> None:
+    """The command line itself, on two processes: SIGKILL to one of them, the same command, no step lost or doubled."""
+    settings = {"device.type": "cuda", "device.deterministic": True, "optim.steps": 12, "checkpoint.every_steps": 4}
+    module = "tests.train_on_standin"
+    with Job(tmp_path / "whole", 2, settings, module=module) as job:
+        assert job.wait() == 0, job.log
+    with Job(tmp_path / "killed", 2, settings, module=module) as job:
+        assert job.until_step(6), job.log
+        send(job.ranks()[1], signal.SIGKILL)
+        assert job.wait() != 0
+    with Job(tmp_path / "killed", 2, settings, module=module) as job:
+        assert job.wait() == 0, job.log
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    files = [(tmp_path / name / "encoder.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluated(run_dir: Path, out: Path, device: str) -> dict[str, float]:
+    """Accuracy of every method of the evaluation, shortened."""
+    options = ["--knn", "--linear", "--labels", "20", "--finetune", "--supervised"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FINE_TUNING", "FROM_SCRATCH", "SEMI_SUPERVISED"):
+            patch.setattr(few, name, replace(getattr(few, name), steps=3))
+        patch.setattr(few, "ROUNDS", 2)
+        patch.setattr(linear, "DECAYS", (1e-4, 1e-2))
+        with standin.present() if device == "cuda" else nullcontext():
+            assert command.run([str(run_dir), "--out", str(out), *options, f"device.type={device}"]) == 0
+    found = json.loads((out / "evaluation.json").read_text())["rows"]
+    return {f"{row['method']} {row['labels']}": row["test_accuracy_mean"] for row in found}
+
+
+def test_every_method_of_the_evaluation(whole: Path, tmp_path: Path) -> None:
+    """KNN, L-BFGS, few labels, fine-tuning, label propagation and the baselines: the CPU's figures."""
+    there, here = (evaluated(whole, tmp_path / device, device) for device in ("cuda", "cpu"))
+    assert len(there) == 7
+    assert there == pytest.approx(here, abs=2 / 359)  # of 359 held-out images
+
+
+def test_the_probe_by_sgd() -> None:
+    config = configs.load(None, ["model.width=8", "optim.global_batch=64"])
+    source = sources.load(config).train
+    recipe = sgd_probe.Recipe(epochs=1, batch=256)
+
+    def fitted(device: torch.device) -> linear.Probe:
+        encoder = build_encoder(config.model, 1, seed=0).to(device).eval()
+        batchnorm.set_group_size(encoder, 32)
+        return sgd_probe.fit(
+            encoder.features,
+            source,
+            10,
+            encoder.feature_dim,
+            World(0, 1, 0, device),
+            size=8,
+            augmentation=Augment(Recipe.of(config.data), *source.statistics),
+            dtype=torch.float32,
+            seed=0,
+            recipe=recipe,
+        )
+
+    with standin.present() as device:
+        there = fitted(device)
+    for found, expected in zip(there, fitted(torch.device("cpu")), strict=True):
+        assert found.device == device and torch.equal(standin.held(found), expected)
