@@ -64,10 +64,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 @contextmanager
 def may_wait(device: torch.device) -> Iterator[None]:
     """Mark the places where the host is meant to wait for the device, for `set_sync_debug_mode("error")`."""
-    if not runs_ahead(device):
+    mode = of(device).get_sync_debug_mode() if runs_ahead(device) else 0
+    if not mode:  # to set it, even to what it is, makes torch warn of a prototype
         yield
         return
-    mode = of(device).get_sync_debug_mode()
     of(device).set_sync_debug_mode(0)
     try:
         yield

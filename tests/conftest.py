@@ -11,7 +11,8 @@ import torch
 from hypothesis import settings
 
 from moco_dist import watchdog
-from tests.ranks import Ranks  # with the stand-in for a GPU, which must be known before the first backward pass
+from tests import standin  # noqa: F401  # it must be known before the first backward pass
+from tests.ranks import Ranks
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -17,7 +17,6 @@ import torch
 import torch.multiprocessing as mp
 
 from moco_dist.collectives import World
-from tests import standin
 
 
 class Ranks:
@@ -71,6 +70,8 @@ class Ranks:
 
 
 def _serve(pipe: Connection) -> None:
+    from tests import standin  # before the first backward pass, and not where ranks are only asked for
+
     torch.set_num_threads(1)
     while True:
         rank, size, port, on_standin, function, args = pipe.recv()
