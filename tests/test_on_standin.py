@@ -89,9 +89,9 @@ def test_an_operation(name: str, channels: int) -> None:
     x, draw = images(channels) / 255, torch.rand(BATCH, generator=torch.Generator().manual_seed(1))
     expected = OPERATIONS[name](x, draw)
     with standin.present(strict=True) as device:
-        found = OPERATIONS[name](*(t.to(device, non_blocking=True) for t in (x, draw)))
-    assert found.device == device
-    assert torch.equal(standin.held(found), expected)
+        result = OPERATIONS[name](*(t.to(device, non_blocking=True) for t in (x, draw)))
+    assert result.device == device
+    assert torch.equal(standin.held(result), expected)
 
 
 def test_every_operation_is_named_here() -> None:
@@ -175,21 +175,21 @@ def steps(world: World, config: Config) -> Outcome:
     )
 
 
-def alike(found: Outcome, case: str) -> None:
+def alike(outcome: Outcome, case: str) -> None:
     """Compare with the CPU, which computes one group after the other: alike to float error, by its precision."""
     config = config_of(case)
     expected, tolerance = steps(ALONE, config), TOLERANCE[config.device.precision]
-    assert found.skipped == expected.skipped
-    losses, alone = (np.array(outcome.figures)[:, 0] for outcome in (found, expected))
+    assert outcome.skipped == expected.skipped
+    losses, alone = (np.array(figures)[:, 0] for figures in (outcome.figures, expected.figures))
     np.testing.assert_allclose(losses, alone, rtol=0, atol=tolerance)
     if config.device.precision == "fp64":
-        torch.testing.assert_close(found.state, expected.state, rtol=0, atol=tolerance)
+        torch.testing.assert_close(outcome.state, expected.state, rtol=0, atol=tolerance)
 
 
-def equal(found: Outcome, expected: Outcome) -> None:
+def equal(outcome: Outcome, expected: Outcome) -> None:
     """The same bits."""
-    assert [row[:3] for row in found.figures] == [row[:3] for row in expected.figures]
-    different = [name for name, tensor in expected.state.items() if not torch.equal(found.state[name], tensor)]
+    assert [row[:3] for row in outcome.figures] == [row[:3] for row in expected.figures]
+    different = [name for name, tensor in expected.state.items() if not torch.equal(outcome.state[name], tensor)]
     assert not different
 
 
@@ -205,8 +205,8 @@ EXACT = ["device.precision=fp32", "device.deterministic=true"]
 @pytest.mark.parametrize("case", ["v1", "symmetric, accumulated", "all_gather"])
 def test_the_exact_step_gives_the_cpus_bits(case: str) -> None:
     with standin.present() as device:
-        found = steps(World(0, 1, 0, device), config_of(case, *EXACT))
-    equal(found, steps(ALONE, config_of(case, *EXACT)))
+        outcome = steps(World(0, 1, 0, device), config_of(case, *EXACT))
+    equal(outcome, steps(ALONE, config_of(case, *EXACT)))
 
 
 ON_TWO_RANKS = ("v1", "v2", "symmetric, accumulated", "all_gather", "no shuffle", "bf16")
@@ -334,8 +334,8 @@ def evaluated(run_dir: Path, out: Path, device: str) -> dict[str, float]:
         patch.setattr(linear, "DECAYS", (1e-4, 1e-2))
         with standin.present() if device == "cuda" else nullcontext():
             assert command.run([str(run_dir), "--out", str(out), *options, f"device.type={device}"]) == 0
-    found = json.loads((out / "evaluation.json").read_text())["rows"]
-    return {f"{row['method']} {row['labels']}": row["test_accuracy_mean"] for row in found}
+    table = json.loads((out / "evaluation.json").read_text())["rows"]
+    return {f"{row['method']} {row['labels']}": row["test_accuracy_mean"] for row in table}
 
 
 def test_every_method_of_the_evaluation(whole: Path, tmp_path: Path) -> None:
@@ -368,5 +368,5 @@ def test_the_probe_by_sgd() -> None:
 
     with standin.present() as device:
         there = fitted(device)
-    for found, expected in zip(there, fitted(torch.device("cpu")), strict=True):
-        assert found.device == device and torch.equal(standin.held(found), expected)
+    for part, expected in zip(there, fitted(torch.device("cpu")), strict=True):
+        assert part.device == device and torch.equal(standin.held(part), expected)
