@@ -22,10 +22,15 @@ ACCELERATOR = "cuda"
 """The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""
 
 
+def count() -> int:
+    """Devices beside the CPU on this node."""
+    module = torch.get_device_module(ACCELERATOR)
+    return int(module.device_count()) if module.is_available() else 0
+
+
 def pick(config: Config, local_rank: int) -> torch.device:
     """The device of a node's rank that `device.type` asks for. Raises UserError."""
-    module = torch.get_device_module(ACCELERATOR)
-    wanted, there = config.device.type, module.device_count() if module.is_available() else 0
+    wanted, there = config.device.type, count()
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if wanted == "cpu" or (wanted == "auto" and there < local_ranks):
         return torch.device("cpu")

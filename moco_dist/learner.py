@@ -88,8 +88,8 @@ class Learner:
             if self.exact:
                 gradients.add([p.grad for p in self.parameters if p.grad is not None])
                 self.optimizer.zero_grad(set_to_none=True)
-        numbers = torch.tensor(sums, dtype=moco.queue.dtype).to(moco.queue.device, non_blocking=True)
-        figures = torch.cat([*results.total(), numbers])
+        own_sums = torch.tensor(sums, dtype=moco.queue.dtype).to(moco.queue.device, non_blocking=True)
+        figures = torch.cat([*results.total(), own_sums])
         of_q, of_k = [s.total() for s in statistics], [s for _, s in encoded]
         averaged = gradients.total() if self.exact else []  # else DDP has averaged them by now
         self.world.mean_([figures, *averaged, *itertools.chain(*of_q, *of_k)])

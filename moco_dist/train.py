@@ -14,7 +14,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
@@ -81,7 +80,7 @@ class StopRequest:
 
 
 class Readout:
-    """Figures of past steps on the host. On a GPU a step is read one step later, so that it never waits for that."""
+    """Figures of past steps on the host. On a GPU they are read one step later, so that it never runs out of work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -175,7 +174,7 @@ class Training:
         for step, (one, two, unreadable) in enumerate(images, start):
             watchdog.beat()
             if step == 0:
-                with self._may_wait():
+                with devices.may_wait(self.world.device):
                     tracker.pairs(pairs_picture(one, two, self.data.train.statistics))
             orders = [shuffle.permutation(seed, step, d, batch) for d in directions]
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
@@ -259,7 +258,7 @@ class Training:
         self.saved_at = time.monotonic()
         self.run_dir.status("running", done)
         begun = self.config.model_dump(mode="json")
-        with self._may_wait():
+        with devices.may_wait(self.world.device):
             state = {"step": done, "config": begun, "unreadable": self.unreadable, **self.learner.state()}
             self.checkpoints.save(done, state, before=self._sync_books)
 
@@ -271,15 +270,11 @@ class Training:
     def _evaluate(self, done: int) -> None:
         images = None if done == self.total else self.config.eval.online_images
         data = online.part(self.data, images)
-        with self._may_wait():
+        with devices.may_wait(self.world.device):
             figures = online.accuracies(self.config, self.learner, self.encoder, data, self.augmentation)
         self.tracker.log_evaluation({"step": done, "epoch": done // self.epoch_steps, **figures})
         watchdog.beat()
         self.recorded_at = time.monotonic()
-
-    def _may_wait(self) -> AbstractContextManager[None]:
-        """Mark what ends the run-ahead of the host: what is copied from the device off the training path."""
-        return devices.may_wait(self.world.device)
 
     def _last_checkpoint(self) -> int:
         """Step to go on from; 0 for a fresh run. Rank 0 alone. Raises UserError."""
@@ -339,9 +334,9 @@ def advice(config: Config, plan: Layout, data: sources.Data, device: torch.devic
             f"optim.accumulate = {config.optim.accumulate}: a rank has too few BatchNorm groups for so many parts, it "
             f"computes in {plan.parts}; raise moco.bn_groups to save memory"
         )
-    if config.device.type == "auto" and device.type == "cpu" and torch.cuda.is_available():
+    if config.device.type == "auto" and device.type == "cpu" and (there := devices.count()):
         yield (
-            f"device.type = auto: more ranks than the {torch.cuda.device_count()} CUDA devices here, so the CPU "
+            f"device.type = auto: more ranks than the {there} CUDA devices here, so the CPU "
             "is used; start as many ranks as there are devices"
         )
     if data.train.labels is not None and data.queries is None and config.eval.knn_every:

@@ -70,7 +70,7 @@ class Ranks:
 
 
 def _serve(pipe: Connection) -> None:
-    from tests import standin  # before the first backward pass, and not where ranks are only asked for
+    from tests import standin  # before this process's first backward pass; who starts the ranks need not have it
 
     torch.set_num_threads(1)
     while True:

@@ -4,7 +4,7 @@ What it shows, with real numbers and gradients: an operation on tensors of two d
 `strict`, each place where the host would wait for the device; a tensor that one stream uses before another has made it
 or after its memory may be gone; a copy to the host that is read before it has arrived.
 
-What it cannot show: kernels, memory, speed, NCCL. For these there is `python -m tests.gpu`.
+What it cannot show: kernels, memory, speed, NCCL. These need a GPU.
 
 It is a backend of torch's device type for others, PrivateUse1. Importing this module registers it, which must come
 before the first backward pass of a process; nothing else changes until `present` is entered.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Race(RuntimeError):
 class Stream:
     """A queue of work. All of it is done at once here; what is kept is the order that a GPU would be bound to."""
 
-    def __init__(self, device: object = None, priority: int = 0) -> None:
+    def __init__(self, device: object = None) -> None:
         self.clock = 0
         """Operations queued so far."""
         self.seen: dict[Stream, int] = {}
@@ -69,7 +70,7 @@ class Stream:
 class Event:
     """A mark in the work of a stream."""
 
-    def __init__(self, enable_timing: bool = False) -> None:
+    def __init__(self) -> None:
         self._arriving: list[Callable[[], object]] = []
 
     def record(self, stream: Stream | None = None) -> None:
@@ -229,7 +230,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func is _aten.copy_.default:
         to_device = isinstance(args[0], OnDevice)
     if not on_device and not to_device:
-        return args[0].clone() if func is _aten._pin_memory.default else func(*args, **kwargs)
+        return func(*args, **kwargs)
     if func.namespace == "c10d":
         return _collective(func, args, kwargs, on_device)
     _refuse_two_devices(func, args, kwargs, on_device)
@@ -248,8 +249,14 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if to_device:
         return _wrapped(func, args, kwargs, on_device, out)
     if func in _COPIES:
-        return _on_the_way(out, args, kwargs)
+        return _on_the_way(out, non_blocking=_is_non_blocking(func, args, kwargs))
     return out
+
+
+def _is_non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a copy does not wait for the device; `copy_` may be told so by place."""
+    by_place = func is _aten.copy_.default and len(args) > 2 and args[2]
+    return bool(by_place or kwargs.get("non_blocking"))
 
 
 def _collective(func: Any, args: Any, kwargs: Any, on_device: list[OnDevice]) -> Any:
@@ -293,8 +300,7 @@ def _refuse_waits(func: Any, args: Any, kwargs: Any, on_device: list[OnDevice], 
             raise HostWaits(f"{func} with an index that is on the CPU")
     if func in _COPIES:
         source = args[1] if func is _aten.copy_.default else args[0]
-        non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
-        if isinstance(source, OnDevice) != to_device and not non_blocking:
+        if isinstance(source, OnDevice) != to_device and not _is_non_blocking(func, args, kwargs):
             raise HostWaits(f"{func} {'to' if to_device else 'from'} the device without non_blocking")
 
 
@@ -326,17 +332,17 @@ def _wrapped(func: Any, args: Any, kwargs: Any, on_device: list[OnDevice], out: 
         memory = memories.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
         return OnDevice(tensor, memory or _Memory(stream))
 
-    for argument, value in zip(func._schema.arguments, args, strict=False):
+    for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            for tensor in tree_leaves(value):
+            for tensor in tree_leaves(args[place] if place < len(args) else kwargs.get(argument.name)):
                 if isinstance(tensor, OnDevice):
                     tensor.memory.written = stream, stream.clock
     return tree_map_only(Tensor, wrap, out)
 
 
-def _on_the_way(out: Tensor, args: Any, kwargs: Any) -> Tensor:
+def _on_the_way(out: Tensor, *, non_blocking: bool) -> Tensor:
     """The result of a copy to the host; with non_blocking it holds nonsense until an event after it was awaited."""
-    if not kwargs.get("non_blocking"):
+    if not non_blocking:
         _backend.current.synchronize()
         return out
     arrived = out.clone()
@@ -424,8 +430,10 @@ def present(*, strict: bool = False) -> Iterator[torch.device]:
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # Module.to makes new parameters
     devices.ACCELERATOR = NAME
+    # Not by the mode: a loader with workers pins its batches in a thread, where no mode is.
+    pinned = mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor.clone())
     try:
-        with _Mode(), strictly() if strict else contextlib.nullcontext():
+        with pinned, _Mode(), strictly() if strict else contextlib.nullcontext():
             yield DEVICE
     finally:
         devices.ACCELERATOR = accelerator

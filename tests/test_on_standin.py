@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moco_dist import batchnorm, schedule, shuffle, train
+from moco_dist import batchnorm, devices, schedule, shuffle, train
 from moco_dist import config as configs
 from moco_dist.collectives import World
-from moco_dist.config import Config, DataSection
+from moco_dist.config import Config, DataSection, UserError
 from moco_dist.data import augment, batches, sources
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.encoders import build_encoder
@@ -42,6 +42,35 @@ def images(channels: int, size: int = 12) -> Tensor:
     made = torch.randint(0, 256, (BATCH, channels, size, size), generator=generator, dtype=torch.uint8)
     made[0], made[1], made[2] = 0, 255, made[2, :1]
     return made
+
+
+# -------------------------------------------------------------------------------------------------- which device it is
+
+
+def test_the_device_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto, cuda, cpu = (configs.load(None, [f"device.type={kind}"]) for kind in ("auto", "cuda", "cpu"))
+    with standin.present():
+        assert devices.pick(auto, 0).type == devices.pick(cuda, 0).type == standin.NAME
+        assert devices.pick(cuda, 3).index == 3
+        assert devices.pick(cpu, 0).type == "cpu"
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+        assert devices.pick(auto, 0).type == "cpu"
+        with pytest.raises(UserError, match=r"device\.type = cuda: there are 8 CUDA devices for 9 ranks; use --nproc"):
+            devices.pick(cuda, 0)
+        data = sources.load(auto)
+        lines = list(train.advice(auto, configs.layout(auto, 1), data, torch.device("cpu")))
+        assert any("more ranks than the 8 CUDA devices here, so the CPU is used" in line for line in lines)
+
+
+def test_a_wait_is_permitted_within_may_wait_alone() -> None:
+    with standin.present(strict=True) as device:
+        number = torch.ones(3, device=device).sum()
+        with devices.may_wait(device):
+            assert number.item() == 3
+        with pytest.raises(standin.HostWaits):
+            number.item()
+    with devices.may_wait(torch.device("cpu")):
+        pass
 
 
 # ------------------------------------------------------------------------------------------------------ augmentation
@@ -293,6 +322,12 @@ def test_a_whole_run_in_half_precision(precision: str, tmp_path: Path) -> None:
     halves = [f"device.precision={precision}", "device.channels_last=true", "eval.knn_every=1"]
     assert run(tmp_path / "run", "optim.steps=4", *halves) == 0
     assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_data_workers_and_pinned_batches_change_nothing(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "run", "optim.steps=4", "data.workers=1", "eval.knn_every=1") == 0
+    losses = [row for row in rows(tmp_path / "run") if "loss" in row]
+    assert losses == rows(whole)[:4]
 
 
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(whole: Path, tmp_path: Path) -> None:

@@ -92,14 +92,15 @@ def test_a_copy_to_the_host_is_there_after_its_event() -> None:
     with standin.present(strict=True):
         there, here = pair()
         number, count = there.sum().to("cpu", non_blocking=True), there.long().to("cpu", non_blocking=True)
-        assert number.isnan() and not torch.equal(count, here.long())
+        copied = torch.zeros(3, 4).copy_(there, True)  # non_blocking by place
+        assert number.isnan() and not torch.equal(count, here.long()) and copied.isnan().all()
         event = Event()
         event.synchronize()  # not recorded: it waits for nothing
         assert number.isnan()
         event.record()
         later = there.sum().to("cpu", non_blocking=True)
         event.synchronize()
-        assert number == here.sum() and torch.equal(count, here.long()) and later.isnan()
+        assert number == here.sum() and torch.equal(count, here.long()) and torch.equal(copied, here) and later.isnan()
 
 
 def test_streams_do_not_know_of_each_other() -> None:
