@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from hypothesis import settings
 from moco_dist import watchdog
 from tests import standin  # noqa: F401  # it must be known before the first backward pass
 from tests.ranks import Ranks
+
+GPUS = torch.cuda.device_count()
+"""GPUs of this machine, for the tests marked `gpu`, which use them in processes of their own."""
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+# All other tests see none: beside the stand-in, torch would take some calls for the GPU to be meant for the stand-in.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -29,8 +29,9 @@ class Job:
     Args:
         run_dir: run directory.
         ranks: processes of torchrun; 0 starts the module alone, without torchrun.
-        settings: overrides of FAST, `section.key` to value.
+        settings: overrides of the config, `section.key` to value.
         module: what is started.
+        config: file of the settings that are overridden; None starts the embedded default.
         torchrun: further options of torchrun.
         environment: further variables.
     """
@@ -42,6 +43,7 @@ class Job:
         settings: dict[str, Any],
         *,
         module: str = "moco_dist.train",
+        config: Path | None = FAST,
         torchrun: Sequence[str] = (),
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -49,13 +51,14 @@ class Job:
         self._mark = f"MOCO_DIST_JOB={secrets.token_hex(8)}"
         self.log_file = run_dir.with_name(f"{run_dir.name}.{time.time_ns()}.log")
         overrides = [f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items()]
+        arguments = [str(config), *overrides] if config else overrides
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         environment.update([self._mark.split("=")])
         self.began, self.began_at = time.monotonic(), time.time()
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *(launch if ranks else []), "-m", module, str(FAST), *overrides],
+                [sys.executable, *(launch if ranks else []), "-m", module, *arguments],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

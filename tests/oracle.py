@@ -11,6 +11,7 @@ import copy
 import math
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,3 +184,18 @@ def record(
     assert all(math.isfinite(loss) for loss in trace["loss"].flat)
     np.savez_compressed(path, **trace)
     return path
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "v1 four ranks, odd queue": {"groups": 4, "per_group": 4, "queue_size": 13},
+    "v2 two ranks, batch larger than queue": {"groups": 2, "per_group": 4, "queue_size": 5, "mlp": True},
+    "v2 four ranks of three": {"groups": 4, "per_group": 3, "queue_size": 48, "mlp": True},
+    "v1 one rank, odd queue": {"groups": 1, "per_group": 8, "queue_size": 13},
+    "symmetric, four splits": {"groups": 4, "per_group": 4, "queue_size": 48, "symmetric": True, "mlp": True},
+    "symmetric, one split, odd queue": {"groups": 1, "per_group": 8, "queue_size": 13, "symmetric": True},
+}
+
+
+def record_all(folder: Path) -> dict[str, Path]:
+    """Record a trace of each of KINDS in a folder; its file by the kind's name."""
+    return {name: record(folder / f"{number}.npz", **kind) for number, (name, kind) in enumerate(KINDS.items())}

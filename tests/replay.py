@@ -114,7 +114,13 @@ def _interpret(arrays: dict[str, NDArray[Any]]) -> Trace:
 
 
 def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
-    """Largest absolute error of the losses, the queue and the final parameters on this rank."""
+    """Play a trace on this rank's device, on as many ranks as it was recorded on or on fewer.
+
+    A recorded rank that has no rank of its own is a BatchNorm group of one.
+
+    Returns:
+        Largest absolute error of the losses, the queue and the final parameters on this rank.
+    """
     run, arrays = trace.config, trace.arrays
     plan = config.layout(run, world.size)
     encoder = TraceEncoder(run.model.dim, run.model.mlp)
@@ -130,17 +136,18 @@ def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
         seed=0,
     )
     moco.load_state_dict(_module_state(moco, arrays))
+    moco.to(world.device)
     moco.cursor = int(arrays["init.queue_ptr"][0])
     learner = Learner(moco, run, plan)
     mine = slice(world.rank * plan.batch_per_rank, (world.rank + 1) * plan.batch_per_rank)
     rows = _QueueRows(run.moco.queue_size, trace.order)
     errors = {"loss": 0.0, "queue": 0.0, "parameters": 0.0}
     for step in range(trace.views.shape[1]):
-        one, two = (torch.from_numpy(view[step, mine]) for view in trace.views)
+        one, two = (torch.from_numpy(view[step, mine]).to(world.device) for view in trace.views)
         figures = learner.step((one, two), list(trace.orders[step]), run.optim.lr)
         recorded = arrays["loss"][step].mean()
         errors["loss"] = _worst(errors["loss"], figures[0].item() - recorded)
-        ours = moco.queue.numpy()[rows.after(trace.orders.shape[1])]
+        ours = moco.queue.cpu().numpy()[rows.after(trace.orders.shape[1])]
         errors["queue"] = _worst(errors["queue"], ours.T - arrays["queue"][step])
         cursors = arrays.get("queue_ptr")  # not recorded at every step of the symmetric traces
         if cursors is not None and moco.cursor != int(cursors[step]):
@@ -150,9 +157,9 @@ def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
     if moco.cursor != int(final["queue_ptr"][0]):
         errors["queue"] = float("inf")
     for name, tensor in moco.state_dict().items():
-        # The reference's ranks keep BatchNorm buffers of their own: comparable on one rank alone.
-        if name.startswith("encoder_") and (world.size == 1 or "running" not in name) and "num_batches" not in name:
-            errors["parameters"] = _worst(errors["parameters"], tensor.numpy() - final[name])
+        # The reference's ranks keep BatchNorm buffers of their own: comparable where it had one rank alone.
+        if name.startswith("encoder_") and (trace.ranks == 1 or "running" not in name) and "num_batches" not in name:
+            errors["parameters"] = _worst(errors["parameters"], tensor.cpu().numpy() - final[name])
     return errors
 
 

@@ -27,20 +27,10 @@ from tests.replay import TOLERANCE, Trace, TraceEncoder
 GOLDENS = Path(__file__).parents[2] / "shared" / "goldens"
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
-KINDS: dict[str, dict[str, Any]] = {
-    "v1 four ranks, odd queue": {"groups": 4, "per_group": 4, "queue_size": 13},
-    "v2 two ranks, batch larger than queue": {"groups": 2, "per_group": 4, "queue_size": 5, "mlp": True},
-    "v2 four ranks of three": {"groups": 4, "per_group": 3, "queue_size": 48, "mlp": True},
-    "v1 one rank, odd queue": {"groups": 1, "per_group": 8, "queue_size": 13},
-    "symmetric, four splits": {"groups": 4, "per_group": 4, "queue_size": 48, "symmetric": True, "mlp": True},
-    "symmetric, one split, odd queue": {"groups": 1, "per_group": 8, "queue_size": 13, "symmetric": True},
-}
-
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("traces")
-    return {name: oracle.record(folder / f"{n}.npz", **kind) for n, (name, kind) in enumerate(KINDS.items())}
+    return oracle.record_all(tmp_path_factory.mktemp("traces"))
 
 
 def averaged(trace: Trace) -> Trace:
@@ -69,7 +59,7 @@ def check(ranks: Ranks, trace: Trace, *, reference: bool = False) -> None:
                 assert max(errors.values()) < TOLERANCE, f"{size} ranks, {mode}: {errors}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", oracle.KINDS)
 def test_the_oracle_agrees(ranks: Ranks, traces: dict[str, Path], kind: str) -> None:
     check(ranks, replay.read(traces[kind]))
 

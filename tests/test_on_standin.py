@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from moco_dist import batchnorm, devices, schedule, shuffle, train
 from moco_dist import config as configs
 from moco_dist.collectives import World
-from moco_dist.config import Config, DataSection, UserError
+from moco_dist.config import Config, UserError
 from moco_dist.data import augment, batches, sources
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.encoders import build_encoder
@@ -29,19 +28,12 @@ from moco_dist.learner import Learner, build_moco
 from tests import standin
 from tests.jobs import EPOCH_STEPS, FAST, Job, send
 from tests.ranks import Ranks
+from tests.views import OPERATIONS, RECIPES, WARP, images
 
 pytestmark = pytest.mark.standin
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 BATCH, STEPS = 16, 4
-
-
-def images(channels: int, size: int = 12) -> Tensor:
-    """uint8 [BATCH, channels, size, size] of random numbers, with gray, black and white ones."""
-    generator = torch.Generator().manual_seed(0)
-    made = torch.randint(0, 256, (BATCH, channels, size, size), generator=generator, dtype=torch.uint8)
-    made[0], made[1], made[2] = 0, 255, made[2, :1]
-    return made
 
 
 # -------------------------------------------------------------------------------------------------- which device it is
@@ -75,13 +67,6 @@ def test_a_wait_is_permitted_within_may_wait_alone() -> None:
 
 # ------------------------------------------------------------------------------------------------------ augmentation
 
-WARP = {"rotation_degrees": 20, "shear_degrees": 15, "elastic_pixels": 1.5}
-RECIPES: dict[str, Recipe] = {
-    **{name: Recipe.of(DataSection(augmentation=name)) for name in ("v1", "v2", "crop_blur")},
-    "warps": Recipe.of(DataSection.model_validate({"augmentation": "v2", **WARP})),
-    "labels": Recipe.of(DataSection.model_validate({"augmentation": "v2", **WARP})).gentler(),
-}
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
@@ -89,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
 def test_a_recipe(name: str, channels: int, dtype: torch.dtype) -> None:
     augmentation = Augment(RECIPES[name], (0.5,) * channels, (0.2,) * channels)
     draws = torch.rand(BATCH, augment.COLOUR_DRAWS, generator=torch.Generator().manual_seed(1))
-    pixels = images(channels)
+    pixels = images(BATCH, channels)
     with standin.present(strict=True) as device:
         on_device = pixels.to(device, non_blocking=True)
         view, plain = augmentation(on_device, draws, dtype), augmentation.plain(on_device, dtype)
@@ -98,24 +83,10 @@ def test_a_recipe(name: str, channels: int, dtype: torch.dtype) -> None:
     assert torch.equal(standin.held(plain), augmentation.plain(pixels, dtype))
 
 
-OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": lambda x, draw: augment.brightness(x, 0.5 + draw),
-    "contrast": lambda x, draw: augment.contrast(x, 0.5 + draw),
-    "saturation": lambda x, draw: augment.saturation(x, 0.5 + draw),
-    "hue": lambda x, draw: augment.hue(x, draw - 0.5),
-    "grayscale": lambda x, draw: augment.grayscale(x),
-    "flip": lambda x, draw: augment.flip(x),
-    "blur": lambda x, draw: augment.blur(x, 0.1 + draw, 5),
-    "warp": lambda x, draw: augment.warp(
-        x, 40 * draw - 20, 30 * draw - 15, (draw[:, None, None, None] - 0.5).expand(-1, 2, 4, 4)
-    ),
-}
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation(name: str, channels: int) -> None:
-    x, draw = images(channels) / 255, torch.rand(BATCH, generator=torch.Generator().manual_seed(1))
+    x, draw = images(BATCH, channels) / 255, torch.rand(BATCH, generator=torch.Generator().manual_seed(1))
     expected = OPERATIONS[name](x, draw)
     with standin.present(strict=True) as device:
         result = OPERATIONS[name](*(t.to(device, non_blocking=True) for t in (x, draw)))
@@ -136,12 +107,12 @@ def test_crops_of_a_batch() -> None:
         crops, centres = (
             standin.held(t)
             for t in (
-                augment.resized_crop(images(3).to(device), boxes, 6),
-                augment.centre_batch(images(3).to(device), 8),
+                augment.resized_crop(images(BATCH, 3).to(device), boxes, 6),
+                augment.centre_batch(images(BATCH, 3).to(device), 8),
             )
         )
-    assert torch.equal(crops, augment.resized_crop(images(3), boxes, 6))
-    assert torch.equal(centres, augment.centre_batch(images(3), 8))
+    assert torch.equal(crops, augment.resized_crop(images(BATCH, 3), boxes, 6))
+    assert torch.equal(centres, augment.centre_batch(images(BATCH, 3), 8))
 
 
 # -------------------------------------------------------------------------------------------------- the training step

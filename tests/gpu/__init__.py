@@ -1,0 +1,1 @@
+"""The checks that only a real GPU can make. `python -m tests.gpu` runs them."""

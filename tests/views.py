@@ -1,0 +1,41 @@
+"""What the augmentation is compared on between devices: images, recipes and single operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moco_dist.config import DataSection
+from moco_dist.data import augment
+from moco_dist.data.augment import Recipe
+
+WARP = {"rotation_degrees": 20, "shear_degrees": 15, "elastic_pixels": 1.5}
+RECIPES: dict[str, Recipe] = {
+    **{name: Recipe.of(DataSection(augmentation=name)) for name in ("v1", "v2", "crop_blur")},
+    "warps": Recipe.of(DataSection.model_validate({"augmentation": "v2", **WARP})),
+    "labels": Recipe.of(DataSection.model_validate({"augmentation": "v2", **WARP})).gentler(),
+}
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": lambda x, draw: augment.brightness(x, 0.5 + draw),
+    "contrast": lambda x, draw: augment.contrast(x, 0.5 + draw),
+    "saturation": lambda x, draw: augment.saturation(x, 0.5 + draw),
+    "hue": lambda x, draw: augment.hue(x, draw - 0.5),
+    "grayscale": lambda x, draw: augment.grayscale(x),
+    "flip": lambda x, draw: augment.flip(x),
+    "blur": lambda x, draw: augment.blur(x, 0.1 + draw, 5),
+    "warp": lambda x, draw: augment.warp(
+        x, 40 * draw - 20, 30 * draw - 15, (draw[:, None, None, None] - 0.5).expand(-1, 2, 4, 4)
+    ),
+}
+"""Each operation on images [N, C, S, S] in 0 to 1, with a uniform number [N] for each image's parameter."""
+
+
+def images(count: int, channels: int, size: int = 12) -> Tensor:
+    """Random uint8 images [count, channels, size, size], among them a black, a white and a gray one."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+    pixels[0], pixels[1], pixels[2] = 0, 255, pixels[2, :1]
+    return pixels
