@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import submitit
-
 from launcher import slurm, stage
 from launcher.record import STARTS_WITHOUT_PROGRESS, Launch, Submission, refuse_others
 from moco_dist import status
@@ -47,6 +45,8 @@ class Place:
     @classmethod
     def here(cls, launch: Launch) -> Place:
         """Of this process, as SLURM or the local controller tells."""
+        import submitit  # what sends the job has it; commands that only import this module may run without
+
         env = submitit.JobEnvironment()
         restart = os.environ.get("SLURM_RESTART_COUNT")
         if restart is None and env.cluster == "local":  # its controller does not count

@@ -23,7 +23,7 @@ from launcher.finding import Finding
 from launcher.record import Launch, Submission, refuse_others
 from launcher.site import Site
 from moco_dist import config as configs
-from moco_dist import status
+from moco_dist import packages, status
 from moco_dist.config import Config, Layout, UserError
 from moco_dist.lease import held_by
 
@@ -87,7 +87,8 @@ def check(
             *_run_directory(config, run_dir, images),
             *_going_on(config, profile, nodes, run_dir),
             *_resources(config, profile, nodes, images),
-            *_tracking(config),
+            *_tracking(config, profile),
+            *_sender(),
             *running.result(),
         ]
         try:
@@ -329,9 +330,22 @@ def _shared(config: Config, profile: Profile, run_dir: Path, stage: str | None) 
             yield finding.warning(key, path, rule, "put it on a disk that the nodes share")
 
 
-def _tracking(config: Config) -> Iterator[Finding]:
-    """Whether W&B will know who we are."""
-    if config.track.wandb != "online" or any(os.environ.get(f"WANDB_{v}") for v in ("API_KEY", "IDENTITY_TOKEN_FILE")):
+def _sender() -> Iterator[Finding]:
+    """Whether this machine can send the job: only a warning, since slurm/train.sbatch is sent without submitit."""
+    if not packages.installed("submitit"):
+        text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
+        yield Finding("warning", text)
+
+
+def _tracking(config: Config, profile: Profile) -> Iterator[Finding]:
+    """Whether the job will have wandb, and W&B will know who we are."""
+    mode = config.track.wandb
+    if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
+        rule = "wandb is not installed here, and the job runs this Python"
+        fix = "install it (pip install wandb), or use track.wandb=disabled"
+        yield finding.error("track.wandb", mode, rule, fix)
+        return
+    if mode != "online" or any(os.environ.get(f"WANDB_{v}") for v in ("API_KEY", "IDENTITY_TOKEN_FILE")):
         return
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     files = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]

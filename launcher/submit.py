@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher import follow, options, preflight, slurm, snapshot
-from launcher.executors import Sbatch, send_locally
 from launcher.finding import Finding
 from launcher.job import Training
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
-from moco_dist import status
+from moco_dist import packages, status
 from moco_dist.config import Config, UserError
 from moco_dist.lease import Lease
 from moco_dist.tracking.identity import fixed_id
@@ -35,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
+    need_submitit()
     profile = options.profile_of(given)
     config = absolute(configs.load(*configs.parse_arguments(given.words)), staged=given.stage is not None)
     submission = Submission(
@@ -57,13 +57,22 @@ def run(given: argparse.Namespace) -> int:
 
 def _show(launch: Launch, config: Config, submission: Submission, dependency: str | None) -> None:
     """Print what would be sent."""
+    from launcher.executors import Sbatch
+
     submission = submission.model_copy(update={"code": snapshot.digest()})
     sbatch = Sbatch(launch.submitit, launch.run_dir, submission, code_of(launch, submission), dependency)
     sys.stdout.write(f"{sbatch.text()}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
 
 
+def need_submitit() -> None:
+    """Raise a UserError where submitit, which sends jobs, is missing or broken. What sends none needs none."""
+    if fault := packages.fault("submitit"):
+        raise UserError(f"{fault}, and it is what sends jobs; install it (pip install submitit)")
+
+
 def again(launch: Launch) -> Submission:
     """Send a run again as it was sent last. Raises UserError, slurm.Refused, slurm.Unavailable."""
+    need_submitit()
     last = launch.submission()
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
@@ -109,6 +118,8 @@ def send(config: Config, submission: Submission, dependency: str | None = None) 
         UserError: another job is in the run directory, or it cannot be written.
         slurm.Refused: sbatch refused the job.
     """
+    from launcher.executors import Sbatch, send_locally
+
     launch = Launch(config.run_dir)
     with prepared(config, submission) as sent:
         if sent.executor == "local":

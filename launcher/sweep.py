@@ -32,7 +32,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from launcher import options, runs, show, submit
-from launcher.executors import Sbatch
 from launcher.finding import Finding
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
@@ -138,6 +137,8 @@ def _send(file: Path, overrides: list[str], given: argparse.Namespace) -> int:
         raise UserError.of("--parallel", given.parallel, "must be 1 or more", "use --parallel=8")
     if given.local:
         raise UserError("--local: a sweep is a job array, which needs SLURM; send its members by submit --local")
+    if not given.dry_run:
+        submit.need_submitit()
     sweep = read(file)
     members = member_configs(sweep, overrides, staged=given.stage is not None)
     folder = (Path("runs") / sweep.name).absolute()
@@ -163,6 +164,8 @@ def _send(file: Path, overrides: list[str], given: argparse.Namespace) -> int:
 
 def _send_array(folder: Path, members: list[Config], submission: Submission, parallel: int) -> str:
     """Prepare every member's run directory, and hand them to sbatch. Returns the array's id."""
+    from launcher.executors import Sbatch
+
     shared = Launch(folder)
     try:
         for place in (folder, shared.folder, shared.submitit):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -220,7 +221,7 @@ class EvalSection(Section):
 
 class TrackSection(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """Weights & Biases; offline needs no account."""
+    """Weights & Biases; offline needs no account; unset, WANDB_MODE where that is set."""
     project: str = "moco-dist"
     """Project at W&B."""
     group: str | None = None
@@ -342,6 +343,8 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
             a shipped config's (`configs/mnist.yaml`, `mnist`) is that config.
         overrides: each `section.key=value`, value in YAML.
 
+    Unset, `run.name` is the name of the file, and `track.wandb` what the variable WANDB_MODE says.
+
     Raises:
         UserError: whatever is wrong with it, in one line.
     """
@@ -352,7 +355,19 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     run = tree.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("name", file.stem)
+    track = tree.setdefault("track", {})
+    if isinstance(track, dict) and "wandb" not in track:
+        track["wandb"] = _wandb_mode()
     return parse(tree)
+
+
+def _wandb_mode() -> str:
+    """Return what the variable WANDB_MODE says, in the words of track.wandb, or offline. Raises UserError."""
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    modes = {"offline": "offline", "online": "online", "disabled": "disabled", "dryrun": "offline", "run": "online"}
+    if mode not in modes:
+        raise UserError.of("WANDB_MODE", mode, "must be offline, online or disabled", "unset it, or set track.wandb")
+    return modes[mode]
 
 
 def parse(tree: Mapping[str, Any]) -> Config:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 
-from moco_dist import __version__, config, status
+from moco_dist import __version__, config, packages, status
 from moco_dist.config import Config, UserError
 from moco_dist.lease import Lease
 
@@ -71,8 +70,8 @@ class RunDir:
 
 def versions() -> str:
     """What runs here: packages, Python, git revision of this checkout."""
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "numpy", "wandb"))
-    return f"moco-dist {__version__}, git {git_revision()}; python {platform.python_version()}, {packages}"
+    here = [f"python {platform.python_version()}", *packages.versions("torch", "torchvision", "numpy", "wandb")]
+    return f"moco-dist {__version__}, git {git_revision()}; {', '.join(here)}"
 
 
 def git_revision() -> str:

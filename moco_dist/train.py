@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
 from moco_dist import config as configs
-from moco_dist import devices, schedule, shuffle, status, watchdog, weights
+from moco_dist import devices, schedule, shuffle, status, tracking, watchdog, weights
 from moco_dist.checkpoint import Checkpoints
 from moco_dist.collectives import World
 from moco_dist.config import Config, Layout, UserError
@@ -400,6 +400,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
         run_dir = RunDir(config.run_dir, writes=world.rank == 0)
         plan = configs.layout(config, world.size)
         world = World.from_environment(devices.pick(config, world.local_rank))
+        tracking.check(config, world.rank)
         data = None if config.data.download else sources.load(config)
         encoder = None if data is None else first_encoder(config, data)
         watchdog.start(world.rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, world))

@@ -28,6 +28,11 @@ settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_wish_of_the_user() -> None:
+    os.environ.pop("WANDB_MODE", None)  # it is the default of track.wandb
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # small tensors, and four ranks beside us
 

@@ -40,6 +40,37 @@ def test_no_config_means_the_digits() -> None:
     assert load().data.source == "digits"
 
 
+@pytest.mark.parametrize(
+    ("variable", "overrides", "mode"),
+    [
+        (None, [], "offline"),
+        ("", [], "offline"),
+        ("disabled", [], "disabled"),
+        ("online", [], "online"),
+        ("dryrun", [], "offline"),  # W&B's older words
+        ("run", [], "online"),
+        ("disabled", ["track.wandb=offline"], "offline"),
+        ("nonsense", ["track.wandb=online"], "online"),
+    ],
+)
+def test_track_wandb_beats_the_variable_which_beats_the_default(
+    variable: str | None, overrides: list[str], mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    run = load(None, overrides)
+    assert run.track.wandb == mode and run.track.log_every == 1  # as digits.yaml says
+    monkeypatch.setenv("WANDB_MODE", "nonsense")  # what is written down stays as it was resolved
+    (tmp_path / "config.yaml").write_text(config.dump(run))
+    assert load(tmp_path / "config.yaml") == run
+
+
+def test_a_variable_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    line = "WANDB_MODE = nonsense: must be offline, online or disabled; unset it, or set track.wandb"
+    assert mistake() == mistake("track.log_every=1") == line
+
+
 def test_schema_for_editors_is_up_to_date() -> None:
     file = config.SHIPPED_CONFIGS / "schema.json"
     assert file.read_text() == config.schema(), "run: python -m moco_dist.config > configs/schema.json"

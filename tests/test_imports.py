@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "moco_dist"
 
 FLOORS = (
-    ("config", "randomness", "schedule", "contrast", "status", "summation", "watchdog", "devices"),
+    ("config", "packages", "randomness", "schedule", "contrast", "status", "summation", "watchdog", "devices"),
     ("collectives",),
     ("shuffle", "batchnorm", "encoders", "data"),
     ("moco",),
@@ -102,12 +102,17 @@ def test_outside_libraries_stay_where_they_belong(module: str) -> None:
 
 @pytest.mark.parametrize("module", LAUNCHER)
 def test_the_launcher_needs_no_torch_where_it_is_typed(module: str) -> None:
-    """A login node may have none, and status answers at once: only what runs on the nodes asks for it, when it runs."""
+    """A login node may have none, and status answers at once: only what runs on the nodes asks for it, when it runs.
+
+    So it is with submitit, which only what sends a job asks for.
+    """
     at_the_top = [node for node in LAUNCHER[module].body if isinstance(node, ast.Import | ast.ImportFrom)]
     found = {name for node in at_the_top for name in imports(module, node)}
     needs_torch = {name for name, tree in TREES.items() if "torch" in {i.split(".")[0] for i in imports(name, tree)}}
     assert not [name for name in found if name.split(".")[0] in ("torch", "torchvision", "wandb")]
     assert not [name for name in found if within(name) in needs_torch]
+    if module != "launcher.executors":
+        assert not [name for name in found if name.startswith(("submitit", "launcher.executors"))]
 
 
 @pytest.mark.parametrize("module", CLUSTER)

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from moco_dist import batchnorm, config, train, weights
+from moco_dist import batchnorm, config, status, train, weights
 from moco_dist.encoders import build_encoder
 from tests.replay import TraceEncoder
+from tests.without import without
 
 FAST = ("model.width=8", "optim.global_batch=64", "track.wandb=disabled", "track.log_every=1", "eval.knn_every=0")
 
@@ -147,6 +148,58 @@ def test_a_mistake_is_told_in_one_line(name: str, tmp_path: Path, capsys: pytest
     code = train.run([f"run.dir={tmp_path}/run", *(a.format(tmp=tmp_path) for a in arguments)])
     error = capsys.readouterr().err
     assert code == 2 and re.search(told, error) and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_wandb_it_trains_and_evaluates_where_that_is_disabled(tmp_path: Path) -> None:
+    """Both in one process, since starting one is what takes the time; submitit is missing as well."""
+    script = (
+        "import sys\n"
+        "from moco_dist import train\n"
+        "from moco_dist.evaluate import __main__ as evaluate\n"
+        "run_dir, *arguments = sys.argv[1:]\n"
+        "sys.exit(train.run([f'run.dir={run_dir}', *arguments]) or evaluate.run([run_dir, '--knn']))\n"
+    )
+    command = [sys.executable, "-c", script, f"{tmp_path}/run", *FAST, "optim.steps=2"]
+    environment = {**os.environ, **without(tmp_path / "bare", "wandb", "submitit"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0 and "warning" not in result.stderr, result.stderr
+    assert "kNN" in result.stdout and (tmp_path / "run" / "evaluation.json").is_file()
+    versions = (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
+    assert re.search(r"; python 3\S+, torch \S+, torchvision \S+, numpy [^ ,]+$", versions)
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_a_missing_wandb_is_told_by_one_rank_before_the_data_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was begun, on two ranks."""
+    monkeypatch.setenv("PYTHONPATH", without(tmp_path / "bare", "wandb")["PYTHONPATH"])
+    (tmp_path / "run").mkdir()
+    status.write(tmp_path / "run", "stopped", 7, "on request")
+    data = ("data.source=imagefolder", "data.root=/nowhere")
+    result = start(*FAST, "track.wandb=online", *data, f"run.dir={tmp_path}/run", ranks=2)
+    line = (
+        "track.wandb = online: wandb is not installed here; install it (pip install wandb), or use track.wandb=disabled"
+    )
+    assert result.returncode == 1 and "exitcode  : 2" in result.stderr
+    assert [text for text in result.stderr.splitlines() if "moco_dist.train: " in text] == [f"moco_dist.train: {line}"]
+    assert "ModuleNotFoundError" not in result.stderr and "/nowhere" not in result.stderr
+    assert status.read(tmp_path / "run") == ("user_error", 7, line)
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["status.json"]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_broken_wandb_is_a_mistake_of_one_line(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wandb.py").write_text("import no_such_dependency")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert train.run([f"run.dir={tmp_path}/run", f"track.wandb={mode}"]) == 2
+    line = rf"track\.wandb = {mode}: wandb cannot be imported here \(.*'no_such_dependency'\); install it .*=disabled\n"
+    assert re.fullmatch(f"moco_dist\\.train: {line}", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 

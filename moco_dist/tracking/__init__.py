@@ -11,10 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from moco_dist.config import Config
+from moco_dist import packages
+from moco_dist.config import Config, UserError
 from moco_dist.tracking.metrics import MetricsFile, Row
 from moco_dist.tracking.progress import Progress
 from moco_dist.tracking.wandb import WandbSink
+
+
+def check(config: Config, rank: int) -> None:
+    """Import what the tracker of this rank needs, so that a missing package is told before anything slow begins.
+
+    Raises:
+        UserError: the run is to be shown at W&B, and wandb is missing or broken.
+    """
+    mode = config.track.wandb
+    if rank == 0 and mode != "disabled" and (rule := packages.fault("wandb")):
+        fix = "install it (pip install wandb), or use track.wandb=disabled"
+        raise UserError.of("track.wandb", mode, rule, fix)
 
 
 class Tracker:

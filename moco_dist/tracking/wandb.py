@@ -263,11 +263,11 @@ def _settings(**wanted: Any) -> Any:
 
 
 def _teardown() -> None:
-    import wandb
-
     try:
+        import wandb
+
         wandb.teardown()
-    except (Exception, SystemExit) as error:  # its process is dead already
+    except (Exception, SystemExit) as error:  # its process is dead already, or it could not even be imported
         log.debug("wandb.teardown: %s", _reason(error))
 
 

@@ -688,6 +688,25 @@ def test_time_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "23.2 hours in all, if" in said(1440, "optim.steps=500400")  # a hundred epochs
 
 
+@pytest.mark.parametrize(
+    ("mode", "keys", "missing"),
+    [
+        ("offline", {}, True),
+        ("online", {}, True),
+        ("disabled", {}, False),
+        ("offline", {"container": {"runtime": "pyxis", "image": "moco.sqsh"}}, False),  # which has a Python of its own
+    ],
+)
+def test_a_job_that_would_miss_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, keys: dict[str, Any], missing: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    findings = local(load("digits", f"track.wandb={mode}"), tmp_path / "run", **keys)
+    rule = "wandb is not installed here, and the job runs this Python"
+    line = f"track.wandb = {mode}: {rule}; install it (pip install wandb), or use track.wandb=disabled"
+    assert at(findings, "track.wandb") == [("error", line)] * missing
+
+
 def test_wandb_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)

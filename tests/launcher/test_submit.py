@@ -25,7 +25,9 @@ from moco_dist import config as configs
 from moco_dist import status
 from moco_dist.config import Config, UserError
 from moco_dist.lease import Lease
+from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
+from tests.without import without
 
 FULL: dict[str, Any] = {
     "partition": "gpu",
@@ -618,3 +620,39 @@ def test_job_json_reads_back(programs: Programs) -> None:
     sent = submit.send(load(Path("run")), Submission(profile=profile, nodes=4))
     assert Launch(Path("run")).submission() == sent
     assert json.loads(Launch(Path("run")).job_file.read_text())["profile"]["gpu_type"] == "a100"
+
+
+def test_without_submitit_only_what_sends_a_job_ends_and_in_one_line(programs: Programs, tmp_path: Path) -> None:
+    """All commands in one process, where wandb is missing too; an ended run is there, and a sweep's file."""
+    make_run(Path("runs/old"), state="crashed", step=3, reason="out of memory", executor="local")
+    Path("sweep.yaml").write_text("grid: {optim.lr: [0.03, 0.06]}\n")
+    job = ["--gpus-per-node=1", "track.wandb=disabled"]
+    helps = [["--help"], *([name, "--help"] for name in ("submit", "requeue", "sweep"))]
+    looks = [["status"], ["preflight", *job], ["sweep", "sweep.yaml", "--dry-run", *job]]
+    sends = [["submit", *job], ["submit", "--local", *job], ["submit", "--dry-run", *job]]
+    sends += [["sweep", "sweep.yaml", *job], ["sweep", "again", "runs"], ["requeue", "runs/old"]]
+    script = (
+        "import contextlib, io, json, sys\n"
+        "from launcher.__main__ import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    try:\n"
+        "        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "            code = main(words)\n"
+        "    except SystemExit as end:\n"
+        "        code = end.code\n"
+        "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n"
+    )
+    environment = {**os.environ, **without(tmp_path / "bare", "wandb", "submitit")}
+    command = [sys.executable, "-c", script, json.dumps([*helps, *looks, *sends])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [code for code, _, _ in answers] == [0] * len(helps + looks) + [2] * len(sends)
+    _, preflight_says, dry_run_says = (out for _, out, _ in answers[len(helps) :][: len(looks)])
+    line = "submitit is not installed here, and it is what sends jobs; install it (pip install submitit)\n"
+    assert "warning: submitit is not installed here, and submit and sweep need it; install it" in preflight_says
+    assert dry_run_says == "00_lr=0.03\n01_lr=0.06\n"
+    for words, (_, out, err) in zip(sends, answers[-len(sends) :], strict=True):
+        assert (out, err) == ("", f"launcher: {'old: ' if words[0] == 'requeue' else ''}{line}"), words
+    assert not list(programs.sent.iterdir()) and sorted(path.name for path in Path("runs").iterdir()) == ["old"]

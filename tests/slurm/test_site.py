@@ -15,9 +15,9 @@ import pytest
 from launcher import cluster as profiles
 from launcher import dataset, preflight, site
 from launcher.cluster import Profile
+from launcher.executors import Sbatch
 from launcher.finding import Finding
 from launcher.record import Submission
-from launcher.submit import Sbatch
 from moco_dist import config as configs
 from slurm.devcluster import Cluster
 from tests.launcher.made import make_run

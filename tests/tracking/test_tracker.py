@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_dist.config import Config, parse
+from moco_dist import tracking
+from moco_dist.config import Config, UserError, parse
 from moco_dist.tracking import Tracker
 
 
@@ -62,6 +64,17 @@ def test_other_ranks_are_silent(config: Config, tmp_path: Path, capsys: pytest.C
     assert tracker.sync() and not tracker.evaluated(10) and not tracker.stop_requested
     tracker.finish(0)
     assert not list(tmp_path.iterdir()) and capsys.readouterr() == ("", "")
+
+
+def test_only_the_rank_that_speaks_needs_wandb_and_only_where_it_is_used(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    tracked = parse({"track": {"wandb": "offline"}})
+    tracking.check(config, rank=0)
+    tracking.check(tracked, rank=1)
+    with pytest.raises(UserError, match=r"^track\.wandb = offline: wandb is not installed here; install it"):
+        tracking.check(tracked, rank=0)
 
 
 def test_unreadable_images_are_named_once(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

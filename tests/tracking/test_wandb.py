@@ -20,6 +20,7 @@ import pytest
 
 from tests import wandb_file
 from tests.fake_wandb import KEY, FakeWandb
+from tests.without import without
 
 JOB = """
 import asyncio, json, os, signal, sys, time
@@ -144,6 +145,14 @@ def test_offline_file_reads_back(tmp_path: Path) -> None:
 def test_disabled_beats_the_variable_and_imports_nothing(tmp_path: Path) -> None:
     job(tmp_path, "disabled", 0, 3, env={"WANDB_MODE": "online"})
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_missing_wandb_stops_nothing_here(tmp_path: Path) -> None:
+    """The sink by itself, without the check that comes ahead of it in the trainer."""
+    result = job(tmp_path, "offline", 0, 3, env=without(tmp_path / "bare", "wandb"))
+    assert result.lines("warn") == [
+        "W&B is lost (No module named 'wandb'); training goes on, metrics.jsonl has every row"
+    ]
 
 
 def test_offline_resume_after_an_older_checkpoint(tmp_path: Path) -> None:

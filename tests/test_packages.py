@@ -1,0 +1,71 @@
+"""What can be told of a package that is missing, broken or fine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moco_dist import packages
+from tests.without import without
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that Python imports from, and forgets afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("package_of_a_test", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("", None),
+        ("import no_such_dependency", "(ModuleNotFoundError: No module named 'no_such_dependency')"),
+        ("raise TypeError('Descriptors cannot\\n be created')", "(TypeError: Descriptors cannot be created)"),
+        ("raise SystemExit(3)", "(SystemExit: 3)"),
+        ("raise ValueError('x' * 1000)", f"(ValueError: {'x' * 188})"),
+    ],
+)
+def test_a_package_is_fine_or_broken(folder: Path, code: str, fault: str | None) -> None:
+    (folder / "package_of_a_test.py").write_text(code)
+    assert packages.installed("package_of_a_test") and "package_of_a_test" not in sys.modules
+    whole = fault and f"package_of_a_test cannot be imported here {fault}"
+    assert packages.fault("package_of_a_test") == whole
+
+
+def test_a_folder_without_code_is_no_package(folder: Path) -> None:
+    """As `wandb/` is, which W&B makes in the folder that a run is started from."""
+    (folder / "package_of_a_test" / "offline-run-1").mkdir(parents=True)
+    assert not packages.installed("package_of_a_test")
+    assert packages.fault("package_of_a_test") == "package_of_a_test is not installed here"
+
+
+def test_only_versions_that_are_known_are_told() -> None:
+    names = [version.split()[0] for version in packages.versions("numpy", "package_of_a_test", "torch")]
+    assert names == ["numpy", "torch"]
+
+
+def test_a_process_can_be_without_a_package(tmp_path: Path) -> None:
+    """What the tests of missing packages rest on: there is no way to what `without` hides, and to all else there is."""
+    script = (
+        "import importlib.util, tqdm\n"
+        "from importlib import metadata\n"
+        "for name in ('wandb', 'wandb.sdk', 'submitit'):\n"
+        "    for look in (__import__, importlib.util.find_spec, metadata.version):\n"
+        "        try:\n"
+        "            look(name)\n"
+        "            print(name, look, 'there')\n"
+        "        except ImportError as error:\n"
+        "            assert error.name in (name, 'wandb'), error.name\n"
+        "print(metadata.version('tqdm') == tqdm.__version__)\n"
+        "print({one.metadata['Name'] for one in metadata.distributions()} & {'wandb', 'submitit'})\n"
+    )
+    environment = {**os.environ, **without(tmp_path / "bare", "wandb", "submitit")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\nset()\n", "")
