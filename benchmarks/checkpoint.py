@@ -22,12 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moco_dist import config as configs
-from moco_dist import devices, schedule, shuffle
-from moco_dist.checkpoint import Checkpoints
-from moco_dist.collectives import World
 from moco_dist.data import augment, batches, sources
-from moco_dist.learner import Learner, build_moco
-from moco_dist.train import first_encoder
+from moco_dist.engine import schedule
+from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.methods import shuffle
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
+from moco_dist.train.loop import first_encoder
 
 SAVES = 15
 BLOCK_STEPS = 10

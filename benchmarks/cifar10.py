@@ -18,8 +18,9 @@ from typing import Any
 
 from benchmarks.runs import DOCS, RESULTS, put_table, taken, torchrun, train
 from moco_dist import config as configs
-from moco_dist import status, weights
-from moco_dist.encoders import build_encoder
+from moco_dist import files
+from moco_dist.networks import weights
+from moco_dist.networks.resnet import build_encoder
 
 HOUR = ("optim.epochs=11", "device.precision=bf16")
 """As many epochs as two cores do in an hour."""
@@ -53,7 +54,7 @@ def write(run_dir: Path, untrained: Path) -> None:
         {"encoder": "as it began", **_knn(untrained), "steps": 0, "wall": 0.0, "cpu": 0.0},
     ]
     RESULTS.mkdir(exist_ok=True)
-    status.write_text(RESULTS / "cifar10.json", json.dumps({"rows": rows}, indent=1) + "\n")
+    files.write_text(RESULTS / "cifar10.json", json.dumps({"rows": rows}, indent=1) + "\n")
     lines = ["| encoder | steps | minutes | CPU minutes | kNN on the test images, % |", "|---|---:|---:|---:|---:|"]
     for row in rows:
         figures = (row["steps"], round(row["wall"] / 60), round(row["cpu"] / 60))

@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.checkpoint import training
 from moco_dist import config as configs
-from moco_dist import devices
-from moco_dist.collectives import World
 from moco_dist.data import augment, batches, sources
-from moco_dist.encoders import Encoder
 from moco_dist.evaluate import features, knn, online, ridge
+from moco_dist.networks.resnet import Encoder
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
 
 EVALUATIONS = 5
 BLOCK_SECONDS = 10.0

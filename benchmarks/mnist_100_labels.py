@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import DOCS, RESULTS, put_table, taken, torchrun, train
-from moco_dist import status
+from moco_dist import files
 from moco_dist.evaluate import plots
-from moco_dist.tracking.metrics import read_rows
+from moco_dist.run.rows import read_rows
 
 LABELS = 100
 
@@ -99,7 +99,7 @@ def write(out: Path) -> None:
     for p in STUDY:
         rows += _rows(p, out / p.name) if p in done else (row for row in before if row["run"] == p.name)
     RESULTS.mkdir(exist_ok=True)
-    status.write_text(file, json.dumps({"rows": rows}, indent=1) + "\n")
+    files.write_text(file, json.dumps({"rows": rows}, indent=1) + "\n")
     put_table(DOCS / "mnist.md", "python -m benchmarks.mnist_100_labels", _table(rows))
     pictures = DOCS / "mnist"
     pictures.mkdir(exist_ok=True)

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from moco_dist import status
+from moco_dist import files
+from moco_dist.run import status
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -45,7 +46,7 @@ def train(run_dir: Path, ranks: int, config: str, *overrides: str) -> None:
         if run_dir.is_dir():
             before = taken(run_dir)
             now = Taken(before.wall + time.perf_counter() - wall, before.cpu + _cpu_seconds() - cpu)
-            status.write_text(run_dir / "taken.json", json.dumps(now._asdict()) + "\n")
+            files.write_text(run_dir / "taken.json", json.dumps(now._asdict()) + "\n")
 
 
 def taken(run_dir: Path) -> Taken:
@@ -64,4 +65,4 @@ def put_table(page: Path, mark: str, table: str) -> None:
     begin, end = f"<!-- table: {mark} -->", "<!-- end of table -->"
     before, found, rest = page.read_text().partition(begin)
     assert found and end in rest, f"{page} has no {begin}"
-    status.write_text(page, f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")
+    files.write_text(page, f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher import slurm
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 # Modules by the names of their commands; only the one that is asked for is imported.
 _COMMANDS = {

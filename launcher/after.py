@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher import slurm
 from launcher.record import STARTS_WITHOUT_PROGRESS, Launch, run_dirs
-from moco_dist import status
+from moco_dist.run import status
 
 
 def launch_of(folder: Path, job: str) -> Launch | None:

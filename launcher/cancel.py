@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from launcher import runs, slurm
 from launcher.record import Launch
 from launcher.runs import Run
-from moco_dist.lease import process_start
+from moco_dist.run.lease import process_start
 
 _LEAVE_SECONDS = 60.0  # twice SLURM's usual KillWait
 

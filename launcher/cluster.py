@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field
 
 import slurm
 from moco_dist import config as configs
-from moco_dist.config import Float, Natural, Positive, Section, UserError
+from moco_dist.config.schema import Float, Natural, Positive, Section
+from moco_dist.errors import UserError
 
 SHIPPED = Path(slurm.__file__).parent / "clusters"
 

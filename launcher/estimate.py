@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from moco_dist.config import Config, DataSection, Layout
+from moco_dist.config import Config, Layout
+from moco_dist.config.schema import DataSection
 
 GIB = 2**30
 

@@ -21,7 +21,7 @@ from launcher import slurm
 from launcher.cluster import Profile
 from launcher.job import Training
 from launcher.record import Submission
-from moco_dist.lease import process_start
+from moco_dist.run.lease import process_start
 
 
 class Sbatch(SlurmExecutor):

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import yaml
 
 from launcher.record import Launch
-from moco_dist import schedule
-from moco_dist.config import OptimSection
+from moco_dist.config.schema import OptimSection
+from moco_dist.engine import schedule
 
 _TAIL_BYTES = 2**16
 _ROWS_BYTES = 2**12

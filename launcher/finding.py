@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 Level = Literal["error", "warning", "note"]
 

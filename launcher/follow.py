@@ -8,7 +8,7 @@ import time
 from launcher import runs
 from launcher.record import Launch
 from launcher.runs import Run
-from moco_dist import status
+from moco_dist.run import status
 
 _LOOK_SECONDS = 1.0
 _TELL_SECONDS = 30.0

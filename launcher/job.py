@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 from launcher import slurm, stage
 from launcher.record import STARTS_WITHOUT_PROGRESS, Launch, Submission, refuse_others
-from moco_dist import status
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
+from moco_dist.run import status
 
 _WAIT_FOR_FIRST_SECONDS = 120.0
 _LOCAL_REQUEUE = 144  # what submitit's local controller starts a task again for

@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher import runs
 from launcher.record import Launch
 from launcher.runs import Run
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 3.0

@@ -23,9 +23,11 @@ from launcher.finding import Finding
 from launcher.record import Launch, Submission, refuse_others
 from launcher.site import Site
 from moco_dist import config as configs
-from moco_dist import packages, status
-from moco_dist.config import Config, Layout, UserError
-from moco_dist.lease import held_by
+from moco_dist import packages
+from moco_dist.config import Config, Layout
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.lease import held_by
 
 Executor = Literal["slurm", "local"]
 

@@ -21,8 +21,10 @@ from typing import Any, Literal
 
 from launcher.cluster import Profile
 from moco_dist import config as configs
-from moco_dist import status
-from moco_dist.config import Config, Positive, Section, UserError
+from moco_dist import files
+from moco_dist.config import Config
+from moco_dist.config.schema import Positive, Section
+from moco_dist.errors import UserError
 
 STARTS_WITHOUT_PROGRESS = 3
 """So many starts of a job from one step, and it is given up."""
@@ -117,7 +119,7 @@ class Launch:
 
     def write(self, submission: Submission) -> None:
         """Keep a submission as the last one. Raises OSError."""
-        status.write_text(self.job_file, submission.model_dump_json(indent=1) + "\n")
+        files.write_text(self.job_file, submission.model_dump_json(indent=1) + "\n")
 
     def starts(self) -> list[dict[str, Any]]:
         """Every start of a job so far: `job`, `restart`, `step`, `time`, `nodes`."""

@@ -8,7 +8,7 @@ import sys
 from launcher import runs, slurm, submit
 from launcher.cancel import checkpoint, chosen
 from launcher.runs import Run
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 _REQUEUE_SECONDS = 30.0
 

@@ -15,7 +15,7 @@ from launcher import figures, slurm, verdict
 from launcher.figures import NOTHING, Figures
 from launcher.record import Launch, Submission, refuse_others
 from launcher.verdict import FOR_GOOD, State, Told
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 __all__ = ["FOR_GOOD", "Run", "State", "find", "listed", "look", "survey", "wait"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import launcher
 import moco_dist
 import slurm
-from moco_dist import status
-from moco_dist.rundir import git_revision
+from moco_dist import files
+from moco_dist.run.directory import git_revision
 
 _PACKAGES = (moco_dist, launcher, slurm)
 _MOST_OF_A_DIFF = 4_000_000  # bytes: a checkout with data in it must not fill the run directory
@@ -49,10 +49,10 @@ def take(folder: Path) -> Path:
 
 def describe(folder: Path) -> None:
     """Leave what the code and its packages were: revision.txt, diff.patch, packages.txt. Raises OSError."""
-    status.write_text(folder / "revision.txt", git_revision() + "\n")
-    status.write_text(folder / "diff.patch", _diff())
+    files.write_text(folder / "revision.txt", git_revision() + "\n")
+    files.write_text(folder / "diff.patch", _diff())
     packages = {f"{found.metadata['Name']}=={found.version}" for found in metadata.distributions()}
-    status.write_text(folder / "packages.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
+    files.write_text(folder / "packages.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
 
 
 def _files() -> dict[str, Path]:
@@ -60,9 +60,9 @@ def _files() -> dict[str, Path]:
     found = {}
     for package in _PACKAGES:
         root = Path(package.__path__[0])
-        for folder, folders, files in os.walk(root, followlinks=True):  # moco_dist/configs is a link in a checkout
+        for folder, folders, names in os.walk(root, followlinks=True):  # moco_dist/configs is a link in a checkout
             folders[:] = [name for name in folders if name != "__pycache__" and name[0] != "."]
-            for name in (name for name in files if name[0] != "."):
+            for name in (name for name in names if name[0] != "."):
                 found[str(root.name / Path(folder, name).relative_to(root))] = Path(folder, name)
     return found
 

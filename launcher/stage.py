@@ -12,8 +12,8 @@ import zlib
 from pathlib import Path
 
 from launcher.record import refuse_others
-from moco_dist.config import UserError
-from moco_dist.lease import process_start
+from moco_dist.errors import UserError
+from moco_dist.run.lease import process_start
 
 # What a damaged archive raises, by format; RuntimeError: one that is encrypted, or packed in a way that is not known.
 _UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)

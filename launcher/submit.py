@@ -17,9 +17,11 @@ from launcher.finding import Finding
 from launcher.job import Training
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
-from moco_dist import packages, status
-from moco_dist.config import Config, UserError
-from moco_dist.lease import Lease
+from moco_dist import files, packages
+from moco_dist.config import Config
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.lease import Lease
 from moco_dist.tracking.identity import fixed_id
 
 
@@ -203,7 +205,7 @@ def _written(launch: Launch, config: Config) -> Iterator[None]:
     """The config for the job, and no old verdict that would end it; as it was where the job is not taken."""
     before = launch.config_file.read_text(encoding="utf-8") if launch.config_file.exists() else None
     state, step, reason = status.read(launch.run_dir)
-    status.write_text(launch.config_file, configs.dump(config))
+    files.write_text(launch.config_file, configs.dump(config))
     if state not in (None, "done"):
         status.write(launch.run_dir, "stopped", step, "sent again")
     try:
@@ -211,7 +213,7 @@ def _written(launch: Launch, config: Config) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError):
             if before is not None:
-                status.write_text(launch.config_file, before)
+                files.write_text(launch.config_file, before)
         if state is not None:
             status.write(launch.run_dir, state, step, reason)
         raise

@@ -35,7 +35,9 @@ from launcher import options, runs, show, submit
 from launcher.finding import Finding
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
-from moco_dist.config import Config, Section, UserError
+from moco_dist.config import Config
+from moco_dist.config.schema import Section
+from moco_dist.errors import UserError, shown
 
 _MOST_MEMBERS = 1000
 
@@ -106,7 +108,7 @@ def read(file: Path) -> Sweep:
 
 def member_name(number: int, values: Values) -> str:
     """A folder's name that tells the values: `03_temperature=0.1_lr=0.03`."""
-    words = [f"{key.rpartition('.')[2]}={configs.shown(value)}" for key, value in values.items()]
+    words = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in values.items()]
     return re.sub(r"[^\w.+=-]+", "-", "_".join([f"{number:02}", *words]))[:100]
 
 

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 from launcher import slurm
 from launcher.record import Launch, Submission
-from moco_dist import status
-from moco_dist.lease import held_by, process_start
+from moco_dist.run import status
+from moco_dist.run.lease import held_by, process_start
 
 State = Literal[
     "pending",

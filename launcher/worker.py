@@ -13,8 +13,9 @@ from pathlib import Path
 
 from launcher.record import Launch
 from moco_dist import config as configs
-from moco_dist import status
-from moco_dist.config import UserError
+from moco_dist import train
+from moco_dist.errors import UserError
+from moco_dist.run import status
 
 
 def redirect(log: Path) -> None:
@@ -70,15 +71,7 @@ def main() -> int:
     print(header(), flush=True)
     if (vain := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
         return vain
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    from moco_dist import train
-
-    @record
-    def run() -> int:
-        return train.run([str(launch.config_file), *overrides], supervised=True)
-
-    code = run() or 0
+    code = train.run([str(launch.config_file), *overrides], supervised=True)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late word would kill it
     return 0 if code == status.EXIT_CODES["stopped"] else code
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from moco_dist import watchdog
+from moco_dist.ranks import watchdog
 from tests import standin  # noqa: F401  # it must be known before the first backward pass
 from tests.ranks import Ranks
 

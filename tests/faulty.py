@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
 from moco_dist import train
 from moco_dist.data.batches import Batch, Steps
-from moco_dist.learner import Learner
+from moco_dist.engine.learner import Learner
 
 
 def _break(kind: str) -> None:
@@ -56,4 +57,4 @@ if __name__ == "__main__":
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if first and os.environ.get("RANK", "0") == rank:
         install(kind, int(step))
-    train.main()
+    sys.exit(train.run(sys.argv[1:]))

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from moco_dist.collectives import World
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
 
 
 class Ranks:
@@ -78,15 +79,16 @@ def _serve(pipe: Connection) -> None:
         os.environ.update(
             RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-        world = World.from_environment(standin.DEVICE if on_standin else None)
+        device, world = standin.DEVICE if on_standin else torch.device("cpu"), None
         try:
             with standin.present() if on_standin else nullcontext():
-                world.join(timeout_seconds=60)
+                world = World.join(Rank.from_environment(), device, timeout_seconds=60)
                 pipe.send((function(world, *args), None))
         except BaseException:
             pipe.send((None, f"rank {rank} of {size}:\n{traceback.format_exc()}"))
         finally:
-            world.leave()
+            if world is not None:
+                world.leave()
 
 
 def _free_port() -> int:

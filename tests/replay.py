@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moco_dist import batchnorm, config
-from moco_dist.batchnorm import GroupBatchNorm2d
-from moco_dist.collectives import World
-from moco_dist.learner import Learner
-from moco_dist.moco import MoCo
+from moco_dist import config
+from moco_dist.engine.learner import Learner
+from moco_dist.methods.moco import MoCo
+from moco_dist.networks import batchnorm
+from moco_dist.networks.batchnorm import GroupBatchNorm2d
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 TOLERANCE = 1e-4

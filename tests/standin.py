@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from moco_dist import devices
+from moco_dist.ranks import devices
 
 NAME = "standin"
 _CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moco_dist.batchnorm import (
+from moco_dist.networks.batchnorm import (
     GroupBatchNorm2d,
     fold_statistics_,
     norms,

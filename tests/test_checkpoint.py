@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from moco_dist import checkpoint
-from moco_dist.checkpoint import Checkpoints, Damaged
+from moco_dist.engine import checkpoint
+from moco_dist.engine.checkpoint import Checkpoints, Damaged
 
 STATE: dict[str, Any] = {
     "encoder_q": {"w": torch.randn(64, 33, generator=torch.Generator().manual_seed(0)), "n": torch.tensor(3)},
@@ -238,7 +238,7 @@ def test_what_a_killed_writer_left_is_cleared(kept: Checkpoints) -> None:
 WRITER = """
 import sys, torch
 from pathlib import Path
-from moco_dist.checkpoint import Checkpoints
+from moco_dist.engine.checkpoint import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
 step = checkpoints.latest() or 0
 while True:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_dist.collectives import PeerLost, World, gradients
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
+from moco_dist.ranks.collectives import PeerLost, World, gradients
+from moco_dist.ranks.rank import Rank
 from tests.ranks import Ranks
 
 SIZES = [1, 2, 4]
@@ -128,9 +129,9 @@ def test_gradients_gather_and_then_average(ranks: Ranks, size: int) -> None:
 def test_the_world_that_torchrun_describes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert World.from_environment() == World(0, 1, 0, torch.device("cpu"))
+    assert Rank.from_environment() == Rank(0, 1, 0)
     monkeypatch.setattr(os, "environ", {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
-    assert World.from_environment() == World(5, 8, 1, torch.device("cpu"))
+    assert Rank.from_environment() == Rank(5, 8, 1)
 
 
 def leave_early(world: World) -> str:

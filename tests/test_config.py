@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from moco_dist import config
-from moco_dist.config import Config, UserError, layout, load, parse, parse_arguments
+from moco_dist.config import Config, explain, layout, load, parse, parse_arguments
+from moco_dist.errors import UserError
 
 SHIPPED = sorted(config.SHIPPED_CONFIGS.glob("*.yaml"))
 
@@ -78,7 +79,7 @@ def test_schema_for_editors_is_up_to_date() -> None:
 
 def test_every_key_is_explained() -> None:
     lines = config.usage().splitlines()
-    assert len(lines) == len(config._keys(config.Config))
+    assert len(lines) == len(explain.keys(config.Config))
     assert all(re.fullmatch(r"  \w+\.\w+=.* +\w.*[.;)]?", line) and len(line.split()) > 2 for line in lines)
     assert not any(line.endswith("None") for line in lines)
 

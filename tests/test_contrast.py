@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moco_dist.contrast import contrast_logits, enqueue_, info_nce, momentum_update_, top_k_accuracy
+from moco_dist.methods.losses import contrast_logits, enqueue_, info_nce, momentum_update_, top_k_accuracy
 
 
 def unit_rows(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

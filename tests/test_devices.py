@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_dist import devices
+from moco_dist.ranks import devices
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_dist.batchnorm import GroupBatchNorm2d, norms
-from moco_dist.config import ModelSection
-from moco_dist.encoders import Encoder, build_encoder
+from moco_dist.config.schema import ModelSection
+from moco_dist.networks.batchnorm import GroupBatchNorm2d, norms
+from moco_dist.networks.resnet import Encoder, build_encoder
 
 
 def images(batch: int, channels: int, side: int) -> Tensor:

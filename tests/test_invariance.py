@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from moco_dist import config as configs
-from moco_dist import schedule, shuffle
-from moco_dist.collectives import World
 from moco_dist.data import augment, batches, sources
-from moco_dist.encoders import build_encoder
-from moco_dist.learner import Learner, build_moco
+from moco_dist.engine import schedule
+from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.methods import shuffle
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 STEPS = 8

@@ -16,10 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moco_dist import batchnorm, config, shuffle
-from moco_dist.collectives import World
-from moco_dist.learner import Learner
-from moco_dist.moco import MoCo
+from moco_dist import config
+from moco_dist.engine.learner import Learner
+from moco_dist.methods import shuffle
+from moco_dist.methods.moco import MoCo
+from moco_dist.networks import batchnorm
+from moco_dist.ranks.collectives import World
 from tests import oracle, replay
 from tests.ranks import Ranks
 from tests.replay import TOLERANCE, Trace, TraceEncoder

@@ -15,16 +15,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from moco_dist import batchnorm, devices, schedule, shuffle, train
 from moco_dist import config as configs
-from moco_dist.collectives import World
-from moco_dist.config import Config, UserError
+from moco_dist import train
+from moco_dist.config import Config
 from moco_dist.data import augment, batches, sources
 from moco_dist.data.augment import Augment, Recipe
-from moco_dist.encoders import build_encoder
+from moco_dist.engine import schedule
+from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.errors import UserError
 from moco_dist.evaluate import __main__ as command
 from moco_dist.evaluate import few, linear, sgd_probe
-from moco_dist.learner import Learner, build_moco
+from moco_dist.methods import shuffle
+from moco_dist.networks import batchnorm
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
+from moco_dist.train import loop
+from moco_dist.train.advice import advice
 from tests import standin
 from tests.jobs import EPOCH_STEPS, FAST, Job, send
 from tests.ranks import Ranks
@@ -50,7 +57,7 @@ def test_the_device_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=r"device\.type = cuda: there are 8 CUDA devices for 9 ranks; use --nproc"):
             devices.pick(cuda, 0)
         data = sources.load(auto)
-        lines = list(train.advice(auto, configs.layout(auto, 1), data, torch.device("cpu")))
+        lines = list(advice(auto, configs.layout(auto, 1), data, torch.device("cpu")))
         assert any("more ranks than the 8 CUDA devices here, so the CPU is used" in line for line in lines)
 
 
@@ -253,13 +260,13 @@ RUN = [str(FAST), "device.type=cuda", "optim.schedule=constant", "checkpoint.eve
 
 def run(folder: Path, *overrides: str) -> int:
     """The trainer on the stand-in. Its loop waits for the device only where the code says so."""
-    loop = train.Training._loop
+    steps_of_the_loop = loop.Training._loop
 
-    def strict_loop(self: train.Training, start: int) -> None:
+    def strict_loop(self: loop.Training, start: int) -> None:
         with standin.strictly():
-            loop(self, start)
+            steps_of_the_loop(self, start)
 
-    with standin.present(), mock.patch.object(train.Training, "_loop", strict_loop):
+    with standin.present(), mock.patch.object(loop.Training, "_loop", strict_loop):
         return train.run([*RUN, f"run.dir={folder}", *overrides])
 
 

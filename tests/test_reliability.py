@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 import torch
 
-from moco_dist import checkpoint
-from moco_dist.config import UserError
-from moco_dist.lease import Lease, Lost, process_start
+from moco_dist.engine import checkpoint
+from moco_dist.errors import UserError
+from moco_dist.run.lease import Lease, Lost, process_start
 from tests import chaos
 from tests.jobs import (
     EPOCH_STEPS,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moco_dist.config import OptimSection
-from moco_dist.schedule import learning_rate, total_steps
+from moco_dist.config.schema import OptimSection
+from moco_dist.engine.schedule import learning_rate, total_steps
 
 
 def curve(optim: OptimSection, per_epoch: int) -> list[float]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moco_dist import shuffle
-from moco_dist.collectives import World
+from moco_dist.methods import shuffle
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 BATCH, MODES = 24, ("all_gather", "all_to_all")

@@ -17,8 +17,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from moco_dist import batchnorm, config, status, train, weights
-from moco_dist.encoders import build_encoder
+from moco_dist import config, train
+from moco_dist.errors import UserError
+from moco_dist.networks import batchnorm, weights
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.run import status
 from tests.replay import TraceEncoder
 from tests.without import without
 
@@ -110,7 +113,7 @@ def test_the_encoder_comes_back(digits: tuple[Path, subprocess.CompletedProcess[
     for name, tensor in load_file(run_dir / "encoder.safetensors").items():
         assert torch.equal(encoder.state_dict()[name], tensor) or "num_batches" in name
         assert torch.equal(state["encoder_q"][name], tensor)
-    with pytest.raises(config.UserError, match=r"run\.init_from .* layers do not fit"):
+    with pytest.raises(UserError, match=r"run\.init_from .* layers do not fit"):
         weights.load_backbone_(
             build_encoder(run.model.model_copy(update={"width": 16}), 1, 0), run_dir / "encoder.safetensors"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moco_dist.config import DataSection
+from moco_dist.config.schema import DataSection
 from moco_dist.data import augment
 from moco_dist.data.augment import Recipe
 

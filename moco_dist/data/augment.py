@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moco_dist.config import DataSection, Interval
+from moco_dist.config.schema import DataSection, Interval
 
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import devices, randomness
-from moco_dist.collectives import World
+from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data import augment
 from moco_dist.data.sources import Source
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
 
 
 class Batch(NamedTuple):

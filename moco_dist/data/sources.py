@@ -18,8 +18,10 @@ from torch import Tensor
 from torchvision import datasets
 
 from moco_dist import randomness
-from moco_dist.config import Config, DataSection, UserError
+from moco_dist.config import Config
+from moco_dist.config.schema import DataSection
 from moco_dist.data import augment
+from moco_dist.errors import UserError
 
 Labels = NDArray[np.int64]
 Split = Literal["train", "test"]

@@ -30,18 +30,25 @@ import torch
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from moco_dist import batchnorm, devices, encoders, randomness, status, watchdog
-from moco_dist.collectives import World
-from moco_dist.config import Config, UserError
+from moco_dist import randomness
+from moco_dist.config import Config
 from moco_dist.data import augment, sources
 from moco_dist.data.batches import no_workers_left
+from moco_dist.errors import UserError
 from moco_dist.evaluate import classifier, features, few, knn, linear, plots, propagation, results, sgd_probe, subject
 from moco_dist.evaluate import labels as few_labels
 from moco_dist.evaluate.few import FewLabels, Outcome
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.results import Cell, Cells, Key
 from moco_dist.evaluate.subject import Subject
-from moco_dist.tracking.metrics import read_rows
+from moco_dist.networks import batchnorm
+from moco_dist.networks import resnet as encoders
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
+from moco_dist.ranks.start import start
+from moco_dist.run import status
+from moco_dist.run.rows import read_rows
 
 VALIDATION_FRACTION = 0.1
 """Part of the labelled images that chooses the regularisation of the probe on all of them."""
@@ -294,16 +301,16 @@ def _code(*modules: ModuleType) -> str:
     return results.digest(*(inspect.getsource(module) for module in modules))
 
 
-def evaluate(arguments: Sequence[str], world: World) -> None:
+def evaluate(arguments: Sequence[str], rank: Rank) -> None:
     """Do what was asked for, on all ranks. Raises UserError."""
     asked = parser().parse_intermixed_args(arguments)
     _check(asked)
     config = subject.of_path(asked.path, asked.config, asked.split)
-    world = World.from_environment(devices.pick(config, world.local_rank))
-    watchdog.start(world.rank, _PATIENCE_SECONDS, lambda hang: None)
-    world.join(_PATIENCE_SECONDS)
-    devices.prepare(config, world.device)
-    answer(asked, config, world)
+    world = start(config, rank, _PATIENCE_SECONDS)
+    try:
+        answer(asked, config, world)
+    finally:
+        world.leave()
 
 
 def _check(asked: argparse.Namespace) -> None:
@@ -373,16 +380,14 @@ def pictures(evaluation: Evaluation, rows: Sequence[dict[str, Any]], cells: Cell
 @no_workers_left()
 def run(arguments: Sequence[str]) -> int:
     """Evaluate as the arguments say. Returns the exit status; raises whatever else goes wrong."""
-    world = World.from_environment()
+    rank = Rank.from_environment()
     try:
-        evaluate(arguments, world)
+        evaluate(arguments, rank)
         return 0
     except UserError as error:
-        world.tell(f"moco_dist.evaluate: {error}")
-        world.let_rank_0_end_first()
+        rank.tell(f"moco_dist.evaluate: {error}")
+        rank.let_rank_0_end_first()
         return status.EXIT_CODES["user_error"]
-    finally:
-        world.leave()
 
 
 @record

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import batchnorm, devices, randomness, watchdog
-from moco_dist.config import DataSection
+from moco_dist import randomness
+from moco_dist.config.schema import DataSection
 from moco_dist.data.augment import CROP_DRAWS, DRAWS, Augment
 from moco_dist.data.batches import in_worker
 from moco_dist.data.sources import Source
-from moco_dist.encoders import Encoder, SmallNet
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
+from moco_dist.networks import batchnorm
+from moco_dist.networks.resnet import Encoder, SmallNet
+from moco_dist.ranks import devices, watchdog
 
 
 class Classifier(nn.Module):

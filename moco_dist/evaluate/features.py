@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import watchdog
-from moco_dist.collectives import World
 from moco_dist.data.augment import Augment
 from moco_dist.data.batches import in_worker
 from moco_dist.data.sources import Source
 from moco_dist.evaluate import knn
+from moco_dist.ranks import watchdog
+from moco_dist.ranks.collectives import World
 
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""

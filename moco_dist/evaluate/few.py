@@ -12,16 +12,16 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from moco_dist import devices
-from moco_dist.collectives import World
-from moco_dist.config import UserError
-from moco_dist.encoders import Encoder, SmallNet, build_encoder
+from moco_dist.errors import UserError
 from moco_dist.evaluate import labels as few
 from moco_dist.evaluate import linear, propagation
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.subject import Features, Subject
+from moco_dist.networks.resnet import Encoder, SmallNet, build_encoder
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
 
 FOLDS = 5
 """Parts of the labelled images in the cross-validation among them."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moco_dist.collectives import World
+from moco_dist.ranks.collectives import World
 
 _QUERIES, _BLOCK = 1024, 16384
 """Queries and images of the bank compared at a time: bounds the memory of a similarity matrix."""

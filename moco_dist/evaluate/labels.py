@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 from moco_dist.randomness import Stream, permutation
 
 Indices = NDArray[np.int64]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from moco_dist.collectives import World
 from moco_dist.evaluate import labels as few
+from moco_dist.ranks.collectives import World
 
 DECAYS = tuple(10.0**exponent for exponent in range(-7, 0))
 """Regularisations to choose from, weakest first; weaker ones follow as long as the weakest is the best."""

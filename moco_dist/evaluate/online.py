@@ -12,9 +12,9 @@ from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data.augment import Augment
 from moco_dist.data.sources import Data, Source
-from moco_dist.encoders import Encoder
+from moco_dist.engine.learner import Learner
 from moco_dist.evaluate import features, knn, ridge
-from moco_dist.learner import Learner
+from moco_dist.networks.resnet import Encoder
 
 
 def part(data: Data, images: int | None) -> Data:

@@ -17,8 +17,8 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 from torch import Tensor
 
-from moco_dist.collectives import World
 from moco_dist.evaluate.labels import Fold, Indices
+from moco_dist.ranks.collectives import World
 
 POWER = 3
 ALPHA = 0.99

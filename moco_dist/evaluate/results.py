@@ -14,7 +14,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from moco_dist import status
+from moco_dist import files
 
 
 def digest(*about: object) -> str:
@@ -115,7 +115,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> 
         before = []
     mine = {(r["method"], r["labels"]) for r in rows}
     kept = [r for r in before if (r["method"], r["labels"]) not in mine]
-    status.write_text(path, json.dumps({**about, "rows": kept + list(rows)}, indent=1) + "\n")
+    files.write_text(path, json.dumps({**about, "rows": kept + list(rows)}, indent=1) + "\n")
 
 
 def table(rows: Sequence[dict[str, Any]], split: str, title: str) -> Table:

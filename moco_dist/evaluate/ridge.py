@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from moco_dist.collectives import World
+from moco_dist.ranks.collectives import World
 
 PENALTY = 1e-3
 """Of the squared weights, as a part of the mean eigenvalue of X^T X, which for normalised features is n / D."""

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist import devices, randomness, watchdog
-from moco_dist.collectives import World
-from moco_dist.config import DataSection, Interval, UserError
+from moco_dist import randomness
+from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import augment
 from moco_dist.data.augment import Augment
 from moco_dist.data.batches import in_worker, steps_per_epoch
 from moco_dist.data.sources import Source
+from moco_dist.errors import UserError
 from moco_dist.evaluate.linear import Probe
+from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks.collectives import World
 from moco_dist.summation import PairwiseSum
 
 _LR_BATCH = 256

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from moco_dist import config as configs
-from moco_dist import status, weights
-from moco_dist.checkpoint import Checkpoints
-from moco_dist.collectives import World
-from moco_dist.config import Config, DataSection, UserError
+from moco_dist.config import Config
+from moco_dist.config.schema import DataSection
 from moco_dist.data import augment, sources
-from moco_dist.encoders import Encoder, build_encoder
+from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.errors import UserError
 from moco_dist.evaluate import features
 from moco_dist.evaluate.labels import Indices
+from moco_dist.networks import weights
+from moco_dist.networks.resnet import Encoder, build_encoder
+from moco_dist.ranks.collectives import World
+from moco_dist.run import status
 
 Layer = Literal["backbone", "head"]
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from moco_dist import packages
-from moco_dist.config import Config, UserError
-from moco_dist.tracking.metrics import MetricsFile, Row
+from moco_dist.config import Config
+from moco_dist.errors import UserError
+from moco_dist.run.rows import MetricsFile, Row
 from moco_dist.tracking.progress import Progress
 from moco_dist.tracking.wandb import WandbSink
 

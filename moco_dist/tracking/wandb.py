@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moco_dist.run.rows import Row
 from moco_dist.tracking.identity import fixed_id
-from moco_dist.tracking.metrics import Row
 
 Mode = Literal["offline", "online", "disabled"]
 

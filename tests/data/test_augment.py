@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from moco_dist.config import DataSection
+from moco_dist.config.schema import DataSection
 from moco_dist.data import augment
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.randomness import Stream, uniform

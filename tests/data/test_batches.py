@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moco_dist import config, randomness
-from moco_dist.collectives import World
 from moco_dist.data import augment, sources
 from moco_dist.data.batches import Batch, Steps, loader, on_device, steps_per_epoch
+from moco_dist.ranks.collectives import World
 from tests.data.test_sources import draw
 
 CPU = torch.device("cpu")

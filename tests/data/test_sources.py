@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from moco_dist import config
-from moco_dist.config import UserError
 from moco_dist.data import augment, sources
+from moco_dist.errors import UserError
 from moco_dist.randomness import Stream, uniform
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"

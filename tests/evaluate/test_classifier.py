@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from moco_dist import config as configs
 from moco_dist import randomness
 from moco_dist.data import augment, sources
-from moco_dist.encoders import Encoder, SmallNet, build_encoder
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.linear import Probe
+from moco_dist.networks.resnet import Encoder, SmallNet, build_encoder
 
 CONFIG = configs.load(None, ["model.width=8"])
 DIGITS = sources.open_source(CONFIG, "train")

@@ -20,12 +20,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from moco_dist import checkpoint, devices, status, weights
 from moco_dist import config as configs
-from moco_dist.collectives import World
-from moco_dist.encoders import build_encoder
+from moco_dist.engine import checkpoint
 from moco_dist.evaluate import __main__ as command
 from moco_dist.evaluate import features, few, linear, sgd_probe, subject
+from moco_dist.networks import weights
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
+from moco_dist.run import status
 from tests.ranks import Ranks
 
 EVERYTHING = ["--knn", "--linear", "--labels", "20", "--draws", "3", "--finetune", "--supervised"]

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from moco_dist.collectives import World
-from moco_dist.config import DataSection
+from moco_dist.config.schema import DataSection
 from moco_dist.data import augment, sources
 from moco_dist.evaluate import features, knn
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 BANK, QUERIES, CLASSES, DIM = 211, 61, 5, 6

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 from moco_dist.evaluate import labels
 
 OF_ALL = np.random.default_rng(0).permutation(np.repeat(np.arange(10), np.arange(20, 40, 2)))

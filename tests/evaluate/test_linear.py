@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from moco_dist.collectives import World
 from moco_dist.evaluate import labels, linear
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

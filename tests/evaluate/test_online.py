@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from moco_dist import config as configs
-from moco_dist.collectives import World
 from moco_dist.data import augment, sources
-from moco_dist.encoders import build_encoder
+from moco_dist.engine.learner import Learner, build_moco
 from moco_dist.evaluate import knn, online, ridge
-from moco_dist.learner import Learner, build_moco
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -10,9 +10,9 @@ from scipy.special import xlogy
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from moco_dist.collectives import World
 from moco_dist.evaluate import propagation
 from moco_dist.evaluate.labels import Fold
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from moco_dist.collectives import World
 from moco_dist.evaluate import ridge
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 BANK, QUERIES, CLASSES, DIM = 331, 97, 7, 24

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco_dist import randomness
-from moco_dist.collectives import World
-from moco_dist.config import DataSection, UserError
+from moco_dist.config.schema import DataSection
 from moco_dist.data import augment, sources
+from moco_dist.errors import UserError
 from moco_dist.evaluate import features, sgd_probe
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.sgd_probe import Recipe
+from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))

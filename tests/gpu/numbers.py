@@ -15,12 +15,16 @@ import torchvision
 from torch import Tensor, nn
 
 from moco_dist import config as configs
-from moco_dist import devices, schedule, shuffle, train
+from moco_dist import train
 from moco_dist.config import Config
 from moco_dist.data import augment, batches, sources
 from moco_dist.data.augment import Augment, Recipe
-from moco_dist.encoders import build_encoder
-from moco_dist.learner import Learner, build_moco
+from moco_dist.engine import schedule
+from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.methods import shuffle
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks import devices
+from moco_dist.train import loop
 from tests import oracle, replay
 from tests.gpu.result import Result, Setting
 from tests.views import OPERATIONS, RECIPES, images
@@ -72,17 +76,17 @@ def augmentation(setting: Setting) -> Result:
 
 def waits(setting: Setting) -> Result:
     """Ten steps of the trainer's loop, in which every wait of the host for the GPU is an error."""
-    loop = train.Training._loop
+    steps_of_the_loop = loop.Training._loop
 
-    def strict_loop(self: train.Training, start: int) -> None:
+    def strict_loop(self: loop.Training, start: int) -> None:
         with _waiting_is_an_error(setting):
-            loop(self, start)
+            steps_of_the_loop(self, start)
 
     overrides = [f"device.type={setting.kind}", "track.log_every=100", "optim.steps=10", "track.wandb=disabled"]
     precisions = ("fp32", "bf16", "fp16") if setting.on_gpu else ("fp32",)
     for precision in precisions:
         run_dir = setting.folder / precision
-        with mock.patch.object(train.Training, "_loop", strict_loop):
+        with mock.patch.object(loop.Training, "_loop", strict_loop):
             code = train.run([*overrides, f"device.precision={precision}", f"run.dir={run_dir}"])
         if code:
             return Result(False, f"{precision}: exit status {code}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from moco_dist.collectives import World
+from moco_dist.ranks.collectives import World
 
 
 class Result(NamedTuple):

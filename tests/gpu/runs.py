@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_dist import collectives
 from moco_dist import config as configs
-from moco_dist.encoders import build_encoder
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks import collectives
 from tests import jobs
 from tests.gpu.result import Result, Setting
 from tests.jobs import Job, compare, losses, send

@@ -14,7 +14,7 @@ import pytest
 
 from launcher import runs, slurm
 from launcher.record import Launch, Submission
-from moco_dist import status
+from moco_dist.run import status
 
 
 def replace_sleep(monkeypatch: pytest.MonkeyPatch, module: ModuleType, sleep: Callable[[float], None]) -> None:

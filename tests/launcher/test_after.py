@@ -10,7 +10,7 @@ import pytest
 
 from launcher import after
 from launcher.record import Launch
-from moco_dist import status
+from moco_dist.run import status
 from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
 

@@ -8,7 +8,7 @@ import pytest
 
 from launcher import cluster
 from launcher.cluster import Profile
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["devcluster", "a100", "h100"])

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from launcher import estimate
 from moco_dist import config as configs
-from moco_dist.collectives import World
 from moco_dist.config import Config
-from moco_dist.encoders import Encoder, build_encoder
-from moco_dist.learner import Learner, build_moco
+from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.networks.resnet import Encoder, build_encoder
+from moco_dist.ranks.collectives import World
 
 SHIPPED = ("digits", "mnist", "cifar10", "imagenet_v1", "imagenet_v2")
 
@@ -91,7 +91,7 @@ def test_activations_are_what_autograd_keeps(name: str) -> None:
 def test_a_checkpoint_is_as_large_as_a_real_one() -> None:
     config = shipped("cifar10", "model.width=32", "moco.queue_size=65536", "device.type=cpu")
     plan = configs.layout(config, 1)
-    learner = Learner(build_moco(config, World.from_environment(), plan, real(config)), config, plan)
+    learner = Learner(build_moco(config, World(0, 1, 0, torch.device("cpu")), plan, real(config)), config, plan)
     for parameter in learner.parameters:  # a step makes SGD's momentum
         parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()

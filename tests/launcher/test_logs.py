@@ -12,8 +12,8 @@ import pytest
 
 from launcher import logs
 from launcher.record import Launch
-from moco_dist import status
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
+from moco_dist.run import status
 from tests.launcher.made import MadeUp, make_run, replace_sleep
 
 

@@ -23,10 +23,11 @@ from launcher.finding import Finding
 from launcher.record import Launch
 from launcher.site import Site
 from moco_dist import config as configs
-from moco_dist import status
-from moco_dist.config import Config, UserError
+from moco_dist.config import Config
 from moco_dist.data import sources
-from moco_dist.lease import Lease, process_start
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.lease import Lease, process_start
 from tests.launcher.made import MadeUp, make_run
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.cluster import Profile
 from launcher.record import Launch, Submission, refuse_others, run_dirs
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 from tests.launcher.made import make_run
 
 

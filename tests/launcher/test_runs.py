@@ -17,9 +17,9 @@ import pytest
 from launcher import figures, runs, slurm
 from launcher.record import Launch
 from launcher.runs import Run
-from moco_dist import status
-from moco_dist.config import UserError
-from moco_dist.lease import Lease, held_by, process_start
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.lease import Lease, held_by, process_start
 from tests.launcher.made import MadeUp, earlier, knn_row, make_run, train_row
 
 

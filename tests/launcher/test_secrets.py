@@ -8,7 +8,7 @@ import pytest
 
 from launcher import cluster
 from launcher.__main__ import main
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 
 @pytest.mark.parametrize(

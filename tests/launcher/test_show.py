@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from launcher import runs, show, slurm
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 from tests.launcher.made import MadeUp, knn_row, make_run, replace_sleep, train_row
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import moco_dist
 from launcher import snapshot
-from moco_dist import rundir
+from moco_dist.run import directory as rundir
 from tests.launcher.made import earlier
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from launcher import stage
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
 
 FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 1000, "val/a/3.png": b""}
 

@@ -22,9 +22,10 @@ from launcher.executors import Sbatch
 from launcher.job import Training
 from launcher.record import Launch, Submission
 from moco_dist import config as configs
-from moco_dist import status
-from moco_dist.config import Config, UserError
-from moco_dist.lease import Lease
+from moco_dist.config import Config
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.lease import Lease
 from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
 from tests.without import without
@@ -408,7 +409,7 @@ def test_what_lies_in_the_run_directory(programs: Programs, capsys: Said, monkey
     [script] = programs.sent.iterdir()
     code = launch.folder / "code" / snapshot.digest()
     assert parameters(script.read_text())["chdir"] == str(code)
-    assert (code / "moco_dist" / "train.py").is_file() and (code / "REVISION").is_file()
+    assert (code / "moco_dist" / "train" / "loop.py").is_file() and (code / "REVISION").is_file()
     private = [launch.run_dir, launch.folder, launch.logs, launch.submitit, code.parent]
     assert {folder.stat().st_mode & 0o777 for folder in private} == {0o700}
     left = " ".join(sorted(file.name for file in launch.folder.iterdir()))
@@ -427,11 +428,11 @@ def test_a_later_edit_does_not_show_in_what_was_sent(programs: Programs, monkeyp
     files = snapshot._files()
     edited = Path("edited.py").absolute()
     edited.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(snapshot, "_files", lambda: files | {"moco_dist/train.py": edited})
+    monkeypatch.setattr(snapshot, "_files", lambda: files | {"moco_dist/train/loop.py": edited})
     second = submit.send(config, Submission(profile=Profile(gpus_per_node=2)))
     folder = Launch(Path("run")).folder / "code"
-    assert (folder / first.code / "moco_dist/train.py").read_text() != "raise SystemExit(3)"
-    assert (folder / second.code / "moco_dist/train.py").read_text() == "raise SystemExit(3)"
+    assert (folder / first.code / "moco_dist/train/loop.py").read_text() != "raise SystemExit(3)"
+    assert (folder / second.code / "moco_dist/train/loop.py").read_text() == "raise SystemExit(3)"
     chdirs = [parameters((programs.sent / f"{job}.sh").read_text())["chdir"] for job in (12, 13)]
     assert [Path(folder).name for folder in chdirs] == [first.code, second.code]
 

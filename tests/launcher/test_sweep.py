@@ -15,8 +15,8 @@ from launcher.__main__ import main
 from launcher.job import Training
 from launcher.record import Launch
 from moco_dist import config as configs
-from moco_dist import status
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
+from moco_dist.run import status
 from tests.launcher.made import MadeUp, knn_row, make_run, train_row
 from tests.launcher.programs import Programs
 

@@ -12,7 +12,7 @@ import pytest
 
 from launcher import worker
 from launcher.record import Launch
-from moco_dist import status
+from moco_dist.run import status
 from tests.launcher.made import make_run
 
 VARIABLES = (

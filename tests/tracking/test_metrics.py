@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moco_dist.tracking.metrics import MetricsFile
+from moco_dist.run.rows import MetricsFile
 
 
 def steps(file: MetricsFile) -> list[int]:
@@ -85,7 +85,7 @@ def test_killed_writer_loses_no_row(tmp_path: Path) -> None:
     script = """
 import os, signal, sys
 from pathlib import Path
-from moco_dist.tracking.metrics import MetricsFile
+from moco_dist.run.rows import MetricsFile
 file = MetricsFile(Path(sys.argv[1]))
 for step in range(1, 1001):
     file.append({"step": step, "loss": 1 / step})

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from moco_dist import tracking
-from moco_dist.config import Config, UserError, parse
+from moco_dist.config import Config, parse
+from moco_dist.errors import UserError
 from moco_dist.tracking import Tracker
 
 

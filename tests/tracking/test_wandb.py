@@ -26,7 +26,7 @@ JOB = """
 import asyncio, json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
-from moco_dist.tracking.metrics import MetricsFile
+from moco_dist.run.rows import MetricsFile
 from moco_dist.tracking.wandb import WandbSink, core_processes
 
 run_dir, mode, start, end, fault = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]

@@ -1,104 +1,37 @@
-"""The trainer: one visible loop, and its command line.
-
-torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value ...]
-"""
+"""The one visible loop of the trainer."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import math
-import os
-import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
 from moco_dist import config as configs
-from moco_dist import devices, schedule, shuffle, status, tracking, watchdog, weights
-from moco_dist.checkpoint import Checkpoints
-from moco_dist.collectives import World
-from moco_dist.config import Config, Layout, UserError
+from moco_dist import files
+from moco_dist.config import Config, Layout
 from moco_dist.data import augment, batches, sources
-from moco_dist.encoders import Encoder, build_encoder
+from moco_dist.engine import schedule
+from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.errors import UserError
 from moco_dist.evaluate import online
-from moco_dist.learner import Learner, build_moco
-from moco_dist.rundir import RunDir
+from moco_dist.methods import shuffle
+from moco_dist.networks import weights
+from moco_dist.networks.resnet import Encoder, build_encoder
+from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks.collectives import World
+from moco_dist.run import status
+from moco_dist.run.directory import RunDir
 from moco_dist.tracking import Tracker
-
-
-class Ended(Exception):
-    """An end that all ranks come to at once, other than the last step."""
-
-    state: status.State
-
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(reason)
-        self.step = step
-
-
-class Stopped(Ended):
-    """Asked to stop, with the state saved."""
-
-    state = "stopped"
-
-
-class Diverged(Ended):
-    """The loss is no number any more."""
-
-    state = "diverged"
-
-
-class StopRequest:
-    """A signal's flag, and the clock of `run.max_minutes`. No handler does more than set the flag.
-
-    The handlers stay until the process ends: torchrun ends all ranks when one is done, and a rank that still saves
-    must not be torn down.
-    """
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self._signalled = False
-        self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
-
-    def raised(self) -> bool:
-        """Whether this rank was asked to stop."""
-        return self._signalled or time.monotonic() > self._deadline
-
-
-class Readout:
-    """Figures of past steps on the host. On a GPU they are read one step later, so that it never runs out of work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._waiting: list[tuple[int, Tensor, list[str], torch.Event | None]] = []
-
-    def push(self, step: int, figures: Tensor, unreadable: list[str]) -> None:
-        ready = devices.of(self._device).Event() if devices.runs_ahead(self._device) else None
-        self._waiting.append((step, figures.to("cpu", non_blocking=True), unreadable, ready))
-        if ready:
-            ready.record()
-
-    def pop(self, *, everything: bool) -> Iterator[tuple[int, list[float], list[str]]]:
-        """Step, figures and names of replaced images: of what is due to be read, or of everything."""
-        while len(self._waiting) > (1 if devices.runs_ahead(self._device) and not everything else 0):
-            step, figures, unreadable, ready = self._waiting.pop(0)
-            if ready:
-                ready.synchronize()
-            yield step, figures.tolist(), unreadable
+from moco_dist.train.advice import advice
+from moco_dist.train.ends import Diverged, Ended, Stopped, StopRequest
+from moco_dist.train.readout import Readout
 
 
 class Training:
@@ -137,7 +70,7 @@ class Training:
             state = self.checkpoints.load(start)
             configs.check_resumable(state["config"], state["group_size"], self.config, self.plan)
             if start >= self.total and self.world.from_first(lambda: status.read(self.run_dir.path)[0]) == "done":
-                tell(self.world, f"{self.run_dir.path} is done: nothing left to do")
+                self.world.tell(f"moco_dist.train: {self.run_dir.path} is done: nothing left to do")
                 return
             self.learner.restore(state)
             self.unreadable = state["unreadable"]
@@ -298,7 +231,7 @@ class Training:
         folder = self.run_dir.path
         weights.save_backbone(self.encoder, folder / "encoder.safetensors")
         summary = {"name": self.config.run.name, "ranks": self.world.size, **self.tracker.summary()}
-        status.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        files.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         self.run_dir.status("done", self.total)
         names = {"knn_top1": "kNN", "linear_top1": "linear probe"}
         told = [f"{name} {100 * summary[key]:.2f} %" for key, name in names.items() if key in summary]
@@ -321,144 +254,9 @@ def pairs_picture(one: Tensor, two: Tensor, statistics: sources.Statistics, coun
     return (255 * pixels).round().reshape(rows * side, columns * side, channels).numpy().astype(np.uint8)
 
 
-def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
-    """Lines on what is allowed but seldom meant."""
-    queue, images = config.moco.queue_size, len(data.train)
-    if queue > images:
-        yield (
-            f"moco.queue_size = {queue}: more than the {images} training images, so that the queue holds other views "
-            f"of a query's own image as negatives; a queue of at most {images} does not"
-        )
-    if plan.parts < config.optim.accumulate:
-        yield (
-            f"optim.accumulate = {config.optim.accumulate}: a rank has too few BatchNorm groups for so many parts, it "
-            f"computes in {plan.parts}; raise moco.bn_groups to save memory"
-        )
-    if config.device.type == "auto" and device.type == "cpu" and (there := devices.count()):
-        yield (
-            f"device.type = auto: more ranks than the {there} CUDA devices here, so the CPU "
-            "is used; start as many ranks as there are devices"
-        )
-    if data.train.labels is not None and data.queries is None and config.eval.knn_every:
-        yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of train/"
-
-
 def first_encoder(config: Config, data: sources.Data) -> Encoder:
     """The query encoder as the run begins. Raises UserError."""
     encoder = build_encoder(config.model, data.train.channels, config.run.seed)
     if config.run.init_from:
         weights.load_backbone_(encoder, Path(config.run.init_from))
     return encoder
-
-
-def ended_already(run_dir: Path | None) -> int:
-    """Exit status of a run that torchrun starts again by itself though that would not help, else 0.
-
-    The note is this torchrun's own, and there before the run directory is known; status.json may tell of an earlier
-    one, and is asked where there is no place for notes.
-    """
-    if note := _note():
-        return int(note.read_text()) if note.exists() else 0
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    state = status.read(run_dir)[0] if run_dir else None
-    return status.EXIT_CODES[state] if again and state in ("stopped", "user_error", "diverged") else 0
-
-
-def end_for_good(world: World, code: int) -> int:
-    """Leave a note for `ended_already`, once told: whoever reads it ends without a word. Returns the exit status."""
-    if world.local_rank == 0 and (note := _note()):
-        with contextlib.suppress(OSError):
-            status.write_text(note, str(code))
-    return code
-
-
-def _note() -> Path | None:
-    """A file in the folder that torchrun makes for itself on this node, and keeps over its restarts."""
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_<n>/<local rank>/error.json
-    return Path(error_file).parents[2] / "moco_dist_exit_status" if error_file else None
-
-
-@batches.no_workers_left()
-def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
-    """Train as the arguments say.
-
-    Args:
-        arguments: of the command line.
-        supervised: whether someone who reads status.json decides on restarts; else, under torchrun alone, a start
-            after one that ended for good ends at once.
-
-    Returns:
-        The exit status; raises whatever else goes wrong.
-    """
-    world, run_dir = World.from_environment(), None
-    try:
-        if not supervised and (code := ended_already(None)):
-            return code
-        config = configs.load(*configs.parse_arguments(arguments))
-        if not supervised and (code := ended_already(config.run_dir)):
-            return code
-        run_dir = RunDir(config.run_dir, writes=world.rank == 0)
-        plan = configs.layout(config, world.size)
-        world = World.from_environment(devices.pick(config, world.local_rank))
-        tracking.check(config, world.rank)
-        data = None if config.data.download else sources.load(config)
-        encoder = None if data is None else first_encoder(config, data)
-        watchdog.start(world.rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, world))
-        with watchdog.waiting("their start"):
-            world.join(config.run.hang_timeout_seconds + 60)  # the watchdog is first
-        stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
-        data = data or world.first_then_others(lambda: sources.load(config))
-        world.from_first(run_dir.open)
-        run_dir.ours = True
-        devices.prepare(config, world.device)
-        Training(config, world, plan, data, encoder or first_encoder(config, data), run_dir, stop).run()
-        world.barrier()  # rank 0 has closed its books: now torchrun may end the others
-        return 0
-    except UserError as error:
-        if run_dir:
-            run_dir.refused(str(error))
-        tell(world, str(error))
-        code = end_for_good(world, status.EXIT_CODES["user_error"])
-        world.let_rank_0_end_first()
-        return code
-    except Ended as end:
-        tell(world, str(end))
-        code = end_for_good(world, status.EXIT_CODES[end.state])
-        world.barrier()
-        return code
-    except BaseException as error:
-        if run_dir:
-            run_dir.crashed(world.rank, error)
-        raise
-    finally:
-        if run_dir:
-            run_dir.close()
-        world.leave()
-
-
-def tell(world: World, line: str) -> None:
-    """Tell what all ranks know, once."""
-    world.tell(f"moco_dist.train: {line}")
-
-
-def last_words(run_dir: RunDir, world: World, hang: watchdog.Hang) -> None:
-    """Leave the cause where scripts and torchrun look for it."""
-    run_dir.crashed(world.rank, hang)
-    try:
-        raise hang
-    except watchdog.Hang:  # the handler records what is being handled
-        get_error_handler().record_exception(hang)
-
-
-@record
-def main() -> None:
-    """Entry point of `python -m moco_dist.train`."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        print(configs.usage())
-        return
-    sys.exit(run(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moco_dist.config import UserError
-from moco_dist.status import write_text
+from moco_dist.errors import UserError
+from moco_dist.files import write_text
 
 SECONDS = 30.0
 """A lease that its owner on another host has not renewed for so long is free."""

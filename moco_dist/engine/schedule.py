@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from moco_dist.config import OptimSection
+from moco_dist.config.schema import OptimSection
 
 
 def total_steps(optim: OptimSection, steps_per_epoch: int) -> int:

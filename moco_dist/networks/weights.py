@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moco_dist.config import UserError
-from moco_dist.encoders import Encoder
+from moco_dist.errors import UserError
+from moco_dist.networks.resnet import Encoder
 
 
 def save_backbone(encoder: Encoder, path: Path) -> None:

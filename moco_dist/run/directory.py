@@ -6,9 +6,11 @@ import platform
 import subprocess
 from pathlib import Path
 
-from moco_dist import __version__, config, packages, status
-from moco_dist.config import Config, UserError
-from moco_dist.lease import Lease
+from moco_dist import __version__, config, files, packages
+from moco_dist.config import Config
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.lease import Lease
 
 
 class RunDir:
@@ -40,7 +42,7 @@ class RunDir:
     def record(self, run: Config) -> None:
         """Write the resolved config with the versions that run it, and the status that it runs."""
         if self._lease:
-            status.write_text(self.path / "config.yaml", f"# {versions()}\n{config.dump(run)}")
+            files.write_text(self.path / "config.yaml", f"# {versions()}\n{config.dump(run)}")
 
     def status(self, state: status.State, step: int, reason: str = "") -> None:
         """Tell launchers and scripts how the run stands."""

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from moco_dist.config import Config, UserError
+from moco_dist.config import Config
+from moco_dist.errors import UserError
 
 ACCELERATOR = "cuda"
 """The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""

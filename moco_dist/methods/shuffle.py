@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moco_dist import randomness
-from moco_dist.collectives import World
+from moco_dist.ranks.collectives import World
 
 Permutation = NDArray[np.int64]
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from moco_dist.batchnorm import GroupBatchNorm2d
-from moco_dist.config import ModelSection
+from moco_dist.config.schema import ModelSection
+from moco_dist.networks.batchnorm import GroupBatchNorm2d
 
 _DEPTHS: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
     "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),

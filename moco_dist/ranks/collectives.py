@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_dist import devices, watchdog
-from moco_dist.config import UserError
+from moco_dist.errors import UserError
+from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks.rank import Rank
 from moco_dist.summation import pairwise_sum
 
 S = TypeVar("S")
@@ -30,7 +30,6 @@ T = TypeVar("T")
 
 
 _LET_THE_CAUSE_SHOW_SECONDS = 3.0
-_LET_RANK_0_SPEAK_SECONDS = 10.0
 
 
 class PeerLost(Exception):
@@ -49,44 +48,39 @@ _SYNC_BUFFERS = (
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among the ranks. A world of one talks to nobody and needs no process group."""
+class World(Rank):
+    """This process among the ranks that it has met. A world of one talks to nobody and needs no process group."""
 
-    rank: int
-    size: int
-    local_rank: int
     device: torch.device
 
     @classmethod
-    def from_environment(cls, device: torch.device | None = None) -> World:
-        """The world that torchrun describes, or a world of one; nothing is joined yet."""
-        rank, size, local_rank = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
-        return cls(rank, size, local_rank, device or torch.device("cpu"))
+    def join(cls, rank: Rank, device: torch.device, timeout_seconds: float) -> World:
+        """Meet the other ranks: by NCCL on CUDA, by gloo on the CPU. Raises OSError where torchrun is gone."""
+        world = cls(rank.rank, rank.size, rank.local_rank, device)
+        if devices.runs_ahead(device):
+            devices.of(device).set_device(device)
+        if world.size > 1:
+            world._meet(timeout_seconds)
+        return world
 
-    def join(self, timeout_seconds: float) -> None:
-        """Meet the other ranks: NCCL on CUDA, gloo on CPU. Raises OSError where torchrun is gone."""
-        if devices.runs_ahead(self.device):
-            devices.of(self.device).set_device(self.device)
-        if self.size > 1:
-            agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            if agents:  # torch would wait for it to come back
-                address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-                socket.create_connection(address, timeout=30).close()
-            timeout = timedelta(seconds=timeout_seconds)
-            store, _, _ = next(_untyped.rendezvous("env://", self.rank, self.size, timeout=timeout))
-            if agents:
-                store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
-            backend = _untyped.Backend.default_device_backend_map[self.device.type]
-            dist.init_process_group(
-                backend,
-                store=store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timeout,
-                device_id=self.device if backend == "nccl" else None,
-            )
+    def _meet(self, timeout_seconds: float) -> None:
+        agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if agents:  # torch would wait for it to come back
+            address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            socket.create_connection(address, timeout=30).close()
+        timeout = timedelta(seconds=timeout_seconds)
+        store, _, _ = next(_untyped.rendezvous("env://", self.rank, self.size, timeout=timeout))
+        if agents:
+            store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
+        backend = _untyped.Backend.default_device_backend_map[self.device.type]
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timeout,
+            device_id=self.device if backend == "nccl" else None,
+        )
 
     def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
         """A name that all ranks of this start have agreed on, and no earlier one had.
@@ -155,16 +149,6 @@ class World:
         means = self.all_gather(pairwise_sum(terms) / self.size)[:count]
         parts = torch.split(means, [t.numel() for t in tensors])
         torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
-
-    def tell(self, line: str) -> None:
-        """Print on stderr what all ranks know, once."""
-        if self.rank == 0:
-            print(line, file=sys.stderr, flush=True)
-
-    def let_rank_0_end_first(self) -> None:
-        """Wait a little: torchrun ends all ranks when one exits, and that one should have told why."""
-        if self.rank != 0:
-            time.sleep(_LET_RANK_0_SPEAK_SECONDS)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

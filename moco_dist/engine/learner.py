@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco_dist import batchnorm, collectives, contrast, devices, shuffle
-from moco_dist.collectives import World
 from moco_dist.config import Config, Layout
-from moco_dist.moco import MoCo
+from moco_dist.methods import losses, shuffle
+from moco_dist.methods.moco import MoCo
+from moco_dist.networks import batchnorm
+from moco_dist.ranks import collectives, devices
+from moco_dist.ranks.collectives import World
 from moco_dist.summation import PairwiseSum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -78,11 +80,11 @@ class Learner:
                     with self.autocast():
                         q = self.query(im_q.chunk(self.parts)[part])  # [n / parts, C]
                     logits = moco.logits(q, moco.own(keys).chunk(self.parts)[part])  # [n / parts, 1+K]
-                    loss = contrast.info_nce(logits) / self.parts
+                    loss = losses.info_nce(logits) / self.parts
                     self.scaler.scale(loss).backward()
                 statistics[direction].add(batchnorm.take_group_sums_(moco.encoder_q))
                 with torch.no_grad():
-                    accuracies = torch.stack(contrast.top_k_accuracy(logits)) / (self.parts * len(orders))
+                    accuracies = torch.stack(losses.top_k_accuracy(logits)) / (self.parts * len(orders))
                     result += torch.cat([loss.detach()[None], accuracies])
             results.add([result])
             if self.exact:

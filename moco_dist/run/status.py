@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Literal
+
+from moco_dist.files import write_text
 
 State = Literal["running", "done", "stopped", "user_error", "diverged", "crashed"]
 
 EXIT_CODES: dict[State, int] = {"done": 0, "user_error": 2, "stopped": 75, "diverged": 1, "crashed": 1}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text so that a reader finds the old or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def write(run_dir: Path, state: State, step: int, reason: str = "") -> None:

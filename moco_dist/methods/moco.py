@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moco_dist import batchnorm, contrast, shuffle
-from moco_dist.collectives import World
+from moco_dist.methods import losses, shuffle
+from moco_dist.networks import batchnorm
+from moco_dist.ranks.collectives import World
 from moco_dist.summation import PairwiseSum
 
 
@@ -51,7 +52,7 @@ class MoCo(nn.Module):
 
     def update_key_encoder_(self) -> None:
         """K <- m k + (1 - m) q, the parameters alone: the key encoder's BatchNorm statistics are its own."""
-        contrast.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
+        losses.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
 
     @torch.no_grad()
     def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
@@ -81,8 +82,8 @@ class MoCo(nn.Module):
     def logits(self, q: Tensor, k: Tensor) -> Tensor:
         """Each query against its key and the queue, [n, 1+K]; the positive is at index 0. q need not be normalised."""
         q = F.normalize(q.to(self.queue.dtype), dim=1)  # [n, C]
-        return contrast.contrast_logits(q, k, self.queue, self.temperature)
+        return losses.contrast_logits(q, k, self.queue, self.temperature)
 
     def enqueue_(self, keys: Tensor) -> None:
         """Let the keys of the global batch take the oldest keys' place; after the logits of the step."""
-        self.cursor = contrast.enqueue_(self.queue, keys, self.cursor)
+        self.cursor = losses.enqueue_(self.queue, keys, self.cursor)

@@ -1,0 +1,37 @@
+"""The config of a run: a YAML file of sections (`optim: {lr: 0.03}`) plus overrides (`optim.lr=0.03`).
+
+Every mistake in it is told in one line that names key, value, rule and fix.
+"""
+
+from moco_dist.config.layout import Layout, layout
+from moco_dist.config.load import (
+    DEFAULT_CONFIG,
+    SHIPPED_CONFIGS,
+    dump,
+    load,
+    parse,
+    parse_arguments,
+    read_tree,
+    schema,
+    usage,
+    validate,
+)
+from moco_dist.config.resume import check_resumable
+from moco_dist.config.schema import Config
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "SHIPPED_CONFIGS",
+    "Config",
+    "Layout",
+    "check_resumable",
+    "dump",
+    "layout",
+    "load",
+    "parse",
+    "parse_arguments",
+    "read_tree",
+    "schema",
+    "usage",
+    "validate",
+]

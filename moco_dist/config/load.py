@@ -1,0 +1,142 @@
+"""From a YAML file and overrides to a validated config, and back to YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from moco_dist.config.explain import explain, nearest
+from moco_dist.config.schema import Config, Section
+from moco_dist.errors import UserError, shown
+
+SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"
+DEFAULT_CONFIG = SHIPPED_CONFIGS / "digits.yaml"
+
+S = TypeVar("S", bound=Section)
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply `section.key=value` overrides.
+
+    Args:
+        path: YAML file; None means the embedded default, `configs/digits.yaml`. A name that is no file but
+            a shipped config's (`configs/mnist.yaml`, `mnist`) is that config.
+        overrides: each `section.key=value`, value in YAML.
+
+    Unset, `run.name` is the name of the file, and `track.wandb` what the variable WANDB_MODE says.
+
+    Raises:
+        UserError: whatever is wrong with it, in one line.
+    """
+    file = _find(path) if path else DEFAULT_CONFIG
+    tree = read_tree(file)
+    for override in overrides:
+        _apply(tree, override)
+    run = tree.setdefault("run", {})
+    if isinstance(run, dict):
+        run.setdefault("name", file.stem)
+    track = tree.setdefault("track", {})
+    if isinstance(track, dict) and "wandb" not in track:
+        track["wandb"] = _wandb_mode()
+    return parse(tree)
+
+
+def _wandb_mode() -> str:
+    """Return what the variable WANDB_MODE says, in the words of track.wandb, or offline. Raises UserError."""
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    modes = {"offline": "offline", "online": "online", "disabled": "disabled", "dryrun": "offline", "run": "online"}
+    if mode not in modes:
+        raise UserError.of("WANDB_MODE", mode, "must be offline, online or disabled", "unset it, or set track.wandb")
+    return modes[mode]
+
+
+def parse(tree: Mapping[str, Any]) -> Config:
+    """Validate a tree of sections. Raises UserError for the first mistake, and counts the others."""
+    return validate(Config, tree)
+
+
+def validate(model: type[S], tree: Mapping[str, Any]) -> S:
+    """Make a model of a tree of keys. Raises UserError for the first mistake, and counts the others."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first, *others = error.errors()
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(explain(first, model) + more) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Split `[CONFIG.yaml] [section.key=value ...]`, in any order. Raises UserError for anything else."""
+    words = [a for a in arguments if not a.startswith("-")]
+    overrides = [a for a in words if "=" in a and "/" not in a.partition("=")[0]]  # a folder's name may hold a =
+    files = [a for a in words if a not in overrides]
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise UserError(f"argument {argument}: options are not known here; write section.key=value")
+    if len(files) > 1:
+        raise UserError(f"argument {files[1]}: one config file at most, {files[0]} came first; drop one of them")
+    return (Path(files[0]) if files else None), overrides
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    shipped = SHIPPED_CONFIGS / f"{path.stem}.yaml"
+    if path.parent in (Path(), Path("configs")) and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))
+    raise UserError(f"config {path}: no such file; give a YAML file or one of the shipped: {names}")
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """The keys in a YAML file, unchecked. Raises UserError."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config {file}: cannot be read as YAML: {' '.join(str(error).split())}; mend it") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"config {file}: must be keys with values (optim: {{lr: 0.03}}); it is a {type(tree).__name__}")
+    tree.pop("$schema", None)
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, _, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not (section and dot and name):
+        raise UserError(f"override {override}: must be section.key=value{nearest(key)}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    keys = tree.setdefault(section, {})
+    if not isinstance(keys, dict):
+        raise UserError(f"{section} = {shown(keys)}: must be a section of keys; write {section}: {{{name}: ...}}")
+    keys[name] = value
+
+
+def usage() -> str:
+    """Every key with its default and meaning, a line each."""
+    lines = []
+    for section, field in Config.model_fields.items():
+        for name, key in field.annotation.model_fields.items():  # type: ignore[union-attr]
+            lines.append(f"  {section}.{name}={shown(key.default)}".ljust(44) + f" {key.description}")
+    return "\n".join(lines)
+
+
+def schema() -> str:
+    """JSON schema of a config file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=1) + "\n"

@@ -1,0 +1,55 @@
+"""What a run that goes on may change: where and how fast it runs and what it tells, but not its curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moco_dist.config.layout import Layout
+from moco_dist.config.schema import Config
+from moco_dist.errors import UserError, shown
+
+_FREE = {"run", "data.root", "data.download", "data.workers", "moco.bn_groups", "optim.accumulate", "device"}
+_FREE |= {"checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k", "eval.knn_temperature", "track"}
+
+
+def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> None:
+    """Refuse to go on with a run under a config that would change its curve.
+
+    Args:
+        begun: the config that the run was begun with, as `model_dump`.
+        group_size: of the run until now.
+        config: the one to go on with.
+        plan: its layout.
+
+    Raises:
+        UserError: names each such key with both values.
+    """
+    free = set(_FREE)
+    if config.optim.schedule != "cosine":
+        free |= {"optim.epochs", "optim.steps"}  # the learning rate of a step does not depend on the length
+    elif config.optim.steps is not None:
+        free.add("optim.epochs")  # it does not count
+    if "none" not in (config.moco.shuffle, begun["moco"]["shuffle"]):
+        free.add("moco.shuffle")  # the two ways to shuffle give equal keys
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{key} = {shown(new)} (was {shown(old)})"
+        for section, keys in now.items()
+        for name, new in keys.items()
+        if section not in free
+        if (key := f"{section}.{name}") not in free
+        if (old := begun[section].get(name)) != new
+    ]
+    for key in ("run.seed", "device.precision"):
+        section, name = key.split(".")
+        if begun[section][name] != now[section][name]:
+            changed.append(f"{key} = {shown(now[section][name])} (was {shown(begun[section][name])})")
+    if plan.group_size != group_size:
+        groups = config.optim.global_batch // group_size
+        changed.append(f"moco.bn_groups = {shown(config.moco.bn_groups)} on {plan.ranks} ranks (was {groups})")
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: would change the curve of the run in {config.run_dir}; "
+            "put it back, or begin another with run.name=NAME"
+        )

@@ -1,0 +1,1 @@
+"""Encoders, their BatchNorm in groups, and their weights in files."""

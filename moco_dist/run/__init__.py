@@ -1,0 +1,1 @@
+"""What a run is on disk: names, status, rows, checkpoints, and who may write; without torch."""

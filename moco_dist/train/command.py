@@ -1,0 +1,45 @@
+"""The trainer's command: a config first, and torch only when that is valid.
+
+torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moco_dist import config as configs
+from moco_dist.errors import UserError
+from moco_dist.ranks.rank import Rank
+from moco_dist.run.directory import RunDir
+from moco_dist.train import restarts
+
+
+def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
+    """Train as the arguments say.
+
+    Args:
+        arguments: of the command line.
+        supervised: whether someone who reads status.json decides on restarts; else, under torchrun alone, a start
+            after one that ended for good ends at once.
+
+    Returns:
+        The exit status; raises whatever else goes wrong.
+    """
+    rank, run_dir = Rank.from_environment(), None
+    if not supervised and (code := restarts.ended_already(None)):
+        return code
+    try:
+        config = configs.load(*configs.parse_arguments(arguments))
+        if not supervised and (code := restarts.ended_already(config.run_dir)):
+            return code
+        run_dir = RunDir(config.run_dir, writes=rank.rank == 0)
+        plan = configs.layout(config, rank.size)
+    except UserError as error:
+        return restarts.refuse(rank, run_dir, error)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from moco_dist.train import process
+
+    exit_status = record(process.run)(config, plan, rank, run_dir)
+    assert exit_status is not None
+    return exit_status

@@ -1,0 +1,53 @@
+"""How a run ends other than by its last step, and who asks it to."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from types import FrameType
+
+from moco_dist.run import status
+
+
+class Ended(Exception):
+    """An end that all ranks come to at once, other than the last step."""
+
+    state: status.State
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(reason)
+        self.step = step
+
+
+class Stopped(Ended):
+    """Asked to stop, with the state saved."""
+
+    state = "stopped"
+
+
+class Diverged(Ended):
+    """The loss is no number any more."""
+
+    state = "diverged"
+
+
+class StopRequest:
+    """A signal's flag, and the clock of `run.max_minutes`. No handler does more than set the flag.
+
+    The handlers stay until the process ends: torchrun ends all ranks when one is done, and a rank that still saves
+    must not be torn down.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self._signalled = False
+        self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def raised(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._signalled or time.monotonic() > self._deadline

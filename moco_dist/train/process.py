@@ -1,0 +1,79 @@
+"""The life of one training process: from a valid config to its exit status."""
+
+from __future__ import annotations
+
+import functools
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from moco_dist import tracking
+from moco_dist.config import Config, Layout
+from moco_dist.data import batches, sources
+from moco_dist.errors import UserError
+from moco_dist.ranks import watchdog
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
+from moco_dist.ranks.start import start
+from moco_dist.run import status
+from moco_dist.run.directory import RunDir
+from moco_dist.train import restarts
+from moco_dist.train.ends import Ended, StopRequest
+from moco_dist.train.loop import Training, first_encoder
+
+
+@batches.no_workers_left()
+def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDir) -> int:
+    """Train to the end of the run, to a request to stop, or to a mistake of the user's.
+
+    Args:
+        config: of the run.
+        plan: how its batch lies on the ranks.
+        rank: this process.
+        run_dir: its run directory, not opened yet.
+
+    Returns:
+        The exit status; raises whatever else goes wrong.
+    """
+    world: World | None = None
+    try:
+        tracking.check(config, rank.rank)
+        world = start(config, rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, rank))
+        data = load_data(config, world)
+        encoder = world.agreed(lambda: first_encoder(config, data))
+        stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
+        world.from_first(run_dir.open)
+        run_dir.ours = True
+        Training(config, world, plan, data, encoder, run_dir, stop).run()
+        world.barrier()  # rank 0 has closed its books: now torchrun may end the others
+        return 0
+    except UserError as error:
+        return restarts.refuse(rank, run_dir, error)
+    except Ended as end:
+        rank.tell(f"moco_dist.train: {end}")
+        code = restarts.end_for_good(rank, status.EXIT_CODES[end.state])
+        assert world is not None
+        world.barrier()
+        return code
+    except BaseException as error:
+        run_dir.crashed(rank.rank, error)
+        raise
+    finally:
+        run_dir.close()
+        if world is not None:
+            world.leave()
+
+
+def load_data(config: Config, world: World) -> sources.Data:
+    """Open the images on every rank; where they are downloaded, the first rank of a node goes ahead of its others."""
+    if config.data.download:
+        return world.first_then_others(lambda: sources.load(config))
+    return world.agreed(lambda: sources.load(config))
+
+
+def last_words(run_dir: RunDir, rank: Rank, hang: watchdog.Hang) -> None:
+    """Leave the cause of a hang where scripts and torchrun look for it."""
+    run_dir.crashed(rank.rank, hang)
+    try:
+        raise hang
+    except watchdog.Hang:  # the handler records what is being handled
+        get_error_handler().record_exception(hang)
