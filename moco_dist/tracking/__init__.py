@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,12 @@ class Tracker:
     """What train.py tells its figures to. This class itself is that of the other ranks: it does nothing."""
 
     @staticmethod
-    def open(config: Config, paths: RunPaths, rank: int, start_step: int, total_steps: int) -> Tracker:
+    def open(config: Config, run_dir: Path, rank: int, start_step: int, total_steps: int) -> Tracker:
         """The tracker of a rank.
 
         Args:
             config: of the run.
-            paths: of the run directory; it exists.
+            run_dir: run directory; it exists.
             rank: of this process.
             start_step: steps done; rows of later ones, from a start that was killed, are dropped.
             total_steps: steps of the whole run.
@@ -49,7 +50,7 @@ class Tracker:
         Raises:
             OSError: metrics.jsonl cannot be opened.
         """
-        return _Speaker(config, paths, start_step, total_steps) if rank == 0 else Tracker()
+        return _Speaker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else Tracker()
 
     @property
     def stop_requested(self) -> bool:
