@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -116,6 +117,48 @@ def test_the_launcher_needs_no_torch_where_it_is_typed(module: str) -> None:
     assert not [name for name in found if within(name) in needs_torch]
     if module != "launcher.executors":
         assert not [name for name in found if name.startswith(("submitit", "launcher.executors"))]
+
+
+RUN_FILES = re.compile(r"metrics\.jsonl|summary\.json|status\.json|encoder\.safetensors|step_|\.pt\b")
+"""Names of files in a run directory, which `moco_dist.run` alone spells."""
+
+
+def literals(tree: ast.Module) -> Iterator[str]:
+    """The string literals of a module that are no docstrings."""
+    documents = {
+        id(statement.value)
+        for node in ast.walk(tree)
+        for statement in getattr(node, "body", [])
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+            yield node.value
+
+
+@pytest.mark.parametrize("module", TREES | LAUNCHER)
+def test_a_run_directory_has_one_owner(module: str) -> None:
+    spelt = [text for text in literals((TREES | LAUNCHER)[module]) if RUN_FILES.search(text)]
+    assert not spelt or module.startswith("moco_dist.run."), spelt
+
+
+TORCH_FREE = ("moco_dist.config", "moco_dist.run.directory", "moco_dist.run.checkpoints", "moco_dist.run.rows")
+TORCH_FREE += ("moco_dist.train", "launcher.__main__")
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_no_torch_before_a_config_is_valid(module: str) -> None:
+    script = f"import sys, {module}; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "wandb", "submitit"}
+    assert not heavy & set(process.stdout.split())
+
+
+def test_training_imports_what_it_needs() -> None:
+    script = "import sys, moco_dist.methods.moco, moco_dist.train.process; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torchvision", "torch._dynamo", "sklearn", "scipy", "matplotlib", "wandb"}
+    assert not heavy & set(process.stdout.split())
 
 
 @pytest.mark.parametrize("module", CLUSTER)
