@@ -11,7 +11,8 @@ from torch import Tensor
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data.augment import Augment
-from moco_dist.data.sources import Data, Source
+from moco_dist.data.sources import Data
+from moco_dist.data.store import Source
 from moco_dist.engine.learner import Learner
 from moco_dist.evaluate import features, knn, ridge
 from moco_dist.networks.resnet import Encoder
@@ -69,7 +70,7 @@ def _share(
         with learner.autocast():
             return encoder.features(images)
 
-    found, indices = features.extract(
+    rows, indices = features.extract(
         encode,
         source,
         learner.world,
@@ -78,4 +79,4 @@ def _share(
         dtype=learner.image_dtype,
         workers=config.data.workers,
     )
-    return found, torch.from_numpy(source.labels)[indices], indices
+    return rows, torch.from_numpy(source.labels)[indices], indices

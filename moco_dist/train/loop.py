@@ -15,7 +15,10 @@ from torch import Tensor
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.config import Config, Layout
-from moco_dist.data import augment, batches, sources
+from moco_dist.data import sources, stream
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.loader import make_loader
+from moco_dist.data.store import PixelStatistics
 from moco_dist.engine import schedule
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.engine.learner import Learner, build_moco
@@ -49,10 +52,10 @@ class Training:
     ) -> None:
         self.config, self.world, self.plan, self.data = config, world, plan, data
         self.encoder, self.run_dir, self.stop = encoder, run_dir, stop
-        self.epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+        self.epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
         self.total = schedule.total_steps(config.optim, self.epoch_steps)
         self.learner = Learner(build_moco(config, world, plan, encoder), config, plan)
-        self.augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+        self.augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
         milestone = (config.checkpoint.milestone_epochs or 0) * self.epoch_steps
         self.checkpoints = Checkpoints(
             run_dir.path / "checkpoints",
@@ -96,19 +99,15 @@ class Training:
         self._announce(start)
         if self._knn_due(start) and not self.world.from_first(lambda: tracker.evaluated(start)):
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
-        loader = batches.loader(
-            batches.Steps(self.data.train, config, self.world),
-            start,
-            self.total,
-            pin=devices.runs_ahead(self.world.device),
-        )
-        images = batches.on_device(loader, self.augmentation, self.world.device, self.learner.image_dtype)
+        views = stream.pretraining(self.data.train, config, self.world)
+        loader = make_loader(views, range(start, self.total), config.data.workers, self.world.device)
+        images = stream.on_device(loader, self.augmentation, self.world.device, self.learner.image_dtype)
         self.saved_at = self.recorded_at = time.monotonic()
         for step, (one, two, unreadable) in enumerate(images, start):
             watchdog.beat()
             if step == 0:
                 with devices.may_wait(self.world.device):
-                    tracker.pairs(pairs_picture(one, two, self.data.train.statistics))
+                    tracker.pairs(pairs_picture(one, two, self.data.train.pixel_statistics))
             orders = [shuffle.permutation(seed, step, d, batch) for d in directions]
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
             wishes = (self.stop.raised() or tracker.stop_requested, self._save_overdue(), len(unreadable))
@@ -245,7 +244,7 @@ class Training:
             self.tracker.say(f"next, MNIST: {command}")
 
 
-def pairs_picture(one: Tensor, two: Tensor, statistics: sources.Statistics, count: int = 8) -> NDArray[np.uint8]:
+def pairs_picture(one: Tensor, two: Tensor, statistics: PixelStatistics, count: int = 8) -> NDArray[np.uint8]:
     """The first images' two views, one above the other: [2 S, count S, C]."""
     views = torch.stack([one[:count], two[:count]]).double().cpu()  # [2, n, C, S, S]
     mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in statistics)
