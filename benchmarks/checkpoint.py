@@ -22,7 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moco_dist import config as configs
-from moco_dist.data import augment, batches, sources
+from moco_dist.data import sources, stream
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.engine.checkpoint import Checkpoints
@@ -75,10 +77,11 @@ def training(config: configs.Config, data: sources.Data, world: World) -> tuple[
     """An engine, and its endless steps: the seconds that each took."""
     plan = configs.layout(config, 1)
     engine = build(moco.build(config, world, first_encoder(config, data)), config, plan, world)
-    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
-    epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
-    loader = batches.loader(batches.Steps(data.train, config, world), 0, 10**6, pin=devices.runs_ahead(world.device))
-    images = batches.on_device(loader, augmentation, world.device, engine.image_dtype)
+    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
+    epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
+    views = stream.pretraining(data.train, config, world)
+    loader = make_loader(views, range(10**6), config.data.workers, world.device)
+    images = stream.on_device(loader, augmentation, world.device, engine.image_dtype)
 
     def steps() -> Iterator[float]:
         began = time.perf_counter()

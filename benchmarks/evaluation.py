@@ -23,7 +23,8 @@ import torch
 
 from benchmarks.checkpoint import training
 from moco_dist import config as configs
-from moco_dist.data import augment, batches, sources
+from moco_dist.data import sources, stream
+from moco_dist.data.augment import Augment, Recipe
 from moco_dist.evaluate import features, knn, online, ridge
 from moco_dist.networks.resnet import Encoder
 from moco_dist.ranks import devices
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     steps, parts = _measure(config, data, world)
     step = statistics.median(steps)
     every = config.eval.knn_every
-    interval_steps = every * batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+    interval_steps = every * stream.steps_per_epoch(len(data.train), config.optim.global_batch)
     shares = [100 * seconds / (interval_steps * step) for seconds in parts["evaluation"]]
     print(f"{config.run.name} on {world.device.type}: a step takes {1e3 * step:.1f} ms (median of {len(steps)})")
     print(f"eval.knn_every={every}: {interval_steps} steps to an evaluation, {interval_steps * step:.1f} s")
@@ -62,7 +63,7 @@ def _measure(config: configs.Config, data: sources.Data, world: World) -> tuple[
     engine, step = training(config, data, world)
     encoder = engine.method.trained
     assert isinstance(encoder, Encoder)
-    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
 
     def evaluate() -> None:
         part = online.part(data, config.eval.online_images)

@@ -1,6 +1,6 @@
 """What a run would read, without torch: whether it is there, and how many images there are.
 
-The rules are those of moco_dist/data/sources.py, which opens the data on the nodes.
+The trainer opens the data on the nodes by the same rules, those of moco_dist/data/index.py for a folder of images.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from PIL import Image
-
 from launcher import finding
 from launcher.finding import Finding
 from moco_dist.config import Config
+from moco_dist.data.index import SUFFIXES, Folders, shorter_side
 
 _SECONDS = 1.5
 """For a look into a folder of a million images on a shared disk."""
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _FILES = {
     "mnist": tuple(f"MNIST/raw/{s}-{kind}-ubyte" for s in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
     "cifar10": tuple(f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
@@ -32,7 +30,6 @@ _FILES = {
 _IMAGES = {"digits": 1438, "mnist": 60_000, "cifar10": 50_000}
 _SIDES = {"digits": 8, "mnist": 28, "cifar10": 32}
 _SAMPLES = 9
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _tree(root: Path, image_size: int) -> Iterator[Finding]:
     if folder.trouble:
         yield finding.error("data.root", root, folder.trouble, "ask for access, or remove it")
     elif folder.exact and not folder.images:
-        rule = f"no image below it ({', '.join(_SUFFIXES)})"
+        rule = f"no image below it ({', '.join(SUFFIXES)})"
         yield finding.error("data.root", root, rule, "give the folder that holds the images")
     if folder.foreign:
         rule = f"its held-out images have a class that train/ lacks: {folder.foreign}"
@@ -146,21 +143,19 @@ def look(root: str) -> Folder:
     top, deadline = Path(root), time.monotonic() + _SECONDS
     counts, samples = [], []
     try:
-        train = top / "train" if (top / "train").is_dir() else top
-        classes = _subfolders(train) if train != top else []
-        held_out = next((top / name for name in ("val", "test") if (top / name).is_dir()), None)
-        foreign = sorted(set(_subfolders(held_out)) - set(classes)) if held_out and classes else []
-        for name in classes or [""]:
-            images, first = _count(train / name, deadline)
-            samples += first[: 1 if classes else _SAMPLES]
+        folders = Folders.of(top)
+        classes = folders.classes or ("",)
+        for name in classes:
+            images, first = _count(folders.train / name, deadline)
+            samples += first[: 1 if folders.classes else _SAMPLES]
             if images is None:
                 break
             counts.append(images)
     except OSError as error:
         return Folder(None, False, False, trouble=f"{error.filename} cannot be read: {error.strerror}")
-    whole = len(counts) == len(classes or [""])
-    expected = sum(counts) * len(classes or [""]) // len(counts) if counts else None
-    return Folder(expected, whole, bool(classes), next(iter(foreign), ""), _sides(samples))
+    expected = sum(counts) * len(classes) // len(counts) if counts else None
+    whole = len(counts) == len(classes)
+    return Folder(expected, whole, bool(folders.classes), folders.unknown_class, _sides(samples))
 
 
 def _is(kind: Callable[[Path], bool], path: str | Path) -> bool:
@@ -168,11 +163,6 @@ def _is(kind: Callable[[Path], bool], path: str | Path) -> bool:
     with contextlib.suppress(OSError):
         return kind(Path(path))
     return False
-
-
-def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
 
 
 def _count(folder: Path, deadline: float) -> tuple[int | None, list[str]]:
@@ -187,7 +177,7 @@ def _count(folder: Path, deadline: float) -> tuple[int | None, list[str]]:
                     continue
                 if entry.is_dir():
                     folders.append(entry.path)
-                elif entry.name.lower().endswith(_SUFFIXES):
+                elif entry.name.lower().endswith(SUFFIXES):
                     images += 1
                     if images <= _SAMPLES:
                         samples.append(entry.path)
@@ -196,8 +186,5 @@ def _count(folder: Path, deadline: float) -> tuple[int | None, list[str]]:
 
 def _sides(paths: list[str]) -> tuple[int, ...]:
     """Shorter sides of some of the images, as far as they can be read."""
-    sides = []
-    for path in paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]:
-        with contextlib.suppress(*_UNREADABLE), Image.open(path) as image:
-            sides.append(min(image.size))
-    return tuple(sides)
+    some = paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]
+    return tuple(side for path in some if (side := shorter_side(path)) is not None)

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from moco_dist import train
-from moco_dist.data.batches import Batch, Steps
+from moco_dist.data.stream import Batch, BatchStream
 from moco_dist.engine.engine import Engine
 
 
@@ -33,14 +33,14 @@ def _break(kind: str) -> None:
 def install(kind: str, step: int) -> None:
     """Break this rank's step, or its data worker's item, of that number (counted from 0)."""
     if kind.startswith("worker-"):
-        item = Steps.__getitem__
+        item = BatchStream.__getitem__
 
-        def broken_item(self: Steps, index: int) -> Batch:
+        def broken_item(self: BatchStream, index: int) -> Batch:
             if index == step:
                 _break(kind)
             return item(self, index)
 
-        Steps.__getitem__ = broken_item  # type: ignore[method-assign]
+        BatchStream.__getitem__ = broken_item  # type: ignore[method-assign]
         return
     run, calls = Engine.step, iter(range(step + 1_000_000))
 

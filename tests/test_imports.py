@@ -75,7 +75,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str]]]:
 def test_the_trees_are_those_of_the_package() -> None:
     assert {"moco_dist.train", "moco_dist.data.sources", "moco_dist.tracking"} <= TREES.keys()
     assert "moco_dist.methods.moco" in INTERNAL["moco_dist.engine.learner"]
-    assert "moco_dist.data.sources" in INTERNAL["moco_dist.data.batches"]
+    assert "moco_dist.data.store" in INTERNAL["moco_dist.data.stream"]
 
 
 @pytest.mark.parametrize("module", [m for m in TREES if m.count(".") and not m.endswith("__main__")])
@@ -159,6 +159,25 @@ def test_training_imports_what_it_needs() -> None:
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy = {"torchvision", "torch._dynamo", "sklearn", "scipy", "matplotlib", "wandb"}
     assert not heavy & set(process.stdout.split())
+
+
+def test_images_are_counted_without_torch() -> None:
+    """The launcher asks the index how many images a run reads, on a login node that may have no torch."""
+    seen, waiting = set[str](), {"moco_dist.data.index"}
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting |= {*INTERNAL[module], module.rpartition(".")[0]} - seen - {"moco_dist"}
+        outside = {name.split(".")[0] for name in imports(module, TREES[module])}
+        assert not outside & {"torch", "torchvision", "sklearn"}, module
+    assert "moco_dist.errors" in seen
+
+
+@pytest.mark.parametrize("module", [m for m in TREES if m.startswith("moco_dist.data")])
+def test_only_their_sources_need_scikit_learn_and_torchvisions_datasets(module: str) -> None:
+    at_the_top = [node for node in TREES[module].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    outside = {name.split(".")[0] for node in at_the_top for name in imports(module, node)}
+    assert not outside & {"sklearn", "torchvision"}
 
 
 @pytest.mark.parametrize("module", CLUSTER)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from moco_dist import config as configs
-from moco_dist.data import augment, batches, sources
+from moco_dist.data import sources, stream
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.methods import moco
@@ -33,10 +35,10 @@ def outcome(world: World, overrides: list[str]) -> tuple[list[list[float]], dict
     config = configs.load(None, [*COMMON, *overrides])
     plan, data = configs.layout(config, world.size), sources.load(config)
     engine = build(moco.build(config, world, build_encoder(config.model, 1, seed=0)), config, plan, world)
-    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
-    loader = batches.loader(batches.Steps(data.train, config, world), 0, STEPS, pin=False)
+    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
+    loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
     figures = []
-    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, engine.image_dtype)):
+    for step, (one, two, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
         lr = schedule.learning_rate(config.optim, step, 11)
         figures.append(engine.step((one, two), step, lr).values.tolist())
     state = {**engine.state()["encoder_q"], "queue": engine.state()["queue"]}

@@ -18,8 +18,9 @@ from torch import Tensor
 from moco_dist import config as configs
 from moco_dist import train
 from moco_dist.config import Config
-from moco_dist.data import augment, batches, sources
-from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data import crops, operations, sources, stream
+from moco_dist.data.augment import COLOUR_DRAWS, Augment, Recipe
+from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.errors import UserError
@@ -81,7 +82,7 @@ def test_a_wait_is_permitted_within_may_wait_alone() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe(name: str, channels: int, dtype: torch.dtype) -> None:
     augmentation = Augment(RECIPES[name], (0.5,) * channels, (0.2,) * channels)
-    draws = torch.rand(BATCH, augment.COLOUR_DRAWS, generator=torch.Generator().manual_seed(1))
+    draws = torch.rand(BATCH, COLOUR_DRAWS, generator=torch.Generator().manual_seed(1))
     pixels = images(BATCH, channels)
     with standin.present(strict=True) as device:
         on_device = pixels.to(device, non_blocking=True)
@@ -103,24 +104,23 @@ def test_an_operation(name: str, channels: int) -> None:
 
 
 def test_every_operation_is_named_here() -> None:
-    public = {name for name, value in vars(augment).items() if callable(value) and not name.startswith("_")}
-    on_the_host = {"crop_boxes", "crop_file", "centre", "centre_batch", "resized_crop", "separable", "interpolation"}
-    ours = {name for name in public if getattr(vars(augment)[name], "__module__", "") == augment.__name__}
-    assert ours - on_the_host - {"Recipe", "Augment"} == set(OPERATIONS)
+    public = {name for name, value in vars(operations).items() if callable(value) and not name.startswith("_")}
+    ours = {name for name in public if getattr(vars(operations)[name], "__module__", "") == operations.__name__}
+    assert ours == set(OPERATIONS)
 
 
 def test_crops_of_a_batch() -> None:
     boxes = np.array([[1, 2, 7, 5]] * BATCH)
     with standin.present() as device:
-        crops, centres = (
+        cropped, centres = (
             standin.held(t)
             for t in (
-                augment.resized_crop(images(BATCH, 3).to(device), boxes, 6),
-                augment.centre_batch(images(BATCH, 3).to(device), 8),
+                crops.resized_crop(images(BATCH, 3).to(device), boxes, 6),
+                crops.centre_batch(images(BATCH, 3).to(device), 8),
             )
         )
-    assert torch.equal(crops, augment.resized_crop(images(BATCH, 3), boxes, 6))
-    assert torch.equal(centres, augment.centre_batch(images(BATCH, 3), 8))
+    assert torch.equal(cropped, crops.resized_crop(images(BATCH, 3), boxes, 6))
+    assert torch.equal(centres, crops.centre_batch(images(BATCH, 3), 8))
 
 
 # -------------------------------------------------------------------------------------------------- the training step
@@ -165,10 +165,10 @@ def steps(world: World, config: Config) -> Outcome:
     """The first steps as the trainer takes them, from the loader to what they leave; strict on the stand-in."""
     plan, data = configs.layout(config, world.size), sources.load(config)
     engine = build(moco.build(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
-    augmentation = Augment(Recipe.of(config.data), *data.train.statistics)
-    loader = batches.loader(batches.Steps(data.train, config, world), 0, STEPS, pin=False)
+    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
+    loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
     figures, skipped = [], []
-    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, engine.image_dtype)):
+    for step, (one, two, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
             figures.append(engine.step((one, two), step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
@@ -372,7 +372,7 @@ def test_the_probe_by_sgd() -> None:
             encoder.feature_dim,
             World(0, 1, 0, device),
             size=8,
-            augmentation=Augment(Recipe.of(config.data), *source.statistics),
+            augmentation=Augment(Recipe.of(config.data), *source.pixel_statistics),
             dtype=torch.float32,
             seed=0,
             recipe=recipe,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moco_dist.config.schema import DataSection
-from moco_dist.data import augment
+from moco_dist.data import operations
 from moco_dist.data.augment import Recipe
 
 WARP = {"rotation_degrees": 20, "shear_degrees": 15, "elastic_pixels": 1.5}
@@ -19,14 +19,14 @@ RECIPES: dict[str, Recipe] = {
 }
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": lambda x, draw: augment.brightness(x, 0.5 + draw),
-    "contrast": lambda x, draw: augment.contrast(x, 0.5 + draw),
-    "saturation": lambda x, draw: augment.saturation(x, 0.5 + draw),
-    "hue": lambda x, draw: augment.hue(x, draw - 0.5),
-    "grayscale": lambda x, draw: augment.grayscale(x),
-    "flip": lambda x, draw: augment.flip(x),
-    "blur": lambda x, draw: augment.blur(x, 0.1 + draw, 5),
-    "warp": lambda x, draw: augment.warp(
+    "brightness": lambda x, draw: operations.brightness(x, 0.5 + draw),
+    "contrast": lambda x, draw: operations.contrast(x, 0.5 + draw),
+    "saturation": lambda x, draw: operations.saturation(x, 0.5 + draw),
+    "hue": lambda x, draw: operations.hue(x, draw - 0.5),
+    "grayscale": lambda x, draw: operations.grayscale(x),
+    "flip": lambda x, draw: operations.flip(x),
+    "blur": lambda x, draw: operations.blur(x, 0.1 + draw, 5),
+    "warp": lambda x, draw: operations.warp(
         x, 40 * draw - 20, 30 * draw - 15, (draw[:, None, None, None] - 0.5).expand(-1, 2, 4, 4)
     ),
 }

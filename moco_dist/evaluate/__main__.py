@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import inspect
 import json
 import math
+import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +32,9 @@ import torch
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from moco_dist import randomness
+from moco_dist import data, randomness
 from moco_dist.config import Config
-from moco_dist.data import augment, sources
-from moco_dist.data.batches import no_workers_left
+from moco_dist.data.loader import no_workers_left
 from moco_dist.errors import UserError
 from moco_dist.evaluate import classifier, features, few, knn, linear, plots, propagation, results, sgd_probe, subject
 from moco_dist.evaluate import labels as few_labels
@@ -285,7 +286,8 @@ class Evaluation:
         for free in ("root", "workers", "download"):
             del kept["data"][free]
         images = [source.digest() for source in (s.train, s.held_out)]
-        code = _code(subject, features, encoders, batchnorm, augment, sources, randomness)
+        of_images = (importlib.import_module(f"{data.__name__}.{m.name}") for m in pkgutil.iter_modules(data.__path__))
+        code = _code(subject, features, encoders, batchnorm, *of_images, randomness)
         return results.digest(s.digest, *images, config.run.seed, json.dumps(kept, sort_keys=True), code)
 
     @property

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from moco_dist.data.augment import Augment
-from moco_dist.data.batches import in_worker
-from moco_dist.data.sources import Source
+from moco_dist.data.loader import make_loader
+from moco_dist.data.store import Source
 from moco_dist.evaluate import knn
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
@@ -22,6 +22,8 @@ CHUNK = 256
 
 
 class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
+    """The images of a source in its order, CHUNK at a time, with their indices and the names of replaced ones."""
+
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
 
@@ -46,7 +48,7 @@ def extract(
     workers: int = 0,
     unreadable: list[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of a source's features; shares differ in size, no image is in two.
+    """Compute this rank's share of a source's features; shares differ in size, no image is in two.
 
     Args:
         encode: normalised images [n, C, size, size] to features [n, D], in evaluation mode.
@@ -63,26 +65,24 @@ def extract(
     """
     chunks = _Chunks(source, size)
     mine = range(world.rank, len(chunks), world.size)
-    loader = DataLoader(
-        chunks, batch_size=None, sampler=mine, num_workers=min(workers, len(mine)), worker_init_fn=in_worker
-    )
+
+    def features_of(images: Tensor) -> Tensor:
+        out = encode(augmentation.plain(images.to(world.device, non_blocking=True)).to(dtype))
+        return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
+
     features, indices = [], []
-    for images, which, replaced in loader:
-        plain = augmentation.plain(images.to(world.device, non_blocking=True)).to(dtype)
-        out = encode(plain)
-        features.append(F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1))
+    for images, which, replaced in make_loader(chunks, mine, workers, world.device):
+        features.append(features_of(images))
         indices.append(which)
         if unreadable is not None:
             unreadable += replaced
         watchdog.beat()
     if not features:  # more ranks than chunks: an empty share of the right width
-        plain = augmentation.plain(chunks[0][0][:1].to(world.device)).to(dtype)
-        out = encode(plain)[:0]
-        return out.to(torch.promote_types(out.dtype, torch.float32)), torch.empty(0, dtype=torch.long)
+        return features_of(chunks[0][0][:1])[:0], torch.empty(0, dtype=torch.long)
     return torch.cat(features), torch.cat(indices)
 
 
 def in_order(rows: Tensor, indices: Tensor, world: World) -> Tensor:
-    """All ranks' shares [n, ...], put together in the order of their indices [n]; the same on all ranks."""
+    """Put all ranks' shares [n, ...] together in the order of their indices [n]; the same on all ranks."""
     rows, indices = (knn.gather_rows(share, world) for share in (rows, indices))
     return rows[indices.to(rows.device).argsort()]

@@ -11,7 +11,8 @@ from torch import Tensor
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data.augment import Augment
-from moco_dist.data.sources import Data, Source
+from moco_dist.data.sources import Data
+from moco_dist.data.store import Source
 from moco_dist.engine.engine import Engine
 from moco_dist.evaluate import features, knn, ridge
 from moco_dist.networks.resnet import Encoder
@@ -67,7 +68,7 @@ def _share(
         with engine.autocast():
             return encoder.features(images)
 
-    found, indices = features.extract(
+    rows, indices = features.extract(
         encode,
         source,
         engine.world,
@@ -76,4 +77,4 @@ def _share(
         dtype=engine.image_dtype,
         workers=config.data.workers,
     )
-    return found, torch.from_numpy(source.labels)[indices], indices
+    return rows, torch.from_numpy(source.labels)[indices], indices

@@ -7,25 +7,23 @@ for features that are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from moco_dist import randomness
 from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import augment
 from moco_dist.data.augment import Augment
-from moco_dist.data.batches import in_worker, steps_per_epoch
-from moco_dist.data.sources import Source
+from moco_dist.data.loader import make_loader
+from moco_dist.data.store import Source
+from moco_dist.data.stream import BatchStream, Keys, steps_per_epoch
 from moco_dist.errors import UserError
 from moco_dist.evaluate.linear import Probe
-from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 from moco_dist.summation import PairwiseSum
 
@@ -40,7 +38,7 @@ _INITIAL_STD = 0.01
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the classifier is trained; the defaults are the paper's, and the authors' where it is silent."""
+    """The recipe says how the classifier is trained; the defaults are the paper's, or else the authors' code's."""
 
     epochs: int = 100
     """Passes over the source, each without its last incomplete batch."""
@@ -53,19 +51,19 @@ class Recipe:
     decay: float = 0.1
     """Factor of the learning rate at each milestone; the weights have no decay."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     crop_scale: Interval = (0.08, 1.0)
     """Area of the random crop as a fraction of the image's, least and most; torchvision's default."""
     flip: float = 0.5
     """Probability of the horizontal flip."""
 
     def learning_rate(self, epoch: int) -> float:
-        """`lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
+        """Compute `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
         passed = sum(epoch >= milestone for milestone in self.milestones)
         return self.lr * self.batch / _LR_BATCH * self.decay**passed
 
     def steps(self, samples: int) -> int:
-        """Of the whole training on a source of so many images."""
+        """Count the steps of the whole training on a source of so many images."""
         return self.epochs * steps_per_epoch(samples, self.batch)
 
 
@@ -116,14 +114,14 @@ def fit(
     optimizer = torch.optim.SGD(list(probe), lr=recipe.lr, momentum=recipe.momentum)
 
     def of_piece(crops: Tensor, draws: Tensor, labels: Tensor) -> list[Tensor]:
-        """What a piece adds to the mean loss of this rank's slice, and to its gradients."""
+        """Compute what a piece adds to the mean loss of this rank's slice, and to its gradients."""
         with torch.no_grad():
             images = view(crops.to(world.device, non_blocking=True), draws, wide)
-            found = encode(images.to(dtype))  # [n / pieces, D]
-        loss = F.cross_entropy(probe.logits(found), labels.to(world.device, non_blocking=True)) / pieces
+            features = encode(images.to(dtype))  # [n / pieces, D]
+        loss = F.cross_entropy(probe.logits(features), labels.to(world.device, non_blocking=True)) / pieces
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
 
-    for step, batch in enumerate(_loader(_Steps(source, recipe, size, seed, world), workers, world.device)):
+    for step, batch in enumerate(_batches(source, recipe, size, seed, world, workers)):
         total = PairwiseSum()
         for piece in zip(*(t.chunk(pieces) for t in batch), strict=True):
             total.add(of_piece(*piece))
@@ -140,7 +138,7 @@ def fit(
 
 
 def _pieces(batch: int, samples: int, ranks: int) -> int:
-    """Equal pieces that a rank's slice is encoded in: a power of two, since then all sums meet in the same tree.
+    """Count the equal pieces that a rank's slice is encoded in: a power of two, so that all sums meet in one tree.
 
     The slice is halved until a piece is small enough, or odd. How small follows from the batch alone, so that the
     pieces are the same on any number of ranks that is a power of two.
@@ -158,56 +156,25 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
 
 
 def _augment(recipe: Recipe, normalisation: Augment) -> Augment:
-    """The flip alone, with the normalisation of the run; the crop is the source's."""
+    """Make an augmentation of the flip alone, with the normalisation of the run; the crop is the source's."""
     mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
-    nothing = replace(augment.Recipe.of(DataSection()), jitter=0.0, grayscale=0.0, blur=0.0)
-    return Augment(replace(nothing, flip=recipe.flip), mean, std)
+    return Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
-    """Weights N(0, 0.01), no bias, as the authors have it; to be trained."""
+    """Make the classifier that is trained: weights N(0, 0.01), no bias, as the authors have it."""
     generator = torch.Generator().manual_seed(seed)
     weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
     return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))
 
 
-class _Steps(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """This rank's slices by step (counted from 0): crops, draws for the device and labels, from the seed alone."""
-
-    def __init__(self, source: Source, recipe: Recipe, size: int, seed: int, world: World) -> None:
-        assert source.labels is not None
-        self.source, self.recipe, self.seed, self.labels = source, recipe, seed, source.labels
-        self.data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
-        self.count = recipe.batch // world.size
-        self.first = world.rank * self.count
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return self.recipe.steps(len(self.source))
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, samples = self._samples(step)
-        numbers = randomness.uniform(self.seed, randomness.Stream.PROBE_VIEW, epoch, samples, augment.DRAWS)
-        draws = torch.from_numpy(numbers)
-        crops, _ = self.source.crops(samples, draws[:, : augment.CROP_DRAWS], self.data)
-        return crops, draws[:, augment.CROP_DRAWS :], torch.from_numpy(self.labels[samples])
-
-    def _samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Epoch of the step, and the indices of this rank's samples: a slice of the epoch's order."""
-        count = len(self.source)
-        epoch, within = divmod(step, steps_per_epoch(count, self.recipe.batch))
-        if self._order[0] != epoch:
-            order = randomness.permutation(self.seed, randomness.Stream.PROBE_ORDER, epoch, 0, count)
-            self._order = epoch, order
-        begin = within * self.recipe.batch + self.first
-        return epoch, self._order[1][begin : begin + self.count]
-
-
-def _loader(steps: _Steps, workers: int, device: torch.device) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    return DataLoader(
-        steps,
-        batch_size=None,
-        num_workers=min(workers, len(steps)),
-        pin_memory=devices.runs_ahead(device),
-        worker_init_fn=in_worker,
-    )
+def _batches(
+    source: Source, recipe: Recipe, size: int, seed: int, world: World, workers: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
+    assert source.labels is not None
+    data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
+    keys = Keys(seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
+    stream = BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
+    for batch in make_loader(stream, range(recipe.steps(len(source))), workers, world.device):
+        yield batch.views[0], batch.draws[0], torch.from_numpy(source.labels[batch.samples.numpy()])

@@ -16,7 +16,9 @@ from torch import Tensor
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
-from moco_dist.data import augment, sources
+from moco_dist.data import sources
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.store import Source
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features
@@ -61,10 +63,10 @@ class Subject:
     digest: str
     """sha256 of the backbone's weights."""
     head_digest: str
-    """Likewise, of the head's."""
-    train: sources.Source
+    """sha256 of the head's weights."""
+    train: Source
     """Labelled images to learn from."""
-    held_out: sources.Source
+    held_out: Source
     """Labelled images to be told."""
     _told: set[str] = field(default_factory=set)
     """Images that cannot be decoded, named already."""
@@ -91,20 +93,20 @@ class Subject:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        return getattr(self.train, "classes", ()) or tuple(map(str, range(self.classes)))
+        return self.train.classes or tuple(map(str, range(self.classes)))
 
     @cached_property
-    def augmentation(self) -> augment.Augment:
-        return augment.Augment(augment.Recipe.of(self.config.data), *self.train.statistics)
+    def augmentation(self) -> Augment:
+        return Augment(Recipe.of(self.config.data), *self.train.pixel_statistics)
 
     @cached_property
-    def labelled_augmentation(self) -> augment.Augment:
-        """Of images that are learnt with their labels."""
-        return augment.Augment(self.augmentation.recipe.gentler(), *self.train.statistics)
+    def labelled_augmentation(self) -> Augment:
+        """The augmentation of images that are learnt with their labels."""
+        return Augment(self.augmentation.recipe.gentler(), *self.train.pixel_statistics)
 
     @property
     def labelled_crops(self) -> DataSection:
-        """Likewise."""
+        """Size and limits of the crops of images that are learnt with their labels."""
         return self.config.data.model_copy(update={"crop_scale": self.labelled_augmentation.recipe.crop_scale})
 
     def accuracy(self, predicted: Tensor) -> float:
@@ -124,7 +126,7 @@ class Subject:
         encode = self.encode(layer)
         return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
 
-    def share_of(self, source: sources.Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
+    def share_of(self, source: Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
         """This rank's share of a source's features. Raises UserError, on all ranks, where some are not finite."""
         rows, indices = self._share(encode, source, world)
         bad = sum(world.gather_objects(int((~rows.isfinite().all(1)).sum())))
@@ -141,10 +143,10 @@ class Subject:
             logits: normalised images [n, C, S, S] to [n, classes].
             world: the ranks that share the work.
         """
-        found, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
-        return features.in_order(found.argmax(1), indices, world).cpu()
+        outputs, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
+        return features.in_order(outputs.argmax(1), indices, world).cpu()
 
-    def _share(self, encode: Callable[[Tensor], Tensor], source: sources.Source, world: World) -> tuple[Tensor, Tensor]:
+    def _share(self, encode: Callable[[Tensor], Tensor], source: Source, world: World) -> tuple[Tensor, Tensor]:
         unreadable: list[str] = []
         share = features.extract(
             encode,
@@ -159,7 +161,7 @@ class Subject:
         self._name(sorted({name for names in world.gather_objects(unreadable) for name in names}), source)
         return share
 
-    def _name(self, unreadable: Sequence[str], source: sources.Source) -> None:
+    def _name(self, unreadable: Sequence[str], source: Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
         if new := [name for name in unreadable if name not in self._told]:

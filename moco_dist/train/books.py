@@ -6,7 +6,7 @@ import math
 import time
 
 from moco_dist.config import Config
-from moco_dist.data import batches, sources
+from moco_dist.data import sources, stream
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.ranks.collectives import World
 from moco_dist.tracking import Tracker
@@ -25,7 +25,7 @@ class Books:
     ) -> None:
         self._config, self._world, self._data = config, world, data
         self._tracker, self._checkpoints = tracker, checkpoints
-        self.epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+        self.epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
         self.unreadable = {"epoch": 0, "images": 0}
         self.recorded_at = time.monotonic()
 

@@ -11,7 +11,9 @@ from torch import nn
 
 from moco_dist import config as configs
 from moco_dist.config import Config, Layout
-from moco_dist.data import augment, batches, sources
+from moco_dist.data import sources, stream
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.engine.checkpoint import Checkpoints
@@ -54,11 +56,11 @@ class Training:
     ) -> None:
         self.config, self.world, self.plan, self.data = config, world, plan, data
         self.encoder, self.run_dir, self.stop = encoder, run_dir, stop
-        self.epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+        self.epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
         self.total = schedule.total_steps(config.optim, self.epoch_steps)
         self.due = Due(config, self.epoch_steps, self.total, evaluates=data.queries is not None)
         self.engine = build(make_method(config, world, encoder), config, plan, world)
-        self.augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+        self.augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
         self.checkpoints = Checkpoints(
             run_dir.paths.checkpoints, config.checkpoint.keep, milestone=self.due.milestone, writes=world.rank == 0
         )
@@ -98,19 +100,15 @@ class Training:
         self._announce(start)
         if self.due.evaluation(start) and not self.world.from_first(lambda: tracker.evaluated(start)):
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
-        loader = batches.loader(
-            batches.Steps(self.data.train, config, self.world),
-            start,
-            self.total,
-            pin=devices.runs_ahead(self.world.device),
-        )
-        images = batches.on_device(loader, self.augmentation, self.world.device, self.engine.image_dtype)
+        views = stream.pretraining(self.data.train, config, self.world)
+        loader = make_loader(views, range(start, self.total), config.data.workers, self.world.device)
+        images = stream.on_device(loader, self.augmentation, self.world.device, self.engine.image_dtype)
         self.due.saved_at = self.books.recorded_at = time.monotonic()
         for step, (one, two, unreadable) in enumerate(images, start):
             watchdog.beat()
             if step == 0:
                 with devices.may_wait(self.world.device):
-                    tracker.pairs(pairs_picture(one, two, self.data.train.statistics))
+                    tracker.pairs(pairs_picture(one, two, self.data.train.pixel_statistics))
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
             wishes = {
                 STOP: self.stop.raised() or tracker.stop_requested,

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moco_dist.data import sources
+from moco_dist.data.store import PixelStatistics
 
 
-def pairs_picture(one: Tensor, two: Tensor, statistics: sources.Statistics, count: int = 8) -> NDArray[np.uint8]:
+def pairs_picture(one: Tensor, two: Tensor, statistics: PixelStatistics, count: int = 8) -> NDArray[np.uint8]:
     """The first images' two views, one above the other: [2 S, count S, C]."""
     views = torch.stack([one[:count], two[:count]]).double().cpu()  # [2, n, C, S, S]
     mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in statistics)

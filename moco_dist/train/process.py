@@ -8,7 +8,8 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from moco_dist import tracking
 from moco_dist.config import Config, Layout
-from moco_dist.data import batches, sources
+from moco_dist.data import sources
+from moco_dist.data.loader import no_workers_left
 from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
@@ -21,7 +22,7 @@ from moco_dist.train.ends import Ended, StopRequest
 from moco_dist.train.loop import MakeMethod, Training, first_encoder
 
 
-@batches.no_workers_left()
+@no_workers_left()
 def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_method: MakeMethod) -> int:
     """Train to the end of the run, to a request to stop, or to a mistake of the user's.
 

@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from moco_dist import config
-from moco_dist.data import augment, sources
+from moco_dist.data import sources
+from moco_dist.data.store import PIXEL_STATISTICS, FileSource, Source
 from moco_dist.errors import UserError
-from moco_dist.randomness import Stream, uniform
-
-MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
-
-
-def config_of(batch: int = 2, **data: Any) -> config.Config:
-    knn = {key: data.pop(key) for key in ("knn_every", "knn_split", "validation_fraction") if key in data}
-    return config.parse({"data": {"image_size": 8, **data}, "optim": {"global_batch": batch}, "eval": knn})
-
-
-def folder_of(root: Path, **data: Any) -> config.Config:
-    return config_of(source="imagefolder", root=str(root), **data)
-
-
-def draw(path: Path, value: int, side: int = 16, mode: str = "RGB", width: int | None = None) -> Path:
-    """A plain image, so that its one gray value tells it from the others."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (width or side, side), value if mode == "L" else (value,) * 3).save(path, quality=95)
-    return path
-
-
-def values(images: torch.Tensor) -> list[int]:
-    """The gray value of each plain image, to the ten."""
-    assert images.dtype == torch.uint8
-    return [round(value / 10) * 10 for value in images.double().mean(dim=(1, 2, 3)).tolist()]
-
-
-def draws(count: int) -> torch.Tensor:
-    return torch.from_numpy(uniform(0, Stream.VIEW, 0, np.arange(count), augment.CROP_DRAWS))
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """train/ with cats (10, 20, 30) and dogs (100, 110), val/ with one of each."""
-    for value in (10, 20, 30):
-        draw(tmp_path / "train" / "cat" / f"{value}.jpg", value)
-    for value in (100, 110):
-        draw(tmp_path / "train" / "dog" / "deeper" / f"{value}.JPEG", value)
-    draw(tmp_path / "val" / "cat" / "a.png", 40)
-    draw(tmp_path / "val" / "dog" / "b.jpg", 120)
-    return tmp_path
-
-
-# ------------------------------------------------------------------ in memory
+from tests.data.made import MNIST, config_of, draw, draws, folder_of, values
 
 
 def test_digits() -> None:
@@ -75,13 +30,13 @@ def test_digits() -> None:
     images, unreadable = data.train.centred(np.arange(1438), 8)
     assert not unreadable
     assert (images.min(), images.max()) == (0, 255)
-    mean, std = data.train.statistics  # are those of the training images
+    mean, std = data.train.pixel_statistics  # are those of the training images
     assert images.double().div(255).mean().item() == pytest.approx(mean[0], abs=2e-3)
     assert images.double().div(255).std().item() == pytest.approx(std[0], abs=2e-3)
 
 
 def test_the_splits_have_no_image_in_common() -> None:
-    def rows(source: sources.Source) -> set[bytes]:
+    def rows(source: Source) -> set[bytes]:
         images, _ = source.centred(np.arange(len(source)), 8)
         return {image.numpy().tobytes() for image in images}
 
@@ -122,17 +77,6 @@ def test_a_batch_larger_than_the_training_set() -> None:
         sources.load(config_of(batch=1400, knn_split="validation"))
 
 
-def test_crops_of_a_batch_are_those_of_each_image() -> None:
-    source, data = sources.load(config_of()).train, config_of().data
-    indices = np.array([5, 3, 700, 3])
-    together, unreadable = source.crops(indices, draws(4), data)
-    assert together.shape == (4, 1, 8, 8)
-    assert not unreadable
-    for i, index in enumerate(indices):
-        assert torch.equal(source.crops(np.array([index]), draws(4)[i : i + 1], data)[0][0], together[i])
-    assert not torch.equal(together[1], together[3])  # other draws, another crop
-
-
 def test_synthetic() -> None:
     data = sources.load(config_of(source="synthetic", samples=40, channels=3))
     assert data.queries is not None
@@ -163,19 +107,16 @@ def test_mnist() -> None:
     assert data.train.labels is not None
     assert data.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     images = data.train.centred(np.arange(60_000), 28)[0]
-    mean, std = data.train.statistics
+    mean, std = data.train.pixel_statistics
     assert images.double().div(255).mean().item() == pytest.approx(mean[0], abs=1e-3)
     assert images.double().div(255).std().item() == pytest.approx(std[0], abs=1e-3)
-
-
-# ------------------------------------------------------------------- in files
 
 
 def test_a_tree_of_classes(tree: Path) -> None:
     data = sources.load(folder_of(tree))
     assert data.bank is data.train
     assert data.queries is not None
-    assert isinstance(data.train, sources.FileSource)
+    assert isinstance(data.train, FileSource)
     assert data.train.classes == ("cat", "dog")
     assert data.train.labels is not None
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
@@ -184,32 +125,14 @@ def test_a_tree_of_classes(tree: Path) -> None:
     assert data.queries.labels.tolist() == [0, 1]
     assert values(data.queries.centred(np.arange(2), 8)[0]) == [40, 120]
     crops, unreadable = data.train.crops(np.array([4, 0]), draws(2), folder_of(tree).data)
-    assert crops.shape == (2, 3, 8, 8)
-    assert values(crops) == [110, 10]
+    assert crops.shape == (1, 2, 3, 8, 8)
+    assert values(crops[0]) == [110, 10]
     assert not unreadable
     some = data.train.subset(np.array([3, 1]))
     assert some.labels is not None
     assert some.labels.tolist() == [1, 0]
     assert values(some.centred(np.arange(2), 8)[0]) == [100, 20]
-    assert data.train.statistics == sources.STATISTICS["colour"]
-
-
-def test_grayscale(tree: Path) -> None:
-    source = sources.load(folder_of(tree, channels=1)).train
-    assert source.channels == 1
-    assert source.centred(np.arange(5), 8)[0].shape == (5, 1, 8, 8)
-    assert len(source.statistics[0]) == 1
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1", "LA"])
-def test_every_kind_of_image_becomes_colour(tmp_path: Path, mode: str) -> None:
-    suffix = "tif" if mode in ("CMYK", "I;16") else "png"
-    image = Image.new("L", (16, 12), 200)
-    for n in range(2):
-        (image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)).save(tmp_path / f"{n}.{suffix}")
-    images, unreadable = sources.load(folder_of(tmp_path)).train.centred(np.arange(2), 8)
-    assert images.shape == (2, 3, 8, 8)
-    assert not unreadable
+    assert data.train.pixel_statistics == PIXEL_STATISTICS["colour"]
 
 
 def test_a_tree_without_classes(tmp_path: Path) -> None:
@@ -265,11 +188,6 @@ def small(root: Path) -> None:
         draw(root / f"{n}.png", 10, side=5, width=30)
 
 
-def broken(root: Path) -> None:
-    for n in range(3):
-        (root / f"{n}.png").write_bytes(b"no png")
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -287,60 +205,3 @@ def test_folders_that_do_not_fit(tmp_path: Path, make: Callable[[Path], None], m
     with pytest.raises(UserError, match=message) as caught:
         sources.load(folder_of(root))
     assert "\n" not in str(caught.value)
-
-
-def test_folders_without_a_readable_image(tmp_path: Path) -> None:
-    broken(tmp_path)
-    with pytest.raises(UserError, match="none of its 3 images can be decoded; mend the files"):
-        sources.load(folder_of(tmp_path)).train.centred(np.arange(1), 8)
-
-
-def cut_short(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def huge_header(path: Path) -> None:
-    """A PNG that claims 40000 x 40000 pixels: a decompression bomb to PIL."""
-    file = io.BytesIO()
-    Image.new("L", (1, 1)).save(file, "png")
-    content = bytearray(file.getvalue())
-    content[16:24] = (40_000).to_bytes(4, "big") * 2
-    path.write_bytes(content)
-
-
-CORRUPTIONS: list[Callable[[Path], Any]] = [
-    cut_short,
-    huge_header,
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(40)),
-    lambda path: path.write_text("<html>404</html>"),
-    lambda path: path.unlink(),
-]
-
-
-@pytest.mark.parametrize("corrupt", CORRUPTIONS)
-def test_an_unreadable_image_is_replaced_by_the_next_and_named(tree: Path, corrupt: Callable[[Path], Any]) -> None:
-    source = sources.load(folder_of(tree)).train
-    assert isinstance(source, sources.FileSource)
-    for name in ("20.jpg", "30.jpg"):  # two in a row
-        corrupt(tree / "train" / "cat" / name)
-    names = [str(tree / "train" / "cat" / name) for name in ("20.jpg", "30.jpg")]
-    images, unreadable = source.centred(np.array([0, 1, 4]), 8)
-    assert values(images) == [10, 100, 110]
-    assert unreadable == names
-    images, unreadable = source.crops(np.array([2, 0]), draws(2), folder_of(tree).data)
-    assert values(images) == [100, 10]
-    assert unreadable == names[1:]
-
-
-def test_the_last_image_is_followed_by_the_first(tree: Path) -> None:
-    source = sources.load(folder_of(tree)).train
-    (tree / "train" / "dog" / "deeper" / "110.JPEG").write_bytes(b"")
-    assert values(source.centred(np.array([4]), 8)[0]) == [10]
-
-
-def test_names_that_are_no_unicode(tmp_path: Path) -> None:
-    draw(tmp_path / "b.png", 10).rename(Path(str(tmp_path), b"\xff\xfe.png".decode("utf-8", "surrogateescape")))
-    draw(tmp_path / "ä b.png", 20)
-    assert values(sources.load(folder_of(tmp_path)).train.centred(np.arange(2), 8)[0]) in ([20, 10], [10, 20])

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from moco_dist import config as configs
 from moco_dist import randomness
-from moco_dist.data import augment, sources
+from moco_dist.data import sources
+from moco_dist.data.augment import Augment, Recipe
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.linear import Probe
 from moco_dist.networks.resnet import Encoder, build_encoder
@@ -20,7 +21,7 @@ from moco_dist.networks.small import SmallNet
 
 CONFIG = configs.load(None, ["model.width=8"])
 DIGITS = sources.open_source(CONFIG, "train")
-AUGMENTATION = augment.Augment(augment.Recipe.of(CONFIG.data), *DIGITS.statistics)
+AUGMENTATION = Augment(Recipe.of(CONFIG.data), *DIGITS.pixel_statistics)
 SHARED = {"data": CONFIG.data, "augmentation": AUGMENTATION, "device": torch.device("cpu")}
 SCHEDULE = Schedule(steps=4, batch=32, lr=0.05, lr_net=0.05)
 assert DIGITS.labels is not None

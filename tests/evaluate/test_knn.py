@@ -12,7 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from moco_dist.config.schema import DataSection
-from moco_dist.data import augment, sources
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.store import ArraySource
 from moco_dist.evaluate import features, knn
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
@@ -167,16 +168,16 @@ def test_uneven_rows_and_accuracy(ranks: Ranks, size: int) -> None:
 # ---------------------------------------------------------------- features
 
 
-def plain() -> augment.Augment:
-    return augment.Augment(augment.Recipe.of(DataSection()), (0.25,), (0.5,))
+def plain() -> Augment:
+    return Augment(Recipe.of(DataSection()), (0.25,), (0.5,))
 
 
-def numbered(count: int) -> sources.ArraySource:
+def numbered(count: int) -> ArraySource:
     """Image i is told by its first four pixels."""
     images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
     for bit in range(4):
         images[:, 0, 0, bit] = torch.arange(count) // 6**bit % 6 * 51
-    return sources.ArraySource(images, np.zeros(count, dtype=np.int64), ((0.25,), (0.5,)))
+    return ArraySource(images, np.zeros(count, dtype=np.int64), ((0.25,), (0.5,)))
 
 
 def shares(world: World, count: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:

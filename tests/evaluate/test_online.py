@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from moco_dist import config as configs
-from moco_dist.data import augment, sources
+from moco_dist.data import sources
+from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.store import ArraySource
 from moco_dist.engine.build import build
 from moco_dist.evaluate import knn, online, ridge
 from moco_dist.methods import moco
@@ -19,10 +21,10 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 OVERRIDES = ["model.width=8", "optim.global_batch=64", "eval.knn_k=7"]
 
 
-def numbered(count: int) -> sources.ArraySource:
+def numbered(count: int) -> ArraySource:
     """Image i has label i."""
     images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
-    return sources.ArraySource(images, np.arange(count), ((0.25,), (0.5,)))
+    return ArraySource(images, np.arange(count), ((0.25,), (0.5,)))
 
 
 def chosen(data: sources.Data) -> tuple[list[int], list[int]]:
@@ -50,7 +52,7 @@ def test_the_part_is_the_same_for_every_seed() -> None:
         for seed in (0, 5)
     )
     for mine, theirs in ((one.bank, other.bank), (one.queries, other.queries)):
-        assert isinstance(mine, sources.ArraySource) and isinstance(theirs, sources.ArraySource)
+        assert isinstance(mine, ArraySource) and isinstance(theirs, ArraySource)
         assert torch.equal(mine.images, theirs.images)
 
 
@@ -75,7 +77,7 @@ def figures(world: World, images: int | None, precision: str = "fp32") -> tuple[
     engine = build(moco.build(config, world, encoder), config, plan, world)
     seen = []
     encoder.conv1.register_forward_hook(lambda _, __, out: seen.append(len(out)))
-    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     found = online.accuracies(config, engine, encoder, online.part(data, images), augmentation)
     assert encoder.training
     return found, sum(seen)
@@ -86,8 +88,8 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
     assert seen == 1438 + 359  # once
     config = configs.load(None, OVERRIDES)
     data, encoder = sources.load(config), build_encoder(config.model, 1, seed=0).eval()
-    assert isinstance(data.bank, sources.ArraySource) and isinstance(data.queries, sources.ArraySource)
-    augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
+    assert isinstance(data.bank, ArraySource) and isinstance(data.queries, ArraySource)
+    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     with torch.no_grad():
         bank, queries = (
             torch.nn.functional.normalize(encoder.features(augmentation.plain(source.images)))

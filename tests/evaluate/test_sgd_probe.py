@@ -14,7 +14,10 @@ from torch import Tensor
 
 from moco_dist import randomness
 from moco_dist.config.schema import DataSection
-from moco_dist.data import augment, sources
+from moco_dist.data import augment
+from moco_dist.data.augment import DRAWS, Augment
+from moco_dist.data.crops import CROP_DRAWS
+from moco_dist.data.store import ArraySource
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features, sgd_probe
 from moco_dist.evaluate.linear import Probe
@@ -28,13 +31,13 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.1)
 RECIPE = Recipe(epochs=4, batch=64, lr=8.0, milestones=(2, 3))
 
 
-def images(count: int) -> sources.ArraySource:
+def images(count: int) -> ArraySource:
     """Noise around a colour of each class; classes are of unequal size."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES + 2, count) % CLASSES
     colours = np.array([[60, 60, 60], [190, 60, 60], [60, 190, 60], [60, 60, 190], [190, 190, 190]])
     pixels = colours[labels, :, None, None] + 60 * rng.standard_normal((count, 3, SIDE, SIDE))
-    return sources.ArraySource(torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), labels, (MEAN, STD))
+    return ArraySource(torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), labels, (MEAN, STD))
 
 
 def encode(x: Tensor) -> Tensor:
@@ -44,17 +47,17 @@ def encode(x: Tensor) -> Tensor:
     return F.conv2d(x, kernel, padding=1).relu().mean((2, 3))
 
 
-def normalisation() -> augment.Augment:
+def normalisation() -> Augment:
     """Of a run whose augmentation is not that of the probe."""
-    return augment.Augment(augment.Recipe.of(DataSection(augmentation="v2")), MEAN, STD)
+    return Augment(augment.Recipe.of(DataSection(augmentation="v2")), MEAN, STD)
 
 
-def fit(world: World, source: sources.ArraySource, recipe: Recipe, **changes: Any) -> Probe:
+def fit(world: World, source: ArraySource, recipe: Recipe, **changes: Any) -> Probe:
     arguments = {"size": SIDE, "augmentation": normalisation(), "dtype": torch.float32, "seed": SEED} | changes
     return sgd_probe.fit(encode, source, CLASSES, DIM, world, recipe=recipe, **arguments)
 
 
-def predict(world: World, probe: Probe, source: sources.ArraySource) -> Tensor:
+def predict(world: World, probe: Probe, source: ArraySource) -> Tensor:
     """Classes of a source's images, in its order."""
     logits, indices = features.extract(
         lambda x: probe.logits(encode(x)),
@@ -70,22 +73,22 @@ def predict(world: World, probe: Probe, source: sources.ArraySource) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- what is computed
 
 
-def crops(source: sources.ArraySource, recipe: Recipe, epoch: int, samples: np.ndarray) -> Tensor:
+def crops(source: ArraySource, recipe: Recipe, epoch: int, samples: np.ndarray) -> Tensor:
     """Normalised crops, one image at a time, in float64."""
     out = []
     data = DataSection(image_size=SIDE, crop_scale=recipe.crop_scale)
     for sample in samples:
-        draws = randomness.uniform(SEED, randomness.Stream.PROBE_VIEW, epoch, sample[None], augment.DRAWS)
-        crop, _ = source.crops(sample[None], torch.from_numpy(draws[:, : augment.CROP_DRAWS]), data)
-        x = crop[0].double() / 255
+        draws = randomness.uniform(SEED, randomness.Stream.PROBE_VIEW, epoch, sample[None], DRAWS)
+        crop, _ = source.crops(sample[None], draws[None, :, :CROP_DRAWS], data)
+        x = crop[0, 0].double() / 255
         mean, std = (torch.tensor(t, dtype=torch.float64)[:, None, None] for t in (MEAN, STD))
         x = (x - mean) / std
-        flipped = draws[0, augment.CROP_DRAWS + 4] < recipe.flip
+        flipped = draws[0, CROP_DRAWS + 4] < recipe.flip
         out.append(x.flip(2) if flipped else x)
     return torch.stack(out)
 
 
-def by_hand(source: sources.ArraySource, recipe: Recipe, rates: list[float], steps: int) -> tuple[Tensor, Tensor]:
+def by_hand(source: ArraySource, recipe: Recipe, rates: list[float], steps: int) -> tuple[Tensor, Tensor]:
     """`v <- m v + grad, w <- w - lr v` on whole batches; rates: the learning rate of each epoch."""
     generator = torch.Generator().manual_seed(SEED)
     w = (0.01 * torch.randn(CLASSES, DIM, generator=generator)).double().requires_grad_()

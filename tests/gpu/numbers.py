@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from moco_dist import config as configs
 from moco_dist import train
 from moco_dist.config import Config
-from moco_dist.data import augment, batches, sources
-from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data import sources, stream
+from moco_dist.data.augment import COLOUR_DRAWS, Augment, Recipe
+from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.methods import moco
@@ -54,7 +55,7 @@ def augmentation(setting: Setting) -> Result:
     differences: dict[str, float] = {}
     for channels in (1, 3):
         pixels = images(64, channels, 32)
-        draws = torch.rand(64, augment.COLOUR_DRAWS, generator=generator)
+        draws = torch.rand(64, COLOUR_DRAWS, generator=generator)
         there = pixels.to(setting.device)
         for name, operation in OPERATIONS.items():
             here = operation(pixels / 255, draws[:, 0])
@@ -113,10 +114,10 @@ class _Steps:
         data, plan = sources.load(self.config), configs.layout(self.config, 1)
         encoder = build_encoder(self.config.model, data.train.channels, seed=0)
         self.engine = build(moco.build(self.config, world, encoder), self.config, plan, world)
-        self.epoch_steps = batches.steps_per_epoch(len(data.train), self.config.optim.global_batch)
-        loader = batches.loader(batches.Steps(data.train, self.config, world), 0, 10_000, pin=setting.on_gpu)
-        whole = Augment(Recipe.of(self.config.data), *data.train.statistics)
-        self.views = batches.on_device(loader, whole, world.device, self.engine.image_dtype)
+        self.epoch_steps = stream.steps_per_epoch(len(data.train), self.config.optim.global_batch)
+        loader = make_loader(stream.pretraining(data.train, self.config, world), range(10_000), 0, world.device)
+        whole = Augment(Recipe.of(self.config.data), *data.train.pixel_statistics)
+        self.views = stream.on_device(loader, whole, world.device, self.engine.image_dtype)
         self.done = 0
 
     def loss(self) -> float:

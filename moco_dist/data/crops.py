@@ -1,0 +1,157 @@
+"""The crops of images on the host: random boxes from keyed draws, and pixels out of a decoded file or an array.
+
+Nothing is drawn here: a box is a function of its image's size and of `CROP_DRAWS` uniform numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from moco_dist.config.schema import DataSection, Interval
+from moco_dist.data.separable import interpolation, separable
+
+CROP_TRIES = 10
+CROP_DRAWS = 4 * CROP_TRIES
+"""Uniform numbers for a view's crop: area, ratio, top and left of each try."""
+
+
+def crop_boxes(
+    draws: NDArray[np.float32], heights: NDArray[np.int64], widths: NDArray[np.int64], scale: Interval, ratio: Interval
+) -> NDArray[np.int64]:
+    """Place random crops as torchvision's RandomResizedCrop does.
+
+    A crop is the first of ten tries that fits into the image: area uniform in `scale`, width over height log-uniform in
+    `ratio`, position uniform. Where none fits, the largest central crop whose ratio is allowed.
+
+    Args:
+        draws: [B, CROP_DRAWS] uniform numbers in [0, 1).
+        heights: [B] of the images, in pixels.
+        widths: [B]
+        scale: area of the crop as a fraction of the image's, least and most.
+        ratio: width over height of the crop, least and most.
+
+    Returns:
+        [B, 4] top, left, height, width in pixels.
+    """
+    image = np.stack([heights, widths]).astype(np.int64)  # [2, B] height and width
+    area_draw, ratio_draw, *place_draws = np.moveaxis(draws.reshape(-1, CROP_TRIES, 4).astype(np.float64), 2, 0)
+    area = (scale[0] + (scale[1] - scale[0]) * area_draw) * image.prod(0)[:, None]  # [B, tries]
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = np.exp(log_low + (log_high - log_low) * ratio_draw)
+    crop = np.rint(np.sqrt(np.stack([area / aspect, area * aspect]))).astype(np.int64)  # [2, B, tries]
+    place = np.floor(np.stack(place_draws) * (image[:, :, None] - crop + 1)).astype(np.int64)
+    fits = ((crop > 0) & (crop <= image[:, :, None])).all(0)  # [B, tries]
+    tried = np.concatenate([place, crop])[:, np.arange(len(fits)), fits.argmax(1)]  # [4, B]
+    return np.where(fits.any(1), tried, _central_crop(image, ratio)).T
+
+
+def _central_crop(image: NDArray[np.int64], ratio: Interval) -> NDArray[np.int64]:
+    """Place the largest central crops whose ratio is allowed, [4, B] top, left, height, width."""
+    height, width = image  # [B] each
+    crop = np.stack([np.minimum(height, np.rint(width / ratio[0])), np.minimum(width, np.rint(height * ratio[1]))])
+    crop = np.maximum(crop, 1).astype(np.int64)  # torchvision's is empty in an image of a few pixels
+    return np.concatenate([(image - crop) // 2, crop])
+
+
+def crop_views(image: Image.Image, draws: NDArray[np.float32], data: DataSection) -> Tensor:
+    """Crop some random views out of one decoded image.
+
+    Args:
+        image: mode RGB or L.
+        draws: [V, CROP_DRAWS] uniform numbers in [0, 1), a row for each view.
+        data: size S of the views in pixels, and limits of their area and ratio.
+
+    Returns:
+        uint8 [V, C, S, S]
+    """
+    width, height = (np.full(len(draws), side) for side in image.size)
+    boxes = crop_boxes(draws, height, width, data.crop_scale, data.crop_ratio)
+    return torch.stack([crop_file(image, box, data.image_size) for box in boxes])
+
+
+def crop_file(image: Image.Image, box: Sequence[int] | NDArray[np.int64], size: int) -> Tensor:
+    """Crop and resize one decoded image with PIL's antialiased bilinear filter, as torchvision does.
+
+    Args:
+        image: mode RGB or L.
+        box: top, left, height, width in pixels, a row of `crop_boxes`.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [C, size, size]
+    """
+    top, left, height, width = map(int, box)
+    # Not resize(box=...): its filter would look at pixels outside the crop.
+    crop = image.crop((left, top, left + width, top + height))
+    return _tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def centre(image: Image.Image, size: int) -> Tensor:
+    """Cut the evaluation's view out of a decoded image: shorter side to size * 256/224, then the central square.
+
+    Args:
+        image: mode RGB or L.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [C, size, size]
+    """
+    short = round(size * 256 / 224)
+    width, height = (short * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return _tensor(resized.crop((left, top, left + size, top + size)))
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """Copy the pixels of a PIL image into a tensor, uint8 [C, H, W]."""
+    assert image.mode in ("RGB", "L"), f"convert the image from mode {image.mode}"
+    pixels = torch.from_numpy(np.array(image))  # [H, W] or [H, W, C]
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def resized_crop(images: Tensor, boxes: NDArray[np.int64], size: int) -> Tensor:
+    """Crop each image to a box of its own and resize it, bilinear and antialiased.
+
+    Computed in float64: an error of float32 could depend on the batch, and rounding would make it a whole level.
+
+    Args:
+        images: uint8 [B, C, H, W]
+        boxes: [B, 4] top, left, height, width in pixels.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [B, C, size, size]
+    """
+    height, width = images.shape[2:]
+    top, left, crop_height, crop_width = torch.from_numpy(boxes).to(images.device, torch.float64).unbind(1)
+    rows = interpolation(top, crop_height, height, size)  # [B, size, H]
+    cols = interpolation(left, crop_width, width, size)  # [B, size, W]
+    resized = separable(rows, images.double(), cols)  # [B, C, size, size]
+    # Ties are frequent (the mean of two levels); off the edge, rounding error cannot decide them.
+    return resized.add_(0.5 + 1e-6).clamp_(0, 255).to(torch.uint8)  # the conversion truncates
+
+
+def centre_batch(images: Tensor, size: int) -> Tensor:
+    """Cut the evaluation's view out of images of one size: the central square, resized; nothing is cut off a square.
+
+    Args:
+        images: uint8 [B, C, H, W]
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [B, C, size, size]; `images` itself where they are of that size.
+    """
+    height, width = images.shape[2:]
+    if height == width == size:
+        return images
+    side = min(height, width)
+    box = np.array([(height - side) // 2, (width - side) // 2, side, side])
+    return resized_crop(images, np.tile(box, (len(images), 1)), size)

@@ -1,0 +1,203 @@
+"""The stores that images are read from: arrays in memory, or files that are decoded when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from moco_dist.config.schema import DataSection
+from moco_dist.data import crops
+from moco_dist.data.index import UNREADABLE, shorter_side
+from moco_dist.errors import UserError
+
+Indices = NDArray[np.int64]
+Labels = NDArray[np.int64]
+
+
+class PixelStatistics(NamedTuple):
+    """Mean and standard deviation of the training images' pixels in [0, 1], one of each for each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+PIXEL_STATISTICS = {
+    "digits": PixelStatistics((0.3053,), (0.3760,)),
+    "mnist": PixelStatistics((0.1307,), (0.3081,)),
+    "cifar10": PixelStatistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "colour": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+    "grayscale": PixelStatistics((0.449,), (0.226,)),  # the same, averaged
+}
+
+
+def general_statistics(channels: int) -> PixelStatistics:
+    """Return ImageNet's pixel statistics, which serve for colour (3) or gray (1) images whose own are not known."""
+    return PIXEL_STATISTICS["colour" if channels == 3 else "grayscale"]
+
+
+class Source(Protocol):
+    """Images with or without labels, read by their place in the source."""
+
+    @property
+    def labels(self) -> Labels | None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes; none where classes have numbers alone."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def pixel_statistics(self) -> PixelStatistics: ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Indices) -> Source:
+        """Return a source of the images at these places alone."""
+
+    def shortest_side(self) -> int | None:
+        """Return the shorter side of a typical image in pixels; None where no image can be read."""
+
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+        """Crop some random views of each image; a file is decoded once for all its views.
+
+        Args:
+            indices: [n] places of the images.
+            draws: [V, n, CROP_DRAWS] uniform numbers, for V views of each image.
+            data: size of the crops, and limits of their area and ratio.
+
+        Returns:
+            uint8 [V, n, C, S, S], and the names of images that could not be read and were replaced.
+        """
+
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+        """Cut out the centre of each image, as an evaluation sees it.
+
+        Args:
+            indices: [n] places of the images.
+            size: side S of the result in pixels.
+
+        Returns:
+            uint8 [n, C, S, S], and the names of images that could not be read and were replaced.
+        """
+
+    def digest(self) -> str:
+        """Return the sha256 of what tells it from other sources: pixels in memory or names of files, and labels."""
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images of one size in memory, uint8 [N, C, H, W]."""
+
+    images: Tensor
+    labels: Labels | None
+    pixel_statistics: PixelStatistics
+    classes: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Indices) -> ArraySource:
+        return replace(self, images=self.images[indices], labels=None if self.labels is None else self.labels[indices])
+
+    def shortest_side(self) -> int:
+        return min(self.images.shape[2:])
+
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+        images = self.images[indices]  # [n, C, H, W]
+        height, width = (np.full(len(indices), side) for side in images.shape[2:])
+        boxes = (crops.crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws)
+        return torch.stack([crops.resized_crop(images, of_view, data.image_size) for of_view in boxes]), []
+
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+        return crops.centre_batch(self.images[indices], size), []
+
+    def digest(self) -> str:
+        return _sha256(self.labels, self.images.numpy().tobytes())
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Images in files below a folder; one that cannot be decoded is replaced by the next readable one in order."""
+
+    folder: Path
+    names: NDArray[np.bytes_]
+    """[N] paths below the folder; bytes in one array, since a list of str would be copied into every worker by its
+    reference counts."""
+    labels: Labels | None
+    classes: tuple[str, ...]
+    channels: int
+
+    @property
+    def pixel_statistics(self) -> PixelStatistics:
+        return general_statistics(self.channels)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: Indices) -> FileSource:
+        return replace(self, names=self.names[indices], labels=None if self.labels is None else self.labels[indices])
+
+    def shortest_side(self) -> int | None:
+        places = np.linspace(0, len(self) - 1, num=min(9, len(self)), dtype=int)
+        sides = [side for place in places.tolist() if (side := shorter_side(self.path(place))) is not None]
+        return int(np.median(sides)) if sides else None
+
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+        unreadable: list[str] = []
+        places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
+        views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
+        return torch.stack(views, dim=1), unreadable
+
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+        unreadable: list[str] = []
+        return torch.stack([crops.centre(self._decode(n, unreadable), size) for n in indices.tolist()]), unreadable
+
+    def digest(self) -> str:
+        return _sha256(self.labels, os.fsencode(self.folder.resolve()), self.names.tobytes())
+
+    def path(self, place: int) -> Path:
+        """Return the path of one image."""
+        return self.folder / os.fsdecode(self.names[place])
+
+    def _decode(self, place: int, unreadable: list[str]) -> Image.Image:
+        """Decode the image at a place, or the next readable one, in mode RGB or L.
+
+        Args:
+            place: of the image in the source.
+            unreadable: the names of images that were passed over are added to it.
+
+        Raises:
+            UserError: the source has no readable image.
+        """
+        for offset in range(len(self)):
+            path = self.path((place + offset) % len(self))
+            try:
+                with Image.open(path) as image:
+                    return image.convert("L" if self.channels == 1 else "RGB")
+            except UNREADABLE:
+                unreadable.append(str(path))
+        rule = f"none of its {len(self)} images can be decoded; mend the files"
+        raise UserError(f"data.root = {self.folder}: {rule}")
+
+
+def _sha256(labels: Labels | None, *contents: bytes) -> str:
+    """Hash labels and contents; hexadecimal digits."""
+    sha256 = hashlib.sha256(b"" if labels is None else labels.tobytes())
+    for content in contents:
+        sha256.update(content)
+    return sha256.hexdigest()

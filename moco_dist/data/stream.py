@@ -1,0 +1,147 @@
+"""The stream of batches: what a step sees is a function of its keys, and can begin at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from moco_dist import randomness
+from moco_dist.config import Config
+from moco_dist.config.schema import DataSection
+from moco_dist.data.augment import DRAWS, Augment
+from moco_dist.data.crops import CROP_DRAWS
+from moco_dist.data.store import Indices, Source
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
+
+
+class Batch(NamedTuple):
+    """One rank's share of a step, with V views of each of its n images."""
+
+    views: Tensor
+    """uint8 [V, n, C, S, S] crops."""
+    draws: Tensor
+    """float32 [V, n, COLOUR_DRAWS] uniform numbers for the augmentation on the device."""
+    samples: Tensor
+    """int64 [n] places of the images among those that the stream is about."""
+    unreadable: list[str]
+    """Names of the images that were replaced, sorted, each once."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a stream's random numbers: what they are for, and in which run."""
+
+    seed: int
+    order: randomness.Stream
+    """What the order of an epoch is drawn from."""
+    view: randomness.Stream
+    """What crops and augmentations are drawn from."""
+    lesson: int | None = None
+    """The number of the lesson, where several are learnt with one seed. Its views are then keyed by their place in the
+    whole lesson, not by epoch and sample."""
+
+    def permutation(self, epoch: int, samples: int) -> Indices:
+        """Draw the order of an epoch, [samples]."""
+        major, minor = (epoch, 0) if self.lesson is None else (self.lesson, epoch)
+        return randomness.permutation(self.seed, self.order, major, minor, samples)
+
+    def draws(self, epoch: int, samples: Indices, places: Indices, views: int) -> NDArray[np.float32]:
+        """Draw the uniform numbers in [0, 1) of each view, [views, n, DRAWS].
+
+        Args:
+            epoch: counted from 0.
+            samples: [n] which images.
+            places: [n] their places in the stream, counted from its first step.
+            views: number of views V of each image.
+        """
+        major, images = (epoch, samples) if self.lesson is None else (self.lesson, places)
+        return randomness.uniform(self.seed, self.view, major, views * images + np.arange(views)[:, None], DRAWS)
+
+
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Return the number of whole batches of an epoch; the samples left over come in other epochs."""
+    return samples // global_batch
+
+
+@dataclass(eq=False)
+class BatchStream(Dataset[Batch]):
+    """One rank's batches of images by step, counted from 0: order, crops and draws follow from the keys alone."""
+
+    source: Source
+    data: DataSection
+    """Size of the crops, and limits of their area and ratio."""
+    keys: Keys
+    global_batch: int
+    """Images of a step over all ranks."""
+    views: int = 1
+    """Views of each image."""
+    rank: int = 0
+    ranks: int = 1
+    """Number of ranks, each of which takes its slice of a batch."""
+    among: Indices | None = None
+    """[m] places in the source that the stream is about; None for all."""
+    _order: tuple[int, Indices] = field(default=(-1, np.empty(0, dtype=np.int64)), init=False, repr=False)
+    """The epoch that was asked for last, and its order."""
+
+    def samples(self, step: int) -> tuple[int, Indices]:
+        """Return the epoch of a step, and the [n] samples of this rank: a slice of the epoch's global order."""
+        count = len(self.source if self.among is None else self.among)
+        epoch, within = divmod(step, steps_per_epoch(count, self.global_batch))
+        if self._order[0] != epoch:
+            self._order = epoch, self.keys.permutation(epoch, count)
+        begin, share = within * self.global_batch, self.global_batch // self.ranks
+        return epoch, self._order[1][begin + self.rank * share :][:share]
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, samples = self.samples(step)
+        places = step * self.global_batch + self.rank * len(samples) + np.arange(len(samples))
+        draws = self.keys.draws(epoch, samples, places, self.views)  # [V, n, DRAWS]
+        indices = samples if self.among is None else self.among[samples]
+        views, unreadable = self.source.crops(indices, draws[..., :CROP_DRAWS], self.data)
+        colour_draws = torch.from_numpy(draws[..., CROP_DRAWS:].copy())
+        return Batch(views, colour_draws, torch.from_numpy(samples), sorted(set(unreadable)))
+
+
+def pretraining(source: Source, config: Config, world: World) -> BatchStream:
+    """Make the stream that MoCo learns from: two views of each image, shared among the ranks."""
+    keys = Keys(config.run.seed, randomness.Stream.ORDER, randomness.Stream.VIEW)
+    return BatchStream(source, config.data, keys, config.optim.global_batch, views=2, rank=world.rank, ranks=world.size)
+
+
+def on_device(
+    batches: DataLoader[Batch], augmentation: Augment, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Yield both augmented views of each batch, [n, C, S, S] each, and the names of replaced images.
+
+    On a GPU the next step's copy and augmentation run on a stream of their own while the current step computes.
+    """
+
+    def prepare(batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
+        images = batch.views.to(device, non_blocking=True)
+        wide = torch.promote_types(dtype, torch.float32)  # colours and blur are not for half precision
+        one, two = (augmentation(images[v], batch.draws[v], wide).to(dtype) for v in range(2))
+        return one, two, batch.unreadable
+
+    if not devices.runs_ahead(device):
+        yield from map(prepare, batches)
+        return
+    of_device = devices.of(device)
+    stream = of_device.Stream(device)
+    ahead: list[tuple[Tensor, Tensor, list[str]]] = []  # the batch that is prepared and not yet taken
+    for batch in batches:
+        with of_device.stream(stream):
+            following = prepare(batch)
+        yield from ahead
+        of_device.current_stream(device).wait_stream(stream)
+        for view in following[:2]:  # the allocator must not reuse them while the training stream reads
+            view.record_stream(of_device.current_stream(device))
+        ahead = [following]
+    yield from ahead
