@@ -78,7 +78,7 @@ def versions() -> str:
 
 def git_revision() -> str:
     """Revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells."""
-    copied_from = Path(__file__).parents[1] / "REVISION"
+    copied_from = Path(__file__).parents[2] / "REVISION"
     if copied_from.is_file():
         return copied_from.read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
