@@ -14,13 +14,13 @@ from moco_dist.errors import UserError
 
 # Modules by the names of their commands; only the one that is asked for is imported.
 _COMMANDS = {
-    "submit": "submit",
-    "status": "show",
-    "logs": "logs",
-    "cancel": "cancel",
-    "requeue": "requeue",
-    "sweep": "sweep",
-    "preflight": "preflight",
+    "submit": "commands.submit",
+    "status": "views.table",
+    "logs": "commands.logs",
+    "cancel": "commands.cancel",
+    "requeue": "commands.requeue",
+    "sweep": "commands.sweep",
+    "preflight": "commands.preflight",
 }
 
 

@@ -18,8 +18,8 @@ from statistics import median
 
 from PIL import Image
 
-from launcher import finding
-from launcher.finding import Finding
+from launcher.checks import finding
+from launcher.checks.finding import Finding
 from moco_dist.config import Config
 
 _SECONDS = 1.5

@@ -19,7 +19,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from launcher import slurm
 from launcher.cluster import Profile
-from launcher.job import Training
+from launcher.job.task import Training
 from launcher.record import Submission
 from moco_dist.run.lease import process_start
 
@@ -50,7 +50,7 @@ class Sbatch(SlurmExecutor):
         container = submission.profile.container
         pyxis = container is not None and container.runtime == "pyxis"  # which srun alone knows of
         python = shlex.quote(sys.executable) if pyxis else self.python
-        ask = f"{python} -m launcher.after {shlex.quote(str(comment))}"
+        ask = f"{python} -m launcher.job.after {shlex.quote(str(comment))}"
         after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({ask}) && scontrol requeue "$job"; }}'
         lines = ["code=$?", after, 'exit "$code"']
         self.update_parameters(**parameters, comment=str(comment), array_parallelism=parallel, teardown=lines)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from launcher import runs, slurm
+from launcher import slurm
 from launcher.record import Launch, Submission
+from launcher.views import runs
 from moco_dist.run import status
 
 

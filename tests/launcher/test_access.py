@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import dataset, preflight, sweep
+from launcher import dataset
 from launcher.__main__ import main
 from launcher.cluster import Profile
+from launcher.commands import preflight, sweep
 from moco_dist import config as configs
 
 NOBODY = 65534

@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
-from launcher import cancel, logs, requeue, runs, show, slurm, submit
+from launcher import slurm
 from launcher.cluster import Profile
+from launcher.commands import cancel, logs, requeue, submit
 from launcher.record import Launch, Submission
-from launcher.runs import Run
+from launcher.views import runs
+from launcher.views import table as show
+from launcher.views.runs import Run
 from slurm.devcluster import Cluster, ClusterError
 from tests.launcher.made import make_run
 

@@ -1,6 +1,6 @@
 """One rank of a job: the trainer, with its output in the run directory.
 
-python -m launcher.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
+python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
 """
 
 from __future__ import annotations

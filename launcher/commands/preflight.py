@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from launcher import dataset, estimate, finding, fit, options, runs, site, slurm
+from launcher import dataset, options, slurm
+from launcher.checks import estimate, finding, fit, site
+from launcher.checks.estimate import GIB
+from launcher.checks.finding import Finding
+from launcher.checks.site import Site
 from launcher.cluster import Profile
 from launcher.dataset import Images
-from launcher.estimate import GIB
-from launcher.finding import Finding
 from launcher.record import Launch, Submission, refuse_others
-from launcher.site import Site
+from launcher.views import runs
 from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.config import Config, Layout

@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import runs
 from launcher.record import Launch
-from launcher.runs import Run
+from launcher.views import runs
+from launcher.views.runs import Run
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher import after
+from launcher.job import after
 from launcher.record import Launch
 from moco_dist.run import status
 from tests.launcher.made import make_run
@@ -32,7 +32,7 @@ def asks(folder: Path, monkeypatch: pytest.MonkeyPatch, **environment: str) -> i
     """The batch script's question. Returns the exit status."""
     for name, value in ({"SLURM_JOB_ID": "12"} | environment).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["launcher.after", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["launcher.job.after", str(folder)])
     return after.main()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import logs
+from launcher.commands import logs
 from launcher.record import Launch
 from moco_dist.errors import UserError
 from moco_dist.run import status

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from launcher import finding, site
+from launcher.checks import finding, site
+from launcher.checks.finding import Finding
+from launcher.checks.site import Node, Partition, Site
 from launcher.cluster import Profile
-from launcher.finding import Finding
-from launcher.site import Node, Partition, Site
 
 _FEWEST_GRACE_SECONDS = 10
 """In less than this a large run can hardly save."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from launcher import runs
 from launcher.record import Launch
-from launcher.runs import Run
+from launcher.views import runs
+from launcher.views.runs import Run
 from moco_dist.run import status
 
 _LOOK_SECONDS = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import worker
+from launcher.job import worker
 from launcher.record import Launch
 from moco_dist.run import status
 from tests.launcher.made import make_run
@@ -136,10 +136,10 @@ def start(launch: Launch, **environment: str) -> subprocess.CompletedProcess[str
     mark = launch.stop_mark("12", 0)
     mark.touch()
     clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    command = [sys.executable, "-m", "launcher.worker", str(launch.run_dir), "4", str(mark)]
+    command = [sys.executable, "-m", "launcher.job.worker", str(launch.run_dir), "4", str(mark)]
     return subprocess.run(
         command,
-        env={**clean, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        env={**clean, "PYTHONPATH": str(Path(__file__).parents[3]), **environment},
         capture_output=True,
         text=True,
     )

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
 
-from launcher import figures, slurm, verdict
-from launcher.figures import NOTHING, Figures
+from launcher import slurm
 from launcher.record import Launch, Submission, refuse_others
-from launcher.verdict import FOR_GOOD, State, Told
+from launcher.views import figures, verdict
+from launcher.views.figures import NOTHING, Figures
+from launcher.views.verdict import FOR_GOOD, State, Told
 from moco_dist.errors import UserError
 
 __all__ = ["FOR_GOOD", "Run", "State", "find", "listed", "look", "survey", "wait"]

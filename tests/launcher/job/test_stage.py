@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import stage
+from launcher.job import stage
 from moco_dist.errors import UserError
 
 FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 1000, "val/a/3.png": b""}
@@ -216,7 +216,7 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, disk: Path) -> None
 JOB = """
 import sys
 from pathlib import Path
-from launcher import stage
+from launcher.job import stage
 
 real = stage._extract
 def extract(archive, folder):

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from launcher import runs, show, slurm
+from launcher import slurm
+from launcher.views import runs
+from launcher.views import table as show
 from moco_dist.errors import UserError
 from tests.launcher.made import MadeUp, knn_row, make_run, replace_sleep, train_row
 

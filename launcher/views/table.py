@@ -37,8 +37,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launcher import runs
-from launcher.runs import Run
+from launcher.views import runs
+from launcher.views.runs import Run
 
 _ANSWER_SECONDS = 1.0
 """What SLURM may take, so that the whole command answers within two seconds."""

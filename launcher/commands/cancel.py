@@ -8,9 +8,10 @@ import shlex
 import signal
 from collections.abc import Sequence
 
-from launcher import runs, slurm
+from launcher import slurm
 from launcher.record import Launch
-from launcher.runs import Run
+from launcher.views import runs
+from launcher.views.runs import Run
 from moco_dist.run.lease import process_start
 
 _LEAVE_SECONDS = 60.0  # twice SLURM's usual KillWait

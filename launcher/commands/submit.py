@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher import follow, options, preflight, slurm, snapshot
-from launcher.finding import Finding
-from launcher.job import Training
+from launcher import options, slurm, snapshot
+from launcher.checks.finding import Finding
+from launcher.commands import preflight
+from launcher.job.task import Training
 from launcher.record import Launch, Submission, refuse_others
+from launcher.views import follow
 from moco_dist import config as configs
 from moco_dist import files, packages
 from moco_dist.config import Config

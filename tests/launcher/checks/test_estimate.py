@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher import estimate
+from launcher.checks import estimate
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.engine.learner import Learner, build_moco

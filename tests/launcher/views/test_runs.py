@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import figures, runs, slurm
+from launcher import slurm
 from launcher.record import Launch
-from launcher.runs import Run
+from launcher.views import figures, runs
+from launcher.views.runs import Run
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from moco_dist.run.lease import Lease, held_by, process_start

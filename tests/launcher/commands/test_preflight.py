@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launcher import cluster, dataset, fit, preflight, site, slurm
+from launcher import cluster, dataset, slurm
+from launcher.checks import fit, site
+from launcher.checks.finding import Finding
+from launcher.checks.site import Site
 from launcher.cluster import Profile
+from launcher.commands import preflight
 from launcher.dataset import Folder
-from launcher.finding import Finding
 from launcher.record import Launch
-from launcher.site import Site
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.data import sources
@@ -30,7 +32,7 @@ from moco_dist.run import status
 from moco_dist.run.lease import Lease, process_start
 from tests.launcher.made import MadeUp, make_run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # As scontrol and sinfo print it, of two nodes with eight A100 and one with four V100; shortened.
 PARTITIONS = """\

@@ -1,6 +1,6 @@
 """What the batch script asks when srun has failed: whether to put the job back into the queue.
 
-job=$(python -m launcher.after FOLDER) && scontrol requeue "$job"
+job=$(python -m launcher.job.after FOLDER) && scontrol requeue "$job"
 
 SLURM requeues a job when it finds a node dead. One that is up again sooner has lost its part of the step all the same:
 srun ends, and the job with it, as failed. And a job in a container finds no scontrol to requeue itself by.

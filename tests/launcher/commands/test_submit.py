@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from launcher import site, slurm, snapshot, submit
+from launcher import slurm, snapshot
 from launcher.__main__ import main
+from launcher.checks import site
 from launcher.cluster import Profile
+from launcher.commands import submit
 from launcher.executors import Sbatch
-from launcher.job import Training
+from launcher.job.task import Training
 from launcher.record import Launch, Submission
 from moco_dist import config as configs
 from moco_dist.config import Config
@@ -91,7 +93,7 @@ PYTHON -u -m submitit.core._submit RUN/launch/submitit
 
 # teardown
 code=$?
-[ "$code" = 0 ] || [ "$code" = 2 ] || { job=$(PYTHON -m launcher.after RUN) && scontrol requeue "$job"; }
+[ "$code" = 0 ] || [ "$code" = 2 ] || { job=$(PYTHON -m launcher.job.after RUN) && scontrol requeue "$job"; }
 exit "$code"
 """
 
@@ -220,7 +222,7 @@ class Script:
         self.programs, self.run_dir = programs, run_dir
         programs.keeps("srun", "PYTHONPATH", "PYTHONSAFEPATH", "SUBMITIT_EXECUTOR", "SETUP", code=srun)
         programs.keeps("scontrol")
-        programs.runs("a python", f'test "$2" = launcher.after && printf %s "$3" > asked\necho 12\nexit {after}')
+        programs.runs("a python", f'test "$2" = launcher.job.after && printf %s "$3" > asked\necho 12\nexit {after}')
         container = {"image": STRANGE, "runtime": "pyxis", "python": "python of the image", "mounts": [STRANGE]}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "executable", "a python")  # the batch script's own: srun alone knows of the container
@@ -236,7 +238,7 @@ class Script:
         return done.returncode
 
     def asked(self) -> str:
-        """What launcher.after was asked about."""
+        """What launcher.job.after was asked about."""
         file = Path("asked")
         return file.read_text() if file.exists() else ""
 
@@ -549,7 +551,7 @@ def test_several_trainings_are_an_array(programs: Programs, tmp_path: Path) -> N
     asked = parameters(text)
     assert (asked["array"], asked["constraint"], asked["comment"]) == ("0-2%2", "it's", str(tmp_path))
     assert asked["output"] == f"{tmp_path}/sweep/%A_%a_0_log.out"
-    assert f"-m launcher.after {tmp_path})" in text
+    assert f"-m launcher.job.after {tmp_path})" in text
     pickles = [DelayedSubmission.load(tmp_path / f"sweep/12_{n}_submitted.pkl") for n in range(3)]
     assert [pickled.function for pickled in pickles] == sent
 

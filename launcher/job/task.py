@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import slurm, stage
+from launcher import slurm
+from launcher.job import stage
 from launcher.record import STARTS_WITHOUT_PROGRESS, Launch, Submission, refuse_others
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -136,7 +137,7 @@ class Start:
         for children in Path("/proc/self/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 found += [int(pid) for pid in children.read_text().split()]
-        return [pid for pid in found if b"launcher.worker" in _command(pid)]
+        return [pid for pid in found if b"launcher.job.worker" in _command(pid)]
 
     def say(self, line: str) -> None:
         """A line in the job's own log, and on its stderr."""
@@ -193,7 +194,7 @@ class Start:
 
     def _worker(self, overrides: list[str]) -> list[str]:
         ranks = str(self.submission.ranks)
-        return ["-u", "-m", "launcher.worker", self.run_dir, ranks, str(self.stop_mark), *overrides]
+        return ["-u", "-m", "launcher.job.worker", self.run_dir, ranks, str(self.stop_mark), *overrides]
 
     def _elastic(self, overrides: list[str], turn: int) -> bool:
         """Run this node's ranks under torch's elastic agent. Returns whether all ended with 0."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launcher import runs, slurm, submit
-from launcher.cancel import checkpoint, chosen
-from launcher.runs import Run
+from launcher import slurm
+from launcher.commands import submit
+from launcher.commands.cancel import checkpoint, chosen
+from launcher.views import runs
+from launcher.views.runs import Run
 from moco_dist.errors import UserError
 
 _REQUEUE_SECONDS = 30.0

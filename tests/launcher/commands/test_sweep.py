@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from launcher import snapshot, sweep
+from launcher import snapshot
 from launcher.__main__ import main
-from launcher.job import Training
+from launcher.commands import sweep
+from launcher.job.task import Training
 from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist.errors import UserError
@@ -204,7 +205,7 @@ def test_one_array_of_runs_like_any_other(programs: Programs, capsys: Said) -> N
     code = folder / "launch/code" / snapshot.digest()
     assert {"#SBATCH --array=0-3%3", f"#SBATCH --chdir={code}", "#SBATCH --job-name=temperatures"} <= set(lines)
     assert f"#SBATCH --comment={folder}" in lines
-    assert (code / "launcher/job.py").is_file()
+    assert (code / "launcher/job/task.py").is_file()
     members = sorted(path for path in folder.iterdir() if path.name != "launch")
     assert [path.name[:2] for path in members] == ["00", "01", "02", "03"]
     for number, run_dir in enumerate(members):

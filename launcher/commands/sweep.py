@@ -31,9 +31,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from launcher import options, runs, show, submit
-from launcher.finding import Finding
+from launcher import options
+from launcher.checks.finding import Finding
+from launcher.commands import submit
 from launcher.record import Launch, Submission, refuse_others
+from launcher.views import runs
+from launcher.views import table as show
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import Section
