@@ -1,4 +1,4 @@
-"""What a check of a job finds: a plain line, with its fix where something is to be done."""
+"""Define what a check of a job finds: a plain line, with its fix where something is to be done."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A line. An error stops a submission."""
+    """One thing that was found, in a line. An error stops a submission."""
 
     level: Level
     text: str
 
 
 def error(key: str, value: object, rule: str, fix: str) -> Finding:
-    """What stops a submission: `key = value: rule; fix`."""
+    """Return an error, which stops a submission: `key = value: rule; fix`."""
     return Finding("error", str(UserError.of(key, value, rule, fix)))
 
 
 def warning(key: str, value: object, rule: str, fix: str) -> Finding:
-    """What is seldom meant, or may go wrong: `key = value: rule; fix`."""
+    """Return a warning of what is seldom meant, or may go wrong: `key = value: rule; fix`."""
     return Finding("warning", str(UserError.of(key, value, rule, fix)))
 
 
 def note(text: str) -> Finding:
-    """What is good to know."""
+    """Return a note of what is good to know."""
     return Finding("note", text)

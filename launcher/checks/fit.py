@@ -1,4 +1,4 @@
-"""Whether a job fits a site: partition, limits, and nodes that can hold a part of it."""
+"""Check whether a job fits a site: partition, limits, and nodes that can hold a part of it."""
 
 from __future__ import annotations
 
@@ -8,55 +8,57 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from launcher.checks import finding, site
+from launcher.checks import finding
+from launcher.checks import site as sites
 from launcher.checks.finding import Finding
 from launcher.checks.site import Node, Partition, Site
 from launcher.cluster import Profile
 
 _FEWEST_GRACE_SECONDS = 10
-"""In less than this a large run can hardly save."""
+"""A large run can hardly save in less time than this."""
 
 
-def check(found: Site, profile: Profile, nodes: int) -> Iterator[Finding]:
-    """What stands between a job and its start. Raises slurm.Unavailable, slurm.Refused."""
-    default = [partition.name for partition in found.partitions.values() if partition.default]
+def check(site: Site, profile: Profile, nodes: int) -> Iterator[Finding]:
+    """Find what stands between a job and its start. Raises slurm.Unavailable, slurm.Refused."""
+    default = [partition.name for partition in site.partitions.values() if partition.default]
     names = profile.partition.split(",") if profile.partition else default
-    there = "choose " + _few(sorted(found.partitions)) if found.partitions else "ask the site"
+    choice = "choose " + _few(sorted(site.partitions)) if site.partitions else "ask the site"
     if not names:
-        yield finding.error("partition", None, "the cluster has no default partition", there)
+        yield finding.error("partition", None, "the cluster has no default partition", choice)
     for name in names:
-        if name not in found.partitions:
-            yield finding.error("partition", name, "the cluster has no such partition", there)
-    if unknown := sorted(_features(profile.constraint or "") - found.features):
-        known = f"there are {_few(sorted(found.features))}" if found.features else "drop it, its nodes have no features"
-        yield finding.error("constraint", profile.constraint, f"no node of the cluster has {unknown[0]}", known)
+        if name not in site.partitions:
+            yield finding.error("partition", name, "the cluster has no such partition", choice)
+    if unknown := sorted(_features(profile.constraint or "") - site.features):
+        choice = f"there are {_few(sorted(site.features))}" if site.features else "drop it, its nodes have no features"
+        yield finding.error("constraint", profile.constraint, f"no node of the cluster has {unknown[0]}", choice)
         profile = profile.model_copy(update={"constraint": None})
     offers = [
-        list(_in_one(found, found.partitions[name], profile, nodes)) for name in names if name in found.partitions
+        list(_check_partition(site, site.partitions[name], profile, nodes)) for name in names if name in site.partitions
     ]
     if offers:  # of several partitions SLURM takes one that fits
         yield from min(offers, key=lambda offer: sum(one.level == "error" for one in offer))
-    if profile.reservation and profile.reservation not in found.reservations:
-        fix = f"choose {_few(sorted(found.reservations))}" if found.reservations else "drop it"
+    if profile.reservation and profile.reservation not in site.reservations:
+        fix = f"choose {_few(sorted(site.reservations))}" if site.reservations else "drop it"
         yield finding.error("reservation", profile.reservation, "there is no such reservation", fix)
-    if found.settings.get("JobRequeue") == "0":
+    if site.settings.get("JobRequeue") == "0":
         yield finding.note("the site requeues no job by itself (JobRequeue=0); this one asks for it by --requeue")
 
 
-def _in_one(found: Site, partition: Partition, profile: Profile, nodes: int) -> Iterator[Finding]:
+def _check_partition(site: Site, partition: Partition, profile: Profile, nodes: int) -> Iterator[Finding]:
+    """Check the job against one partition."""
     yield from _limits(partition, profile, nodes)
     yield from _allowed(partition, profile)
-    if found.preempts and any(other.tier > partition.tier for other in found.partitions.values()):
+    if site.preempts and any(other.tier > partition.tier for other in site.partitions.values()):
         yield from _preempted(partition)
-    there = found.nodes.get(partition.name, ())
-    if there:
-        yield from _room(partition, there, profile, nodes)
+    members = site.nodes.get(partition.name, ())
+    if members:
+        yield from _room(partition, members, profile, nodes)
     else:
         yield finding.warning("partition", partition.name, "SLURM tells of no nodes in it", "ask the site")
 
 
 def _limits(partition: Partition, profile: Profile, nodes: int) -> Iterator[Finding]:
-    """State, time, nodes, CPUs and memory. SLURM would let most of these jobs wait for ever."""
+    """Check state, time, nodes, CPUs and memory. SLURM would let most of these jobs wait for ever."""
     allows = f"partition {partition.name} allows"
     if partition.state != "UP":
         yield finding.error("partition", partition.name, f"is {partition.state.lower()}", "choose another, or wait")
@@ -76,7 +78,7 @@ def _limits(partition: Partition, profile: Profile, nodes: int) -> Iterator[Find
 
 
 def _allowed(partition: Partition, profile: Profile) -> Iterator[Finding]:
-    """Who may use a partition."""
+    """Check whether the user may use the partition."""
     name = partition.name
     for key, value, allowed, denied in (
         ("account", profile.account, partition.accounts, partition.denied_accounts),
@@ -94,17 +96,17 @@ def _allowed(partition: Partition, profile: Profile) -> Iterator[Finding]:
 
 
 def _my_groups() -> set[str]:
-    found = set()
+    names = set()
     for number in os.getgroups():
         try:
-            found.add(grp.getgrgid(number).gr_name)
+            names.add(grp.getgrgid(number).gr_name)
         except KeyError:  # a group without a name
             continue
-    return found
+    return names
 
 
 def _preempted(partition: Partition) -> Iterator[Finding]:
-    """What becomes of jobs that have to go for others."""
+    """Say what becomes of jobs that have to go for others."""
     if partition.preempt_mode == "CANCEL":
         rule = "cancels preempted jobs; this one asks to be requeued, if it is told before"
         yield finding.warning("partition", partition.name, rule, "else python -m launcher requeue sends it again")
@@ -114,7 +116,7 @@ def _preempted(partition: Partition) -> Iterator[Finding]:
 
 
 class _Need(NamedTuple):
-    """What a node must have."""
+    """One thing that a node must have."""
 
     key: str
     value: object
@@ -122,18 +124,18 @@ class _Need(NamedTuple):
     fix: str
 
 
-def _room(partition: Partition, there: tuple[Node, ...], profile: Profile, nodes: int) -> Iterator[Finding]:
-    """Whether so many nodes can hold a part of the job, and are in service."""
-    if len(there) < nodes:
-        rule = f"partition {partition.name} has {len(there)} nodes"
-        yield finding.error("--nodes", nodes, rule, f"use --nodes {len(there)}")
+def _room(partition: Partition, members: tuple[Node, ...], profile: Profile, nodes: int) -> Iterator[Finding]:
+    """Check whether so many nodes can hold a part of the job, and are in service."""
+    if len(members) < nodes:
+        rule = f"partition {partition.name} has {len(members)} nodes"
+        yield finding.error("--nodes", nodes, rule, f"use --nodes {len(members)}")
         return
-    fitting = list(there)
+    fitting = list(members)
     for needs in (_kinds, _amounts):
         for need in needs(profile, fitting, nodes):
             fitting = [node for node in fitting if need.fits(node)]
             if len(fitting) < nodes:
-                rule = f"{len(fitting)} of {len(there)} nodes of {partition.name} fit, the job needs {nodes}"
+                rule = f"{len(fitting)} of {len(members)} nodes of {partition.name} fit, the job needs {nodes}"
                 yield finding.error(need.key, need.value, rule, need.fix)
                 return
     out = sorted(node.name for node in fitting if not node.usable)
@@ -142,24 +144,24 @@ def _room(partition: Partition, there: tuple[Node, ...], profile: Profile, nodes
         yield finding.warning("--nodes", nodes, rule, "the job waits for them")
 
 
-def _kinds(profile: Profile, there: list[Node], nodes: int) -> Iterator[_Need]:
-    """Which nodes may serve, and with which GPUs."""
+def _kinds(profile: Profile, fitting: list[Node], nodes: int) -> Iterator[_Need]:
+    """Say which nodes may serve, and with which GPUs."""
     if profile.exclude:
-        excluded = site.hostnames(profile.exclude)
+        excluded = sites.hostnames(profile.exclude)
         yield _Need("exclude", ",".join(profile.exclude), lambda node: node.name not in excluded, "exclude fewer")
-    if wanted := profile.constraint:
-        yield _Need("constraint", wanted, lambda node: _matches(wanted, node.features), "ask for less")
+    if constraint := profile.constraint:
+        yield _Need("constraint", constraint, lambda node: _matches(constraint, node.features), "ask for less")
     if kind := profile.gpu_type:
-        kinds = sorted({name for node in there for name in node.gpus if name})
+        kinds = sorted({name for node in fitting for name in node.gpus if name})
         fix = f"there are {_few(kinds)}" if kinds else "drop it, these nodes have no types of GPUs"
         yield _Need("gpu_type", kind, lambda node: kind in node.gpus, fix)
 
 
-def _amounts(profile: Profile, there: list[Node], nodes: int) -> Iterator[_Need]:
-    """How much of each a node must have; the fix is what so many nodes have at least."""
+def _amounts(profile: Profile, fitting: list[Node], nodes: int) -> Iterator[_Need]:
+    """Say how much of each a node must have; the fix is what so many nodes have at least."""
 
     def need(key: str, value: int, has: Callable[[Node], int]) -> _Need:
-        least = sorted(map(has, there), reverse=True)[nodes - 1]
+        least = sorted(map(has, fitting), reverse=True)[nodes - 1]
         fix = f"use --{key.replace('_', '-')} {least}" if least else "choose another partition, or ask for less"
         return _Need(key, value, lambda node: has(node) >= value, fix)
 
@@ -171,16 +173,16 @@ def _amounts(profile: Profile, there: list[Node], nodes: int) -> Iterator[_Need]
 
 
 def _matches(constraint: str, features: frozenset[str]) -> bool:
-    """Whether a node may serve: with all features of `a&b`, with one of what is more involved."""
+    """Return whether a node may serve: with all features of `a&b`, with one of what is more involved."""
     names = _features(constraint)
     return bool(names & features) if re.search(r"[|\[(]", constraint) else names <= features
 
 
 def _features(constraint: str) -> set[str]:
-    """The names in a constraint, `[a|b]*2&c`."""
+    """Return the names in a constraint, `[a|b]*2&c`."""
     return {name.strip().partition("*")[0] for name in re.split(r"[&|,()\[\]]", constraint)} - {""}
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:
-    """Names, not longer than a line."""
+    """List names, no more than fit in a line."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,4 +1,4 @@
-"""What SLURM tells of a site: its partitions with their limits, its nodes, its reservations and settings."""
+"""Ask SLURM about a site: its partitions with their limits, its nodes, its reservations and settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition; None is no limit."""
+    """A partition of a site. A limit of None means that there is none."""
 
     name: str
     default: bool
@@ -37,7 +37,7 @@ class Partition:
     denied_qos: Names
     preempt_mode: str
     grace_seconds: int
-    """Between the word to a preempted job and its end."""
+    """Time between the signal to a preempted job and its end."""
     tier: int
     """Jobs of a higher tier go first, and may preempt."""
 
@@ -56,20 +56,20 @@ class Node:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes jobs, now, when it is free, or when it has been powered up."""
+        """Whether it takes jobs now, or will when it is free or powered up."""
         return not self.state.endswith("*") and not self.state.startswith(_OUT_OF_SERVICE)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A cluster."""
+    """What SLURM says about a site."""
 
     partitions: dict[str, Partition]
     nodes: dict[str, tuple[Node, ...]]
     """Nodes by partition."""
     reservations: frozenset[str]
     settings: dict[str, str]
-    """Of slurm.conf, as SLURM has read them."""
+    """Settings of slurm.conf, as SLURM has read them."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -84,7 +84,7 @@ class Site:
 
 @functools.cache  # a sweep checks each of its members
 def read() -> Site:
-    """Ask SLURM. Raises Unavailable, Refused."""
+    """Ask SLURM about the site. Raises Unavailable, Refused."""
     nodes_form = "--format=%R|%N|%T|%G|%c|%m|%f"
     questions = (
         ("scontrol", "show", "partition", "--all", "--oneliner"),
@@ -98,11 +98,11 @@ def read() -> Site:
 
 
 def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site:
-    """A site from the answers to the four questions."""
+    """Read a site from SLURM's answers to the four questions."""
     lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in partitions.splitlines())
-    found = [_partition(words) for words in lines if "PartitionName" in words]
+    parsed = [_partition(words) for words in lines if "PartitionName" in words]
     return Site(
-        partitions={partition.name: partition for partition in found},
+        partitions={partition.name: partition for partition in parsed},
         nodes=_nodes(nodes),
         reservations=frozenset(re.findall(r"ReservationName=(\S+)", reservations)),
         settings=dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", settings, re.MULTILINE)),
@@ -110,24 +110,24 @@ def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site
 
 
 def hostnames(names: Iterable[str]) -> frozenset[str]:
-    """The nodes in lists of SLURM's, `n[1-3],n7`. Raises Unavailable, Refused."""
+    """Return the names in SLURM's lists of nodes, `n[1-3],n7`. Raises Unavailable, Refused."""
     text = ",".join(names)
     lines = slurm.call("scontrol", "show", "hostnames", text, timeout_seconds=SECONDS) if "[" in text else text
     return frozenset(re.split(r"[\s,]+", lines)) - {""}
 
 
 def minutes(text: str) -> int | None:
-    """A time of SLURM's, `[D-]H:M:S`; None for UNLIMITED."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):\d+", text)
-    return None if found is None else 1440 * int(found[1] or 0) + 60 * int(found[2]) + int(found[3])
+    """Read a time of SLURM's, `[D-]H:M:S`, as minutes; None for UNLIMITED."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):\d+", text)
+    return None if parts is None else 1440 * int(parts[1] or 0) + 60 * int(parts[2]) + int(parts[3])
 
 
 def gpus(gres: str) -> dict[str, int]:
-    """GPUs by type in SLURM's words, `gpu:a100:8(S:0-1),nvme:1`; the type is empty where none is named."""
-    found: dict[str, int] = {}
+    """Read the GPUs by type in SLURM's words, `gpu:a100:8(S:0-1),nvme:1`; the type is empty where none is named."""
+    numbers: dict[str, int] = {}
     for kind, number in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):
-        found[kind] = found.get(kind, 0) + int(number)
-    return found
+        numbers[kind] = numbers.get(kind, 0) + int(number)
+    return numbers
 
 
 def _partition(words: dict[str, str]) -> Partition:
@@ -155,15 +155,15 @@ def _names(text: str) -> Names | None:
 
 
 def _nodes(text: str) -> dict[str, tuple[Node, ...]]:
-    found: dict[str, tuple[Node, ...]] = {}
+    nodes: dict[str, tuple[Node, ...]] = {}
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|")]
         if len(parts) == 7:
             partition, name, state, gres, cpus, memory, features = parts
             named = frozenset(features.split(",")) - {"(null)", ""}
             node = Node(name, state, gpus(gres), _number(cpus) or 0, _number(memory) or 0, named)
-            found[partition] = (*found.get(partition, ()), node)
-    return found
+            nodes[partition] = (*nodes.get(partition, ()), node)
+    return nodes
 
 
 def _number(text: str) -> int | None:

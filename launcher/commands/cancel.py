@@ -6,11 +6,11 @@ import argparse
 import os
 import shlex
 import signal
-from collections.abc import Sequence
 
 from launcher import slurm
-from launcher.record import Launch
+from launcher.options import add_runs
 from launcher.views import runs
+from launcher.views.find import find_runs
 from launcher.views.runs import Run
 from moco_dist.run.lease import process_start
 
@@ -18,10 +18,8 @@ _LEAVE_SECONDS = 60.0  # twice SLURM's usual KillWait
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument(
-        "run_dirs", nargs="+", metavar="RUN", help="run directories, names of runs in runs/, or ids of jobs"
-    )
+    """Define the command's options."""
+    add_runs(parser)
     parser.add_argument(
         "--wait-seconds",
         type=float,
@@ -33,65 +31,43 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    launches = chosen(options.run_dirs)
-    found = runs.answered(launches)
-    asked = [run.launch for run in found if run.live and not run.waits and _ask_to_save(run)]
-    if asked:
-        names = ", ".join(run.name for run in found if run.launch in asked)
+    launches = find_runs(options.run_dirs)
+    before = {run.launch: run for run in runs.look_surely(launches)}
+    saving = [
+        run
+        for run in before.values()
+        if run.live and not run.waits and (_terminate(run) if run.local else run.ask_to_save("TERM"))
+    ]
+    if saving:
+        names = ", ".join(run.name for run in saving)
         print(f"{names}: told to save; waiting for up to {options.wait_seconds:g} s", flush=True)
-        runs.wait(asked, lambda run: _has_saved(run) or run.waits or not run.live, options.wait_seconds)
-    before = {run.launch: run for run in found}
+        runs.wait(
+            [run.launch for run in saving],
+            lambda run: _has_saved(run) or run.waits or not run.live,
+            options.wait_seconds,
+        )
     now = runs.look(launches)
     for run in now:
         if run.live and run.job:
             _scancel(run)
-    gone = runs.wait([run.launch for run in now if run.live], _has_left, _LEAVE_SECONDS)
-    ends = {run.launch: run for run in [*now, *gone]}
-    return max([_tell(before[launch], ends[launch]) for launch in launches])
-
-
-def chosen(texts: Sequence[str]) -> list[Launch]:
-    """The runs that are named, each once. Raises UserError, Unavailable."""
-    return list(dict.fromkeys(launch for text in texts for launch in runs.find_all(text)))
-
-
-def go_on(run: Run) -> str:
-    """The command that goes on with a run that has ended."""
-    return f"python -m launcher requeue {shlex.quote(run.name)}"
-
-
-def checkpoint(run: Run) -> str:
-    """What there is to go on from, in words."""
-    step = run.launch.checkpoint_step()
-    return f"saved at step {step}" if step else "no checkpoint yet"
-
-
-def _ask_to_save(run: Run) -> bool:
-    """Send TERM to what trains. Returns whether there is something to wait for."""
-    if run.local:
-        return _terminate(run)
-    if run.job is None or run.word != "running":
-        return False  # it has saved, or has not begun to train in this start
-    try:
-        slurm.signal(run.job.id, "TERM")
-        return True
-    except slurm.Refused:  # it has just ended
-        return False
+    left = runs.wait([run.launch for run in now if run.live], _has_left, _LEAVE_SECONDS)
+    after = {run.launch: run for run in [*now, *left]}
+    return max([_print_outcome(before[launch], after[launch]) for launch in launches])
 
 
 def _terminate(run: Run) -> bool:
-    """Send TERM to a local job's controller, which passes it on."""
-    sent = run.submission
-    assert sent is not None
-    if process_start(int(sent.job)) != sent.started:
-        return False  # on another host
-    os.kill(int(sent.job), signal.SIGTERM)
+    """Send TERM to a local job's controller, which passes it on. Returns whether it is on this host."""
+    submission = run.submission
+    assert submission is not None
+    if process_start(int(submission.job)) != submission.started:
+        return False
+    os.kill(int(submission.job), signal.SIGTERM)
     return True
 
 
 def _has_saved(run: Run) -> bool:
-    """Whether it has saved; a local job then ends by itself, and is waited for."""
-    return run.word in ("stopped", "done") and not run.local
+    """Return whether a run has saved; a local job then ends by itself, and is waited for."""
+    return run.trainer_state in ("stopped", "done") and not run.local
 
 
 def _scancel(run: Run) -> None:
@@ -106,22 +82,23 @@ def _has_left(run: Run) -> bool:
     return not run.live or run.job is None
 
 
-def _tell(before: Run, end: Run) -> int:
-    """Say what became of a run. Returns the exit status."""
+def _print_outcome(before: Run, after: Run) -> int:
+    """Print what became of a run. Returns the exit status."""
     job = before.submission.job if before.submission else ""
     if before.ended:
         print(f"{before.name}: has ended already: {before.state}")
         return 0
-    if end.live:
-        where = f"; {end.reason}" if end.reason else ""
-        print(f"{end.name}: job {job} is still there{where}")
+    if after.live:
+        reason = f"; {after.reason}" if after.reason else ""
+        print(f"{after.name}: job {job} is still there{reason}")
         return 1
-    if end.silence:
-        print(f"{end.name}: job {job} is told to end, but SLURM does not confirm it: {end.silence}")
+    if after.slurm_error:
+        print(f"{after.name}: job {job} is told to end, but SLURM does not confirm it: {after.slurm_error}")
         return 1
-    if end.state == "done":
-        print(f"{end.name}: job {job} was done before it was cancelled")
+    if after.state == "done":
+        print(f"{after.name}: job {job} was done before it was cancelled")
         return 0
     how = "cancelled before it started" if before.waits else "cancelled"
-    print(f"{end.name}: job {job} {how}; {checkpoint(end)}; to go on: {go_on(end)}")
+    go_on = f"python -m launcher requeue {shlex.quote(after.name)}"
+    print(f"{after.name}: job {job} {how}; {after.saved}; to go on: {go_on}")
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,22 +12,21 @@ from pathlib import Path
 
 from launcher.record import Launch
 from launcher.views import runs
+from launcher.views.find import find_run
 from launcher.views.runs import Run
+from launcher.views.tail import Tail, readable
+from launcher.views.verdict import FOR_GOOD
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 3.0
-_FINAL = (*runs.FOR_GOOD, "cancelled", "time limit")
-_SURE_SECONDS = 8.0  # for how long another end must stand: a job whose node died ends for SLURM before it is requeued
+_FINAL = (*FOR_GOOD, "cancelled", "time limit")
+_SURE_SECONDS = 8.0  # how long another end must last: a job whose node died ends for SLURM before it is requeued
 _ANSWER_SECONDS = 2.0  # logs wait while SLURM is asked
-_BLOCK = 2**16
-_LONGEST_LINE = 2**20
-_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])")
-"""Escape sequences of terminals: CSI; OSC and other strings; the short ones."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Define the command's options."""
     parser.add_argument("run_dir", metavar="RUN", help="a run directory, the name of one in runs/, or a job's id")
     parser.add_argument("-f", "--follow", action="store_true", help="go on, over requeues, until the run has ended")
     which = parser.add_mutually_exclusive_group()
@@ -45,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    logs = Logs(runs.find(options.run_dir), None if options.all else options.rank or 0, _number_of(options.lines))
+    logs = Logs(find_run(options.run_dir), None if options.all else options.rank or 0, _number_of(options.lines))
     _check_rank(logs, options.rank)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the log's characters may not be the terminal's
@@ -65,12 +63,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Logs:
-    """The logs that were asked for, each as far as it is printed.
+    """The logs of a run that are to be printed, each as far as it has been.
 
     Args:
-        launch: of the run.
-        rank: the rank whose log it is; None: all, and the launcher's.
-        lines: how many to begin with; None: all of them.
+        launch: the run's record.
+        rank: the rank whose log is printed; None: all ranks' and the launcher's.
+        lines: how many lines of each to begin with; None: all of them.
     """
 
     def __init__(self, launch: Launch, rank: int | None, lines: int | None) -> None:
@@ -79,20 +77,20 @@ class Logs:
 
     def show(self) -> None:
         """Print what is new, in files that are new as well."""
-        for path, prefix in self._there():
+        for path, prefix in self._existing():
             if path not in self.files:
                 self.files[path] = Tail(path, prefix, self.lines)
         for tail in self.files.values():
             _print(tail.new())
 
     def rest(self) -> None:
-        """Print the last lines, those without an end too."""
+        """Print what is new, and last lines without an end."""
         self.show()
         for tail in self.files.values():
             _print(tail.rest())
 
     def ranks(self) -> list[int]:
-        """The ranks that have a log."""
+        """List the ranks that have a log."""
         names = (path.stem[5:] for path in self.launch.logs.glob("rank_*.log"))
         return sorted(int(name) for name in names if name.isdecimal())
 
@@ -101,8 +99,8 @@ class Logs:
         for tail in self.files.values():
             tail.close()
 
-    def _there(self) -> Iterator[tuple[Path, str]]:
-        """The files that are there, with what goes before their lines."""
+    def _existing(self) -> Iterator[tuple[Path, str]]:
+        """List the files that there are, with the text that goes before their lines."""
         if self._rank is not None:
             path = self.launch.log(self._rank)
             yield from [(path, "")] if path.is_file() else []
@@ -113,129 +111,67 @@ class Logs:
             yield self.launch.log(rank), f"[rank {rank}] "
 
 
-class Tail:
-    """One growing file, read line by line from its last lines on.
-
-    Args:
-        path: of the file.
-        prefix: what goes before each line.
-        lines: how many to begin with; None: all of them.
-    """
-
-    def __init__(self, path: Path, prefix: str = "", lines: int | None = None) -> None:
-        self._file, self._prefix, self._unfinished = path.open("rb"), prefix, b""
-        if lines is not None:
-            self._file.seek(_start_of_last(self._file, lines))
-
-    def new(self) -> Iterator[str]:
-        """Whole lines that have come since."""
-        while block := self._file.read(_BLOCK):
-            *whole, self._unfinished = (self._unfinished + block).split(b"\n")
-            yield from (self._prefix + readable(line) for line in whole)
-            if len(self._unfinished) > _LONGEST_LINE:
-                yield from self.rest()
-
-    def rest(self) -> Iterator[str]:
-        """The last line, though it has no end."""
-        if self._unfinished:
-            yield self._prefix + readable(self._unfinished)
-        self._unfinished = b""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def readable(line: bytes) -> str:
-    """A line as text that can do a terminal no harm: the last state of a progress bar, no escape sequences."""
-    text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
-    if text.isprintable():
-        return text
-    text = _ESCAPE.sub("", text)
-    return "".join(c if c.isprintable() or c == "\t" else " " if c.isspace() else "" for c in text)
-
-
-def _start_of_last(file: io.BufferedReader, lines: int) -> int:
-    """Where the last so many lines begin; a last line without an end counts."""
-    end = at = file.seek(0, io.SEEK_END)
-    wanted = lines + 1  # the newline ahead of the first line wanted
-    while at > 0:
-        start = max(0, at - _BLOCK)
-        file.seek(start)
-        block = file.read(at - start)
-        if at == end and not block.endswith(b"\n"):
-            wanted -= 1
-        if block.count(b"\n") >= wanted:
-            place = len(block)
-            for _ in range(wanted):
-                place = block.rfind(b"\n", 0, place)
-            return min(start + place + 1, end)
-        wanted -= block.count(b"\n")
-        at = start
-    return 0
-
-
 def _follow(logs: Logs) -> None:
     """Print what comes until the run has ended; say how it stands when that changes."""
-    looked, ended, told = -math.inf, math.inf, ""
+    looked, ended, last_state = -math.inf, math.inf, ""
     while True:
         now = time.monotonic()
         if now - looked > _LOOK_SECONDS:
-            [found] = runs.look([logs.launch], _ANSWER_SECONDS)
+            [run] = runs.look([logs.launch], _ANSWER_SECONDS)
             looked = time.monotonic()
-            ended = min(ended, now) if found.ended else math.inf
-            if found.state == "unreadable":
+            ended = min(ended, now) if run.ended else math.inf
+            if run.state == "unreadable":
                 break
-            if found.ended and (found.state in _FINAL or now - ended > _SURE_SECONDS):
+            if run.ended and (run.state in _FINAL or now - ended > _SURE_SECONDS):
                 break
-            if found.live and found.state != told:
-                _note(found)
-                told = found.state
+            if run.live and run.state != last_state:
+                _print_state(run)
+                last_state = run.state
         time.sleep(_POLL_SECONDS)
         logs.show()
     logs.rest()
     if not logs.ranks():
-        _print_batch_output(found, logs)
-    _note(found)
+        _print_batch_output(run, logs)
+    _print_state(run)
 
 
 def _explain(logs: Logs) -> None:
     """Say why there is no log."""
-    [found] = runs.look([logs.launch])
-    if found.ended:
-        _print_batch_output(found, logs)
-    _note(found)
+    [run] = runs.look([logs.launch])
+    if run.ended:
+        _print_batch_output(run, logs)
+    _print_state(run)
 
 
 def _check_rank(logs: Logs, rank: int | None) -> None:
     """Refuse a rank that the run does not have. Raises UserError."""
-    if rank is None or rank in (there := logs.ranks()):
+    if rank is None or rank in (with_log := logs.ranks()):
         return
-    sent = logs.launch.submission()
-    ranks = max([sent.ranks if sent else 1, *(r + 1 for r in there)])
+    submission = logs.launch.submission()
+    ranks = max([submission.ranks if submission else 1, *(r + 1 for r in with_log)])
     if not 0 <= rank < ranks:
         raise UserError.of("--rank", rank, f"the run has {ranks} ranks", f"use 0 to {ranks - 1}, or --all")
 
 
-def _print_batch_output(found: Run, logs: Logs) -> None:
-    """What the batch script and its tasks have said, of a job that came to its end before its ranks began."""
-    job = found.submission.job if found.submission else ""
+def _print_batch_output(run: Run, logs: Logs) -> None:
+    """Print what the batch script and its tasks have said, for a job that ended before its ranks began."""
+    job = run.submission.job if run.submission else ""
     for kind in ("err", "out"):
-        said = [f for f in sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) if f.is_file() and f.stat().st_size]
-        for path in said:
+        files = [f for f in sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) if f.is_file() and f.stat().st_size]
+        for path in files:
             print(f"launcher: no rank has written yet; the end of {path}:", file=sys.stderr, flush=True)
             tail = Tail(path, lines=logs.lines)
             _print(tail.new())
             _print(tail.rest())
             tail.close()
-        if said:
+        if files:
             return
 
 
-def _note(found: Run) -> None:
-    """How the run stands, beside the logs."""
-    reason = f": {found.reason}" if found.reason else ""
-    line = readable(f"launcher: {found.name} is {found.state}{reason}".encode())
+def _print_state(run: Run) -> None:
+    """Print how the run stands, beside the logs."""
+    reason = f": {run.reason}" if run.reason else ""
+    line = readable(f"launcher: {run.name} is {run.state}{reason}".encode())
     print(line, file=sys.stderr, flush=True)
 
 
@@ -246,7 +182,7 @@ def _print(lines: Iterator[str]) -> None:
 
 
 def _number_of(text: str) -> int | None:
-    """The value of --lines. Raises UserError."""
+    """Read the value of --lines; None for all. Raises UserError."""
     if text == "all":
         return None
     if not text.isdecimal():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launcher import slurm
-from launcher.commands import submit
-from launcher.commands.cancel import checkpoint, chosen
+from launcher import sending, slurm
+from launcher.options import add_runs
 from launcher.views import runs
+from launcher.views.find import find_runs
 from launcher.views.runs import Run
 from moco_dist.errors import UserError
 
@@ -16,31 +16,30 @@ _REQUEUE_SECONDS = 30.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument(
-        "run_dirs", nargs="+", metavar="RUN", help="run directories, names of runs in runs/, or ids of jobs"
-    )
+    """Define the command's options."""
+    add_runs(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    found = runs.answered(chosen(options.run_dirs))
-    codes = [_send_again(run) if run.ended else _stays(run) for run in found if run.ended or not _can_requeue(run)]
-    running = [run for run in found if not run.ended and _can_requeue(run)]
-    asked = [run for run in running if _ask_to_save(run)]
-    if asked:
-        seconds = max(run.submission.profile.signal_seconds for run in asked if run.submission)
-        print(f"{', '.join(run.name for run in asked)}: told to save; waiting for up to {seconds} s", flush=True)
-        runs.wait([run.launch for run in asked], lambda run: _is_back(run, found), seconds)
-    return max([*codes, *(_see_through(run) for run in running)])
+    before = runs.look_surely(find_runs(options.run_dirs))
+    running = [run for run in before if not run.ended and _can_requeue(run)]
+    codes = [_send_again(run) if run.ended else _print_why_not(run) for run in before if run not in running]
+    saving = [run for run in running if run.ask_to_save("USR2")]
+    if saving:
+        seconds = max(run.submission.profile.signal_seconds for run in saving if run.submission)
+        names = ", ".join(run.name for run in saving)
+        print(f"{names}: told to save; waiting for up to {seconds} s", flush=True)
+        runs.wait([run.launch for run in saving], lambda run: _is_back(run, before), seconds)
+    return max([*codes, *(_requeue(run) for run in running)])
 
 
 def _can_requeue(run: Run) -> bool:
     return run.live and not run.waits and not run.leaves and run.job is not None
 
 
-def _stays(run: Run) -> int:
-    """Say why a run that has not ended is left as it is. Returns the exit status."""
+def _print_why_not(run: Run) -> int:
+    """Print why a run that has not ended is left as it is. Returns the exit status."""
     if run.waits:
         print(f"{run.name}: waits in the queue already ({run.reason})")
         return 0
@@ -55,34 +54,22 @@ def _send_again(run: Run) -> int:
         print(f"{run.name}: is done, there is nothing to do")
         return 0
     try:
-        sent = submit.again(run.launch)
+        submission = sending.send_again(run.launch)
     except UserError as error:  # the other runs are not to wait for this one
         print(f"launcher: {run.name}: {error}", file=sys.stderr)
         return 2
-    print(f"{run.name}: was {run.state}, {checkpoint(run)}; sent again as job {sent.job}")
+    print(f"{run.name}: was {run.state}, {run.saved}; sent again as job {submission.job}")
     return 0
 
 
-def _ask_to_save(run: Run) -> bool:
-    """Send USR2 to what trains: it saves and requeues itself. Returns whether that can be waited for."""
-    assert run.job is not None
-    if run.word != "running":
-        return False  # it has not begun to train in this start
-    try:
-        slurm.signal(run.job.id, "USR2")
-        return True
-    except slurm.Refused:  # it has just ended
-        return False
-
-
 def _is_back(run: Run, before: list[Run]) -> bool:
-    """Whether a run waits again, has started again, or has ended."""
-    starts = next(b.starts for b in before if b.launch == run.launch)
+    """Return whether a run waits again, has started again, or has ended."""
+    starts = next(earlier.starts for earlier in before if earlier.launch == run.launch)
     return run.waits or run.ended or run.starts > starts
 
 
-def _see_through(before: Run) -> int:
-    """Requeue a run that has not done so itself, and say how it stands. Returns the exit status."""
+def _requeue(before: Run) -> int:
+    """Requeue a run that has not done so itself, and print how it stands. Returns the exit status."""
     [now] = runs.look([before.launch])
     if now.live and now.job and not _is_back(now, [before]):
         try:
@@ -93,8 +80,8 @@ def _see_through(before: Run) -> int:
     if now.ended:
         print(f"{now.name}: has ended meanwhile: {now.state}")
         return 0 if now.state == "done" else 1
-    if now.silence or not _is_back(now, [before]):
-        print(f"{now.name}: {now.silence or 'is still running'}")
+    if now.slurm_error or not _is_back(now, [before]):
+        print(f"{now.name}: {now.slurm_error or 'is still running'}")
         return 1
-    print(f"{now.name}: job {now.job.id if now.job else ''} is {now.state} again, {checkpoint(now)}")
+    print(f"{now.name}: job {now.job.id if now.job else ''} is {now.state} again, {now.saved}")
     return 0

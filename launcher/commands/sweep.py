@@ -31,12 +31,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from launcher import options
+from launcher import sending
 from launcher.checks.finding import Finding
-from launcher.commands import submit
+from launcher.options import add_job_options, profile_of
 from launcher.record import Launch, Submission, refuse_others
 from launcher.views import runs
-from launcher.views import table as show
+from launcher.views.find import list_runs
+from launcher.views.table import as_row, show_table
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import Section
@@ -66,29 +67,29 @@ class Sweep(Section):
     """Sets of values by key."""
 
     def members(self) -> list[Values]:
-        """The values of each member, in order."""
+        """List the values of each member, in order."""
         keys = self.grid.keys()
         combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        return [{**given, **combination} for given in self.cases or ({},) for combination in combinations]
+        return [{**case, **combination} for case in self.cases or ({},) for combination in combinations]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    options.job_options(parser)
+    """Define the command's options."""
+    add_job_options(parser)
     parser.add_argument("--parallel", type=int, default=8, metavar="N", help="members that run at once (8)")
     parser.add_argument("--dry-run", action="store_true", help="print the members, send nothing")
     parser.add_argument("--json", action="store_true", help="with status: a list of objects")
 
 
-def run(given: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    match given.words:
+    match options.words:
         case ["status", folder]:
-            return _status(Path(folder), as_json=given.json)
+            return _status(Path(folder), as_json=options.json)
         case ["again", folder, *names]:
             return _again(Path(folder), names)
         case [file, *overrides] if "=" not in file:
-            return _send(Path(file), overrides, given)
+            return _send(Path(file), overrides, options)
     raise UserError("sweep: takes SWEEP.yaml, status DIR or again DIR [MEMBER ...]; see sweep --help")
 
 
@@ -110,59 +111,59 @@ def read(file: Path) -> Sweep:
 
 
 def member_name(number: int, values: Values) -> str:
-    """A folder's name that tells the values: `03_temperature=0.1_lr=0.03`."""
+    """Return the name of a member's folder, with its values: `03_temperature=0.1_lr=0.03`."""
     words = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in values.items()]
     return re.sub(r"[^\w.+=-]+", "-", "_".join([f"{number:02}", *words]))[:100]
 
 
 def member_configs(sweep: Sweep, overrides: list[str], *, staged: bool) -> list[Config]:
-    """The whole config of each member. Raises UserError, which names the member."""
+    """Load the whole config of each member. Raises UserError, which names the member."""
     folder = Path("runs") / sweep.name
-    found = []
+    members = []
     for number, values in enumerate(sweep.members()):
         name = member_name(number, values)
         where = {"run.name": name, "run.dir": str(folder / name), "track.group": sweep.name}
         own = [f"{key}={_quoted(value)}" for key, value in {**values, **where}.items()]
         try:
             config = configs.load(Path(sweep.config) if sweep.config else None, [*overrides, *own])
-            found.append(submit.absolute(config, staged=staged))
+            members.append(sending.absolute(config, staged=staged))
         except UserError as error:
             raise UserError(f"member {name}: {error}") from None
-    return found
+    return members
 
 
 def _quoted(value: object) -> str:
-    """A value so that YAML reads it back as it is: a name of digits stays a name."""
+    """Write a value so that YAML reads it back as it is: a name of digits stays a name."""
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _send(file: Path, overrides: list[str], given: argparse.Namespace) -> int:
+def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     """Send all members as one array."""
-    if given.parallel < 1:
-        raise UserError.of("--parallel", given.parallel, "must be 1 or more", "use --parallel=8")
-    if given.local:
+    if options.parallel < 1:
+        raise UserError.of("--parallel", options.parallel, "must be 1 or more", "use --parallel=8")
+    if options.local:
         raise UserError("--local: a sweep is a job array, which needs SLURM; send its members by submit --local")
-    if not given.dry_run:
-        submit.need_submitit()
+    if not options.dry_run:
+        sending.need_submitit()
     sweep = read(file)
-    members = member_configs(sweep, overrides, staged=given.stage is not None)
+    members = member_configs(sweep, overrides, staged=options.stage is not None)
     folder = (Path("runs") / sweep.name).absolute()
     submission = Submission(
         name=sweep.name,
-        nodes=given.nodes,
-        profile=options.profile_of(given),
-        stage=str(Path(given.stage).resolve()) if given.stage else None,
+        nodes=options.nodes,
+        profile=profile_of(options),
+        stage=str(Path(options.stage).resolve()) if options.stage else None,
         sweep=str(folder),
     )
-    told: set[Finding] = set()
+    printed: set[Finding] = set()
     for config in members:
-        if not submit.checked(config, submission, told):
+        if not sending.checked(config, submission, printed):
             raise UserError(f"member {config.run.name}: cannot be sent; mend the errors above")
-    if given.dry_run:
+    if options.dry_run:
         print("\n".join(config.run.name for config in members))
         return 0
-    job = _send_array(folder, members, submission, given.parallel)
-    print(f"job array: {job}, {len(members)} members, {min(given.parallel, len(members))} at once")
+    job = _send_array(folder, members, submission, options.parallel)
+    print(f"job array: {job}, {len(members)} members, {min(options.parallel, len(members))} at once")
     print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
     return 0
 
@@ -181,43 +182,44 @@ def _send_array(folder: Path, members: list[Config], submission: Submission, par
             "name", folder.name, f"{folder} cannot be written: {error.strerror}", "choose another"
         ) from None
     with contextlib.ExitStack() as stack:
-        sent = [stack.enter_context(submit.prepared(config, submission)) for config in members]
+        sent = [stack.enter_context(sending.prepared(config, submission)) for config in members]
         launches = [Launch(config.run_dir) for config in members]
-        code = submit.code_of(launches[0], sent[0])
+        code = sending.code_of(launches[0], sent[0])
         sbatch = Sbatch(shared.submitit, folder, sent[0], code, parallel=parallel)
-        ids = sbatch.send([submit.training(*pair) for pair in zip(launches, sent, strict=True)])
-        known = [member.model_copy(update={"job": job}) for member, job in zip(sent, ids, strict=True)]
-        submit.record(list(zip(launches, known, strict=True)))
+        ids = sbatch.send([sending.task_of(*pair) for pair in zip(launches, sent, strict=True)])
+        submissions = [member.model_copy(update={"job": job}) for member, job in zip(sent, ids, strict=True)]
+        sending.record(list(zip(launches, submissions, strict=True)))
     return ids[0].partition("_")[0]
 
 
 def _status(folder: Path, *, as_json: bool) -> int:
-    """A table of the members, the best kNN first."""
-    found = runs.look(_members(folder))
-    found.sort(key=lambda run: run.figures.knn_top1 or 0.0, reverse=True)
+    """Print a table of the members, the best kNN first."""
+    members = runs.look(_members(folder))
+    members.sort(key=lambda run: run.figures.knn_top1 or 0.0, reverse=True)
     if as_json:
-        print(json.dumps([show.row(run) for run in found], indent=1, allow_nan=False))
+        print(json.dumps([as_row(run) for run in members], indent=1, allow_nan=False))
     else:
-        show.print_table(show.table(found))
+        show_table(members)
     return 0
 
 
 def _again(folder: Path, names: list[str]) -> int:
     """Send members again, each as a job of its own: those named, or all that ended without being done."""
-    found = {run.launch.run_dir.name: run for run in runs.answered(_members(folder))}
+    members = {run.launch.run_dir.name: run for run in runs.look_surely(_members(folder))}
     for name in names:
-        if name not in found:
-            raise UserError.of("MEMBER", name, f"is none of {folder}", f"there are {', '.join(found)}")
-    chosen = [found[name] for name in names] or [run for run in found.values() if run.ended and run.state != "done"]
+        if name not in members:
+            raise UserError.of("MEMBER", name, f"is none of {folder}", f"there are {', '.join(members)}")
+    chosen = [members[name] for name in names] or [run for run in members.values() if run.ended and run.state != "done"]
     for run in chosen:
-        print(f"{run.launch.run_dir.name}: job {submit.again(run.launch).job}")
+        print(f"{run.launch.run_dir.name}: job {sending.send_again(run.launch).job}")
     if not chosen:
         print("no member has failed", file=sys.stderr)
     return 0
 
 
 def _members(folder: Path) -> list[Launch]:
-    found = [launch for launch in runs.listed([folder]) if launch.run_dir != folder.resolve()]
-    if not found:
+    """List the members of a sweep. Raises UserError."""
+    members = [launch for launch in list_runs([folder]) if launch.run_dir != folder.resolve()]
+    if not members:
         raise UserError.of("DIR", folder, "holds no members of a sweep", "give the folder that sweep has printed")
-    return found
+    return members

@@ -1,4 +1,4 @@
-"""What the batch script asks when srun has failed: whether to put the job back into the queue.
+"""Tell the batch script whether to put the job back into the queue, after srun has failed.
 
 job=$(python -m launcher.job.after FOLDER) && scontrol requeue "$job"
 
@@ -18,13 +18,13 @@ from moco_dist.run import status
 
 
 def launch_of(folder: Path, job: str) -> Launch | None:
-    """The run of a job: in the folder itself, or of a sweep in one right inside it."""
+    """Find the run of a job: the folder itself, or in a sweep's folder one right inside it."""
     launches = [Launch(run_dir) for run_dir in run_dirs(folder)]
-    return next((launch for launch in launches if (s := launch.submission()) and s.job == job), None)
+    return next((launch for launch in launches if (sent := launch.submission()) and sent.job == job), None)
 
 
 def goes_on(launch: Launch, job: str, restart: int) -> bool:
-    """Whether the run has not ended, and another start may help."""
+    """Return whether the run has not ended, and another start may help."""
     submission = launch.submission()
     unnoted = restart + 1 - sum(start["job"] == job for start in launch.starts())
     if submission is None or launch.stands_still(job) or unnoted >= STARTS_WITHOUT_PROGRESS:
@@ -36,12 +36,12 @@ def goes_on(launch: Launch, job: str, restart: int) -> bool:
 
 
 def cancelled(job: str) -> bool:
-    """Whether SLURM ends the job itself: a requeue would bring it back. In a container nobody can tell."""
+    """Return whether SLURM is ending the job, which a requeue would bring back; False where SLURM is silent."""
     try:
-        known = slurm.queue([job]).get(job)
+        queued = slurm.queue([job]).get(job)
     except slurm.Unavailable:
         return False
-    return known is None or known.state != "RUNNING"
+    return queued is None or queued.state != "RUNNING"
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Data on a node's own disk: an archive, unpacked once a node."""
+"""Unpack an archive of the data onto a node's own disk, once a node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 
 
 def unpack(archive: Path, local_disk: Path) -> Path:
-    """The folder with the archive's content, unpacked unless this node has it from before.
+    """Unpack an archive, unless this node has it from before. Returns the folder with its content.
 
     Its name holds the archive's path, size and time, so that a new archive is unpacked anew. Jobs of a user that start
     at once on a node unpack each for itself, and the first to finish serves all.
@@ -33,11 +33,11 @@ def unpack(archive: Path, local_disk: Path) -> Path:
         UserError: there is no such archive, it cannot be unpacked, or the disk is full.
     """
     try:
-        found = archive.stat()
+        details = archive.stat()
         folder = local_disk / f"moco-dist-{os.getuid()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         refuse_others(folder)
-        key = f"{archive.resolve()}\0{found.st_size}\0{found.st_mtime_ns}"
+        key = f"{archive.resolve()}\0{details.st_size}\0{details.st_mtime_ns}"
         unpacked = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
         if unpacked.is_dir():
             return unpacked
@@ -57,7 +57,7 @@ def unpack(archive: Path, local_disk: Path) -> Path:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Unpack; names that lead out of the folder are refused."""
+    """Unpack an archive; names that lead out of the folder are refused."""
     if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # a tar may end in a zip
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
@@ -68,7 +68,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _read_to_the_end(packed: tarfile.TarFile) -> None:
-    """Find what tarfile passes over: a damaged header, which ends the members for it, and a gzip's checksum behind."""
+    """Find damage that tarfile passes over: a broken header, which it takes for the end, or a wrong checksum."""
     assert packed.fileobj is not None
     while block := packed.fileobj.read(2**20):
         if block.strip(b"\0"):
@@ -76,7 +76,7 @@ def _read_to_the_end(packed: tarfile.TarFile) -> None:
 
 
 def _put_in_place(half: Path, unpacked: Path) -> None:
-    """Rename, unless another job was first."""
+    """Give the unpacked folder its final name, unless another job was first."""
     try:
         half.rename(unpacked)
     except OSError:
@@ -85,7 +85,7 @@ def _put_in_place(half: Path, unpacked: Path) -> None:
 
 
 def _remove_halves(folder: Path) -> None:
-    """Remove what jobs left that were killed while they unpacked."""
+    """Remove what killed jobs left behind that were still unpacking."""
     for half in folder.glob("*.part"):
         pid, started = half.name.split(".")[1:3]
         if process_start(int(pid)).replace(" ", "_") != started:

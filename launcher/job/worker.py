@@ -1,4 +1,4 @@
-"""One rank of a job: the trainer, with its output in the run directory.
+"""Run the trainer as one rank of a job, with its output in the run directory.
 
 python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
 """
@@ -31,16 +31,16 @@ def redirect(log: Path) -> None:
 
 
 def header() -> str:
-    """The line at the top of each start in a rank's log."""
+    """Return the line that each start begins with in a rank's log."""
     job, restart = os.environ.get("MOCO_DIST_JOB", "?"), os.environ.get("MOCO_DIST_RESTART", "0")
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    where = os.environ.get("SLURMD_NODENAME") or "this host"
+    worker_restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    host = os.environ.get("SLURMD_NODENAME") or "this host"
     rank = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
-    return f"--- job {job}, start {restart}.{again}, {rank}, {where}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
+    return f"--- job {job}, start {restart}.{worker_restarts}, {rank}, {host}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
 
 
 def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
-    """Exit status of a start that would be in vain, else None."""
+    """Return the exit status of a rank that would start in vain; None where it should start."""
     if stop_mark.exists():  # the job was told to stop while this start was under way
         return 0
     state, _, reason = status.read(launch.run_dir)
@@ -49,7 +49,7 @@ def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
         return status.EXIT_CODES[state]
     try:
         config = launch.config()
-    except UserError as error:  # the trainer would not know where to leave it
+    except UserError as error:  # the trainer would not know which directory to write it to
         status.write(launch.run_dir, "user_error", launch.checkpoint_step(), str(error))
         print(error, file=sys.stderr)
         return status.EXIT_CODES["user_error"]
@@ -69,10 +69,10 @@ def main() -> int:
     launch = Launch(Path(run_dir))
     redirect(launch.log(int(os.environ.get("RANK", 0))))
     print(header(), flush=True)
-    if (vain := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
-        return vain
+    if (exit_status := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
+        return exit_status
     code = train.run([str(launch.config_file), *overrides], supervised=True)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late word would kill it
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late signal would kill it
     return 0 if code == status.EXIT_CODES["stopped"] else code
 
 

@@ -1,4 +1,4 @@
-"""How a run stands, by SLURM's word for its job and by what its run directory tells."""
+"""Decide how a run stands, from SLURM's state of its job and from what its run directory shows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ State = Literal[
     "unknown",
     "unreadable",
 ]
-"""requeued: waits after a start; lost: runs by its directory, but nobody runs it; unknown: SLURM does not answer."""
+"""requeued: waits for another start; lost: runs by its status, but nobody runs it; unknown: SLURM does not answer."""
 
 FOR_GOOD = ("done", "user_error", "diverged")
 """Ends after which nothing starts a run again by itself."""
@@ -38,7 +38,7 @@ _CAUSES = {
 
 
 class Verdict(NamedTuple):
-    """How a run stands. Neither live nor ended: nobody could tell."""
+    """How a run stands. If it is neither live nor ended, nobody could tell."""
 
     state: State
     reason: str = ""
@@ -47,8 +47,8 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a run directory tells of its run."""
+class Evidence:
+    """What a run directory shows about its run."""
 
     controller: bool
     """Whether the process of a local job lives on this host."""
@@ -61,7 +61,7 @@ class Told:
     began: bool
     """Whether the last job has started at all."""
     fresh: bool
-    """Whether the status is of the last start, not of one before it."""
+    """Whether the last start wrote the status, not one before it."""
 
     @property
     def end(self) -> tuple[State, str] | None:
@@ -72,84 +72,87 @@ class Told:
 
     @property
     def settled(self) -> bool:
-        """Whether SLURM could add nothing, but that a job is live."""
+        """Whether the run has ended for good; SLURM can only add that a job of it is live."""
         return self.end is not None and self.end[0] in FOR_GOOD
 
     @property
     def trouble(self) -> str:
-        """What a run that goes on has met in this start: it is being stopped, or started again after a crash."""
+        """Why a run that goes on is being stopped, or started again after a crash; empty if it is not."""
         return self.reason if self.fresh and self.state not in (None, "running", "done") else ""
 
 
-def read(launch: Launch, sent: Submission) -> Told:
-    """What a run directory tells. Who lives is asked first: who has ended since has left a status.
+def read(launch: Launch, submission: Submission) -> Evidence:
+    """Read what a run directory shows.
+
+    The processes are looked at ahead of the status: one that ends in between has left its status by then.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the directory cannot be read.
         ValueError, TypeError, ArithmeticError: a file in it is damaged.
     """
-    controller = sent.job.isdecimal() and process_start(int(sent.job)) == sent.started != ""
+    job = submission.job
+    controller = job.isdecimal() and process_start(int(job)) == submission.started != ""
     writer = held_by(launch.run_dir)
     starts = launch.starts()
     state, step, reason = status.read(launch.run_dir)
-    began = any(str(row.get("job")) == sent.job for row in starts)
+    began = any(str(start.get("job")) == job for start in starts)
     fresh = began and _changed(launch.run_dir / "status.json") >= _changed(launch.starts_file)
-    return Told(controller, writer, state, step, " ".join(reason.split()), len(starts), began, fresh)
+    return Evidence(controller, writer, state, step, " ".join(reason.split()), len(starts), began, fresh)
 
 
-def of_local(job: str, told: Told) -> Verdict:
-    """Of a run without SLURM: by its controller's process, or by its lease from another host."""
-    if told.controller or told.writer:
-        return Verdict("running", told.trouble, live=True)
-    return Verdict(*(told.end or ("lost", f"process {job} is gone")), ended=True)
+def of_local(job: str, evidence: Evidence) -> Verdict:
+    """Judge a run without SLURM, by its controller's process, or by its lease if that is on another host."""
+    if evidence.controller or evidence.writer:
+        return Verdict("running", evidence.trouble, live=True)
+    return Verdict(*(evidence.end or ("lost", f"process {job} is gone")), ended=True)
 
 
-def of_job(job: slurm.Job, told: Told) -> Verdict:
-    """Of a run whose job SLURM knows."""
+def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
+    """Judge a run whose job SLURM knows."""
     if job.waits:
-        return Verdict("requeued" if told.began else "pending", job.reason.removeprefix("None"), live=True)
+        return Verdict("requeued" if evidence.began else "pending", job.reason.removeprefix("None"), live=True)
     if job.live:
-        return Verdict("running", told.trouble or "is ending" * (job.state == "COMPLETING"), live=True)
-    return Verdict(*_ended(job.state, told), ended=True)
+        return Verdict("running", evidence.trouble or "is ending" * (job.state == "COMPLETING"), live=True)
+    return Verdict(*_ended(job.state, evidence), ended=True)
 
 
-def of_silence(job: str, told: Told, silence: str) -> Verdict:
-    """Of a run of whose job SLURM does not tell: it has forgotten it, or it is silent, as `silence` says."""
-    if told.writer:
-        why = "SLURM does not answer" if silence else f"job {job} is not known to SLURM any more"
-        return Verdict("running", f"{why}; {told.writer} writes to it", live=True)
-    if told.end and (told.settled or not silence):
-        return Verdict(*told.end, ended=True)
-    if silence:
-        was = f"{told.state} at step {told.step}" if told.state else "not begun"
+def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
+    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says."""
+    if evidence.writer:
+        why = "SLURM does not answer" if slurm_error else f"job {job} is not known to SLURM any more"
+        return Verdict("running", f"{why}; {evidence.writer} writes to it", live=True)
+    if evidence.end and (evidence.settled or not slurm_error):
+        return Verdict(*evidence.end, ended=True)
+    if slurm_error:
+        was = f"{evidence.state} at step {evidence.step}" if evidence.state else "not begun"
         return Verdict("unknown", f"SLURM does not answer; the run directory says: {was}")
-    never = "" if told.began else "; it never started"
+    never = "" if evidence.began else "; it never started"
     return Verdict("lost", f"job {job} is not known to SLURM any more{never}", ended=True)
 
 
-def _ended(word: str, told: Told) -> tuple[State, str]:
-    """State and reason of a run whose job has ended, by SLURM's word for it."""
-    end = told.end
-    if end and (end[0] in ("user_error", "diverged") or (end[0] == "done" and (told.began or word == "COMPLETED"))):
+def _ended(slurm_state: str, evidence: Evidence) -> tuple[State, str]:
+    """Return state and reason of a run whose job has ended in this state of SLURM's."""
+    end, done = evidence.end, evidence.began or slurm_state == "COMPLETED"
+    if end and (end[0] in ("user_error", "diverged") or (end[0] == "done" and done)):
         return end
-    said = told.reason if told.fresh and told.state != "running" else ""
-    match word:
+    reason = evidence.reason if evidence.fresh and evidence.state != "running" else ""
+    match slurm_state:
         case "CANCELLED":
-            return "cancelled", said
+            return "cancelled", reason
         case "TIMEOUT":
-            return "time limit", said or "it came before the run had saved"
+            return "time limit", reason or "it came before the run had saved"
         case "PREEMPTED":
-            return "stopped", said or "preempted, and not requeued"
+            return "stopped", reason or "preempted, and not requeued"
         case _ if end and end[0] in ("stopped", "crashed"):
             return end
         case "COMPLETED":
             return "crashed", "its job ended, but the run had not"
-    how = _CAUSES.get(word, f"its job failed, SLURM says {word}")
-    return "crashed", how if told.fresh else f"{how}; it had not begun to train"
+    cause = _CAUSES.get(slurm_state, f"its job failed, SLURM says {slurm_state}")
+    return "crashed", cause if evidence.fresh else f"{cause}; it had not begun to train"
 
 
 def _changed(file: Path) -> int:
-    """When a file was written, by the clock of its disk; 0 for none."""
+    """Return when a file was written, in nanoseconds by the clock of its disk; 0 if there is none."""
     try:
         return file.stat().st_mtime_ns
     except FileNotFoundError:

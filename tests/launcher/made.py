@@ -14,7 +14,7 @@ import pytest
 
 from launcher import slurm
 from launcher.record import Launch, Submission
-from launcher.views import runs
+from launcher.views import answers
 from moco_dist.run import status
 
 
@@ -79,7 +79,7 @@ class MadeUp:
         self.broken: dict[str, Exception] = {}
         """Commands that fail, and how."""
         monkeypatch.setattr(slurm, "call", self._call)
-        monkeypatch.setattr(runs, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(answers, "which", lambda name: f"/usr/bin/{name}")
 
     def queues(self, job: str, state: str, run_dir: Path | str = "", reason: str = "None", left: str = "1:00") -> None:
         """Let the queue have a job; once more replaces it."""

@@ -13,8 +13,9 @@ import pytest
 
 from launcher import dataset
 from launcher.__main__ import main
+from launcher.checks import preflight
 from launcher.cluster import Profile
-from launcher.commands import preflight, sweep
+from launcher.commands import sweep
 from moco_dist import config as configs
 
 NOBODY = 65534

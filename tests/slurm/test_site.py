@@ -14,10 +14,9 @@ import pytest
 
 from launcher import cluster as profiles
 from launcher import dataset
-from launcher.checks import site
+from launcher.checks import preflight, site
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
-from launcher.commands import preflight
 from launcher.executors import Sbatch
 from launcher.record import Submission
 from moco_dist import config as configs

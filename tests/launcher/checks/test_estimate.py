@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.checks import estimate
+from launcher.checks.estimate import EncoderCost, Unmeasured, encoder_cost
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.engine.learner import Learner, build_moco
@@ -38,31 +41,31 @@ def test_parameters_are_those_of_the_encoder(arch: str, more: str) -> None:
     config = shipped("imagenet_v2", f"model.arch={arch}", more)
     with torch.device("meta"):
         encoder = Encoder(config.model, estimate.channels(config.data))
-    assert estimate.encoder(config).parameters == sum(p.numel() for p in encoder.parameters())
+    assert encoder_cost(config).parameters == sum(p.numel() for p in encoder.parameters())
 
 
 @pytest.mark.parametrize(("arch", "giga"), [("resnet18", 1.81), ("resnet50", 4.09), ("resnet101", 7.80)])
 def test_multiply_adds_are_those_of_the_tables(arch: str, giga: float) -> None:
     """Torchvision's GFLOPS, which count a multiply-add once; its head is another one."""
     config = shipped("imagenet_v1", f"model.arch={arch}")
-    assert estimate.encoder(config).macs / 1e9 == pytest.approx(giga, rel=0.01)
+    assert encoder_cost(config).operations / 2e9 == pytest.approx(giga, rel=0.01)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_multiply_adds_are_those_of_the_layers(name: str) -> None:
     config = shipped(name)
-    encoder, found = real(config), [0]
+    encoder, multiply_adds = real(config), [0]
 
     def count(layer: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         places = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
-        found[0] += layer.weight.numel() * places
+        multiply_adds[0] += layer.weight.numel() * places
 
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
     encoder(image(config, 2))
-    assert estimate.encoder(config).macs == found[0]
+    assert encoder_cost(config).operations == 2 * multiply_adds[0]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -82,30 +85,30 @@ def test_activations_are_what_autograd_keeps(name: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         encoder(images)
-    expected = estimate.encoder(config).kept_bytes(4)
-    # The statistics of BatchNorm and the head are left out, which tell in the small encoders alone.
+    expected = encoder_cost(config).saved_bytes(4)
+    # The statistics of BatchNorm are left out, which tell in the small encoders alone.
     small = config.data.image_size < 32
     assert expected == pytest.approx(sum(kept.values()) / 2, rel=0.15 if small else 0.01)
 
 
 def test_a_checkpoint_is_as_large_as_a_real_one() -> None:
     config = shipped("cifar10", "model.width=32", "moco.queue_size=65536", "device.type=cpu")
-    plan = configs.layout(config, 1)
-    learner = Learner(build_moco(config, World(0, 1, 0, torch.device("cpu")), plan, real(config)), config, plan)
+    layout = configs.layout(config, 1)
+    learner = Learner(build_moco(config, World(0, 1, 0, torch.device("cpu")), layout, real(config)), config, layout)
     for parameter in learner.parameters:  # a step makes SGD's momentum
         parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()
     file = io.BytesIO()
     torch.save(learner.state(), file)
-    assert estimate.checkpoint_bytes(config) == pytest.approx(file.tell(), rel=0.02)
+    assert estimate.checkpoint_bytes(config, encoder_cost(config)) == pytest.approx(file.tell(), rel=0.02)
 
 
 def test_memory_and_time_of_the_authors_run() -> None:
     """MoCo on 8 V100: 5.0 GB a GPU and 53 hours (Chen et al. 2020, table 3), with 15.7 TFLOPS of float32 each."""
     config = shipped("imagenet_v1", "device.precision=fp32")
-    memory = estimate.memory_bytes(config, configs.layout(config, 8))
+    memory = estimate.memory_bytes(config, configs.layout(config, 8), encoder_cost(config))
     assert memory / 1e9 == pytest.approx(5.0, rel=0.15)
-    hours = 200 * estimate.epoch_seconds(config, images=1_281_167, ranks=8, tflops=15.7) / 3600
+    hours = 200 * estimate.epoch_seconds(config, encoder_cost(config), images=1_281_167, ranks=8, tflops=15.7) / 3600
     assert hours == pytest.approx(53, rel=0.2)
 
 
@@ -114,10 +117,10 @@ def test_what_saves_memory_and_what_costs_time() -> None:
 
     def memory(*overrides: str, ranks: int = 1) -> float:
         config = shipped("imagenet_v2", "device.precision=fp32", "optim.global_batch=2048", *overrides)
-        return estimate.memory_bytes(config, configs.layout(config, ranks))
+        return estimate.memory_bytes(config, configs.layout(config, ranks), encoder_cost(config))
 
     def seconds(config: Config, ranks: int = 8) -> float:
-        return estimate.epoch_seconds(config, 1_281_167, ranks, 100)
+        return estimate.epoch_seconds(config, encoder_cost(config), 1_281_167, ranks, 100)
 
     assert memory("device.precision=bf16") < 0.6 * memory()
     assert memory("optim.accumulate=8") < 0.2 * memory()
@@ -126,3 +129,37 @@ def test_what_saves_memory_and_what_costs_time() -> None:
     assert memory("moco.queue_size=1000000") > memory()
     assert seconds(base, ranks=4) == 2 * seconds(base, ranks=8)
     assert seconds(shipped("imagenet_v2", "moco.symmetric=true")) == 2 * seconds(base)
+
+
+def test_a_process_of_its_own_measures_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From any folder, and without a word of torch in the process that asks."""
+    here = encoder_cost(shipped("digits"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert encoder_cost(shipped("digits")) == here
+    assert isinstance(here, EncoderCost) and here.parameters == 724_656
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import sys; sys.exit('no such device')", "no such device"),
+        ("import sys; sys.exit(3)", "exit status 3"),
+        ("print('a warning')", "JSONDecodeError: .*"),
+        ("pass", "IndexError: .*"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(script: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = subprocess.run, shipped("digits")
+    monkeypatch.undo()
+    monkeypatch.setattr(subprocess, "run", lambda _, **keys: run([sys.executable, "-c", script], **keys))
+    estimate._measured.cache_clear()
+    with pytest.raises(Unmeasured, match=f"^{reason}$"):
+        encoder_cost(config)
+
+
+def test_without_torch_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate.packages, "installed", lambda name: name != "torch")
+    with pytest.raises(Unmeasured, match="torch is not installed here"):
+        encoder_cost(shipped("digits"))

@@ -12,6 +12,8 @@ import pytest
 
 from launcher.commands import logs
 from launcher.record import Launch
+from launcher.views import tail
+from launcher.views.tail import Tail, readable
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from tests.launcher.made import MadeUp, make_run, replace_sleep
@@ -73,7 +75,7 @@ def test_a_wrong_number_of_lines(launch: Launch) -> None:
             call("a", f"--lines={text}")
 
 
-@pytest.mark.parametrize("length", [3, 100, logs._BLOCK - 1, logs._BLOCK, 3 * logs._BLOCK])
+@pytest.mark.parametrize("length", [3, 100, tail._BLOCK - 1, tail._BLOCK, 3 * tail._BLOCK])
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_the_last_lines_of_files_of_any_size(tmp_path: Path, length: int, end: bytes) -> None:
     """As Python counts lines, wherever the blocks of the file end."""
@@ -85,9 +87,9 @@ def test_the_last_lines_of_files_of_any_size(tmp_path: Path, length: int, end: b
         if expected[-1] == "":
             expected.pop()
         for lines in (0, 1, 2, 5, len(expected), len(expected) + 1):
-            tail = logs.Tail(file, "", lines)
-            assert [*tail.new(), *tail.rest()] == (expected[-lines:] if lines else [])
-            tail.close()
+            log = Tail(file, "", lines)
+            assert [*log.new(), *log.rest()] == (expected[-lines:] if lines else [])
+            log.close()
 
 
 @pytest.mark.parametrize(
@@ -109,21 +111,21 @@ def test_the_last_lines_of_files_of_any_size(tmp_path: Path, length: int, end: b
     ],
 )
 def test_lines_are_harmless(line: bytes, shown: str) -> None:
-    assert logs.readable(line) == shown
+    assert readable(line) == shown
 
 
 def test_an_unfinished_line_is_shown_once(launch: Launch) -> None:
-    tail = logs.Tail(launch.log(0), "> ", 1)
+    own = Tail(launch.log(0), "> ", 1)
     with launch.log(0).open("ab") as log:
         log.write(b"half")
         log.flush()
-        at_the_end = logs.Tail(launch.log(0), "", 0)
-        assert list(tail.new()) == ["> 0: 99"]
+        at_the_end = Tail(launch.log(0), "", 0)
+        assert list(own.new()) == ["> 0: 99"]
         log.write(b" a line\nmore")
         log.flush()
-        assert list(tail.new()) == ["> half a line"]
-        assert list(tail.rest()) == ["> more"]
-        assert list(tail.rest()) == []
+        assert list(own.new()) == ["> half a line"]
+        assert list(own.rest()) == ["> more"]
+        assert list(own.rest()) == []
         assert list(at_the_end.new()) == [" a line"]
     tail.close()
     at_the_end.close()

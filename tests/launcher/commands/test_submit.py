@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from launcher import slurm, snapshot
+from launcher import sending, slurm, snapshot
 from launcher.__main__ import main
 from launcher.checks import site
 from launcher.cluster import Profile
 from launcher.commands import submit
 from launcher.executors import Sbatch
-from launcher.job.task import Training
+from launcher.job.task import Task
 from launcher.record import Launch, Submission
 from moco_dist import config as configs
 from moco_dist.config import Config
@@ -106,7 +106,7 @@ def sbatch(
     """Of a run, with a profile's keys."""
     launch = Launch(run_dir)
     submission = Submission(name=name, nodes=nodes, profile=Profile(**keys), code="c0de")
-    return Sbatch(launch.submitit, run_dir, submission, submit.code_of(launch, submission), after)
+    return Sbatch(launch.submitit, run_dir, submission, sending.code_of(launch, submission), after)
 
 
 def parameters(text: str) -> dict[str, str]:
@@ -379,16 +379,16 @@ def test_options_and_overrides_stand_anywhere(programs: Programs, capsys: Said) 
 def test_paths_are_whole_in_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["data.source=imagefolder", "data.root=images/a", "run.init_from=b.pt", "run.dir=~c/../d"]
-    config = submit.absolute(configs.load(None, words), staged=False)
+    config = sending.absolute(configs.load(None, words), staged=False)
     assert config.data.root == str(tmp_path / "images/a")
     assert config.run.init_from == str(tmp_path / "b.pt")
     assert config.run.dir == str(tmp_path / "~c/../d")
     assert config.model_copy(update={"data": None, "run": None}) == configs.load(None, words).model_copy(
         update={"data": None, "run": None}
     )
-    staged = submit.absolute(configs.load(None, words), staged=True)
+    staged = sending.absolute(configs.load(None, words), staged=True)
     assert staged.data.root == "images/a"
-    assert submit.absolute(configs.load(None, []), staged=False).run.dir == str(tmp_path / "runs/digits")
+    assert sending.absolute(configs.load(None, []), staged=False).run.dir == str(tmp_path / "runs/digits")
 
 
 # What is sent.
@@ -419,19 +419,19 @@ def test_what_lies_in_the_run_directory(programs: Programs, capsys: Said, monkey
     files = [file for file in Path().rglob("*") if file.is_file()]
     assert len(files) > 50 and not [file for file in files if b"hushhush" in file.read_bytes()]
     pickled = DelayedSubmission.load(launch.submitit / "12_submitted.pkl")
-    assert isinstance(pickled.function, Training)
+    assert isinstance(pickled.function, Task)
     assert pickled.function.run_dir == str(launch.run_dir)
     assert pickled.function.submission.code == code.name
 
 
 def test_a_later_edit_does_not_show_in_what_was_sent(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(Path("run"))
-    first = submit.send(config, Submission(profile=Profile(gpus_per_node=2)))
+    first = sending.send(config, Submission(profile=Profile(gpus_per_node=2)))
     files = snapshot._files()
     edited = Path("edited.py").absolute()
     edited.write_text("raise SystemExit(3)")
     monkeypatch.setattr(snapshot, "_files", lambda: files | {"moco_dist/train/loop.py": edited})
-    second = submit.send(config, Submission(profile=Profile(gpus_per_node=2)))
+    second = sending.send(config, Submission(profile=Profile(gpus_per_node=2)))
     folder = Launch(Path("run")).folder / "code"
     assert (folder / first.code / "moco_dist/train/loop.py").read_text() != "raise SystemExit(3)"
     assert (folder / second.code / "moco_dist/train/loop.py").read_text() == "raise SystemExit(3)"
@@ -457,7 +457,7 @@ def test_an_old_verdict_does_not_end_the_new_job(
     run_dir.mkdir(mode=0o700)
     if before:
         status.write(run_dir, before, 7, "said so")
-    submit.send(load(run_dir), Submission())
+    sending.send(load(run_dir), Submission())
     assert status.read(run_dir) == after
 
 
@@ -465,19 +465,19 @@ def test_the_id_at_wandb_stays_the_same(programs: Programs) -> None:
     config = load(Path("run"))
     ids = set()
     for _ in range(2):
-        submit.send(config, Submission())
+        sending.send(config, Submission())
         ids.add(Path("run/wandb/id").read_text())
     assert len(ids) == 1
-    submit.send(load(Path("other"), "track.wandb=disabled"), Submission())
+    sending.send(load(Path("other"), "track.wandb=disabled"), Submission())
     assert not Path("other/wandb").exists()
 
 
 def test_a_second_submission_at_once_is_refused(programs: Programs) -> None:
     config = load(Path("run"))
-    with submit.prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
-        submit.send(config, Submission())
+    with sending.prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
+        sending.send(config, Submission())
     assert not list(programs.sent.iterdir())
-    submit.send(config, Submission())  # the first has let go
+    sending.send(config, Submission())  # the first has let go
 
 
 def test_a_job_that_trains_keeps_others_out(programs: Programs, capsys: Said) -> None:
@@ -497,7 +497,7 @@ def test_a_run_directory_of_another_user_is_left_alone(programs: Programs, capsy
     assert main(["submit", *SMALL]) == 2
     assert ": belongs to another user; choose" in capsys.readouterr().err
     with pytest.raises(UserError, match="belongs to another user"):  # one that came between the check and the sending
-        submit.send(load(run_dir), Submission())
+        sending.send(load(run_dir), Submission())
     assert not list(run_dir.iterdir()) and not list(programs.sent.iterdir())
 
 
@@ -506,14 +506,14 @@ def test_a_run_directory_that_others_may_write_to_is_left_alone(programs: Progra
     run_dir.mkdir()
     run_dir.chmod(0o775)
     with pytest.raises(UserError, match=r"run\.dir = .*run: others may write to it; chmod go-w"):
-        submit.send(load(run_dir), Submission())
+        sending.send(load(run_dir), Submission())
     assert not list(run_dir.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(programs: Programs) -> None:
     Path("file").touch()
     with pytest.raises(UserError, match=r"run\.dir = file/run: cannot be written: Not a directory; choose another"):
-        submit.send(load(Path("file/run")), Submission())
+        sending.send(load(Path("file/run")), Submission())
 
 
 def test_a_job_that_sbatch_refuses(programs: Programs, capsys: Said) -> None:
@@ -533,10 +533,10 @@ def test_a_job_that_sbatch_refuses(programs: Programs, capsys: Said) -> None:
 
 def test_what_sbatch_says_is_understood_or_told(programs: Programs) -> None:
     programs.runs("sbatch", "echo 'sbatch: lua: hello'\necho Submitted batch job 9 on cluster x")
-    assert submit.send(load(Path("run")), Submission()).job == "9"
+    assert sending.send(load(Path("run")), Submission()).job == "9"
     programs.runs("sbatch", "echo hello")
     with pytest.raises(slurm.Refused, match='Could not make sense of sbatch output "hello"'):
-        submit.send(load(Path("run")), Submission())
+        sending.send(load(Path("run")), Submission())
 
 
 def test_several_trainings_are_an_array(programs: Programs, tmp_path: Path) -> None:
@@ -544,7 +544,7 @@ def test_several_trainings_are_an_array(programs: Programs, tmp_path: Path) -> N
     profile = Profile(gpus_per_node=2, constraint="it's")
     array = Sbatch(tmp_path / "sweep", tmp_path, Submission(name="s", profile=profile), "/code", parallel=2)
     (tmp_path / "sweep").mkdir()
-    sent = [Training(str(launch.run_dir), Submission()) for launch in launches]
+    sent = [Task(str(launch.run_dir), Submission()) for launch in launches]
     programs.keeps("srun")
     assert array.send(sent) == ["12_0", "12_1", "12_2"]
     text = (programs.sent / "12.sh").read_text()
@@ -561,7 +561,7 @@ def test_sent_again_as_it_was_sent_last(programs: Programs, capsys: Said) -> Non
     launch = Launch(Path("runs/digits").absolute())
     before = launch.submission()
     status.write(launch.run_dir, "crashed", 7, "said so")
-    after = submit.again(launch)
+    after = sending.send_again(launch)
     assert before and after == before.model_copy(update={"job": "13", "submitted": after.submitted})
     assert after == launch.submission()
     assert launch.config().optim.lr == 0.02
@@ -569,7 +569,7 @@ def test_sent_again_as_it_was_sent_last(programs: Programs, capsys: Said) -> Non
     assert first == second
     assert status.read(launch.run_dir)[0] == "stopped"
     with pytest.raises(UserError, match="was never sent; send it: python -m launcher submit"):
-        submit.again(Launch(Path("runs/other")))
+        sending.send_again(Launch(Path("runs/other")))
 
 
 def test_an_archive_is_named_in_whole_and_the_root_lies_in_it(programs: Programs, capsys: Said) -> None:
@@ -581,7 +581,7 @@ def test_an_archive_is_named_in_whole_and_the_root_lies_in_it(programs: Programs
     sent = launch.submission()
     assert sent and sent.stage == str(Path("data.tar").absolute())
     pickled = DelayedSubmission.load(launch.submitit / "12_submitted.pkl")
-    assert isinstance(pickled.function, Training)
+    assert isinstance(pickled.function, Task)
     assert pickled.function.data_root == launch.config().data.root == "in"
 
 
@@ -614,13 +614,13 @@ def test_where_the_run_is_found_at_wandb(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    place = submit.wandb_place(Launch(Path("a b")), load(Path("a b"), *overrides))
+    place = submit._wandb_place(Launch(Path("a b")), load(Path("a b"), *overrides))
     assert place.startswith(expected.replace("ID", Path("a b/wandb/id").read_text()))
 
 
 def test_job_json_reads_back(programs: Programs) -> None:
     profile = Profile(**FULL, container={"image": "x.sif", "mounts": ["/a b"]})
-    sent = submit.send(load(Path("run")), Submission(profile=profile, nodes=4))
+    sent = sending.send(load(Path("run")), Submission(profile=profile, nodes=4))
     assert Launch(Path("run")).submission() == sent
     assert json.loads(Launch(Path("run")).job_file.read_text())["profile"]["gpu_type"] == "a100"
 

@@ -13,7 +13,7 @@ from submitit.core.utils import DelayedSubmission
 from launcher import snapshot
 from launcher.__main__ import main
 from launcher.commands import sweep
-from launcher.job.task import Training
+from launcher.job.task import Task
 from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist.errors import UserError
@@ -214,7 +214,7 @@ def test_one_array_of_runs_like_any_other(programs: Programs, capsys: Said) -> N
         assert sent and (sent.job, sent.sweep, sent.code) == (f"12_{number}", str(folder), code.name)
         assert launch.config().run_dir == run_dir and launch.config().optim.epochs == 3
         pickled = DelayedSubmission.load(folder / f"launch/submitit/12_{number}_submitted.pkl").function
-        assert isinstance(pickled, Training) and pickled.run_dir == str(run_dir)
+        assert isinstance(pickled, Task) and pickled.run_dir == str(run_dir)
         assert run_dir.stat().st_mode & 0o777 == 0o700
         assert not (run_dir / "launch/code").exists()
     assert {path.stat().st_mode & 0o777 for path in (folder, folder / "launch", code.parent)} == {0o700}

@@ -17,6 +17,7 @@ import pytest
 from launcher import slurm
 from launcher.record import Launch
 from launcher.views import figures, runs
+from launcher.views.find import find_run
 from launcher.views.runs import Run
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -138,7 +139,7 @@ def test_a_status_from_before_the_last_start_does_not_count(here: Path, made_up:
     made_up.queues("12", "FAILED", launch.run_dir)
     run = see(launch)
     assert stand(run) == ("crashed", "its job failed, SLURM says FAILED; it had not begun to train", *ENDED)
-    assert run.word == ""
+    assert run.trainer_state == ""
 
 
 def test_a_status_from_an_earlier_job_does_not_count(here: Path, made_up: MadeUp) -> None:
@@ -178,7 +179,7 @@ def test_without_slurms_answer_the_directory_speaks(here: Path, made_up: MadeUp,
     assert stand(see(running)) == ("unknown", said + "running at step 5", *NOBODY_KNOWS)
     assert stand(see(stopped)) == ("unknown", said + "stopped at step 6", *NOBODY_KNOWS)
     assert stand(see(unborn)) == ("unknown", said + "not begun", *NOBODY_KNOWS)
-    assert see(running).silence == "no answer in 1 s"
+    assert see(running).slurm_error == "no answer in 1 s"
     assert stand(see(done)) == ("done", "", *ENDED)
 
 
@@ -187,14 +188,14 @@ def test_slurm_is_asked_once_or_twice_for_any_number_of_runs(here: Path, made_up
         make_run(here / f"runs/{number}", job=str(number), starts=1, state="running")
     made_up.queues("3", "RUNNING", here / "runs/3")
     made_up.accounts("4", "TIMEOUT")
-    found, silence = runs.survey()
+    found, slurm_error = runs.survey()
     assert {run.name: run.state for run in found if run.name in "345"} == {
         "3": "running",
         "4": "time limit",
         "5": "lost",
     }
     assert [command.split()[0] for command in made_up.asked] == ["squeue", "sacct"]
-    assert not silence
+    assert not slurm_error
 
 
 def test_runs_without_slurm_ask_nothing_of_it(here: Path, made_up: MadeUp) -> None:
@@ -272,7 +273,7 @@ def test_another_users_run_says_so(here: Path, made_up: MadeUp, monkeypatch: pyt
     assert (run.state, run.live, run.ended) == ("unreadable", False, False)
     assert "belongs to another user" in run.reason
     with pytest.raises(UserError, match="another user"):
-        runs.find("a")
+        find_run("a")
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ def test_a_directory_that_cannot_be_entered_is_a_row(anybody: Path, made_up: Mad
     found, _ = runs.survey([Path("places")])
     assert [(run.name, run.reason) for run in found] == [("places", "Permission denied")]
     with pytest.raises(UserError, match="cannot be read"):
-        runs.find("closed")
+        find_run("closed")
     for folder in (closed, anybody / "places"):
         folder.chmod(0o700)
 
@@ -311,21 +312,21 @@ def test_a_directory_that_cannot_be_entered_is_a_row(anybody: Path, made_up: Mad
 def test_finding_a_run(here: Path, made_up: MadeUp) -> None:
     a, b = make_run(here / "runs/a", job="12"), make_run(here / "elsewhere/b", job="13_4")
     made_up.queues("13_4", "RUNNING", b.run_dir)
-    assert runs.find("a") == runs.find("runs/a") == runs.find(str(a.run_dir)) == runs.find("12") == a
-    assert runs.find("13_4") == runs.find("elsewhere/b") == b
+    assert find_run("a") == find_run("runs/a") == find_run(str(a.run_dir)) == find_run("12") == a
+    assert find_run("13_4") == find_run("elsewhere/b") == b
     (here / "runs/plain").mkdir()
     for text in ("c", "99", "plain", "", "../x", "-1", "a\0b"):
         with pytest.raises(UserError, match=r"^RUN = .*; "):
-            runs.find(text)
+            find_run(text)
 
 
 def test_a_job_id_that_two_runs_claim_is_the_queues(here: Path, made_up: MadeUp) -> None:
     make_run(here / "runs/old", job="12")
     new = make_run(here / "runs/new", job="12")
     with pytest.raises(UserError, match="is the job of new, old"):
-        runs.find("12")
+        find_run("12")
     made_up.queues("12", "RUNNING", new.run_dir)
-    assert runs.find("12") == new
+    assert find_run("12") == new
 
 
 def test_waiting_ends_when_the_run_is_as_wished(here: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:

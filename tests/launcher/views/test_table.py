@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from launcher import slurm
-from launcher.views import runs
-from launcher.views import table as show
+from launcher.commands import status as status_command
+from launcher.views import answers, table
 from moco_dist.errors import UserError
 from tests.launcher.made import MadeUp, knn_row, make_run, replace_sleep, train_row
 
@@ -26,8 +26,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MadeUp:
 
 def status(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    show.arguments(parser)
-    return show.run(parser.parse_intermixed_args(words))
+    status_command.arguments(parser)
+    return status_command.run(parser.parse_intermixed_args(words))
 
 
 def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -90,8 +90,8 @@ def test_the_same_as_json(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -
         "nodes": "n[1-2]",
         "sweep": None,
     }
-    assert show.__doc__ is not None
-    told = set(show.__doc__.replace(",", " ").split())
+    assert status_command.__doc__ is not None
+    told = set(status_command.__doc__.replace(",", " ").split())
     assert row.keys() <= told
 
 
@@ -112,14 +112,14 @@ def test_json_of_a_run_that_nothing_is_known_of(made_up: MadeUp, capsys: pytest.
     [("5", 5), ("1:00", 60), ("01:00:00", 3600), ("2-00:00:01", 172801), ("UNLIMITED", None), ("INVALID", None)],
 )
 def test_slurms_times(text: str, seconds: int | None) -> None:
-    assert show._seconds(text) == seconds
+    assert table._seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (3660, "1h01m"), (90000, "1d01h")]
 )
 def test_times_for_people(seconds: float, text: str) -> None:
-    assert show._duration(seconds) == text
+    assert table._duration(seconds) == text
 
 
 def test_nothing_is_cut_in_a_pipe(
@@ -156,7 +156,7 @@ def test_a_silent_slurm_is_told_once_on_stderr(made_up: MadeUp, capsys: pytest.C
 def test_without_slurm_local_runs_are_told_in_peace(
     made_up: MadeUp, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "which", lambda name: None)
+    monkeypatch.setattr(answers, "which", lambda name: None)
     make_run(Path("runs/a"), executor="local", job="1", starts=1, state="done", step=3)
     assert status() == 0
     said = capsys.readouterr()
@@ -190,7 +190,7 @@ def two_looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         if len(pauses) == 2:
             raise KeyboardInterrupt
 
-    replace_sleep(monkeypatch, show, sleep)
+    replace_sleep(monkeypatch, status_command, sleep)
     yield pauses
 
 

@@ -17,11 +17,10 @@ import pytest
 from PIL import Image
 
 from launcher import cluster, dataset, slurm
-from launcher.checks import fit, site
+from launcher.checks import estimate, fit, machine, preflight, site
 from launcher.checks.finding import Finding
 from launcher.checks.site import Site
 from launcher.cluster import Profile
-from launcher.commands import preflight
 from launcher.dataset import Folder
 from launcher.record import Launch
 from moco_dist import config as configs
@@ -403,7 +402,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_room_for_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [0]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
-    one = preflight.estimate.checkpoint_bytes(load())
+    one = estimate.checkpoint_bytes(load(), estimate.encoder_cost(load()))
 
     def level(*overrides: str) -> str:
         found = at(local(load("digits", *overrides), tmp_path / "run"), "run.dir")
@@ -648,7 +647,7 @@ def test_places_that_the_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.
         assert not lines(findings)
         return {line.split(" = ")[0] for line in lines(findings, "warning") if "each node has for itself" in line}
 
-    monkeypatch.setattr(preflight, "_OWN_DISKS", ())
+    monkeypatch.setattr(machine, "_OWN_DISKS", ())
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     assert warned(made_up_site(), local_disk="/nowhere") == set()
     assert warned(made_up_site(), local_disk=str(tmp_path)) == {"Python", "run.dir", "data.root"}
@@ -793,7 +792,7 @@ def test_options_take_the_place_of_the_profiles_keys() -> None:
     from launcher import options
 
     parser = argparse.ArgumentParser()
-    options.job_options(parser)
+    options.add_job_options(parser)
     words = ["--cluster", "devcluster", "--partition", "high", "--exclude", "n[1,3],n5", "--memory-gib", "7"]
     words += ["--account", "a", "--qos", "q", "--constraint", "ib&x", "--reservation", "r", "--gpus-per-node", "3"]
     words += ["--cpus-per-gpu", "5", "--time-minutes", "9", "--signal-seconds", "33", "--min-nodes", "1"]
