@@ -126,9 +126,7 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
             folder.chmod(0o700)
         lease = Lease(launch.folder)
         try:
-            for finding in directory.check_free(
-                launch.run_dir
-            ):  # another submission may have been made since the first look
+            for finding in directory.check_free(launch.run_dir):  # someone may have come since the first look
                 raise UserError(finding.text)
             code = snapshot.take(copies).name
             snapshot.describe(launch.folder)

@@ -33,11 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     launches = find_runs(options.run_dirs)
     before = {run.launch: run for run in runs.look_surely(launches)}
-    saving = [
-        run
-        for run in before.values()
-        if run.live and not run.waits and (_terminate(run) if run.local else run.ask_to_save("TERM"))
-    ]
+    running = [run for run in before.values() if run.live and not run.waits]
+    saving = [run for run in running if (_terminate(run) if run.local else run.ask_to_save("TERM"))]
     if saving:
         names = ", ".join(run.name for run in saving)
         print(f"{names}: told to save; waiting for up to {options.wait_seconds:g} s", flush=True)

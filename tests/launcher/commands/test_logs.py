@@ -127,7 +127,7 @@ def test_an_unfinished_line_is_shown_once(launch: Launch) -> None:
         assert list(own.rest()) == ["> more"]
         assert list(own.rest()) == []
         assert list(at_the_end.new()) == [" a line"]
-    tail.close()
+    own.close()
     at_the_end.close()
 
 
