@@ -24,9 +24,10 @@ from pathlib import Path
 from moco_dist import config as configs
 from moco_dist.data import augment, batches, sources
 from moco_dist.engine import schedule
+from moco_dist.engine.build import build
 from moco_dist.engine.checkpoint import Checkpoints
-from moco_dist.engine.learner import Learner, build_moco
-from moco_dist.methods import shuffle
+from moco_dist.engine.engine import Engine
+from moco_dist.methods import moco
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.train.loop import first_encoder
@@ -39,14 +40,14 @@ BOUND = 0.02
 def main(arguments: list[str]) -> int:
     config = configs.load(*configs.parse_arguments(arguments))
     world = World(0, 1, 0, devices.pick(config, local_rank=0))
-    learner, step = training(config, sources.load(config), world)
+    engine, step = training(config, sources.load(config), world)
     for _ in range(5):  # buffers, caches
         next(step)
     stalls, losses, plain, size = [], [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), config.checkpoint.keep)
         for number in range(1, SAVES + 1):
-            state = {"step": number, "config": config.model_dump(mode="json"), **learner.state()}
+            state = {"step": number, "config": config.model_dump(mode="json"), **engine.state()}
             began = time.perf_counter()
             checkpoints.save(number, state)
             stalls.append(time.perf_counter() - began)
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
             losses.append(stalls[-1] + sum(busy) - sum(idle))
             plain += idle
         assert not checkpoints.failures
-        size = checkpoints.path(SAVES).stat().st_size
+        size = checkpoints.index.path(SAVES).stat().st_size
     every = config.checkpoint.every_steps or 1000
     interval = every * statistics.median(plain)
     shares = {"stall": [s / interval for s in stalls], "total": [s / interval for s in losses]}
@@ -70,28 +71,24 @@ def main(arguments: list[str]) -> int:
     return 0 if statistics.median(shares["stall"]) < BOUND else 1
 
 
-def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Learner, Iterator[float]]:
-    """A learner, and its endless steps: the seconds that each took."""
+def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Engine, Iterator[float]]:
+    """An engine, and its endless steps: the seconds that each took."""
     plan = configs.layout(config, 1)
-    learner = Learner(build_moco(config, world, plan, first_encoder(config, data)), config, plan)
+    engine = build(moco.build(config, world, first_encoder(config, data)), config, plan, world)
     augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
     epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
     loader = batches.loader(batches.Steps(data.train, config, world), 0, 10**6, pin=devices.runs_ahead(world.device))
-    images = batches.on_device(loader, augmentation, world.device, learner.image_dtype)
+    images = batches.on_device(loader, augmentation, world.device, engine.image_dtype)
 
     def steps() -> Iterator[float]:
         began = time.perf_counter()
         for step, (one, two, _) in enumerate(images):
-            orders = [
-                shuffle.permutation(config.run.seed, step, direction, config.optim.global_batch)
-                for direction in range(2 if config.moco.symmetric else 1)
-            ]
             lr = schedule.learning_rate(config.optim, min(step, 1000), epoch_steps)
-            learner.step((one, two), orders, lr).tolist()  # the loop reads the loss too
+            engine.step((one, two), step, lr).values.tolist()  # the loop reads the loss too
             yield time.perf_counter() - began
             began = time.perf_counter()
 
-    return learner, steps()
+    return engine, steps()
 
 
 if __name__ == "__main__":

@@ -59,14 +59,14 @@ def main(arguments: list[str]) -> int:
 
 def _measure(config: configs.Config, data: sources.Data, world: World) -> tuple[list[float], dict[str, list[float]]]:
     """Seconds of steps, and of evaluations and their parts."""
-    learner, step = training(config, data, world)
-    encoder = learner.moco.encoder_q
+    engine, step = training(config, data, world)
+    encoder = engine.method.trained
     assert isinstance(encoder, Encoder)
     augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
 
     def evaluate() -> None:
         part = online.part(data, config.eval.online_images)
-        online.accuracies(config, learner, encoder, part, augmentation)
+        online.accuracies(config, engine, encoder, part, augmentation)
 
     for _ in range(BLOCK_STEPS):  # buffers, caches
         next(step)

@@ -36,7 +36,7 @@ def torchrun(ranks: int, module: str, *arguments: str) -> None:
 
 def train(run_dir: Path, ranks: int, config: str, *overrides: str) -> None:
     """Train to the end, or go on with it; nothing where it is done. Raises SystemExit."""
-    if status.read(run_dir)[0] == "done":
+    if status.read(run_dir).state == "done":
         return
     wall, cpu = time.perf_counter(), _cpu_seconds()
     fixed = (f"run.dir={run_dir}", f"run.name={run_dir.name}", "track.wandb=disabled")

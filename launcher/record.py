@@ -25,6 +25,10 @@ from moco_dist import files
 from moco_dist.config import Config
 from moco_dist.config.schema import Positive, Section
 from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.checkpoints import CheckpointIndex
+from moco_dist.run.paths import RunPaths
+from moco_dist.run.status import Status
 
 STARTS_WITHOUT_PROGRESS = 3
 """After so many starts from one step a job is given up."""
@@ -64,6 +68,10 @@ class Launch:
     """The launcher's part of a run directory."""
 
     run_dir: Path
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(self.run_dir)
 
     @property
     def folder(self) -> Path:
@@ -155,8 +163,11 @@ class Launch:
 
     def checkpoint_step(self) -> int:
         """Return the step of the last checkpoint, by its file's name, or 0. The trainer checks that it is whole."""
-        names = (file.stem[5:] for file in (self.run_dir / "checkpoints").glob("step_*.pt"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        return CheckpointIndex(self.paths.checkpoints).last()
+
+    def status(self) -> Status:
+        """Read how the run stands, by the trainer's own account."""
+        return status.read(self.run_dir)
 
 
 def refuse_others(folder: Path) -> None:

@@ -133,7 +133,7 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
             if config.track.wandb != "disabled":
                 from moco_dist.tracking.identity import fixed_id  # its package is slow to import
 
-                fixed_id(launch.run_dir / "wandb")
+                fixed_id(launch.paths.wandb)
             with _written(launch, config):
                 now = time.strftime("%Y-%m-%dT%H:%M:%S")
                 yield submission.model_copy(update={"code": code, "submitted": now})
@@ -164,16 +164,16 @@ def task_of(launch: Launch, submission: Submission) -> Task:
 def _written(launch: Launch, config: Config) -> Iterator[None]:
     """Write the config, and a status that lets the job start; put both back as they were if it is not sent."""
     old_config = launch.config_file.read_text(encoding="utf-8") if launch.config_file.exists() else None
-    state, step, reason = status.read(launch.run_dir)
+    before = launch.status()
     files.write_text(launch.config_file, configs.dump(config))
-    if state not in (None, "done"):
-        status.write(launch.run_dir, "stopped", step, "sent again")
+    if before.state not in (None, "done"):
+        status.write(launch.run_dir, "stopped", before.step, "sent again")
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             if old_config is not None:
                 files.write_text(launch.config_file, old_config)
-        if state is not None:
-            status.write(launch.run_dir, state, step, reason)
+        if before.state is not None:
+            status.write(launch.run_dir, before.state, before.step, before.reason)
         raise

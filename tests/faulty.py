@@ -13,7 +13,7 @@ from typing import Any
 
 from moco_dist import train
 from moco_dist.data.batches import Batch, Steps
-from moco_dist.engine.learner import Learner
+from moco_dist.engine.engine import Engine
 
 
 def _break(kind: str) -> None:
@@ -42,14 +42,14 @@ def install(kind: str, step: int) -> None:
 
         Steps.__getitem__ = broken_item  # type: ignore[method-assign]
         return
-    run, calls = Learner.step, iter(range(step + 1_000_000))
+    run, calls = Engine.step, iter(range(step + 1_000_000))
 
-    def broken_step(self: Learner, *args: Any, **kwargs: Any) -> Any:
+    def broken_step(self: Engine, *args: Any, **kwargs: Any) -> Any:
         if next(calls) == step:
             _break(kind)
         return run(self, *args, **kwargs)
 
-    Learner.step = broken_step  # type: ignore[method-assign]
+    Engine.step = broken_step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

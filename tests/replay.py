@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moco_dist import config
-from moco_dist.engine.learner import Learner
+from moco_dist.engine.build import build
 from moco_dist.methods.moco import MoCo
-from moco_dist.networks import batchnorm
 from moco_dist.networks.batchnorm import GroupBatchNorm2d
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
@@ -120,34 +119,35 @@ def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
     A recorded rank that has no rank of its own is a BatchNorm group of one.
 
     Returns:
-        Largest absolute error of the losses, the queue and the final parameters on this rank.
+        Largest absolute error of the losses, the queue and the final parameters on this rank; on one rank, of
+        BatchNorm's running statistics too, which compare where the recording is of one rank.
     """
     run, arrays = trace.config, trace.arrays
     plan = config.layout(run, world.size)
     encoder = TraceEncoder(run.model.dim, run.model.mlp)
-    batchnorm.set_group_size(encoder, plan.group_size)
     moco = MoCo(
         encoder,
         dim=run.model.dim,
         queue_size=run.moco.queue_size,
         momentum=run.moco.momentum,
         temperature=run.moco.temperature,
+        symmetric=run.moco.symmetric,
         shuffle_mode=shuffle_mode,
         world=world,
         seed=0,
     )
     moco.load_state_dict(_module_state(moco, arrays))
-    moco.to(world.device)
     moco.cursor = int(arrays["init.queue_ptr"][0])
-    learner = Learner(moco, run, plan)
+    moco.order = lambda step, direction, length: trace.orders[step, direction]
+    engine = build(moco, run, plan, world)
     mine = slice(world.rank * plan.batch_per_rank, (world.rank + 1) * plan.batch_per_rank)
     rows = _QueueRows(run.moco.queue_size, trace.order)
-    errors = {"loss": 0.0, "queue": 0.0, "parameters": 0.0}
+    errors = {"loss": 0.0, "queue": 0.0, "parameters": 0.0, "statistics": 0.0}
     for step in range(trace.views.shape[1]):
         one, two = (torch.from_numpy(view[step, mine]).to(world.device) for view in trace.views)
-        figures = learner.step((one, two), list(trace.orders[step]), run.optim.lr)
+        figures = engine.step((one, two), step, run.optim.lr)
         recorded = arrays["loss"][step].mean()
-        errors["loss"] = _worst(errors["loss"], figures[0].item() - recorded)
+        errors["loss"] = _worst(errors["loss"], figures.values[0].item() - recorded)
         ours = moco.queue.cpu().numpy()[rows.after(trace.orders.shape[1])]
         errors["queue"] = _worst(errors["queue"], ours.T - arrays["queue"][step])
         cursors = arrays.get("queue_ptr")  # not recorded at every step of the symmetric traces
@@ -158,9 +158,11 @@ def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
     if moco.cursor != int(final["queue_ptr"][0]):
         errors["queue"] = float("inf")
     for name, tensor in moco.state_dict().items():
-        # The reference's ranks keep BatchNorm buffers of their own: comparable where it had one rank alone.
-        if name.startswith("encoder_") and (trace.ranks == 1 or "running" not in name) and "num_batches" not in name:
-            errors["parameters"] = _worst(errors["parameters"], tensor.cpu().numpy() - final[name])
+        if name.startswith("encoder_") and "num_batches" not in name:
+            kind = "statistics" if "running" in name else "parameters"
+            errors[kind] = _worst(errors[kind], tensor.cpu().numpy() - final[name])
+    if world.size > 1:  # the reference's ranks keep running statistics of their own
+        del errors["statistics"]
     return errors
 
 

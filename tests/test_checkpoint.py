@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from moco_dist.engine import checkpoint
-from moco_dist.engine.checkpoint import Checkpoints, Damaged
+from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.run.checkpoints import Damaged
 
 STATE: dict[str, Any] = {
     "encoder_q": {"w": torch.randn(64, 33, generator=torch.Generator().manual_seed(0)), "n": torch.tensor(3)},
@@ -50,12 +51,12 @@ def kept(tmp_path: Path) -> Checkpoints:
     for step in (10, 20):
         checkpoints.save(step, state(step))
     checkpoints.wait()
-    assert checkpoints.steps() == [10, 20]
+    assert checkpoints.index.steps() == [10, 20]
     return checkpoints
 
 
 def test_round_trip(kept: Checkpoints) -> None:
-    assert kept.latest() == 20
+    assert kept.index.latest() == 20
     assert kept.failures == 0
     assert equal(kept.load(20), state(20))
     assert equal(kept.load(10), state(10))
@@ -63,12 +64,12 @@ def test_round_trip(kept: Checkpoints) -> None:
 
 
 def test_it_loads_with_torch_alone(kept: Checkpoints) -> None:
-    assert equal(torch.load(kept.path(20), weights_only=True), state(20))
+    assert equal(torch.load(kept.index.path(20), weights_only=True), state(20))
 
 
 def test_nobody_else_may_read(kept: Checkpoints) -> None:
-    assert {f.stat().st_mode & 0o777 for f in kept.folder.iterdir()} == {0o600}
-    assert kept.folder.stat().st_mode & 0o777 == 0o700
+    assert {f.stat().st_mode & 0o777 for f in kept.index.folder.iterdir()} == {0o600}
+    assert kept.index.folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_state_is_copied_when_saved(tmp_path: Path) -> None:
@@ -87,10 +88,10 @@ def test_the_state_is_copied_when_saved(tmp_path: Path) -> None:
 
 def test_before_is_called_ahead_of_the_rename(tmp_path: Path) -> None:
     checkpoints, seen = Checkpoints(tmp_path, keep=2), []
-    checkpoints.save(1, STATE, before=lambda: seen.append(checkpoints.path(1).exists()))
+    checkpoints.save(1, STATE, before=lambda: seen.append(checkpoints.index.path(1).exists()))
     checkpoints.wait()
     assert seen == [False]
-    assert checkpoints.path(1).exists()
+    assert checkpoints.index.path(1).exists()
 
 
 def cut(path: Path, rest: int) -> None:
@@ -118,33 +119,36 @@ DAMAGES = {
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_file_is_passed_over_and_named(kept: Checkpoints, caplog: pytest.LogCaptureFixture, how: str) -> None:
     damage, why = DAMAGES[how]
-    damage(kept.path(20))
+    damage(kept.index.path(20))
     with pytest.raises(Damaged, match=why):
         kept.load(20)
     with caplog.at_level(logging.WARNING):
-        assert kept.latest() == 10
+        assert kept.index.latest() == 10
     assert len(caplog.records) == 1
-    assert str(kept.path(20)) in caplog.text
+    assert str(kept.index.path(20)) in caplog.text
     assert why in caplog.text
     assert equal(kept.load(10), state(10))
     # Set aside, it does not count among the kept ones: the next save must not push out the whole one for it.
     kept.save(20, state(21))
     kept.wait()
-    assert kept.steps() == [10, 20]
+    assert kept.index.steps() == [10, 20]
     assert kept.load(20)["cursor"] == 21
 
 
 def test_where_all_are_damaged_there_is_none(kept: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
     for step in (10, 20):
-        cut(kept.path(step), 50)
-    assert kept.latest() is None
-    assert [str(kept.path(s)) in r.getMessage() for s, r in zip((20, 10), caplog.records, strict=True)] == [True, True]
+        cut(kept.index.path(step), 50)
+    assert kept.index.latest() is None
+    assert [str(kept.index.path(s)) in r.getMessage() for s, r in zip((20, 10), caplog.records, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 def test_files_of_other_names_are_left_alone(kept: Checkpoints) -> None:
-    stranger = kept.folder / "step_000000020 (copy).pt"
+    stranger = kept.index.folder / "step_000000020 (copy).pt"
     stranger.write_bytes(b"mine")
-    assert kept.latest() == 20
+    assert kept.index.latest() == 20
     kept.save(30, state(30))
     kept.wait()
     assert kept.failures == 0
@@ -152,7 +156,7 @@ def test_files_of_other_names_are_left_alone(kept: Checkpoints) -> None:
 
 
 def test_where_there_is_no_folder_there_is_none(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path / "nowhere", keep=2).latest() is None
+    assert Checkpoints(tmp_path / "nowhere", keep=2).index.latest() is None
 
 
 def test_the_last_ones_and_the_milestones_stay(tmp_path: Path) -> None:
@@ -160,8 +164,8 @@ def test_the_last_ones_and_the_milestones_stay(tmp_path: Path) -> None:
     for step in range(10, 101, 10):
         checkpoints.save(step, state(step))
     checkpoints.wait()
-    assert checkpoints.steps() == [30, 60, 80, 90, 100]
-    assert checkpoints.latest() == 100
+    assert checkpoints.index.steps() == [30, 60, 80, 90, 100]
+    assert checkpoints.index.latest() == 100
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     assert kept.failures == 1
     assert "step 30 not saved" in caplog.text
     assert "not finite" in caplog.text
-    assert kept.steps() == [10, 20]
+    assert kept.index.steps() == [10, 20]
 
 
 # ------------------------------------------------------------ the disk fails
@@ -202,18 +206,18 @@ def test_a_full_disk_is_told_and_counted_and_the_old_files_stay(
             kept.wait()
     assert kept.failures == 2
     assert "checkpoint of step 40 not saved, training goes on: OSError: [Errno 28]" in caplog.text
-    assert sorted(f.name for f in kept.folder.iterdir()) == ["step_000000010.pt", "step_000000020.pt"]
-    assert kept.latest() == 20
+    assert sorted(f.name for f in kept.index.folder.iterdir()) == ["step_000000010.pt", "step_000000020.pt"]
+    assert kept.index.latest() == 20
     kept.save(50, state(50))  # there is room again
     kept.wait()
-    assert kept.latest() == 50
+    assert kept.index.latest() == 50
     assert kept.failures == 2
 
 
 def test_a_failing_sync_of_the_metrics_stops_the_checkpoint_alone(kept: Checkpoints) -> None:
     kept.save(30, state(30), before=fails)
     kept.wait()
-    assert (kept.failures, kept.steps()) == (1, [10, 20])
+    assert (kept.failures, kept.index.steps()) == (1, [10, 20])
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -223,13 +227,13 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, caplog: pytest.LogCap
     checkpoints.wait()
     assert checkpoints.failures == 1
     assert "step 1 not saved" in caplog.text
-    assert checkpoints.latest() is None
+    assert checkpoints.index.latest() is None
 
 
 def test_what_a_killed_writer_left_is_cleared(kept: Checkpoints) -> None:
-    stale = kept.folder / ".step_000000030.pt.12345"
+    stale = kept.index.folder / ".step_000000030.pt.12345"
     stale.write_bytes(b"half")
-    assert kept.latest() == 20
+    assert kept.index.latest() == 20
     kept.save(40, state(40))
     kept.wait()
     assert not stale.exists()
@@ -240,7 +244,7 @@ import sys, torch
 from pathlib import Path
 from moco_dist.engine.checkpoint import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
-step = checkpoints.latest() or 0
+step = checkpoints.index.latest() or 0
 while True:
     step += 1
     checkpoints.save(step, {"step": step, "w": torch.full((300_000,), float(step))})
@@ -261,7 +265,7 @@ def test_a_killed_writer_leaves_a_whole_one(tmp_path: Path) -> None:
             time.sleep(0.003)
             process.send_signal(signal.SIGKILL)
         checkpoints = Checkpoints(tmp_path, keep=2)
-        latest = checkpoints.latest()
+        latest = checkpoints.index.latest()
         assert latest
         assert latest >= reached - 1  # the one before is on disk when the next is begun
         loaded = checkpoints.load(latest)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import resnet
 
 from moco_dist.config.schema import ModelSection
 from moco_dist.networks.batchnorm import GroupBatchNorm2d, norms
@@ -38,6 +41,56 @@ def test_features_are_torchvisions(arch: str) -> None:
     x = images(2, 3, 64)
     assert torch.equal(encoder.features(x), theirs.eval()(x))
     assert encoder.features(x).shape == (2, encoder.feature_dim)
+
+
+def torchvisions(model: ModelSection, channels: int, seed: int) -> resnet.ResNet:
+    """The encoder as a change to torchvision's ResNet: of it are the layers, their names, and the order of draws."""
+
+    class Narrow(resnet.ResNet):
+        def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> Any:
+            if planes == 64:
+                self.inplanes = model.width
+            return super()._make_layer(block, planes * model.width // 64, blocks, stride, dilate)
+
+    block, depths = {
+        "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
+        "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
+        "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
+        "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
+        "resnet152": (resnet.Bottleneck, [3, 8, 36, 3]),
+    }[model.arch]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Narrow(block, depths, num_classes=model.dim, norm_layer=GroupBatchNorm2d)
+        small = model.stem == "small"
+        net.conv1 = nn.Conv2d(
+            channels, model.width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False
+        )
+        net.maxpool = nn.Identity() if small else net.maxpool
+        net.bn1 = GroupBatchNorm2d(model.width)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        width = 8 * model.width * block.expansion
+        head = [nn.Linear(width, model.dim)]
+        net.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), *head) if model.mlp else head[0]
+    return net
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize(("stem", "width", "channels", "mlp"), [("imagenet", 64, 3, False), ("small", 8, 1, True)])
+def test_weights_outputs_and_gradients_are_torchvisions(
+    arch: str, stem: str, width: int, channels: int, mlp: bool
+) -> None:
+    model = ModelSection(arch=arch, stem=stem, width=width, dim=16, mlp=mlp)
+    ours, theirs = build_encoder(model, channels, seed=3), torchvisions(model, channels, seed=3)
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    x = images(2, channels, 32)
+    outputs = [net(x) for net in (ours, theirs)]
+    assert torch.equal(*outputs)
+    for out in outputs:
+        out.square().mean().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])

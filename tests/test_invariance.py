@@ -10,8 +10,8 @@ import torch
 from moco_dist import config as configs
 from moco_dist.data import augment, batches, sources
 from moco_dist.engine import schedule
-from moco_dist.engine.learner import Learner, build_moco
-from moco_dist.methods import shuffle
+from moco_dist.engine.build import build
+from moco_dist.methods import moco
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
@@ -32,16 +32,14 @@ def outcome(world: World, overrides: list[str]) -> tuple[list[list[float]], dict
     """Figures of the first steps on digits, and what they leave."""
     config = configs.load(None, [*COMMON, *overrides])
     plan, data = configs.layout(config, world.size), sources.load(config)
-    learner = Learner(build_moco(config, world, plan, build_encoder(config.model, 1, seed=0)), config, plan)
+    engine = build(moco.build(config, world, build_encoder(config.model, 1, seed=0)), config, plan, world)
     augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
     loader = batches.loader(batches.Steps(data.train, config, world), 0, STEPS, pin=False)
     figures = []
-    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, learner.image_dtype)):
-        directions = range(2 if config.moco.symmetric else 1)
-        orders = [shuffle.permutation(0, step, d, config.optim.global_batch) for d in directions]
+    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, engine.image_dtype)):
         lr = schedule.learning_rate(config.optim, step, 11)
-        figures.append(learner.step((one, two), orders, lr).tolist())
-    state = {**learner.moco.encoder_q.state_dict(), "queue": learner.moco.queue}
+        figures.append(engine.step((one, two), step, lr).values.tolist())
+    state = {**engine.state()["encoder_q"], "queue": engine.state()["queue"]}
     return figures, {name: tensor.clone() for name, tensor in state.items()}
 
 

@@ -21,11 +21,11 @@ from moco_dist.config import Config
 from moco_dist.data import augment, batches, sources
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.engine import schedule
-from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.engine.build import build
 from moco_dist.errors import UserError
 from moco_dist.evaluate import __main__ as command
 from moco_dist.evaluate import few, linear, sgd_probe
-from moco_dist.methods import shuffle
+from moco_dist.methods import moco
 from moco_dist.networks import batchnorm
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.standin
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 BATCH, STEPS = 16, 4
+SUMS = {"stop": 1.0, "save": 2.0}
 
 
 # -------------------------------------------------------------------------------------------------- which device it is
@@ -163,19 +164,17 @@ class Outcome(NamedTuple):
 def steps(world: World, config: Config) -> Outcome:
     """The first steps as the trainer takes them, from the loader to what they leave; strict on the stand-in."""
     plan, data = configs.layout(config, world.size), sources.load(config)
-    learner = Learner(build_moco(config, world, plan, build_encoder(config.model, 3, seed=0)), config, plan)
+    engine = build(moco.build(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.statistics)
     loader = batches.loader(batches.Steps(data.train, config, world), 0, STEPS, pin=False)
-    directions = range(2 if config.moco.symmetric else 1)
     figures, skipped = [], []
-    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, learner.image_dtype)):
-        orders = [shuffle.permutation(0, step, d, BATCH) for d in directions]
+    for step, (one, two, _) in enumerate(batches.on_device(loader, augmentation, world.device, engine.image_dtype)):
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
-            figures.append(learner.step((one, two), orders, schedule.learning_rate(config.optim, step, 10), (1.0, 2.0)))
-        skipped.append(learner.skipped)
-    state = {**learner.moco.encoder_q.state_dict(prefix="q."), **learner.moco.encoder_k.state_dict(prefix="k.")}
-    state |= {"queue": learner.moco.queue}
+            figures.append(engine.step((one, two), step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
+        skipped.append(engine.skipped)
+    state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}
+    state |= {"queue": engine.method.queue}
     assert all(tensor.device == world.device for tensor in [*state.values(), *figures])
     return Outcome(
         [standin.held(row).tolist() for row in figures], {k: standin.held(t).clone() for k, t in state.items()}, skipped
@@ -238,19 +237,19 @@ def test_an_overflow_skips_the_step() -> None:
     plan = configs.layout(config, 1)
     with standin.present() as device:
         world = World(0, 1, 0, device)
-        learner = Learner(build_moco(config, world, plan, build_encoder(config.model, 3, seed=0)), config, plan)
-        learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**100})
+        engine = build(moco.build(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
+        engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**100})
         views = torch.randn(2, BATCH, 3, 32, 32).half().to(device)
 
         def step(number: int) -> list[Tensor]:
             with standin.strictly():
-                learner.step((views[0], views[1]), [shuffle.permutation(0, number, 0, BATCH)], 0.1)
-            return [standin.held(p).clone() for p in learner.moco.encoder_q.parameters()]
+                engine.step((views[0], views[1]), number, 0.1)
+            return [standin.held(p).clone() for p in engine.method.encoder_q.parameters()]
 
-        begun = [standin.held(p).clone() for p in learner.moco.encoder_q.parameters()]
-        assert all(map(torch.equal, step(0), begun)) and learner.skipped
-        learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 1.0})
-        assert not all(map(torch.equal, step(1), begun)) and not learner.skipped
+        begun = [standin.held(p).clone() for p in engine.method.encoder_q.parameters()]
+        assert all(map(torch.equal, step(0), begun)) and engine.skipped
+        engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 1.0})
+        assert not all(map(torch.equal, step(1), begun)) and not engine.skipped
 
 
 # ----------------------------------------------------------------------------------------------------------- whole runs

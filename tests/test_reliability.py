@@ -24,6 +24,7 @@ import torch
 
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
+from moco_dist.run.checkpoints import verify
 from moco_dist.run.lease import Lease, Lost, process_start
 from tests import chaos
 from tests.jobs import (
@@ -97,14 +98,14 @@ def test_killed_and_started_again_ends_bit_for_bit_as_if_never_killed(reference:
         job.until_gone(15)
     assert re.search(r"Root Cause[\s\S]*rank +: 1 [\s\S]*Signal 9 \(SIGKILL\)", job.log[-3000:]), job.log
     assert status(run)["state"] == "crashed"
-    checkpoint.verify(checkpoints(run)[-1])
+    verify(checkpoints(run)[-1])
 
     with Job(run, 2, RUN) as job:  # torchrun dies: its ranks see it
         job.until_step(EPOCH_STEPS + 1)
         send(job.process.pid, signal.SIGKILL)
         job.until_gone(15)
     newest, before = checkpoints(run)[-1], checkpoints(run)[-2]
-    checkpoint.verify(newest)
+    verify(newest)
     content = bytearray(newest.read_bytes())
     content[FLIPPED_BYTE] ^= 1
     newest.write_bytes(content)

@@ -16,8 +16,9 @@ from launcher.views import runs
 from moco_dist import config as configs
 from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
-from moco_dist.run import status
+from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.lease import held_by
+from moco_dist.run.paths import RunPaths
 
 
 def check(config: Config, run_dir: Path, images: Images | None, cost: EncoderCost | None) -> Iterator[Finding]:
@@ -71,9 +72,9 @@ def check_resumed(config: Config, layout: Layout | None, run_dir: Path) -> Itera
         return
     if config.run.resume == "never":
         yield finding.error("run.resume", "never", f"{run_dir} holds a run", "use another run.name")
-    elif layout and (run_dir / "config.yaml").is_file():
+    elif layout and launch.paths.config.is_file():
         yield from _check_curve(config, layout, run_dir, last)
-        end = ", and was done; it goes on only if it is longer now" if status.read(run_dir)[0] == "done" else ""
+        end = ", and was done; it goes on only if it is longer now" if launch.status().state == "done" else ""
         yield finding.note(f"the run in {run_dir} goes on from step {step}{end}")
 
 
@@ -82,7 +83,7 @@ def _check_room(
 ) -> Iterator[Finding]:
     """Check whether the checkpoints find room on the disk of an existing folder. Raises OSError."""
     free = shutil.disk_usage(existing).free
-    held = sum(file.stat().st_size for file in (run_dir / "checkpoints").glob("step_*.pt"))
+    held = CheckpointIndex(RunPaths(run_dir).checkpoints).size()
     count = config.checkpoint.keep + 1 + _milestones(config, images)  # one more while it is written
     need, size = checkpoint_bytes * count - held, checkpoint_bytes / GIB
     rule = f"checkpoints of {size:.2g} GiB need {need / GIB:.2g} GiB more, its disk has {free / GIB:.2g}"
@@ -105,7 +106,7 @@ def _milestones(config: Config, images: Images | None) -> int:
 def _check_curve(config: Config, layout: Layout, run_dir: Path, last: Submission | None) -> Iterator[Finding]:
     """Check that the config does not change the curve of the run that goes on."""
     try:
-        begun = configs.load(run_dir / "config.yaml")
+        begun = configs.load(RunPaths(run_dir).config)
         before = last.ranks if last else layout.ranks
         groups = begun.moco.bn_groups or before * begun.optim.accumulate
         configs.check_resumable(begun.model_dump(mode="json"), begun.optim.global_batch // groups, config, layout)

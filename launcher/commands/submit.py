@@ -73,7 +73,7 @@ def _wandb_place(launch: Launch, config: Config) -> str:
     """Return where the run is found at W&B."""
     from moco_dist.tracking.identity import fixed_id  # its package is slow to import
 
-    run_id = fixed_id(launch.run_dir / "wandb")
+    run_id = fixed_id(launch.paths.wandb)
     if config.track.wandb == "offline":
         return f"offline; send it with: wandb sync {shlex.quote(str(launch.run_dir / 'wandb'))}/offline-run-*"
     server = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("https://api.", "https://").rstrip("/")

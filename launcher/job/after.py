@@ -14,7 +14,6 @@ from pathlib import Path
 
 from launcher import slurm
 from launcher.record import STARTS_WITHOUT_PROGRESS, Launch, run_dirs
-from moco_dist.run import status
 
 
 def launch_of(folder: Path, job: str) -> Launch | None:
@@ -29,7 +28,7 @@ def goes_on(launch: Launch, job: str, restart: int) -> bool:
     unnoted = restart + 1 - sum(start["job"] == job for start in launch.starts())
     if submission is None or launch.stands_still(job) or unnoted >= STARTS_WITHOUT_PROGRESS:
         return False
-    state, _, _ = status.read(launch.run_dir)
+    state = launch.status().state
     if launch.requeue_mark(job, restart).exists():
         return state != "done"
     return submission.profile.tasks == "node" and state in ("running", "crashed", None)

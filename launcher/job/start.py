@@ -85,7 +85,7 @@ class Start:
 
     def ended(self) -> status.State | None:
         """Return how the run has ended for good; None while it has not."""
-        state = status.read(self.launch.run_dir)[0]
+        state = self.launch.status().state
         return state if state in ("done", "user_error", "diverged") else None
 
     def say(self, line: str) -> None:

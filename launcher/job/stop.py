@@ -65,11 +65,11 @@ class Stop:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGUSR2)
             time.sleep(0.5)
-            if status.read(start.launch.run_dir)[0] != "running":
+            if start.launch.status().state != "running":
                 break
         if start.place.first:
-            state, step, _ = status.read(start.launch.run_dir)
-            start.say(f"{state or 'nothing was begun'} at step {step}")
-            if number == signal.SIGUSR2 and state != "done":
+            last = start.launch.status()
+            start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
+            if number == signal.SIGUSR2 and last.state != "done":
                 start.requeue()
         self.finished.set()

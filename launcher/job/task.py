@@ -62,7 +62,7 @@ def _run(start: Start) -> dict[str, Any]:
     attempt = 0
     while stop.signal is None:
         completed = ranks.run(start, overrides, attempt)
-        if stop.signal or not completed or status.read(start.launch.run_dir)[0] != "stopped":
+        if stop.signal or not completed or start.launch.status().state != "stopped":
             break
         attempt += 1  # the agents themselves had stopped the ranks, for a node that came late
     if stop.signal:
@@ -109,10 +109,10 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
 
 def _end(start: Start, state: status.State) -> dict[str, Any]:
     """End this start: a run that is done returns, a crashed one is requeued, another one fails."""
-    _, step, reason = status.read(start.launch.run_dir)
+    last = start.launch.status()
     if state == "done":
-        return {"state": state, "step": step}
-    start.say(f"{state} at step {step}: {reason}")
+        return {"state": state, "step": last.step}
+    start.say(f"{state} at step {last.step}: {last.reason}")
     if state == "crashed" and start.profile.tasks == "node":
         _requeue_crashed(start)
     raise SystemExit(status.EXIT_CODES[state])
@@ -132,10 +132,10 @@ def _requeue_crashed(start: Start) -> None:
 
 def _give_up(start: Start) -> NoReturn:
     """Write the note that the run makes no progress, and end the job for good."""
-    _, step, last_reason = status.read(start.launch.run_dir)
+    last = start.launch.status()
     reason = f"no progress in {STARTS_WITHOUT_PROGRESS} starts from step {start.launch.checkpoint_step()}"
     if start.place.first:
-        text = f"{reason}; the last: {last_reason}" if last_reason else reason
-        status.write(start.launch.run_dir, "crashed", step, text)
+        text = f"{reason}; the last: {last.reason}" if last.reason else reason
+        status.write(start.launch.run_dir, "crashed", last.step, text)
         start.say(reason)
     raise SystemExit(1)

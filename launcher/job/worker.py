@@ -43,10 +43,10 @@ def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
     """Return the exit status of a rank that would start in vain; None where it should start."""
     if stop_mark.exists():  # the job was told to stop while this start was under way
         return 0
-    state, _, reason = status.read(launch.run_dir)
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and state in ("user_error", "diverged"):
-        print(f"not started again: {reason}", file=sys.stderr)
-        return status.EXIT_CODES[state]
+    before = launch.status()
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and before.state in ("user_error", "diverged"):
+        print(f"not started again: {before.reason}", file=sys.stderr)
+        return status.EXIT_CODES[before.state]
     try:
         config = launch.config()
     except UserError as error:  # the trainer would not know which directory to write it to

@@ -58,5 +58,5 @@ def line(run: Run) -> str:
 
 def exit_status(launch: Launch) -> int:
     """Return the exit status that status.json stands for; 1 for a run that died, whose status still says `running`."""
-    state, _, _ = status.read(launch.run_dir)
+    state = launch.status().state
     return status.EXIT_CODES[state] if state in ("done", "user_error", "stopped") else 1

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 from launcher import slurm
 from launcher.record import Launch, Submission
-from moco_dist.run import status
 from moco_dist.run.lease import held_by, process_start
 
 State = Literal[
@@ -94,10 +93,11 @@ def read(launch: Launch, submission: Submission) -> Evidence:
     controller = job.isdecimal() and process_start(int(job)) == submission.started != ""
     writer = held_by(launch.run_dir)
     starts = launch.starts()
-    state, step, reason = status.read(launch.run_dir)
+    status = launch.status()
     began = any(str(start.get("job")) == job for start in starts)
-    fresh = began and _changed(launch.run_dir / "status.json") >= _changed(launch.starts_file)
-    return Evidence(controller, writer, state, step, " ".join(reason.split()), len(starts), began, fresh)
+    fresh = began and _changed(launch.paths.status) >= _changed(launch.starts_file)
+    reason = " ".join(status.reason.split())
+    return Evidence(controller, writer, status.state, status.step, reason, len(starts), began, fresh)
 
 
 def of_local(job: str, evidence: Evidence) -> Verdict:

@@ -155,6 +155,9 @@ class DeviceSection(Section):
     """torch.compile both encoders."""
     channels_last: bool = False
     """NHWC memory format, faster with tensor cores."""
+    engine: Literal["auto", "exact", "overlapped"] = "auto"
+    """exact: the same bits on any number of ranks; overlapped: gradients travel during the backward pass; auto: exact
+    on the CPU and where deterministic."""
     deterministic: bool = False
     """Deterministic CUDA kernels: resuming is then bit-exact on CUDA too."""
 

@@ -1,12 +1,10 @@
-"""Checkpoints: written aside, synced, renamed; checksummed; verified on load, with the one before as fallback."""
+"""The state of a run in checkpoints: written in the background, whole or not at all, with a checksum."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +13,14 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from moco_dist.files import replacing
+from moco_dist.run.checkpoints import MARK, CheckpointIndex, verify
+
 log = logging.getLogger(__name__)
-
-# The checksum follows the archive: torch.load finds the end of a zip from behind, so the file opens without us too.
-_MARK = b"moco-dist sha256 "
-_FOOTER = len(_MARK) + 64
-
-
-class Damaged(Exception):
-    """A checkpoint that does not read back as it was written."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, `step_<step>.pt`. Rank 0 writes; every rank may read.
+    """The checkpoints of one run. Rank 0 writes them; every rank may read them.
 
     Saving copies the state and returns; a thread writes it. Nothing that goes wrong there reaches training: it is
     logged and counted in `failures`, and the files of before stay.
@@ -42,7 +35,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, keep: int, milestone: Callable[[int], bool] = lambda step: False, writes: bool = True
     ) -> None:
-        self.folder, self.keep, self.milestone, self.writes = folder, keep, milestone, writes
+        self.index = CheckpointIndex(folder)
+        self.keep, self.milestone, self.writes = keep, milestone, writes
         self.failures = 0
         self._writer: threading.Thread | None = None
 
@@ -73,42 +67,20 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def steps(self) -> list[int]:
-        """Steps that have a file, in order; not all need be whole."""
-        return sorted(int(p.stem[5:]) for p in self.folder.glob("step_*.pt") if p.stem[5:].isdecimal())
-
-    def path(self, step: int) -> Path:
-        """The file of a step."""
-        return self.folder / f"step_{step:09d}.pt"
-
-    def latest(self) -> int | None:
-        """The last step whose checkpoint is whole. Damaged ones are named, and set aside as `*.damaged`."""
-        for step in reversed(self.steps()):
-            try:
-                verify(self.path(step))
-                return step
-            except (Damaged, OSError) as error:
-                log.warning("checkpoint %s passed over for the one before: %s", self.path(step), error)
-                if isinstance(error, Damaged):
-                    with contextlib.suppress(OSError):  # a read-only folder: it is passed over again
-                        self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))
-        return None
-
     def load(self, step: int) -> dict[str, Any]:
         """The state of a step, on the CPU. Raises Damaged or OSError."""
-        return load(self.path(step))
+        return load(self.index.path(step))
 
     def _write(self, step: int, state: dict[str, Any], before: Callable[[], object]) -> None:
         try:
             if not _finite(state):
                 raise ValueError("its weights are not finite")
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for stale in self.folder.glob(".step_*"):  # of a start that was killed while it wrote
-                stale.unlink()
-            write(self.path(step), state, before)
-            last = [s for s in self.steps() if not self.milestone(s)]
+            self.index.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.index.remove_unfinished()
+            write(self.index.path(step), state, before)
+            last = [s for s in self.index.steps() if not self.milestone(s)]
             for old in last[: -self.keep]:
-                self.path(old).unlink()
+                self.index.path(old).unlink()
         except Exception as error:  # training must go on whatever the disk does
             cause = _cause(error)
             self.failures += 1
@@ -117,34 +89,10 @@ class Checkpoints:
 
 def write(path: Path, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
     """Write a state so that the path holds the old file or the whole new one, whenever the power fails."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            hashing = _HashingFile(file)
-            torch.save(state, cast(IO[bytes], hashing))
-            file.write(_MARK + hashing.sha256.hexdigest().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        before()
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def verify(path: Path) -> bytes:
-    """The archive of a checkpoint, its checksum verified. Raises Damaged, OSError."""
-    content = path.read_bytes()
-    archive, footer = content[:-_FOOTER], content[-_FOOTER:]
-    if not footer.startswith(_MARK):
-        raise Damaged("cut short: the checksum at its end is missing")
-    if hashlib.sha256(archive).hexdigest().encode() != footer[len(_MARK) :]:
-        raise Damaged("its checksum does not match: some bits have changed")
-    return archive
+    with replacing(path, durable=True, private=True, before=before) as file:
+        hashing = _HashingFile(file)
+        torch.save(state, cast(IO[bytes], hashing))
+        file.write(MARK + hashing.sha256.hexdigest().encode())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from moco_dist.data.sources import Source
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
 from moco_dist.networks import batchnorm
-from moco_dist.networks.resnet import Encoder, SmallNet
+from moco_dist.networks.resnet import Encoder
+from moco_dist.networks.small import SmallNet
 from moco_dist.ranks import devices, watchdog
 
 

@@ -19,7 +19,8 @@ from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.subject import Features, Subject
-from moco_dist.networks.resnet import Encoder, SmallNet, build_encoder
+from moco_dist.networks.resnet import Encoder, build_encoder
+from moco_dist.networks.small import SmallNet
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 

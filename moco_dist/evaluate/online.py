@@ -12,7 +12,7 @@ from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data.augment import Augment
 from moco_dist.data.sources import Data, Source
-from moco_dist.engine.learner import Learner
+from moco_dist.engine.engine import Engine
 from moco_dist.evaluate import features, knn, ridge
 from moco_dist.networks.resnet import Encoder
 
@@ -36,9 +36,7 @@ def _some(source: Source, count: int, number: int) -> Source:
 
 
 @torch.no_grad()
-def accuracies(
-    config: Config, learner: Learner, encoder: Encoder, data: Data, augmentation: Augment
-) -> dict[str, float]:
+def accuracies(config: Config, engine: Engine, encoder: Encoder, data: Data, augmentation: Augment) -> dict[str, float]:
     """Accuracy on the data's queries of kNN and of a linear probe, the same on all ranks.
 
     One extraction of features serves both. Leaves the encoder in training mode.
@@ -47,10 +45,10 @@ def accuracies(
         `knn_top1` and `linear_top1`, 0 to 1.
     """
     encoder.eval()
-    bank, bank_labels, bank_indices = _share(config, learner, encoder, data.bank, augmentation)
-    queries, labels, _ = _share(config, learner, encoder, data.queries, augmentation)
+    bank, bank_labels, bank_indices = _share(config, engine, encoder, data.bank, augmentation)
+    queries, labels, _ = _share(config, engine, encoder, data.queries, augmentation)
     encoder.train()
-    world, k, temperature = learner.world, config.eval.knn_k, config.eval.knn_temperature
+    world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
     return {
         "knn_top1": knn.accuracy(
             (queries, labels), (bank, bank_labels, bank_indices), k=k, temperature=temperature, world=world
@@ -60,22 +58,22 @@ def accuracies(
 
 
 def _share(
-    config: Config, learner: Learner, encoder: Encoder, source: Source | None, augmentation: Augment
+    config: Config, engine: Engine, encoder: Encoder, source: Source | None, augmentation: Augment
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This rank's features of a source, with their labels and indices."""
     assert source is not None and source.labels is not None
 
     def encode(images: Tensor) -> Tensor:
-        with learner.autocast():
+        with engine.autocast():
             return encoder.features(images)
 
     found, indices = features.extract(
         encode,
         source,
-        learner.world,
+        engine.world,
         size=config.data.image_size,
         augmentation=augmentation,
-        dtype=learner.image_dtype,
+        dtype=engine.image_dtype,
         workers=config.data.workers,
     )
     return found, torch.from_numpy(source.labels)[indices], indices

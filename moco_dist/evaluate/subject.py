@@ -25,6 +25,7 @@ from moco_dist.networks import weights
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.ranks.collectives import World
 from moco_dist.run import status
+from moco_dist.run.paths import ENCODER, RunPaths
 
 Layer = Literal["backbone", "head"]
 
@@ -219,7 +220,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     if step := _checkpoint(path, layer, world):
         world.agreed(lambda: _load_checkpoint_(encoder, *step))
     else:
-        file = path / "encoder.safetensors" if path.is_dir() else path
+        file = RunPaths(path).encoder if path.is_dir() else path
         world.agreed(lambda: weights.load_backbone_(encoder, file, key="RUN_DIR" if path.is_dir() else "WEIGHTS"))
     digests = _digest(encoder, head=False), _digest(encoder, head=True)
     return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
@@ -231,18 +232,18 @@ def _checkpoint(path: Path, layer: Layer, world: World) -> tuple[Checkpoints, in
         if layer == "head":
             raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
         return None
-    checkpoints = Checkpoints(path / "checkpoints", keep=2, writes=False)
+    checkpoints = Checkpoints(RunPaths(path).checkpoints, keep=2, writes=False)
 
     def look() -> tuple[int | None, bool]:
-        written = (path / "encoder.safetensors").is_file()
-        enough = layer == "backbone" and written and status.read(path)[0] in ("done", None)
-        return (None if enough else checkpoints.latest()), written
+        written = RunPaths(path).encoder.is_file()
+        enough = layer == "backbone" and written and status.read(path).state in ("done", None)
+        return (None if enough else checkpoints.index.latest()), written
 
     step, written = world.from_first(look)
     if step is None and layer == "head":
         raise UserError.of("RUN_DIR", path, "has no checkpoint", "train it first")
     if step is None and not written:
-        rule = "holds neither encoder.safetensors nor a checkpoint"
+        rule = f"holds neither {ENCODER} nor a checkpoint"
         raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
     return None if step is None else (checkpoints, step)
 
@@ -252,7 +253,7 @@ def _load_checkpoint_(encoder: Encoder, checkpoints: Checkpoints, step: int) -> 
         encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
     except RuntimeError as error:  # of overrides
         rule = f"does not fit the config: {' '.join(str(error).split())[:120]}"
-        raise UserError.of("RUN_DIR", checkpoints.path(step), rule, "drop the overrides of model.*") from None
+        raise UserError.of("RUN_DIR", checkpoints.index.path(step), rule, "drop the overrides of model.*") from None
 
 
 def _digest(encoder: Encoder, *, head: bool) -> str:

@@ -1,20 +1,24 @@
-"""Momentum Contrast (He et al. 2020, algorithm 1): two encoders and a queue."""
+"""Momentum Contrast v1, v2 and symmetric (He et al. 2020, algorithm 1; Chen et al. 2020): two encoders and a queue."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moco_dist.config import Config
 from moco_dist.methods import losses, shuffle
+from moco_dist.methods.method import Keys, Method, Terms, Views
 from moco_dist.networks import batchnorm
 from moco_dist.ranks.collectives import World
 from moco_dist.summation import PairwiseSum
 
 
-class MoCo(nn.Module):
+class MoCo(Method):
     """The query encoder, the key encoder that follows it, and the queue of keys that all ranks hold alike.
 
     Args:
@@ -23,9 +27,10 @@ class MoCo(nn.Module):
         queue_size: K.
         momentum: m of the key encoder.
         temperature: tau.
+        symmetric: whether each view is query and key once, and the losses add up.
         shuffle_mode: `all_gather`, `all_to_all` or `none`.
         world: the ranks.
-        seed: of the queue's first, random keys.
+        seed: of the queue's first, random keys and of the shuffles.
     """
 
     queue: Tensor  # [K, C]
@@ -38,24 +43,47 @@ class MoCo(nn.Module):
         queue_size: int,
         momentum: float,
         temperature: float,
+        symmetric: bool,
         shuffle_mode: str,
         world: World,
         seed: int,
     ) -> None:
         super().__init__()
-        self.momentum, self.temperature, self.shuffle_mode, self.world = momentum, temperature, shuffle_mode, world
+        self.momentum, self.temperature, self.symmetric = momentum, temperature, symmetric
+        self.shuffle_mode, self.world, self.seed = shuffle_mode, world, seed
         self.encoder_q = encoder_q
         self.encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, dim, generator=generator)))
         self.cursor = 0
 
-    def update_key_encoder_(self) -> None:
+    @property
+    def trained(self) -> nn.Module:  # type: ignore[override]  # it has one name in the paper and one for the engine
+        """The query encoder."""
+        return self.encoder_q
+
+    def queries(self, views: Views) -> list[Tensor]:
+        """View 1; symmetric: view 2 is a query too, and view 1 its key."""
+        return list(views) if self.symmetric else [views[0]]
+
+    def before_step_(self) -> None:
         """K <- m k + (1 - m) q, the parameters alone: the key encoder's BatchNorm statistics are its own."""
         losses.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
 
+    def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
+        """Encode the view that is not the query, each direction in a shuffle of its own."""
+        length = self.world.size * len(views[0])
+        return [
+            self.encode_keys(im_k, self.order(step, direction, length), parts)
+            for direction, im_k in enumerate(views[::-1][: 1 + self.symmetric])
+        ]
+
+    def order(self, step: int, direction: int, length: int) -> shuffle.Permutation:
+        """The shuffle [length] of the global batch for the keys of one direction of a step."""
+        return shuffle.permutation(self.seed, step, direction, length)
+
     @torch.no_grad()
-    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
+    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> Keys:
         """Keys of the global batch, in its order, from BatchNorm groups of the shuffled one.
 
         Args:
@@ -64,7 +92,7 @@ class MoCo(nn.Module):
             parts: in which to encode them, each of whole BatchNorm groups.
 
         Returns:
-            [size * n, C], normalised; and the statistics of this rank's groups, added up.
+            Keys [size * n, C], normalised.
         """
         images = shuffle.shuffled_slice(im_k, order, self.world, self.shuffle_mode)
         statistics, encoded = PairwiseSum(), []
@@ -72,18 +100,49 @@ class MoCo(nn.Module):
             encoded.append(self.encoder_k(part).to(self.queue.dtype))
             statistics.add(batchnorm.take_group_sums_(self.encoder_k))
         k = F.normalize(torch.cat(encoded), dim=1)  # [n, C]
-        return shuffle.gathered_keys(k, order, self.world, self.shuffle_mode), statistics.total()
+        return Keys(shuffle.gathered_keys(k, order, self.world, self.shuffle_mode), statistics.total())
 
-    def own(self, keys: Tensor) -> Tensor:
-        """This rank's rows of a global batch, [size * n, C] to [n, C]."""
-        n = len(keys) // self.world.size
-        return keys[self.world.rank * n : (self.world.rank + 1) * n]
+    def loss(self, outputs: Tensor, keys: Keys, rows: slice) -> Terms:
+        """InfoNCE of each query against its key and the queue: a (1+K)-way task with the positive at index 0."""
+        q = F.normalize(outputs.to(self.queue.dtype), dim=1)  # [r, C]
+        logits = losses.contrast_logits(q, keys.keys[rows], self.queue, self.temperature)  # [r, 1+K]
+        with torch.no_grad():
+            top1, top5 = losses.top_k_accuracy(logits)
+        return Terms({"loss": losses.info_nce(logits)}, {"top1": top1, "top5": top5})
 
-    def logits(self, q: Tensor, k: Tensor) -> Tensor:
-        """Each query against its key and the queue, [n, 1+K]; the positive is at index 0. q need not be normalised."""
-        q = F.normalize(q.to(self.queue.dtype), dim=1)  # [n, C]
-        return losses.contrast_logits(q, k, self.queue, self.temperature)
+    def after_step_(self, keys: Sequence[Keys], groups: int) -> None:
+        """Let the keys of the global batch, of view 1 and then of view 2, take the oldest keys' place in the queue."""
+        self.enqueue_(torch.cat([of_direction.keys for of_direction in keys][::-1]))
+        for of_direction in keys:
+            batchnorm.fold_statistics_(self.encoder_k, of_direction.statistics, groups)
 
     def enqueue_(self, keys: Tensor) -> None:
-        """Let the keys of the global batch take the oldest keys' place; after the logits of the step."""
+        """Write keys [B, C] over the oldest ones."""
         self.cursor = losses.enqueue_(self.queue, keys, self.cursor)
+
+    def state(self) -> dict[str, Any]:
+        """The two encoders, the queue and its cursor."""
+        encoders = {"encoder_q": self.encoder_q.state_dict(), "encoder_k": self.encoder_k.state_dict()}
+        return {**encoders, "queue": self.queue, "cursor": self.cursor}
+
+    def restore_(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.encoder_q.load_state_dict(state["encoder_q"])
+        self.encoder_k.load_state_dict(state["encoder_k"])
+        self.queue.copy_(state["queue"])
+        self.cursor = state["cursor"]
+
+
+def build(config: Config, world: World, encoder: nn.Module) -> MoCo:
+    """Make the MoCo that a config asks for, from an encoder whose weights are already right."""
+    return MoCo(
+        encoder,
+        dim=config.model.dim,
+        queue_size=config.moco.queue_size,
+        momentum=config.moco.momentum,
+        temperature=config.moco.temperature,
+        symmetric=config.moco.symmetric,
+        shuffle_mode=config.moco.shuffle,
+        world=world,
+        seed=config.run.seed,
+    )

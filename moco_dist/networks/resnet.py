@@ -1,28 +1,85 @@
-"""Encoders: torchvision's ResNets with MoCo's heads, with a stem for large or for small images."""
+"""ResNets with MoCo's heads, with a stem for large or for small images.
+
+The layers, their names and the weights of a seed are those of torchvision's ResNets. They are written here since
+importing torchvision takes longer than importing torch.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from moco_dist.config.schema import ModelSection
 from moco_dist.networks.batchnorm import GroupBatchNorm2d
-
-_DEPTHS: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
-    "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
-    "resnet152": (resnet.Bottleneck, [3, 8, 36, 3]),
-}
 
 _GRID = 4
 """Cells of `what_and_where` along a side."""
 
 
-class Encoder(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
+def _conv(channels: int, planes: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, planes, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity (He et al. 2015, "Deep residual learning", figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, planes, 3, stride)
+        self.bn1 = GroupBatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv(planes, planes, 3)
+        self.bn2 = GroupBatchNorm2d(planes)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] to [N, planes, H / stride, W / stride]."""
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        relu: Tensor = self.relu(out)
+        return relu
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside an identity (figure 5 right), the stride in the 3x3 one."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = _conv(channels, planes, 1)
+        self.bn1 = GroupBatchNorm2d(planes)
+        self.conv2 = _conv(planes, planes, 3, stride)
+        self.bn2 = GroupBatchNorm2d(planes)
+        self.conv3 = _conv(planes, planes * self.expansion, 1)
+        self.bn3 = GroupBatchNorm2d(planes * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] to [N, 4 planes, H / stride, W / stride]."""
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        relu: Tensor = self.relu(out)
+        return relu
+
+
+_DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
+
+
+class Encoder(nn.Module):
     """A ResNet of torchvision's layers and parameter names, whose `fc` is MoCo's projection head.
 
     `forward` gives the [N, dim] output of the head, not normalised; `features` the [N, D] input of the head, which is
@@ -30,35 +87,53 @@ class Encoder(resnet.ResNet):  # type: ignore[misc]  # torchvision has no types
     """
 
     def __init__(self, model: ModelSection, channels: int) -> None:
-        self._width = model.width
+        super().__init__()
         block, depths = _DEPTHS[model.arch]
-        super().__init__(block, depths, num_classes=model.dim, norm_layer=GroupBatchNorm2d)
+        # Random numbers are drawn in torchvision's order, also those of the layers that are replaced below.
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = GroupBatchNorm2d(model.width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self._channels = model.width
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            self._stage(block, model.width * 2**number, depth, stride=1 if number == 0 else 2)
+            for number, depth in enumerate(depths)
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc: nn.Module = nn.Linear(512 * block.expansion, model.dim)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        self._replace_stem(model, channels)
+        self.feature_dim: int = 8 * model.width * block.expansion
+        self.what_and_where_dim: int = self.feature_dim + _GRID**2 * 2 * model.width * block.expansion
+        self._replace_head(model)
+
+    def _stage(self, block: type[BasicBlock | Bottleneck], planes: int, depth: int, stride: int) -> nn.Sequential:
+        """A stage of residual blocks, of which the first may change the size and the number of channels."""
+        blocks: list[nn.Module] = []
+        for number in range(depth):
+            downsample, step = None, stride if number == 0 else 1
+            if step != 1 or self._channels != planes * block.expansion:
+                width = planes * block.expansion
+                downsample = nn.Sequential(_conv(self._channels, width, 1, step), GroupBatchNorm2d(width))
+            blocks.append(block(self._channels, planes, step, downsample))
+            self._channels = planes * block.expansion
+        return nn.Sequential(*blocks)
+
+    def _replace_stem(self, model: ModelSection, channels: int) -> None:
         if model.stem == "small":
             self.conv1 = nn.Conv2d(channels, model.width, kernel_size=3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
         else:
             self.conv1 = nn.Conv2d(channels, model.width, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = GroupBatchNorm2d(model.width)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.feature_dim: int = 8 * model.width * block.expansion
-        self.what_and_where_dim: int = self.feature_dim + _GRID**2 * 2 * model.width * block.expansion
+
+    def _replace_head(self, model: ModelSection) -> None:
         head: list[nn.Module] = [nn.Linear(self.feature_dim, model.dim)]
         if model.mlp:  # MoCo v2, section 2: a hidden layer of the backbone's width
             head = [nn.Linear(self.feature_dim, self.feature_dim), nn.ReLU(), *head]
         self.fc = nn.Sequential(*head) if model.mlp else head[0]
-
-    def _make_layer(  # torchvision's widths are fixed at 64, 128, 256, 512
-        self,
-        block: type[resnet.BasicBlock | resnet.Bottleneck],
-        planes: int,
-        blocks: int,
-        stride: int = 1,
-        dilate: bool = False,
-    ) -> nn.Sequential:
-        if planes == 64:
-            self.inplanes = self._width
-        layer: nn.Sequential = super()._make_layer(block, planes * self._width // 64, blocks, stride, dilate)
-        return layer
 
     def features(self, x: Tensor) -> Tensor:
         """Pooled output of the last stage, [N, feature_dim]."""
@@ -89,30 +164,3 @@ def build_encoder(model: ModelSection, channels: int, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(model, channels)
-
-
-class SmallNet(nn.Module):
-    """A small convolutional network without pretraining: what one would train on digits otherwise.
-
-    Two convolutions, each with ReLU and a pool of 2, and a hidden layer; `features` is its output, [N, feature_dim].
-
-    Args:
-        channels: of the images.
-        size: side of the images in pixels, at least 4.
-    """
-
-    feature_dim = 128
-
-    def __init__(self, channels: int, size: int) -> None:
-        super().__init__()
-        side = size // 4  # of the last map
-        self.layers = nn.Sequential(
-            *(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(64 * side * side, self.feature_dim), nn.ReLU()),
-        )
-
-    def features(self, x: Tensor) -> Tensor:
-        """[N, channels, size, size] to [N, feature_dim]."""
-        out: Tensor = self.layers(x)
-        return out

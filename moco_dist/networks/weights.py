@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from moco_dist.errors import UserError
+from moco_dist.files import replacing
 from moco_dist.networks.resnet import Encoder
 
 
@@ -21,9 +22,8 @@ def save_backbone(encoder: Encoder, path: Path) -> None:
         for name, tensor in encoder.state_dict().items()
         if not name.startswith("fc.")
     }
-    aside = path.with_name(f".{path.name}.tmp")
-    save_file(backbone, aside, metadata={"format": "pt"})
-    aside.replace(path)
+    with replacing(path) as file:
+        file.write(save(backbone, metadata={"format": "pt"}))
 
 
 def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> None:

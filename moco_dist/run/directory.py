@@ -6,26 +6,33 @@ import platform
 import subprocess
 from pathlib import Path
 
-from moco_dist import __version__, config, files, packages
+from moco_dist import __version__, config, packages
 from moco_dist.config import Config
 from moco_dist.errors import UserError
+from moco_dist.files import write_text
 from moco_dist.run import status
 from moco_dist.run.lease import Lease
+from moco_dist.run.paths import RunPaths
 
 
-class RunDir:
+class RunDirectory:
     """A run directory. Nothing is written before `open`, and by rank 0 alone.
 
     Args:
-        path: of the directory.
+        folder: the directory.
         writes: whether this rank does.
     """
 
-    def __init__(self, path: Path, writes: bool) -> None:
-        self.path, self._writes = path, writes
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self.paths, self._writes = RunPaths(folder), writes
         self.ours = False
         """Whether this job has the lease; on every rank."""
         self._lease: Lease | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The directory itself."""
+        return self.paths.folder
 
     def open(self) -> None:
         """Make the directory, private to its user, and take the lease.
@@ -34,35 +41,36 @@ class RunDir:
             UserError: it cannot be written, or a live job writes to it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lease = Lease(self.path)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lease = Lease(self.folder)
         except OSError as error:
-            raise UserError.of("run.dir", self.path, f"cannot be written: {error.strerror}", "choose another") from None
+            rule = f"cannot be written: {error.strerror}"
+            raise UserError.of("run.dir", self.folder, rule, "choose another") from None
 
     def record(self, run: Config) -> None:
-        """Write the resolved config with the versions that run it, and the status that it runs."""
+        """Write the resolved config with the versions that run it."""
         if self._lease:
-            files.write_text(self.path / "config.yaml", f"# {versions()}\n{config.dump(run)}")
+            write_text(self.paths.config, f"# {versions()}\n{config.dump(run)}")
 
-    def status(self, state: status.State, step: int, reason: str = "") -> None:
-        """Tell launchers and scripts how the run stands."""
+    def status(self, state: status.State, step: int, reason: str = "", **lengths: int) -> None:
+        """Tell launchers and scripts how the run stands; the arguments are those of `status.write`."""
         if self._lease:
             self._lease.check()
-            status.write(self.path, state, step, reason)
+            status.write(self.folder, state, step, reason, **lengths)
 
     def refused(self, reason: str) -> None:
-        """Tell of a mistake, unless another job is in the directory, or a result that the mistake leaves as it is."""
-        state, step, _ = status.read(self.path)
-        free = self._lease or not (self.path / "lease.json").exists()
-        if self._writes and self.path.is_dir() and free and state != "done":
-            status.write(self.path, "user_error", step, reason)
+        """Note a mistake, unless another job is in the directory, or a result that the mistake leaves as it is."""
+        before = status.read(self.folder)
+        free = self._lease or not self.paths.lease.exists()
+        if self._writes and self.folder.is_dir() and free and before.state != "done":
+            status.write(self.folder, "user_error", before.step, reason)
 
     def crashed(self, rank: int, error: BaseException) -> None:
-        """Tell of a crash, from any rank; the first to fail names the cause. Another job's status is left alone."""
-        state, step, _ = status.read(self.path)
-        if state == "running" and (self.ours or not (self.path / "lease.json").exists()):
+        """Note a crash, from any rank; the first to fail names the cause. Another job's status is left alone."""
+        before = status.read(self.folder)
+        if before.state == "running" and (self.ours or not self.paths.lease.exists()):
             reason = " ".join(str(error).split())[-500:]  # a data worker's own error stands last
-            status.write(self.path, "crashed", step, f"rank {rank}: {type(error).__name__}: {reason}")
+            status.write(self.folder, "crashed", before.step, f"rank {rank}: {type(error).__name__}: {reason}")
 
     def close(self) -> None:
         """Give the lease back."""
@@ -71,17 +79,18 @@ class RunDir:
 
 
 def versions() -> str:
-    """What runs here: packages, Python, git revision of this checkout."""
+    """Tell what runs here: packages, Python, git revision of this checkout."""
     here = [f"python {platform.python_version()}", *packages.versions("torch", "torchvision", "numpy", "wandb")]
     return f"moco-dist {__version__}, git {git_revision()}; {', '.join(here)}"
 
 
 def git_revision() -> str:
-    """Revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells."""
-    copied_from = Path(__file__).parents[2] / "REVISION"
+    """Return the revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells."""
+    package = Path(__file__).parents[1]
+    copied_from = package.parent / "REVISION"
     if copied_from.is_file():
         return copied_from.read_text(encoding="utf-8").strip()
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

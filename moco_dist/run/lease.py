@@ -14,6 +14,7 @@ from typing import Any
 
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
+from moco_dist.run.paths import RunPaths
 
 SECONDS = 30.0
 """A lease that its owner on another host has not renewed for so long is free."""
@@ -34,7 +35,7 @@ class Lease:
     """
 
     def __init__(self, run_dir: Path, *, seconds: float = SECONDS) -> None:
-        self._file, self._seconds = run_dir / "lease.json", seconds
+        self._file, self._seconds = RunPaths(run_dir).lease, seconds
         self._mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())}
         self._mine["token"] = secrets.token_hex(8)
         self._lost = False
@@ -120,7 +121,7 @@ class Lease:
 
 def held_by(run_dir: Path) -> str:
     """Who writes to a run directory, in words; empty for nobody. An owner on another host lives while it renews."""
-    file = run_dir / "lease.json"
+    file = RunPaths(run_dir).lease
     owner = _read(file)
     try:
         age = time.time() - file.stat().st_mtime

@@ -8,11 +8,49 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from moco_dist.files import replacing
 
 Row = Mapping[str, float | int | str]
+"""One line of the file: figures by name. `step` is in every row, counted from 1."""
 
 log = logging.getLogger(__name__)
+
+
+class TrainingRow(TypedDict, total=False):
+    """What a row of a training step holds, beside the method's own figures."""
+
+    step: int
+    epoch: int
+    """Counted from 0."""
+    loss: float
+    """Mean over the global batch; symmetric: the sum of both directions."""
+    lr: float
+    images_per_second: float
+    unreadable: int
+    """Images of the step that were replaced, where there were any."""
+    checkpoint_failures: int
+    """Checkpoints of this start that could not be written, where there were any."""
+
+
+class EvaluationRow(TypedDict, total=False):
+    """What a row of an evaluation during training holds."""
+
+    step: int
+    epoch: int
+    knn_top1: float
+    linear_top1: float
+
+
+def is_training(row: Row) -> bool:
+    """Whether a row is of a training step: only those have a loss."""
+    return "loss" in row
+
+
+def is_evaluation(row: Row) -> bool:
+    """Whether a row is of an evaluation during training."""
+    return "knn_top1" in row and "loss" not in row
 
 
 class MetricsFile:
@@ -107,12 +145,8 @@ class MetricsFile:
             log.warning("%s: %s; training goes on, its rows wait in memory", self.path, error.strerror)
 
     def _replace(self, content: bytes) -> None:
-        aside = self.path.with_name(self.path.name + ".tmp")
-        with aside.open("wb") as file:
+        with replacing(self.path, durable=True) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path)
         os.close(self._fd)
         self._fd = self._open()
 

@@ -1,29 +1,67 @@
-"""`status.json`: what became of a run, for launchers and scripts."""
+"""How a run stands, in `status.json`: for launchers, scripts and later starts of the same run."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moco_dist.files import write_text
+from moco_dist.run.paths import RunPaths
 
 State = Literal["running", "done", "stopped", "user_error", "diverged", "crashed"]
 
 EXIT_CODES: dict[State, int] = {"done": 0, "user_error": 2, "stopped": 75, "diverged": 1, "crashed": 1}
+"""What a process exits with that ends a run in this state."""
+
+FINAL: frozenset[State] = frozenset({"stopped", "user_error", "diverged"})
+"""States of a run that a restart of torchrun's own would not help."""
 
 
-def write(run_dir: Path, state: State, step: int, reason: str = "") -> None:
-    """Replace the run's status; a full or read-only disk leaves the old one."""
+@dataclass(frozen=True)
+class Status:
+    """How a run stands; `state` is None where nothing is written, or nothing that can be read."""
+
+    state: State | None = None
+    step: int = 0
+    """Steps that are saved, or done at the end."""
+    reason: str = ""
+    """Why the run ended, in one line; empty while it runs and when it is done."""
+    total_steps: int | None = None
+    """Length of the run; None until the trainer knows it."""
+    epoch_steps: int | None = None
+    """Steps of an epoch; None until the trainer knows them."""
+
+
+def write(run_dir: Path, state: State, step: int, reason: str = "", **lengths: int | None) -> None:
+    """Replace the run's status; a full or read-only disk leaves the old one.
+
+    Args:
+        run_dir: run directory.
+        state: of the run.
+        step: steps that are saved, or done at the end.
+        reason: why the run ended.
+        lengths: `total_steps` and `epoch_steps`; what is not given stays as the old status has it.
+    """
+    before = read(run_dir)
+    kept: dict[str, int | None] = {"total_steps": before.total_steps, "epoch_steps": before.epoch_steps}
+    status = Status(state, step, reason, **{**kept, **lengths})
     with contextlib.suppress(OSError):
-        write_text(run_dir / "status.json", json.dumps({"state": state, "step": step, "reason": reason}) + "\n")
+        write_text(RunPaths(run_dir).status, json.dumps(asdict(status)) + "\n")
 
 
-def read(run_dir: Path) -> tuple[State | None, int, str]:
-    """State, step and reason of a run; no state where there is none to read."""
+def read(run_dir: Path) -> Status:
+    """Read the status of a run; it is empty where there is none to read."""
     try:
-        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-        return status["state"], int(status["step"]), str(status["reason"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None, 0, ""
+        content = json.loads(RunPaths(run_dir).status.read_text(encoding="utf-8"))
+        lengths = (_length(content.get(name)) for name in ("total_steps", "epoch_steps"))
+        return Status(content["state"], int(content["step"]), str(content["reason"]), *lengths)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Status()
+
+
+def _length(value: Any) -> int | None:
+    """Return a number of steps, or None for what is none: a status of an earlier revision, or a damaged one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -14,7 +14,9 @@ from PIL import Image
 from moco_dist import packages
 from moco_dist.config import Config
 from moco_dist.errors import UserError
-from moco_dist.run.rows import MetricsFile, Row
+from moco_dist.files import replacing
+from moco_dist.run.paths import RunPaths
+from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training
 from moco_dist.tracking.progress import Progress
 from moco_dist.tracking.wandb import WandbSink
 
@@ -48,7 +50,7 @@ class Tracker:
         Raises:
             OSError: metrics.jsonl cannot be opened.
         """
-        return _Speaker(config, run_dir, start_step, total_steps) if rank == 0 else Tracker()
+        return _Speaker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else Tracker()
 
     @property
     def stop_requested(self) -> bool:
@@ -104,20 +106,20 @@ class Tracker:
 class _Speaker(Tracker):
     """The tracker of rank 0."""
 
-    def __init__(self, config: Config, run_dir: Path, start_step: int, total_steps: int) -> None:
-        self._run_dir, self._total_steps, self._log_every = run_dir, total_steps, config.track.log_every
+    def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
+        self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
         self._warned: set[str] = set()
         self._stop_requested = False
-        self._metrics = MetricsFile(run_dir / "metrics.jsonl")
+        self._metrics = MetricsFile(paths.metrics)
         self._metrics.rewind(start_step)
         rows = list(self._metrics.rows())
         self._last: dict[str, Row] = {"train": {}, "eval": {}}
         for row in rows:
-            self._last["train" if "loss" in row else "eval"] = row
-        self._evaluated = {row["step"] for row in rows if _is_evaluation(row)}
+            self._last["train" if is_training(row) else "eval"] = row
+        self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._progress = Progress(total_steps, start_step, config.run.name)
         self._wandb = WandbSink(
-            run_dir,
+            paths.folder,
             mode=config.track.wandb,
             project=config.track.project,
             group=config.track.group,
@@ -148,20 +150,19 @@ class _Speaker(Tracker):
         for sink in self._sinks:
             sink(finite)
         self._last["eval"] = finite
-        if _is_evaluation(finite):
+        if is_evaluation(finite):
             self._evaluated.add(int(row["step"]))
 
     def evaluated(self, step: int) -> bool:
         return step in self._evaluated
 
     def pairs(self, images: NDArray[np.uint8]) -> None:
-        file = self._run_dir / "augmented_pairs.png"
+        picture = self._paths.pairs_picture
         try:
-            aside = file.with_name(file.name + ".tmp")
-            Image.fromarray(images.squeeze(-1) if images.shape[-1] == 1 else images).save(aside, format="png")
-            aside.replace(file)
+            with replacing(picture) as file:
+                Image.fromarray(images.squeeze(-1) if images.shape[-1] == 1 else images).save(file, format="png")
         except OSError as error:
-            self.warn(f"{file}: {error.strerror or error}; training goes on without the picture")
+            self.warn(f"{picture}: {error.strerror or error}; training goes on without the picture")
         self._wandb.image("augmented_pairs", images, "the two views of the first images, as the encoders see them")
 
     def unreadable(self, images: Sequence[str]) -> None:
@@ -199,7 +200,3 @@ class _Speaker(Tracker):
                 self._warned.add(key)
                 self.warn(f"{key} is {row[key]} at step {row['step']}; left out, and further ones in silence")
         return {key: value for key, value in row.items() if key not in bad}
-
-
-def _is_evaluation(row: Row) -> bool:
-    return "knn_top1" in row and "loss" not in row

@@ -6,21 +6,26 @@ torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run.directory import RunDir
+from moco_dist.run.directory import RunDirectory
 from moco_dist.train import restarts
 
+if TYPE_CHECKING:
+    from moco_dist.train.loop import MakeMethod
 
-def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
+
+def run(arguments: Sequence[str], *, supervised: bool = False, make_method: MakeMethod | None = None) -> int:
     """Train as the arguments say.
 
     Args:
         arguments: of the command line.
         supervised: whether someone who reads status.json decides on restarts; else, under torchrun alone, a start
             after one that ended for good ends at once.
+        make_method: makes what is trained; None: the MoCo of the config.
 
     Returns:
         The exit status; raises whatever else goes wrong.
@@ -32,14 +37,15 @@ def run(arguments: Sequence[str], *, supervised: bool = False) -> int:
         config = configs.load(*configs.parse_arguments(arguments))
         if not supervised and (code := restarts.ended_already(config.run_dir)):
             return code
-        run_dir = RunDir(config.run_dir, writes=rank.rank == 0)
+        run_dir = RunDirectory(config.run_dir, writes=rank.rank == 0)
         plan = configs.layout(config, rank.size)
     except UserError as error:
         return restarts.refuse(rank, run_dir, error)
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from moco_dist.methods import moco
     from moco_dist.train import process
 
-    exit_status = record(process.run)(config, plan, rank, run_dir)
+    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or moco.build)
     assert exit_status is not None
     return exit_status

@@ -15,14 +15,14 @@ from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.start import start
 from moco_dist.run import status
-from moco_dist.run.directory import RunDir
+from moco_dist.run.directory import RunDirectory
 from moco_dist.train import restarts
 from moco_dist.train.ends import Ended, StopRequest
-from moco_dist.train.loop import Training, first_encoder
+from moco_dist.train.loop import MakeMethod, Training, first_encoder
 
 
 @batches.no_workers_left()
-def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDir) -> int:
+def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_method: MakeMethod) -> int:
     """Train to the end of the run, to a request to stop, or to a mistake of the user's.
 
     Args:
@@ -30,6 +30,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDir) -> int:
         plan: how its batch lies on the ranks.
         rank: this process.
         run_dir: its run directory, not opened yet.
+        make_method: makes what is trained.
 
     Returns:
         The exit status; raises whatever else goes wrong.
@@ -43,7 +44,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDir) -> int:
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         world.from_first(run_dir.open)
         run_dir.ours = True
-        Training(config, world, plan, data, encoder, run_dir, stop).run()
+        Training(config, world, plan, data, encoder, make_method, run_dir, stop).run()
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
     except UserError as error:
@@ -70,7 +71,7 @@ def load_data(config: Config, world: World) -> sources.Data:
     return world.agreed(lambda: sources.load(config))
 
 
-def last_words(run_dir: RunDir, rank: Rank, hang: watchdog.Hang) -> None:
+def last_words(run_dir: RunDirectory, rank: Rank, hang: watchdog.Hang) -> None:
     """Leave the cause of a hang where scripts and torchrun look for it."""
     run_dir.crashed(rank.rank, hang)
     try:

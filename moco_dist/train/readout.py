@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from moco_dist.engine.engine import Figures
 from moco_dist.ranks import devices
+
+
+class Reading(NamedTuple):
+    """What the host reads of a step."""
+
+    step: int
+    """Counted from 1."""
+    figures: dict[str, float]
+    unreadable: list[str]
+    """Names of this rank's images that were replaced."""
 
 
 class Readout:
@@ -15,18 +26,19 @@ class Readout:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._waiting: list[tuple[int, Tensor, list[str], torch.Event | None]] = []
+        self._waiting: list[tuple[int, Figures, list[str], torch.Event | None]] = []
 
-    def push(self, step: int, figures: Tensor, unreadable: list[str]) -> None:
+    def push(self, step: int, figures: Figures, unreadable: list[str]) -> None:
+        """Start to copy the figures of a step to the host."""
         ready = devices.of(self._device).Event() if devices.runs_ahead(self._device) else None
-        self._waiting.append((step, figures.to("cpu", non_blocking=True), unreadable, ready))
+        self._waiting.append((step, figures.to_host(), unreadable, ready))
         if ready:
             ready.record()
 
-    def pop(self, *, everything: bool) -> Iterator[tuple[int, list[float], list[str]]]:
-        """Step, figures and names of replaced images: of what is due to be read, or of everything."""
+    def pop(self, *, everything: bool) -> Iterator[Reading]:
+        """Yield what is due to be read, or everything."""
         while len(self._waiting) > (1 if devices.runs_ahead(self._device) and not everything else 0):
             step, figures, unreadable, ready = self._waiting.pop(0)
             if ready:
                 ready.synchronize()
-            yield step, figures.tolist(), unreadable
+            yield Reading(step, figures.numbers(), unreadable)

@@ -10,7 +10,7 @@ from moco_dist import files
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
-from moco_dist.run.directory import RunDir
+from moco_dist.run.directory import RunDirectory
 
 
 def ended_already(run_dir: Path | None) -> int:
@@ -22,8 +22,8 @@ def ended_already(run_dir: Path | None) -> int:
     if note := _note():
         return int(note.read_text()) if note.exists() else 0
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    state = status.read(run_dir)[0] if run_dir else None
-    return status.EXIT_CODES[state] if again and state in ("stopped", "user_error", "diverged") else 0
+    state = status.read(run_dir).state if run_dir else None
+    return status.EXIT_CODES[state] if again and state in status.FINAL else 0
 
 
 def end_for_good(rank: Rank, code: int) -> int:
@@ -34,7 +34,7 @@ def end_for_good(rank: Rank, code: int) -> int:
     return code
 
 
-def refuse(rank: Rank, run_dir: RunDir | None, error: UserError) -> int:
+def refuse(rank: Rank, run_dir: RunDirectory | None, error: UserError) -> int:
     """Tell a mistake of the user's in one line, and note it in the run directory. Returns the exit status."""
     if run_dir:
         run_dir.refused(str(error))

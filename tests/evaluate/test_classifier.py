@@ -15,7 +15,8 @@ from moco_dist import randomness
 from moco_dist.data import augment, sources
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.linear import Probe
-from moco_dist.networks.resnet import Encoder, SmallNet, build_encoder
+from moco_dist.networks.resnet import Encoder, build_encoder
+from moco_dist.networks.small import SmallNet
 
 CONFIG = configs.load(None, ["model.width=8"])
 DIGITS = sources.open_source(CONFIG, "train")

@@ -8,8 +8,9 @@ import torch
 
 from moco_dist import config as configs
 from moco_dist.data import augment, sources
-from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.engine.build import build
 from moco_dist.evaluate import knn, online, ridge
+from moco_dist.methods import moco
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
@@ -71,11 +72,11 @@ def figures(world: World, images: int | None, precision: str = "fp32") -> tuple[
     config = configs.load(None, [*OVERRIDES, f"device.precision={precision}"])
     plan, data = configs.layout(config, world.size), sources.load(config)
     encoder = build_encoder(config.model, 1, seed=0)
-    learner = Learner(build_moco(config, world, plan, encoder), config, plan)
+    engine = build(moco.build(config, world, encoder), config, plan, world)
     seen = []
     encoder.conv1.register_forward_hook(lambda _, __, out: seen.append(len(out)))
     augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.statistics)
-    found = online.accuracies(config, learner, encoder, online.part(data, images), augmentation)
+    found = online.accuracies(config, engine, encoder, online.part(data, images), augmentation)
     assert encoder.training
     return found, sum(seen)
 

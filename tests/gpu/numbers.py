@@ -20,8 +20,8 @@ from moco_dist.config import Config
 from moco_dist.data import augment, batches, sources
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.engine import schedule
-from moco_dist.engine.learner import Learner, build_moco
-from moco_dist.methods import shuffle
+from moco_dist.engine.build import build
+from moco_dist.methods import moco
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
 from moco_dist.train import loop
@@ -41,8 +41,8 @@ def traces(setting: Setting) -> Result:
     source = "recorded by the reference"
     if not files:
         files, source = sorted(oracle.record_all(setting.folder).values()), "recorded by the suite"
-    errors = {path.stem: replay.play(setting.alone, replay.read(path), "all_gather") for path in files}
-    worst = {key: max(of_trace[key] for of_trace in errors.values()) for key in ("loss", "queue", "parameters")}
+    errors = [replay.play(setting.alone, replay.read(path), "all_gather") for path in files]
+    worst = {key: max(of_trace[key] for of_trace in errors) for key in ("loss", "queue", "parameters")}
     figures = ", ".join(f"{key} {error:.1e}" for key, error in worst.items())
     passed = all(error <= replay.TOLERANCE for error in worst.values())
     return Result(passed, f"{len(files)} traces {source}, largest error: {figures} (tolerance {replay.TOLERANCE:g})")
@@ -112,24 +112,22 @@ class _Steps:
         world, self.config = setting.alone, configs.load(None, ["device.precision=fp16", *overrides])
         data, plan = sources.load(self.config), configs.layout(self.config, 1)
         encoder = build_encoder(self.config.model, data.train.channels, seed=0)
-        self.learner = Learner(build_moco(self.config, world, plan, encoder), self.config, plan)
+        self.engine = build(moco.build(self.config, world, encoder), self.config, plan, world)
         self.epoch_steps = batches.steps_per_epoch(len(data.train), self.config.optim.global_batch)
         loader = batches.loader(batches.Steps(data.train, self.config, world), 0, 10_000, pin=setting.on_gpu)
         whole = Augment(Recipe.of(self.config.data), *data.train.statistics)
-        self.views = batches.on_device(loader, whole, world.device, self.learner.image_dtype)
+        self.views = batches.on_device(loader, whole, world.device, self.engine.image_dtype)
         self.done = 0
 
     def loss(self) -> float:
         """Take a step; its loss."""
         one, two, _ = next(self.views)
-        batch = self.config.optim.global_batch
-        orders = [shuffle.permutation(0, self.done, direction, batch) for direction in range(2)]
         rate = schedule.learning_rate(self.config.optim, self.done, self.epoch_steps)
         self.done += 1
-        return self.learner.step((one, two), orders, rate)[0].item()
+        return self.engine.step((one, two), self.done - 1, rate).values[0].item()
 
     def weights(self, encoder: str) -> list[Tensor]:
-        return [p.detach().clone() for p in getattr(self.learner.moco, encoder).parameters()]
+        return [p.detach().clone() for p in getattr(self.engine.method, encoder).parameters()]
 
 
 def overflow(setting: Setting) -> Result:
@@ -140,15 +138,15 @@ def overflow(setting: Setting) -> Result:
     expected = [undisturbed.loss() for _ in range(steps)]
     run = _Steps(setting, small)
     losses = [run.loss() for _ in range(4)]
-    scaler, before = run.learner.scaler, run.weights("encoder_q")
+    scaler, before = run.engine.scaler, run.weights("encoder_q")
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**100})
     losses.append(run.loss())
-    skipped = run.learner.skipped and _equal(run.weights("encoder_q"), before)
+    skipped = run.engine.skipped and _equal(run.weights("encoder_q"), before)
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**10})
     keys = run.weights("encoder_k")
     losses.append(run.loss())
     update_skipped = _equal(run.weights("encoder_k"), keys)
-    goes_on = not run.learner.skipped and not _equal(run.weights("encoder_q"), before)
+    goes_on = not run.engine.skipped and not _equal(run.weights("encoder_q"), before)
     losses += [run.loss() for _ in range(steps - len(losses))]
     apart = abs(sum(losses[-5:]) - sum(expected[-5:])) / 5
     return Result(
@@ -195,11 +193,11 @@ def memory(setting: Setting) -> Result:
 def _peak_of_ours(setting: Setting, config: Config) -> int:
     plan = configs.layout(config, 1)
     encoder = build_encoder(config.model, 3, seed=0)
-    learner = Learner(build_moco(config, setting.alone, plan, encoder), config, plan)
+    engine = build(moco.build(config, setting.alone, encoder), config, plan, setting.alone)
     one, two = _views(setting, config)
     with _peak(setting) as peak:
         for step in range(3):
-            learner.step((one, two), [shuffle.permutation(0, step, 0, len(one))], 0.03)
+            engine.step((one, two), step, 0.03)
     return peak[0]
 
 

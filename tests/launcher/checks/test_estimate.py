@@ -15,7 +15,8 @@ from launcher.checks import estimate
 from launcher.checks.estimate import EncoderCost, Unmeasured, encoder_cost
 from moco_dist import config as configs
 from moco_dist.config import Config
-from moco_dist.engine.learner import Learner, build_moco
+from moco_dist.engine.build import build
+from moco_dist.methods import moco
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.ranks.collectives import World
 
@@ -94,12 +95,13 @@ def test_activations_are_what_autograd_keeps(name: str) -> None:
 def test_a_checkpoint_is_as_large_as_a_real_one() -> None:
     config = shipped("cifar10", "model.width=32", "moco.queue_size=65536", "device.type=cpu")
     layout = configs.layout(config, 1)
-    learner = Learner(build_moco(config, World(0, 1, 0, torch.device("cpu")), layout, real(config)), config, layout)
-    for parameter in learner.parameters:  # a step makes SGD's momentum
+    world = World(0, 1, 0, torch.device("cpu"))
+    engine = build(moco.build(config, world, real(config)), config, layout, world)
+    for parameter in engine.parameters:  # a step makes SGD's momentum
         parameter.grad = torch.zeros_like(parameter)
-    learner.optimizer.step()
+    engine.optimizer.step()
     file = io.BytesIO()
-    torch.save(learner.state(), file)
+    torch.save(engine.state(), file)
     assert estimate.checkpoint_bytes(config, encoder_cost(config)) == pytest.approx(file.tell(), rel=0.02)
 
 

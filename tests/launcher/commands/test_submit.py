@@ -28,6 +28,7 @@ from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from moco_dist.run.lease import Lease
+from moco_dist.run.status import Status
 from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
 from tests.without import without
@@ -458,7 +459,7 @@ def test_an_old_verdict_does_not_end_the_new_job(
     if before:
         status.write(run_dir, before, 7, "said so")
     sending.send(load(run_dir), Submission())
-    assert status.read(run_dir) == after
+    assert status.read(run_dir) == Status(*after)
 
 
 def test_the_id_at_wandb_stays_the_same(programs: Programs) -> None:
@@ -567,7 +568,7 @@ def test_sent_again_as_it_was_sent_last(programs: Programs, capsys: Said) -> Non
     assert launch.config().optim.lr == 0.02
     first, second = ((programs.sent / f"{job}.sh").read_text() for job in (12, 13))
     assert first == second
-    assert status.read(launch.run_dir)[0] == "stopped"
+    assert status.read(launch.run_dir).state == "stopped"
     with pytest.raises(UserError, match="was never sent; send it: python -m launcher submit"):
         sending.send_again(Launch(Path("runs/other")))
 

@@ -13,6 +13,7 @@ import pytest
 from launcher.job import worker
 from launcher.record import Launch
 from moco_dist.run import status
+from moco_dist.run.status import Status
 from tests.launcher.made import make_run
 
 VARIABLES = (
@@ -54,7 +55,7 @@ def test_the_header_tells_which_start_of_which_rank(environment: pytest.MonkeyPa
 def test_an_ordinary_start_goes_on(environment: pytest.MonkeyPatch, launch: Launch) -> None:
     environment.setenv("WORLD_SIZE", "4")
     assert ends(launch) is None
-    assert status.read(launch.run_dir)[0] is None
+    assert status.read(launch.run_dir).state is None
 
 
 def test_a_job_that_was_told_to_stop_begins_nothing(environment: pytest.MonkeyPatch, launch: Launch) -> None:
@@ -93,7 +94,8 @@ def test_the_agent_restarts_nothing_that_another_start_would_not_mend(
             environment.setenv("TORCHELASTIC_RESTART_COUNT", count)
         assert ends(launch) == expected
         assert capsys.readouterr().err == ("not started again: said so\n" if expected else "")
-    assert status.read(launch.run_dir)[:2] == ((state, 7) if state else (None, 0))
+    after = status.read(launch.run_dir)
+    assert (after.state, after.step) == ((state, 7) if state else (None, 0))
 
 
 def test_a_config_that_cannot_be_read_is_left_in_the_status(
@@ -104,11 +106,11 @@ def test_a_config_that_cannot_be_read_is_left_in_the_status(
     (launch.run_dir / "checkpoints" / "step_000000030.pt").touch()
     assert ends(launch) == 2
     line = "optim.lr = fast: must be a number; the default is optim.lr=0.03"
-    assert status.read(launch.run_dir) == ("user_error", 30, line)
+    assert status.read(launch.run_dir) == Status("user_error", 30, line)
     assert capsys.readouterr().err == line + "\n"
     launch.config_file.unlink()
     assert ends(launch) == 2
-    assert "no such file" in status.read(launch.run_dir)[2]
+    assert "no such file" in status.read(launch.run_dir).reason
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_fewer_ranks_go_on_where_they_divide_the_batch(
     err = capsys.readouterr().err
     line = f"{world} of {ranks} ranks cannot go on alone, the job waits for all: optim.global_batch = 64: must be"
     assert err.startswith(line) if expected else not err
-    assert status.read(launch.run_dir)[0] is None  # it is no mistake of the user's
+    assert status.read(launch.run_dir).state is None  # it is no mistake of the user's
 
 
 def start(launch: Launch, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,194 @@
+"""One training step of any method: in parts, on any number of ranks, in any precision.
+
+`exact` and `overlapped` are the two ways to take it; what they share stands here.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moco_dist.config import Config, Layout
+from moco_dist.methods.method import Keys, Method, Terms, Views
+from moco_dist.networks import batchnorm
+from moco_dist.ranks import devices
+from moco_dist.ranks.collectives import World
+from moco_dist.summation import PairwiseSum
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a step tells: numbers by name, most of them still on the device."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    """[len(names)] means over the global batch, or sums over the ranks; the first is the loss."""
+    used: Mapping[str, float]
+    """What the host chose for the step."""
+
+    def to_host(self) -> Figures:
+        """Start to copy the values to the host; they are right when the device has come so far."""
+        return replace(self, values=self.values.to("cpu", non_blocking=True))
+
+    def numbers(self) -> dict[str, float]:
+        """Return every figure under its name. Of values on a device, that waits for it."""
+        return {**dict(zip(self.names, self.values.tolist(), strict=True)), **self.used}
+
+
+class Engine(ABC):
+    """Takes the steps of a method, and keeps what a step changes: the method, the optimizer, the scaler.
+
+    Args:
+        method: on this rank's device.
+        config: of the run.
+        plan: how the global batch lies on the ranks.
+        world: the ranks.
+    """
+
+    def __init__(self, method: Method, config: Config, plan: Layout, world: World) -> None:
+        self.method, self.config, self.plan, self.world = method, config, plan, world
+        self.image_dtype = DTYPES[config.device.precision]
+        self.parts = self._parts()
+        self.query = self._wrapped(method.trained)
+        self.parameters = [p for p in method.trained.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=config.optim.lr,
+            momentum=config.optim.sgd_momentum,
+            weight_decay=config.optim.weight_decay,
+        )
+        self.optimizer.register_step_post_hook(lambda *_: self._descended())
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
+        self.skipped = False
+        """Whether the last step left the weights alone, since its fp16 gradients overflowed."""
+
+    @abstractmethod
+    def _parts(self) -> int:
+        """In how many parts, each of whole BatchNorm groups, a rank's batch is computed."""
+
+    @abstractmethod
+    def _wrapped(self, trained: nn.Module) -> nn.Module:
+        """The trained module as the forward pass calls it."""
+
+    @abstractmethod
+    def _one_pass(self, *, last: bool) -> AbstractContextManager[None]:
+        """Stands around the forward and the backward pass of one part in one direction, of which one is the last."""
+
+    @abstractmethod
+    def _part_is_done(self) -> None:
+        """All directions of a part have added their gradients."""
+
+    @abstractmethod
+    def _gradients(self) -> list[Tensor]:
+        """Leave this rank's gradients in the parameters; return those that are not yet means over the ranks."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it, the encoders compute in the precision of the config."""
+        return devices.autocast(self.world.device, self.image_dtype)
+
+    def step(self, views: Views, step: int, lr: float, sums: Mapping[str, float] | None = None) -> Figures:
+        """Take one training step (He et al. 2020, algorithm 1).
+
+        Args:
+            views: this rank's two views of its images, each [n, ...].
+            step: counted from 0.
+            lr: learning rate.
+            sums: numbers of this rank to add up over the ranks, on the collective that the step makes anyway.
+
+        Returns:
+            The loss, the method's terms and figures, as means over the global batch; the sums; the learning rate.
+        """
+        method, groups = self.method, len(views[0]) // self.plan.group_size
+        if not self.skipped:
+            method.before_step_()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            keys = method.keys(views, step, self.parts)
+        names, means, of_queries = self._passes(method.queries(views), keys)
+        sums = sums or {}
+        own_sums = torch.tensor([*sums.values()], dtype=means.dtype).to(means.device, non_blocking=True)
+        values = torch.cat([means, own_sums])
+        of_keys = [of_direction.statistics for of_direction in keys]
+        self.world.mean_([values, *self._gradients(), *itertools.chain(*of_queries, *of_keys)])
+        self._descend(lr)
+        method.after_step_(keys, groups)
+        for statistics in of_queries:
+            batchnorm.fold_statistics_(method.trained, statistics, groups)
+        values[len(means) :] *= self.world.size
+        return Figures((*names, *sums), values, {"lr": lr})
+
+    def _passes(self, queries: list[Tensor], keys: list[Keys]) -> tuple[list[str], Tensor, list[list[Tensor]]]:
+        """Go forward and backward through all parts and directions.
+
+        Returns:
+            Names and values of the figures; BatchNorm's statistics of each direction, added up over the parts.
+        """
+        results, statistics = PairwiseSum(), [PairwiseSum() for _ in queries]
+        names: list[str] = []
+        rows = len(queries[0]) // self.parts
+        for part in range(self.parts):
+            result: Tensor | None = None
+            begin = self.world.rank * len(queries[0]) + part * rows
+            for direction, (images, of_direction) in enumerate(zip(queries, keys, strict=True)):
+                with self._one_pass(last=(part, direction) == (self.parts - 1, len(queries) - 1)):
+                    with self.autocast():
+                        outputs = self.query(images[part * rows : (part + 1) * rows])  # [n / parts, C]
+                    terms = self.method.loss(outputs, of_direction, slice(begin, begin + rows))
+                    loss = functools.reduce(torch.add, terms.loss.values()) / self.parts
+                    self.scaler.scale(loss).backward()
+                statistics[direction].add(batchnorm.take_group_sums_(self.method.trained))
+                names, values = self._figures(terms, loss.detach(), len(queries))
+                result = values if result is None else result + values
+            assert result is not None
+            results.add([result])
+            self._part_is_done()
+        return names, results.total()[0], [of_direction.total() for of_direction in statistics]
+
+    def _figures(self, terms: Terms, loss: Tensor, directions: int) -> tuple[list[str], Tensor]:
+        """Name what one pass adds to the figures: its share of the loss, and of the means over the directions."""
+        figures = {"loss": loss}
+        if len(terms.loss) > 1:
+            figures |= {name: term.detach() / self.parts for name, term in terms.loss.items()}
+        figures |= {name: figure / (self.parts * directions) for name, figure in terms.figures.items()}
+        return [*figures], torch.stack([*figures.values()])
+
+    def _descend(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.skipped = True  # until the optimizer has taken its step
+        if self.scaler.is_enabled():
+            with devices.may_wait(self.world.device):  # whether the gradients overflowed decides what the host does
+                self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+
+    def _descended(self) -> None:
+        self.skipped = False
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a later start needs beside the config and the step."""
+        return {
+            **self.method.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
+            "group_size": self.plan.group_size,
+        }
+
+    def restore_(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.method.restore_(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]

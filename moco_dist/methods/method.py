@@ -1,0 +1,87 @@
+"""The seam between what is computed and how: a method on this side, an engine on the other.
+
+A method knows nothing of parts, precision, optimizers and sums over ranks; the engine knows nothing of keys and queues.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+Views = tuple[Tensor, Tensor]
+"""Two views of this rank's images, each [n, ...]."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the queries of one direction of the loss are contrasted with."""
+
+    keys: Tensor
+    """[size * n, C] keys of the global batch, in its order and without gradient."""
+    statistics: list[Tensor]
+    """BatchNorm statistics of this rank's groups, added up; the engine replaces them by their means over the ranks."""
+
+
+class Terms(NamedTuple):
+    """What a method makes of some queries: scalars by name."""
+
+    loss: dict[str, Tensor]
+    """Terms of the loss, means over the queries; the gradient is that of their sum."""
+    figures: dict[str, Tensor]
+    """Further means over the queries that are shown and have no gradient."""
+
+
+class Method(nn.Module, ABC):
+    """A way to learn from pairs of views. Its submodules and buffers are moved to the device by the engine."""
+
+    trained: nn.Module
+    """The encoder that the optimizer changes; its `features` are what an evaluation uses."""
+
+    @abstractmethod
+    def queries(self, views: Views) -> list[Tensor]:
+        """Return the images that go through `trained`, [n, ...] for each direction of the loss."""
+
+    def before_step_(self) -> None:
+        """Change what is to change ahead of a step; left out after a step that the optimizer has skipped."""
+        return
+
+    @abstractmethod
+    def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
+        """Compute the keys of each direction, without gradient.
+
+        Args:
+            views: of this rank's images.
+            step: counted from 0.
+            parts: in which to encode them, each of whole BatchNorm groups.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, keys: Keys, rows: slice) -> Terms:
+        """Compute the loss of some queries of one direction.
+
+        Args:
+            outputs: [r, C] of `trained`.
+            keys: of the direction.
+            rows: where these queries stand in the global batch.
+        """
+
+    def after_step_(self, keys: Sequence[Keys], groups: int) -> None:
+        """Change what is to change after the optimizer.
+
+        Args:
+            keys: of each direction, their statistics averaged over the ranks.
+            groups: BatchNorm groups that a rank's statistics were added up over.
+        """
+        return
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return all that a later start needs, as tensors, numbers and dicts of them."""
+
+    @abstractmethod
+    def restore_(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""

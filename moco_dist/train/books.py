@@ -1,0 +1,78 @@
+"""The rows of a run: what is read of each step, written once, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from moco_dist.config import Config
+from moco_dist.data import batches, sources
+from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.ranks.collectives import World
+from moco_dist.tracking import Tracker
+from moco_dist.train.ends import Diverged
+from moco_dist.train.readout import Reading
+
+STOP, SAVE, UNREADABLE = "stop", "save", "unreadable"
+"""Names of the sums over the ranks that a step carries beside its figures: two wishes and a count."""
+
+
+class Books:
+    """Writes a row for each step, and counts the images that were replaced in an epoch."""
+
+    def __init__(
+        self, config: Config, world: World, data: sources.Data, tracker: Tracker, checkpoints: Checkpoints
+    ) -> None:
+        self._config, self._world, self._data = config, world, data
+        self._tracker, self._checkpoints = tracker, checkpoints
+        self.epoch_steps = batches.steps_per_epoch(len(data.train), config.optim.global_batch)
+        self.unreadable = {"epoch": 0, "images": 0}
+        self.recorded_at = time.monotonic()
+
+    def record(self, reading: Reading) -> tuple[bool, bool]:
+        """Write the row of a step.
+
+        Returns:
+            Whether a rank was asked to stop, and whether one wants to save; the same on all ranks.
+
+        Raises:
+            Diverged: the loss is no number any more.
+            UserError: too many images cannot be decoded.
+        """
+        step, figures = reading.step, dict(reading.figures)
+        loss, epoch = figures.pop("loss"), (step - 1) // self.epoch_steps
+        stop, save, replaced = (figures.pop(name) for name in (STOP, SAVE, UNREADABLE))
+        if not math.isfinite(loss):
+            self._checkpoints.wait()
+            last = self._checkpoints.index.last()
+            raise Diverged(
+                step,
+                f"the loss is {loss} at step {step}; last checkpoint: {f'step {last}' if last else 'none'}; "
+                "lower optim.lr or lengthen optim.warmup_epochs, with another run.name",
+            )
+        now = time.monotonic()
+        speed = round(self._config.optim.global_batch / (now - self.recorded_at), 2)
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "lr": figures.pop("lr"),
+            **figures,
+            "images_per_second": speed,
+        }
+        self.recorded_at = now
+        if replaced:
+            row["unreadable"] = int(replaced)
+            self._count_unreadable(epoch, int(replaced), reading.unreadable)
+        if self._checkpoints.failures:
+            row["checkpoint_failures"] = self._checkpoints.failures
+        self._tracker.log_step(row)
+        return stop > 0, save > 0
+
+    def _count_unreadable(self, epoch: int, images: int, names: list[str]) -> None:
+        """Name replaced images; more than 1 % of an epoch's are a mistake in the data. Raises UserError."""
+        before = self.unreadable["images"] if self.unreadable["epoch"] == epoch else 0
+        self.unreadable = {"epoch": epoch, "images": before + images}
+        everyone = sorted({name for names in self._world.gather_objects(names) for name in names})
+        self._tracker.unreadable(everyone)
+        sources.check_unreadable(before + images, everyone, self._data.train, self._config.data)

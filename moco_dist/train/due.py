@@ -1,0 +1,42 @@
+"""At which steps a run evaluates and saves."""
+
+from __future__ import annotations
+
+import time
+
+from moco_dist.config import Config
+
+
+class Due:
+    """What follows a step, as a function of the step; and a save by the clock, which the ranks have to agree on.
+
+    Args:
+        config: of the run.
+        epoch_steps: steps of an epoch.
+        total: steps of the run.
+        evaluates: whether there are images to evaluate on.
+    """
+
+    def __init__(self, config: Config, epoch_steps: int, total: int, *, evaluates: bool) -> None:
+        self._checkpoint, self._total = config.checkpoint, total
+        self._knn_steps = config.eval.knn_every * epoch_steps if evaluates else 0
+        self._milestone_steps = (config.checkpoint.milestone_epochs or 0) * epoch_steps
+        self.saved_at = time.monotonic()
+
+    def evaluation(self, done: int) -> bool:
+        """Whether to evaluate after so many steps."""
+        return bool(self._knn_steps) and done > 0 and (done % self._knn_steps == 0 or done == self._total)
+
+    def milestone(self, done: int) -> bool:
+        """Whether the checkpoint of so many steps is kept for good."""
+        return bool(self._milestone_steps) and done % self._milestone_steps == 0
+
+    def save(self, done: int) -> bool:
+        """Whether to save after so many steps."""
+        every = self._checkpoint.every_steps
+        return done == self._total or self.milestone(done) or bool(every and done % every == 0)
+
+    def save_by_the_clock(self) -> bool:
+        """Whether the last save is too long ago: a wish that the ranks share, since their clocks differ."""
+        minutes = self._checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes
