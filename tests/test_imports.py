@@ -24,6 +24,16 @@ FLOORS = (
     ("train",),
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
+LAUNCHER_FLOORS = (
+    ("cluster", "slurm", "snapshot"),
+    ("options", "record"),
+    ("job", "views"),
+    ("checks", "executors"),
+    ("sending",),
+    ("commands",),
+    ("__main__",),
+)
+"""The same for the launcher: each imports only from those above it."""
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 
 
@@ -73,7 +83,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str]]]:
 
 def test_the_trees_are_those_of_the_package() -> None:
     assert {"moco_dist.train", "moco_dist.data.sources", "moco_dist.tracking"} <= TREES.keys()
-    assert "moco_dist.methods.moco" in INTERNAL["moco_dist.engine.learner"]
+    assert "moco_dist.methods.method" in INTERNAL["moco_dist.engine.engine"]
     assert "moco_dist.data.sources" in INTERNAL["moco_dist.data.batches"]
 
 
@@ -116,6 +126,17 @@ def test_the_launcher_needs_no_torch_where_it_is_typed(module: str) -> None:
     assert not [name for name in found if within(name) in needs_torch]
     if module != "launcher.executors":
         assert not [name for name in found if name.startswith(("submitit", "launcher.executors"))]
+
+
+@pytest.mark.parametrize("module", LAUNCHER)
+def test_the_launchers_imports_run_downward_too(module: str) -> None:
+    """A package may import within itself, but commands are no libraries for each other."""
+    own = module.split(".")[1] if "." in module else ""
+    ours = {name.split(".")[1] for name in imports(module, LAUNCHER[module]) if name.startswith("launcher.")}
+    others = ours - {own} if own != "commands" else ours
+    floors = {unit: number for number, floor in enumerate(LAUNCHER_FLOORS) for unit in floor}
+    assert not own or own in floors, f"{module} stands on no floor: add it to LAUNCHER_FLOORS"
+    assert not [unit for unit in others if floors[unit] >= floors[own]], f"{module} imports {others}"
 
 
 @pytest.mark.parametrize("module", CLUSTER)

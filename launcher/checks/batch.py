@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 
 from launcher.checks import finding
+from launcher.checks.dataset import Images
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
-from launcher.dataset import Images
 from moco_dist import config as configs
 from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError

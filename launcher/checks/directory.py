@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.checks import estimate, finding, site
+from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
 from launcher.checks.finding import Finding
-from launcher.dataset import Images
 from launcher.record import Launch, Submission, refuse_others
 from launcher.views import runs
 from moco_dist import config as configs

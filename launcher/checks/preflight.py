@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from launcher import dataset, slurm
-from launcher.checks import batch, directory, estimate, finding, fit, machine, resources, site
+from launcher import slurm
+from launcher.checks import batch, dataset, directory, estimate, finding, fit, machine, resources, site
 from launcher.checks.estimate import EncoderCost, Unmeasured
 from launcher.checks.finding import Finding
 from launcher.checks.site import Site

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 
 from launcher.checks import estimate, finding
+from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
-from launcher.dataset import Images
 from moco_dist import config as configs
 from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError

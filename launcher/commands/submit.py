@@ -70,7 +70,7 @@ def _announce(launch: Launch, config: Config, submission: Submission) -> None:
 
 
 def _wandb_place(launch: Launch, config: Config) -> str:
-    """Return where the run is found at W&B."""
+    """Return the place where the run is found at W&B."""
     from moco_dist.tracking.identity import fixed_id  # its package is slow to import
 
     run_id = fixed_id(launch.paths.wandb)

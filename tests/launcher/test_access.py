@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import dataset
 from launcher.__main__ import main
-from launcher.checks import preflight
+from launcher.checks import dataset, estimate, preflight
 from launcher.cluster import Profile
 from launcher.commands import sweep
 from moco_dist import config as configs
@@ -61,6 +60,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _nothing_is_remembered() -> None:
     dataset.look.cache_clear()
+    estimate.encoder_cost(configs.load(None, []))  # what it imports lies where nobody may be kept out
 
 
 def errors(*overrides: str, run_dir: Path, stage: str | None = None) -> list[str]:

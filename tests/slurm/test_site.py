@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from launcher import cluster as profiles
-from launcher import dataset
-from launcher.checks import preflight, site
+from launcher.checks import dataset, preflight, site
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
 from launcher.executors import Sbatch

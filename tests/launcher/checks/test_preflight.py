@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launcher import cluster, dataset, slurm
-from launcher.checks import estimate, fit, machine, preflight, site
+from launcher import cluster, slurm
+from launcher.checks import dataset, estimate, fit, machine, preflight, site
+from launcher.checks.dataset import Folder
 from launcher.checks.finding import Finding
 from launcher.checks.site import Site
 from launcher.cluster import Profile
-from launcher.dataset import Folder
 from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist.config import Config
