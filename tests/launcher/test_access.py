@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import submitit
 
 from launcher.__main__ import main
 from launcher.checks import dataset, estimate, preflight
@@ -18,7 +19,7 @@ from launcher.commands import sweep
 from moco_dist import config as configs
 
 NOBODY = 65534
-assert sweep  # imported ahead: nobody may be kept out of where it lies
+assert sweep and submitit  # imported ahead: nobody may be kept out of where they lie
 
 
 @contextmanager
