@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from launcher import slurm
+from launcher.commands import cancel, logs, preflight, requeue, status, submit, sweep
 from moco_dist.errors import UserError
 
-# Modules by the names of their commands; only the one that is asked for is imported.
-_COMMANDS = {
-    "submit": "submit",
-    "status": "show",
-    "logs": "logs",
-    "cancel": "cancel",
-    "requeue": "requeue",
-    "sweep": "sweep",
-    "preflight": "preflight",
+
+class Command(Protocol):
+    """What the module of a command has."""
+
+    __doc__: str | None
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Define the command's options."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Run the command. Returns the exit status."""
+
+
+_COMMANDS: dict[str, Command] = {
+    "submit": submit,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "requeue": requeue,
+    "sweep": sweep,
+    "preflight": preflight,
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class _CommandParser(argparse.ArgumentParser):
     """Options by their whole names, anywhere on the line; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -36,11 +48,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        return _say(str(error), 2)
+        return _print_error(str(error), 2)
     except PermissionError as error:  # a folder above a file that was named is closed to this user
-        return _say(f"{error.filename}: {error.strerror}", 2)
+        return _print_error(f"{error.filename}: {error.strerror}", 2)
     except (slurm.Unavailable, slurm.Refused) as error:
-        return _say(str(error), 1)
+        return _print_error(str(error), 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # | head
@@ -52,28 +64,23 @@ def _run(arguments: Sequence[str]) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__)
-        for command, file in _COMMANDS.items():
-            print(f"  {command:10} {_first_line(file)}")
+        for command, module in _COMMANDS.items():
+            print(f"  {command:10} {(module.__doc__ or '').splitlines()[0]}")
         return 0
     if name not in _COMMANDS:
         raise UserError(f"{name}: no such command; there are {', '.join(_COMMANDS)}")
-    module = importlib.import_module(f"launcher.{_COMMANDS[name]}")
-    parser = _Parser(
+    module = _COMMANDS[name]
+    parser = _CommandParser(
         prog=f"python -m launcher {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     module.arguments(parser)
-    options = parser.parse_intermixed_args(rest)
-    return int(module.run(options))
+    return module.run(parser.parse_intermixed_args(rest))
 
 
-def _first_line(file: str) -> str:
-    return (importlib.import_module(f"launcher.{file}").__doc__ or "").splitlines()[0]
-
-
-def _say(line: str, code: int) -> int:
+def _print_error(line: str, code: int) -> int:
     print(f"launcher: {line}", file=sys.stderr)
     return code
 

@@ -1,4 +1,4 @@
-"""Cluster profiles: what a job asks of a site, `slurm/clusters/*.yaml`, checked like the trainer's config."""
+"""Read a cluster profile, `slurm/clusters/*.yaml`: what a job asks of a site, checked like the trainer's config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Line = Annotated[str, AfterValidator(_one_line)]
 
 
 class Container(Section):
-    """A container that the job's Python runs in; the project must be installed in it, or the snapshot is used."""
+    """The container that the job's Python runs in; it uses the copy of the code in the run directory."""
 
     image: Line
     """Image: a file, or what the runtime takes."""
@@ -121,7 +121,7 @@ def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
 
 
 def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """Keys, and variables that a line of setup gives a value to, that are named like a secret."""
+    """Find keys that are named like a secret, and such variables that a line of `setup` sets."""
     for key, value in tree.items():
         if re.search(_SECRET, str(key), re.IGNORECASE):
             yield f"{place}{key}"
@@ -129,8 +129,8 @@ def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
             yield from _secrets(value, f"{place}{key}.")
     lines = tree.get("setup")
     for line in lines if isinstance(lines, list) else ():
-        if found := re.search(rf"(\w*(?:{_SECRET})\w*)=[\"']?[^$`\"'\s]", str(line), re.IGNORECASE):
-            yield f"setup: {found[1]}"
+        if secret := re.search(rf"(\w*(?:{_SECRET})\w*)=[\"']?[^$`\"'\s]", str(line), re.IGNORECASE):
+            yield f"setup: {secret[1]}"
 
 
 def _find(name: str) -> Path:

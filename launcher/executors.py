@@ -1,4 +1,4 @@
-"""submitit's executors, as a profile asks: sbatch with its parameters, and this machine."""
+"""Hand jobs to submitit: to sbatch with the parameters of a profile, or to this machine."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from launcher import slurm
 from launcher.cluster import Profile
-from launcher.job import Training
+from launcher.job.task import Task
 from launcher.record import Submission
 from moco_dist.run.lease import process_start
 
 
 class Sbatch(SlurmExecutor):
-    """submitit's executor with a profile's parameters.
+    """Send jobs by sbatch, with a profile's parameters.
 
     Args:
-        folder: of submitit's files.
-        comment: by which a job is known to `status`: its run directory, or the folder of a sweep.
-        submission: what is asked for.
+        folder: folder for submitit's files.
+        comment: what `status` knows the job by: its run directory, or the folder of a sweep.
+        submission: what is sent.
         code: folder of the code that the job runs.
-        dependency: as sbatch takes it.
+        dependency: other jobs to wait for, in sbatch's words.
         parallel: members of an array that run at once.
     """
 
@@ -50,25 +50,25 @@ class Sbatch(SlurmExecutor):
         container = submission.profile.container
         pyxis = container is not None and container.runtime == "pyxis"  # which srun alone knows of
         python = shlex.quote(sys.executable) if pyxis else self.python
-        ask = f"{python} -m launcher.after {shlex.quote(str(comment))}"
-        after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({ask}) && scontrol requeue "$job"; }}'
+        question = f"{python} -m launcher.job.after {shlex.quote(str(comment))}"
+        after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({question}) && scontrol requeue "$job"; }}'
         lines = ["code=$?", after, 'exit "$code"']
         self.update_parameters(**parameters, comment=str(comment), array_parallelism=parallel, teardown=lines)
 
     @classmethod
     def affinity(cls) -> int:
-        """As if SLURM were here: a dry run needs none, and preflight tells."""
+        """Tell submitit that SLURM is here: a dry run needs none, and preflight says so where it is missing."""
         return 2
 
     def text(self) -> str:
-        """What sbatch is given."""
+        """Return the script that sbatch is given."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
-    def send(self, trainings: Sequence[Training]) -> list[str]:
+    def send(self, tasks: Sequence[Task]) -> list[str]:
         """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
         try:
             with contextlib.redirect_stderr(io.StringIO()), self.batch():  # submitit prints what it raises
-                jobs: list[Job[Any]] = [self.submit(training) for training in trainings]
+                jobs: list[Job[Any]] = [self.submit(task) for task in tasks]
             return [job.job_id for job in jobs]
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()] or ["sbatch failed"]
@@ -76,7 +76,7 @@ class Sbatch(SlurmExecutor):
 
 
 def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[str, Any]:
-    """The parameters of sbatch and srun, under submitit's names."""
+    """Return the parameters of sbatch and srun, under submitit's names."""
     profile = submission.profile
     by_rank = profile.tasks == "rank"
     cpus = profile.cpus_per_gpu * (1 if by_rank else profile.gpus_per_node)
@@ -91,7 +91,7 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     if profile.container and profile.container.runtime == "pyxis":
         srun.append(f"--container-image={profile.container.image}")
         srun += [f"--container-mounts={','.join(profile.container.mounts)}"] if profile.container.mounts else []
-    given = {
+    parameters = {
         "job_name": submission.name,
         "partition": profile.partition,
         "account": profile.account,
@@ -112,16 +112,16 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
         "srun_args": srun,
         "additional_parameters": extra,
     }
-    return {name: value for name, value in given.items() if value is not None} | {"wckey": None}
+    return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
 
 
 def _exports(code: str) -> list[str]:
-    """Shell lines by which the job's Python finds its own copy of the code, and no other."""
+    """Return shell lines by which the job's Python finds its own copy of the code, and no other."""
     return [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]
 
 
 def _python(profile: Profile) -> str:
-    """The command that starts Python, for the shell of the batch script."""
+    """Return the command that starts Python, for the shell of the batch script."""
     container = profile.container
     if container is None:
         return shlex.quote(sys.executable)
@@ -159,14 +159,14 @@ class _Local(LocalExecutor):
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=tasks)
 
 
-def send_locally(folder: Path, code: str, training: Training) -> Submission:
+def send_locally(folder: Path, code: str, task: Task) -> Submission:
     """Start a job on this machine. Returns its submission with the process that runs it."""
-    submission, profile = training.submission, training.submission.profile
+    submission, profile = task.submission, task.submission.profile
     tasks = profile.gpus_per_node if profile.tasks == "rank" else 1
     executor = _Local(folder=folder)
     minutes = float(profile.time_minutes)
     executor.update_parameters(timeout_min=minutes, tasks_per_node=tasks, signal_delay_s=profile.signal_seconds)
     path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
     with environment_variables(PYTHONPATH=path, PYTHONSAFEPATH="1"):
-        job = executor.submit(training)
+        job = executor.submit(task)
     return submission.model_copy(update={"job": job.job_id, "started": process_start(int(job.job_id))})

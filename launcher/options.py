@@ -1,4 +1,4 @@
-"""The options that describe a job, shared by submit, sweep and preflight."""
+"""Define the options and arguments that several commands share: those that describe a job, and names of runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _OVERRIDES = (
 
 
 def _positive(text: str) -> int:
-    """A whole number above 0."""
+    """Read a whole number above 0."""
     if not text.strip().isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return int(text)
 
 
-def job_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command."""
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a command's parser."""
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
     parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
@@ -44,8 +44,15 @@ def job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
 
 
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names runs to the parser of a command that changes them."""
+    parser.add_argument(
+        "run_dirs", nargs="+", metavar="RUN", help="run directories, names of runs in runs/, or ids of jobs"
+    )
+
+
 def profile_of(options: argparse.Namespace) -> Profile:
-    """The profile with the overrides. Raises UserError."""
+    """Load the profile that the options name, with their overrides. Raises UserError."""
     keys = [option[2:].replace("-", "_") for option, _, _ in _OVERRIDES]
     overrides = {key: getattr(options, key) for key in keys}
     overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's

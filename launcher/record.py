@@ -1,7 +1,7 @@
-"""What the launcher keeps of a run: `launch/` in its run directory. The job and every command of the launcher read it.
+"""Read and write the launcher's record of a run, the folder `launch/` in its run directory.
 
 launch/
-  job.json        the last submission: job id, profile, nodes, what was asked
+  job.json        the last submission: job id, profile, nodes
   config.yaml     the config as it was sent
   code/<digest>/  the code that the job runs, at every start of it
   starts.jsonl    a line for each start of a job: job, restart, step that it began from
@@ -25,20 +25,24 @@ from moco_dist import files
 from moco_dist.config import Config
 from moco_dist.config.schema import Positive, Section
 from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.checkpoints import CheckpointIndex
+from moco_dist.run.paths import RunPaths
+from moco_dist.run.status import Status
 
 STARTS_WITHOUT_PROGRESS = 3
-"""So many starts of a job from one step, and it is given up."""
+"""After so many starts from one step a job is given up."""
 
 
 class Submission(Section):
     """One submission of a run."""
 
     job: str = ""
-    """SLURM's id, `12` or `12_3`; of a local job the process id of its controller."""
+    """SLURM's id, `12` or `12_3`; for a local job the process id of its controller."""
     executor: Literal["slurm", "local"] = "slurm"
     """What runs it."""
     started: str = ""
-    """Of a local job: boot and clock tick of its controller, as moco_dist.lease.process_start tells."""
+    """When a local job's controller started, by moco_dist.run.lease.process_start; empty for SLURM's jobs."""
     submitted: str = ""
     """Local time, ISO 8601."""
     name: str = "moco-dist"
@@ -66,6 +70,10 @@ class Launch:
     run_dir: Path
 
     @property
+    def paths(self) -> RunPaths:
+        return RunPaths(self.run_dir)
+
+    @property
     def folder(self) -> Path:
         return self.run_dir / "launch"
 
@@ -86,15 +94,15 @@ class Launch:
         return self.folder / "logs"
 
     def log(self, rank: int) -> Path:
-        """Log of a rank, over all starts."""
+        """Return the log of a rank, over all starts."""
         return self.logs / f"rank_{rank:05d}.log"
 
     def stop_mark(self, job: str, restart: int) -> Path:
-        """A file that is there once this start of a job was told to stop."""
+        """Return the file that is there once this start of a job was told to stop."""
         return self.folder / f".stop-{job}-{restart}"
 
     def requeue_mark(self, job: str, restart: int) -> Path:
-        """A file that is there when this start wants another one, and could not ask SLURM itself."""
+        """Return the file that is there when this start wants another one, and could not ask SLURM itself."""
         return self.folder / f".requeue-{job}-{restart}"
 
     @property
@@ -102,7 +110,7 @@ class Launch:
         return self.folder / "submitit"
 
     def submission(self) -> Submission | None:
-        """The last submission; None where there was none, or another version's.
+        """Read the last submission; None where there was none, or another version's.
 
         Raises:
             UserError: the directory is another user's.
@@ -114,15 +122,15 @@ class Launch:
             return None
 
     def config(self) -> Config:
-        """The config as it was sent. Raises UserError."""
+        """Load the config as it was sent. Raises UserError."""
         return configs.load(self.config_file)
 
     def write(self, submission: Submission) -> None:
-        """Keep a submission as the last one. Raises OSError."""
+        """Write a submission as the last one. Raises OSError."""
         files.write_text(self.job_file, submission.model_dump_json(indent=1) + "\n")
 
     def starts(self) -> list[dict[str, Any]]:
-        """Every start of a job so far: `job`, `restart`, `step`, `time`, `nodes`."""
+        """Read every start so far, of all jobs of the run: `job`, `restart`, `step`, `time`, `nodes`."""
         try:
             lines = self.starts_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -136,7 +144,7 @@ class Launch:
         return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
 
     def add_start(self, **row: Any) -> None:
-        """Note a start. Raises OSError."""
+        """Add a start. Raises OSError."""
         with self.starts_file.open("a+", encoding="utf-8", errors="replace") as file:
             file.seek(0)
             if file.read()[-1:] not in ("", "\n"):  # half a line, of a killed job or a full disk
@@ -144,31 +152,39 @@ class Launch:
             file.write(json.dumps(row) + "\n")
 
     def stands_still(self, job: str, starts: int | None = None) -> bool:
-        """Whether three starts of a job, the last of so many, all began from the step that the run is still at."""
-        begun = [start["step"] for start in self.starts() if start["job"] == job][:starts]
-        return begun[-STARTS_WITHOUT_PROGRESS:] == [self.checkpoint_step()] * STARTS_WITHOUT_PROGRESS
+        """Return whether the last three starts of a job all began from the step that the run is still at.
+
+        Args:
+            job: id of the job.
+            starts: count only the first so many; None: all.
+        """
+        steps = [start["step"] for start in self.starts() if start["job"] == job][:starts]
+        return steps[-STARTS_WITHOUT_PROGRESS:] == [self.checkpoint_step()] * STARTS_WITHOUT_PROGRESS
 
     def checkpoint_step(self) -> int:
-        """Step of the last checkpoint, by its file's name; 0 for none. The trainer checks that it is whole."""
-        names = (file.stem[5:] for file in (self.run_dir / "checkpoints").glob("step_*.pt"))
-        return max((int(name) for name in names if name.isdecimal()), default=0)
+        """Return the step of the last checkpoint, by its file's name, or 0. The trainer checks that it is whole."""
+        return CheckpointIndex(self.paths.checkpoints).last()
+
+    def status(self) -> Status:
+        """Read how the run stands, by the trainer's own account."""
+        return status.read(self.run_dir)
 
 
 def refuse_others(folder: Path) -> None:
     """Refuse a folder that another user owns or may write to: what lies in it runs as this user.
 
     Raises:
-        UserError: it does.
-        OSError: there is none.
+        UserError: it is such a folder.
+        OSError: there is no such folder.
     """
-    found = folder.stat()
-    if found.st_uid != os.getuid():
+    details = folder.stat()
+    if details.st_uid != os.getuid():
         raise UserError.of("run.dir", folder, "belongs to another user", "choose a directory of your own")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if details.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError.of("run.dir", folder, "others may write to it", f"chmod go-w {folder}")
 
 
 def run_dirs(folder: Path) -> list[Path]:
-    """The run directories that the launcher has sent: the folder itself and those right inside it, by name."""
+    """Find run directories that the launcher has sent: the folder itself and those right inside it, by name."""
     folders = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []
     return [place for place in folders if Launch(place).job_file.is_file()]

@@ -1,6 +1,6 @@
-"""SLURM's commands: the only file that calls them, but for sbatch, which submitit calls.
+"""Call SLURM's commands. No other file does, but sbatch is called by submitit.
 
-Every call has a time limit and no shell. What SLURM cannot tell is said in one line.
+Every call has a time limit and no shell. An error of SLURM's is raised in one line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Job:
     nodes: str = ""
     """The nodes it runs on."""
     time_left: str = ""
-    """Until its time limit, as SLURM writes it."""
+    """Time until its limit, as SLURM writes it."""
     run_dir: str = ""
     """The run directory, which jobs of ours carry as their comment."""
 
@@ -72,7 +72,7 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
     for name in [n for n in environment if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
         del environment[name]  # the user's own formats
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -89,17 +89,17 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
         raise Unavailable(
             f"{command[0]}: no answer in {timeout_seconds:g} s; is slurmctld up (scontrol ping)?"
         ) from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+    if process.returncode:
+        lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         cause = next((line for line in lines if "error:" in line), lines[-1])
-        if re.search(_SILENT, done.stderr):
+        if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
-    return done.stdout
+    return process.stdout
 
 
 def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str, Job]:
-    """Jobs that slurmctld knows, waiting, running and lately ended ones: those named, or all of this user's.
+    """Ask the queue for the named jobs, or all of this user's: waiting, running and lately ended ones.
 
     Raises:
         Unavailable: SLURM does not answer.
@@ -118,7 +118,7 @@ def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str,
 
 
 def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
-    """Ended jobs that slurmctld has forgotten, where the site keeps accounts; else none.
+    """Ask the accounting for ended jobs that the queue has forgotten; a site without accounting has none.
 
     Raises:
         Unavailable: SLURM does not answer.
@@ -143,14 +143,14 @@ def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str,
 
 
 def jobs(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
-    """The named jobs, from the queue, else from the accounting; one that both have lost is not there.
+    """Ask the queue for the named jobs, then the accounting; one that neither knows is left out.
 
     Raises:
         Unavailable: SLURM does not answer.
     """
-    found = queue(ids, timeout_seconds) if ids else {}
-    missing = [job for job in ids if job not in found]
-    return {**accounting(missing, timeout_seconds), **found}
+    queued = queue(ids, timeout_seconds) if ids else {}
+    missing = [job for job in ids if job not in queued]
+    return {**accounting(missing, timeout_seconds), **queued}
 
 
 def signal(job: str, name: str) -> None:

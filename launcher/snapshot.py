@@ -1,4 +1,4 @@
-"""The code that a job runs: a copy in the run directory, so that an edit in the checkout changes no waiting job."""
+"""Copy the code that a job runs into its run directory, so that an edit in the checkout changes no waiting job."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MOST_OF_A_DIFF = 4_000_000  # bytes: a checkout with data in it must not fill t
 
 
 def digest() -> str:
-    """Name of the code as it is now: a hash of every file's name and content."""
-    total = hashlib.sha256()
+    """Return the name of the code as it is now: a hash of every file's name and content."""
+    content = hashlib.sha256()
     for name, file in sorted(_files().items()):
-        total.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()[:12]
+        content.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return content.hexdigest()[:12]
 
 
 def take(folder: Path) -> Path:
@@ -48,27 +48,27 @@ def take(folder: Path) -> Path:
 
 
 def describe(folder: Path) -> None:
-    """Leave what the code and its packages were: revision.txt, diff.patch, packages.txt. Raises OSError."""
+    """Write which code and packages the job has: revision.txt, diff.patch, packages.txt. Raises OSError."""
     files.write_text(folder / "revision.txt", git_revision() + "\n")
     files.write_text(folder / "diff.patch", _diff())
-    packages = {f"{found.metadata['Name']}=={found.version}" for found in metadata.distributions()}
+    packages = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
     files.write_text(folder / "packages.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
 
 
 def _files() -> dict[str, Path]:
-    """Every file of our packages by its name in the copy; not what editors and tools hide beside them."""
-    found = {}
+    """Find every file of our packages, by its name in the copy, but for what editors and tools hide beside them."""
+    paths = {}
     for package in _PACKAGES:
         root = Path(package.__path__[0])
         for folder, folders, names in os.walk(root, followlinks=True):  # moco_dist/configs is a link in a checkout
             folders[:] = [name for name in folders if name != "__pycache__" and name[0] != "."]
             for name in (name for name in names if name[0] != "."):
-                found[str(root.name / Path(folder, name).relative_to(root))] = Path(folder, name)
-    return found
+                paths[str(root.name / Path(folder, name).relative_to(root))] = Path(folder, name)
+    return paths
 
 
 def _diff() -> str:
-    """What the checkout has changed since its revision; nothing where it is none."""
+    """Return what the checkout has changed since its revision; empty where there is no checkout."""
     command = ["git", "-C", str(Path(moco_dist.__path__[0]).parent), "diff", "--no-color", "--no-ext-diff", "HEAD"]
     try:
         diff = subprocess.run(command, capture_output=True, check=True, timeout=20).stdout

@@ -25,6 +25,16 @@ FLOORS = (
     ("train",),
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
+LAUNCHER_FLOORS = (
+    ("cluster", "slurm", "snapshot"),
+    ("options", "record"),
+    ("job", "views"),
+    ("checks", "executors"),
+    ("sending",),
+    ("commands",),
+    ("__main__",),
+)
+"""The same for the launcher: each imports only from those above it."""
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 
 
@@ -74,7 +84,7 @@ def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str]]]:
 
 def test_the_trees_are_those_of_the_package() -> None:
     assert {"moco_dist.train", "moco_dist.data.sources", "moco_dist.tracking"} <= TREES.keys()
-    assert "moco_dist.methods.moco" in INTERNAL["moco_dist.engine.learner"]
+    assert "moco_dist.methods.method" in INTERNAL["moco_dist.engine.engine"]
     assert "moco_dist.data.store" in INTERNAL["moco_dist.data.stream"]
 
 
@@ -178,6 +188,17 @@ def test_only_their_sources_need_scikit_learn_and_torchvisions_datasets(module: 
     at_the_top = [node for node in TREES[module].body if isinstance(node, ast.Import | ast.ImportFrom)]
     outside = {name.split(".")[0] for node in at_the_top for name in imports(module, node)}
     assert not outside & {"sklearn", "torchvision"}
+
+
+@pytest.mark.parametrize("module", LAUNCHER)
+def test_the_launchers_imports_run_downward_too(module: str) -> None:
+    """A package may import within itself, but commands are no libraries for each other."""
+    own = module.split(".")[1] if "." in module else ""
+    ours = {name.split(".")[1] for name in imports(module, LAUNCHER[module]) if name.startswith("launcher.")}
+    others = ours - {own} if own != "commands" else ours
+    floors = {unit: number for number, floor in enumerate(LAUNCHER_FLOORS) for unit in floor}
+    assert not own or own in floors, f"{module} stands on no floor: add it to LAUNCHER_FLOORS"
+    assert not [unit for unit in others if floors[unit] >= floors[own]], f"{module} imports {others}"
 
 
 @pytest.mark.parametrize("module", CLUSTER)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from launcher import runs, slurm
+from launcher import slurm
 from launcher.record import Launch, Submission
+from launcher.views import answers
 from moco_dist.run import status
 
 
@@ -78,7 +79,7 @@ class MadeUp:
         self.broken: dict[str, Exception] = {}
         """Commands that fail, and how."""
         monkeypatch.setattr(slurm, "call", self._call)
-        monkeypatch.setattr(runs, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(answers, "which", lambda name: f"/usr/bin/{name}")
 
     def queues(self, job: str, state: str, run_dir: Path | str = "", reason: str = "None", left: str = "1:00") -> None:
         """Let the queue have a job; once more replaces it."""

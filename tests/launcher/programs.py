@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import site
+from launcher.checks import site
 
 PARTITION = "PartitionName=main AllowAccounts=ALL AllowQos=ALL Default=YES MaxTime=UNLIMITED State=UP PreemptMode=OFF"
 NODES = "".join(f"main|127.0.0.{n}|idle|gpu:8(S:0-1)|64|512000|(null)\n" for n in (11, 12))

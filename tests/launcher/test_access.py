@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import submitit
 
-from launcher import dataset, preflight, sweep
 from launcher.__main__ import main
+from launcher.checks import dataset, estimate, preflight
 from launcher.cluster import Profile
+from launcher.commands import sweep
 from moco_dist import config as configs
 
 NOBODY = 65534
-assert sweep  # imported ahead: nobody may be kept out of where it lies
+assert sweep and submitit  # imported ahead: nobody may be kept out of where they lie
 
 
 @contextmanager
@@ -59,6 +61,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _nothing_is_remembered() -> None:
     dataset.look.cache_clear()
+    estimate.encoder_cost(configs.load(None, []))  # what it imports lies where nobody may be kept out
 
 
 def errors(*overrides: str, run_dir: Path, stage: str | None = None) -> list[str]:

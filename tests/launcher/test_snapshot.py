@@ -125,7 +125,8 @@ def test_two_submissions_at_once_share_a_copy(checkout: Path, folder: Path, monk
 def test_a_job_runs_the_copy_alone(folder: Path, tmp_path: Path) -> None:
     """All packages with their data, started as the batch script does: in the copy, by these two variables."""
     copy = snapshot.take(folder)
-    script = "import launcher.job, moco_dist, slurm, sys; from moco_dist import config, rundir; config.load();"
+    script = "import launcher.job.task, moco_dist, slurm; from moco_dist import config; config.load();"
+    script += "from moco_dist.run import directory as rundir;"
     script += "print(*(m.__path__[0] for m in (launcher, moco_dist, slurm)), rundir.git_revision(), sep='\\n')"
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
     told = subprocess.run(

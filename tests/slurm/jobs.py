@@ -125,7 +125,7 @@ class Sent:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"launcher.worker" in words and str(self.run_dir).encode() in words:
+            if b"launcher.job.worker" in words and str(self.run_dir).encode() in words:
                 found.append(int(folder.name))
         return sorted(found)
 

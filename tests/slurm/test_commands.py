@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from launcher import cancel, logs, requeue, runs, show, slurm, submit
+from launcher import sending, slurm
 from launcher.cluster import Profile
+from launcher.commands import cancel, logs, requeue, status
 from launcher.record import Launch, Submission
-from launcher.runs import Run
+from launcher.views import answers, runs
+from launcher.views.runs import Run
 from slurm.devcluster import Cluster, ClusterError
 from tests.launcher.made import make_run
 
@@ -50,7 +52,7 @@ class Jobs:
     def train(self, name: str, *options: str, words: tuple[str, ...] = (), profile: Profile | None = None) -> Launch:
         """Submit one, and wait until it trains."""
         launch = self.send(name, *options, words=words, profile=profile)
-        until(launch, lambda run: run.figures.step > 2 and run.word == "running")
+        until(launch, lambda run: run.figures.step > 2 and run.trainer_state == "running")
         return launch
 
     def restarts(self, launch: Launch) -> int:
@@ -119,7 +121,7 @@ def command(module: ModuleType, *words: str) -> int:
 def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     """What `status --json` says, by the runs' names."""
     capsys.readouterr()
-    assert command(show, "--json") == 0
+    assert command(status, "--json") == 0
     return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
 
 
@@ -159,7 +161,7 @@ def test_cancel_does_not_wait_for_ever_and_the_job_leaves_the_queue(
     if jobs.cluster.settings.accounting:
         until(launch, lambda run: run.job is not None)  # it lags
         assert rows(capsys)["a"]["state"] == "cancelled"
-    monkeypatch.setattr(runs, "which", lambda name: None if name == "sacct" else name)
+    monkeypatch.setattr(answers, "which", lambda name: None if name == "sacct" else name)
     row = rows(capsys)["a"]
     assert (row["state"], row["reason"]) == ("lost", f"job {jobs.sent[-1]} is not known to SLURM any more")
 
@@ -177,7 +179,7 @@ def test_requeue_saves_and_starts_again_and_logs_follow(
         assert run.state == "requeued"
         assert command(requeue, "a") == 0
     saved = launch.checkpoint_step()
-    until(launch, lambda run: run.starts == 2 and run.word == "running", 180)
+    until(launch, lambda run: run.starts == 2 and run.trainer_state == "running", 180)
     assert jobs.restarts(launch) == 1
     assert launch.starts()[1]["step"] == saved > 2
     slurm.cancel(jobs.sent[-1])
@@ -220,7 +222,7 @@ def test_requeue_sends_an_ended_run_again(
         again.append(launch)
         return Submission(job="77")
 
-    monkeypatch.setattr(submit, "again", send)
+    monkeypatch.setattr(sending, "send_again", send)
     assert command(requeue, str(launch.run_dir)) == 0
     assert again == [launch]
     assert capsys.readouterr().out == "a: was cancelled, no checkpoint yet; sent again as job 77\n"
@@ -232,7 +234,7 @@ def test_without_a_controller_status_tells_what_the_directory_knows(
     jobs.send("a", "--hold")
     no_controller()
     capsys.readouterr()
-    assert command(show) == 0
+    assert command(status) == 0
     said = capsys.readouterr()
     line = r"^a +\d+ +unknown +SLURM does not answer; the run directory says: not begun$"
     assert re.search(line, said.out, re.MULTILINE)

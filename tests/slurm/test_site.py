@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from launcher import cluster as profiles
-from launcher import dataset, preflight, site
+from launcher.checks import dataset, preflight, site
+from launcher.checks.finding import Finding
 from launcher.cluster import Profile
 from launcher.executors import Sbatch
-from launcher.finding import Finding
 from launcher.record import Submission
 from moco_dist import config as configs
 from slurm.devcluster import Cluster

@@ -1,0 +1,1 @@
+"""What is checked on the login node before a job is sent: config, site, data, disk, memory and time."""

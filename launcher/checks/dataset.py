@@ -1,0 +1,190 @@
+"""What a run would read, without torch: whether it is there, and how many images there are.
+
+The trainer opens the data on the nodes by the same rules, those of moco_dist/data/index.py for a folder of images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from launcher.checks import finding
+from launcher.checks.finding import Finding
+from moco_dist.config import Config
+from moco_dist.data.index import SUFFIXES, Folders, shorter_side
+
+_SECONDS = 1.5
+"""For a look into a folder of a million images on a shared disk."""
+_FILES = {
+    "mnist": tuple(f"MNIST/raw/{s}-{kind}-ubyte" for s in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+    "cifar10": tuple(f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
+}
+_IMAGES = {"digits": 1438, "mnist": 60_000, "cifar10": 50_000}
+_SIDES = {"digits": 8, "mnist": 28, "cifar10": 32}
+_SAMPLES = 9
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A tree of images."""
+
+    images: int | None
+    """Of training. Without time for all of them, as many as the classes that were read let expect; None: no idea."""
+    exact: bool
+    labelled: bool
+    foreign: str = ""
+    """A class of the held-out images that the training images lack."""
+    sides: tuple[int, ...] = ()
+    """Shorter sides of some images, in pixels."""
+    trouble: str = ""
+    """Why it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Number of training images."""
+
+    count: int
+    exact: bool
+
+
+def count(config: Config, *, staged: bool) -> Images | None:
+    """Training images of a run; None where that cannot be told in time."""
+    data = config.data
+    if data.source != "imagefolder":
+        found, exact, labelled = _IMAGES.get(data.source, data.samples), True, True
+    elif staged or not _is(Path.is_dir, data.root or ""):
+        return None
+    else:
+        folder = look(str(data.root))
+        if not folder.images:
+            return None
+        found, exact, labelled = folder.images, folder.exact, folder.labelled
+    if labelled and config.eval.knn_every and config.eval.knn_split == "validation":
+        found -= max(1, round(found * config.eval.validation_fraction))
+    return Images(found, exact)
+
+
+def check(config: Config, stage: str | None) -> Iterator[Finding]:
+    """Whether what the run reads is there."""
+    data = config.data
+    if stage:
+        yield from _staged(Path(stage), data.root)
+    elif data.root and not data.download and data.source in ("mnist", "cifar10", "imagefolder"):
+        yield from _root(data.source, Path(data.root), data.image_size)
+    side = _SIDES.get(data.source)
+    if side and data.image_size > side:
+        rule = f"the images of {data.source} have {side} pixels a side"
+        yield finding.error("data.image_size", data.image_size, rule, f"use data.image_size={side} or less")
+    start = config.run.init_from
+    if start and not _is(Path.is_file, start):
+        yield finding.error("run.init_from", start, "no such file", "give a .safetensors or .pt")
+    elif start and not os.access(start, os.R_OK):
+        yield finding.error("run.init_from", start, "cannot be read by you", "ask for access, or copy it")
+
+
+def _staged(archive: Path, root: str | None) -> Iterator[Finding]:
+    try:
+        if not (zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)):
+            yield finding.error("--stage", archive, "is no tar and no zip", "pack the data as one of them")
+    except OSError as error:
+        yield finding.error("--stage", archive, f"cannot be read: {error.strerror}", "give a tar or zip")
+    if root is None:
+        yield finding.warning("--stage", archive, "the run reads no folder", "drop it, or set data.source")
+    elif Path(root).is_absolute() or ".." in Path(root).parts:
+        yield finding.error(
+            "data.root", root, "must be a folder in the archive of --stage", "use data.root=. for its top"
+        )
+
+
+def _root(source: str, root: Path, image_size: int) -> Iterator[Finding]:
+    if not _is(Path.is_dir, root):
+        yield finding.error("data.root", root, "no such folder from here", "give the folder of the data")
+    elif not os.access(root, os.R_OK | os.X_OK):
+        yield finding.error("data.root", root, "cannot be read by you", "ask for access, or copy it")
+    elif source == "imagefolder":
+        yield from _tree(root, image_size)
+    else:
+        missing = [name for name in _FILES[source] if not _is(Path.is_file, root / name)]
+        processed = (root / f"MNIST/processed/{name}.pt" for name in ("training", "test"))
+        legacy = source == "mnist" and all(_is(Path.is_file, file) for file in processed)
+        if missing and not legacy:
+            rule = f"has no {missing[0]}, as torchvision lays {source} out"
+            yield finding.error("data.root", root, rule, "mend the path, or add data.download=true")
+
+
+def _tree(root: Path, image_size: int) -> Iterator[Finding]:
+    folder = look(str(root))
+    if folder.trouble:
+        yield finding.error("data.root", root, folder.trouble, "ask for access, or remove it")
+    elif folder.exact and not folder.images:
+        rule = f"no image below it ({', '.join(SUFFIXES)})"
+        yield finding.error("data.root", root, rule, "give the folder that holds the images")
+    if folder.foreign:
+        rule = f"its held-out images have a class that train/ lacks: {folder.foreign}"
+        yield finding.error("data.root", root, rule, "rename or remove it")
+    if folder.sides and (typical := int(median(folder.sides))) < image_size:
+        rule = f"the images have about {typical} pixels a side, less than the crop"
+        tell = finding.error if max(folder.sides) < image_size else finding.warning  # the trainer looks at others
+        yield tell("data.image_size", image_size, rule, f"use data.image_size={typical} or less")
+
+
+@functools.cache  # a sweep checks each of its members
+def look(root: str) -> Folder:
+    """What a tree of images holds, as far as it can be read in a second or two."""
+    top, deadline = Path(root), time.monotonic() + _SECONDS
+    counts, samples = [], []
+    try:
+        folders = Folders.of(top)
+        classes = folders.classes or ("",)
+        for name in classes:
+            images, first = _count(folders.train / name, deadline)
+            samples += first[: 1 if folders.classes else _SAMPLES]
+            if images is None:
+                break
+            counts.append(images)
+    except OSError as error:
+        return Folder(None, False, False, trouble=f"{error.filename} cannot be read: {error.strerror}")
+    expected = sum(counts) * len(classes) // len(counts) if counts else None
+    whole = len(counts) == len(classes)
+    return Folder(expected, whole, bool(folders.classes), folders.unknown_class, _sides(samples))
+
+
+def _is(kind: Callable[[Path], bool], path: str | Path) -> bool:
+    """Path.is_dir or Path.is_file, which raise where a folder above is closed to this user."""
+    with contextlib.suppress(OSError):
+        return kind(Path(path))
+    return False
+
+
+def _count(folder: Path, deadline: float) -> tuple[int | None, list[str]]:
+    """Images below a folder, None where the time was too short; and the first of them. Raises OSError."""
+    images, samples, folders = 0, list[str](), [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if time.monotonic() > deadline:
+                    return None, samples
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    images += 1
+                    if images <= _SAMPLES:
+                        samples.append(entry.path)
+    return images, samples
+
+
+def _sides(paths: list[str]) -> tuple[int, ...]:
+    """Shorter sides of some of the images, as far as they can be read."""
+    some = paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]
+    return tuple(side for path in some if (side := shorter_side(path)) is not None)

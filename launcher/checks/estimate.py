@@ -1,0 +1,121 @@
+"""Estimate what a run needs: memory of a GPU, room for a checkpoint, time of an epoch.
+
+What the encoder itself takes is counted by launcher.checks.measure, in a process that has torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import launcher
+from moco_dist import packages
+from moco_dist.config import Config, Layout
+from moco_dist.config.schema import DataSection
+
+GIB = 2**30
+
+_BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
+_BESIDE = 1.3
+"""Memory over the tensors that are counted: workspaces of cuDNN, gradients of activations, fragments."""
+_CONTEXT_BYTES = GIB // 2
+"""Memory that CUDA and NCCL themselves take."""
+_OF_PEAK = 0.4
+"""What a ResNet reaches of a GPU's peak: 8 V100 took 53 hours for MoCo's 200 epochs (its README), 35 % of theirs."""
+_MEASURE_SECONDS = 120.0
+
+
+class Unmeasured(Exception):
+    """The encoder could not be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """What one encoder, with its head, holds and does."""
+
+    parameters: int
+    operations: int
+    """Operations of one image's forward pass; a multiply-add is two."""
+    saved_numbers: int
+    """Floating-point numbers that one image's forward pass keeps for the backward pass."""
+    saved_index_bytes: int
+    """Bytes that it keeps besides: the indices of the pool."""
+
+    def saved_bytes(self, element: int) -> int:
+        """Return what one image's forward pass keeps, with so many bytes a number."""
+        return element * self.saved_numbers + self.saved_index_bytes
+
+
+def encoder_cost(config: Config) -> EncoderCost:
+    """Measure the encoder of a run, in a process that imports torch. Raises Unmeasured."""
+    if not packages.installed("torch"):
+        raise Unmeasured("torch is not installed here")
+    return _measured(config.model.model_dump_json(), channels(config.data), config.data.image_size)
+
+
+@functools.cache  # the members of a sweep often share it
+def _measured(model: str, channels: int, image_size: int) -> EncoderCost:
+    command = [sys.executable, "-m", "launcher.checks.measure", model, str(channels), str(image_size)]
+    path = os.pathsep.join(filter(None, [str(Path(launcher.__path__[0]).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    try:
+        process = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=_MEASURE_SECONDS
+        )
+        return EncoderCost(**json.loads(process.stdout.splitlines()[-1]))
+    except subprocess.CalledProcessError as error:
+        raise Unmeasured((error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]) from None
+    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, IndexError) as error:
+        raise Unmeasured(f"{type(error).__name__}: {error}") from None
+
+
+def channels(data: DataSection) -> int:
+    """Return the channels of an image."""
+    return 1 if data.source in ("digits", "mnist") else data.channels or 3
+
+
+def checkpoint_bytes(config: Config, cost: EncoderCost) -> int:
+    """Estimate the size of one checkpoint: two encoders, SGD's momentum, the queue."""
+    return _master_bytes(config) * (3 * cost.parameters + config.moco.queue_size * config.model.dim)
+
+
+def memory_bytes(config: Config, layout: Layout, cost: EncoderCost) -> float:
+    """Estimate the memory of a rank's GPU, at the peak of a step."""
+    element, master = _BYTES[config.device.precision], _master_bytes(config)
+    images = layout.group_size if config.device.deterministic else layout.batch_per_rank // layout.parts
+    # Both encoders, gradients, DDP's copy of them, momentum; the queue.
+    states = master * (5 * cost.parameters + config.moco.queue_size * config.model.dim)
+    activations = images * cost.saved_bytes(element)
+    # Products, logits, scaled logits, their softmax and gradient.
+    logits = 5 * master * images * (1 + config.moco.queue_size)
+    # Two views of this step and of the next, which is prepared meanwhile in float32; the shuffle's copies.
+    shuffled = config.optim.global_batch if config.moco.shuffle == "all_gather" else layout.batch_per_rank
+    views = (4 * element + 2 * 4) * layout.batch_per_rank + element * shuffled
+    pixels = channels(config.data) * config.data.image_size**2
+    return _BESIDE * (states + activations + logits + views * pixels) + _CONTEXT_BYTES
+
+
+def epoch_seconds(config: Config, cost: EncoderCost, images: int, ranks: int, tflops: float) -> float:
+    """Estimate the time of an epoch by the arithmetic alone: data that come too slowly are not counted.
+
+    Args:
+        config: config of the run.
+        cost: cost of its encoder.
+        images: images of an epoch.
+        ranks: number of GPUs.
+        tflops: peak of one, in the run's precision.
+    """
+    directions = 2 if config.moco.symmetric else 1
+    # A query's forward and backward pass are three forward passes, a key's is one.
+    operations = 4 * directions * cost.operations * images
+    return operations / (ranks * tflops * 1e12 * _OF_PEAK)
+
+
+def _master_bytes(config: Config) -> int:
+    """Return the bytes of a number that outlives a step."""
+    return 8 if config.device.precision == "fp64" else 4

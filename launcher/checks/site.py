@@ -1,0 +1,171 @@
+"""Ask SLURM about a site: its partitions with their limits, its nodes, its reservations and settings."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from launcher import slurm
+
+SECONDS = 4.0
+"""How long SLURM may take to answer: the clients themselves would ask a dead controller for ten."""
+_OUT_OF_SERVICE = ("down", "drain", "fail", "maint", "unknown", "inval", "future", "blocked")
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition of a site. A limit of None means that there is none."""
+
+    name: str
+    default: bool
+    state: str
+    max_minutes: int | None
+    max_nodes: int | None
+    max_cpus: int | None
+    """CPUs of a node that its jobs may have."""
+    max_memory_mib: int | None
+    """Memory of a node that its jobs may have."""
+    accounts: Names | None
+    qos: Names | None
+    groups: Names | None
+    denied_accounts: Names
+    denied_qos: Names
+    preempt_mode: str
+    grace_seconds: int
+    """Time between the signal to a preempted job and its end."""
+    tier: int
+    """Jobs of a higher tier go first, and may preempt."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a partition."""
+
+    name: str
+    state: str
+    gpus: dict[str, int]
+    """GPUs by type; the type is empty where the site names none."""
+    cpus: int
+    memory_mib: int
+    features: frozenset[str]
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes jobs now, or will when it is free or powered up."""
+        return not self.state.endswith("*") and not self.state.startswith(_OUT_OF_SERVICE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What SLURM says about a site."""
+
+    partitions: dict[str, Partition]
+    nodes: dict[str, tuple[Node, ...]]
+    """Nodes by partition."""
+    reservations: frozenset[str]
+    settings: dict[str, str]
+    """Settings of slurm.conf, as SLURM has read them."""
+
+    @property
+    def features(self) -> frozenset[str]:
+        """All features that a job may ask for."""
+        return frozenset().union(*(node.features for nodes in self.nodes.values() for node in nodes))
+
+    @property
+    def preempts(self) -> bool:
+        """Whether a job may have to go for another."""
+        return self.settings.get("PreemptType", "preempt/none") not in ("preempt/none", "(null)")
+
+
+@functools.cache  # a sweep checks each of its members
+def read() -> Site:
+    """Ask SLURM about the site. Raises Unavailable, Refused."""
+    nodes_form = "--format=%R|%N|%T|%G|%c|%m|%f"
+    questions = (
+        ("scontrol", "show", "partition", "--all", "--oneliner"),
+        ("sinfo", "--all", "--noheader", "--Node", nodes_form),
+        ("scontrol", "show", "reservation", "--oneliner"),
+        ("scontrol", "show", "config"),
+    )
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = [pool.submit(slurm.call, *question, timeout_seconds=SECONDS) for question in questions]
+    return parse(*(answer.result() for answer in answers))
+
+
+def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site:
+    """Read a site from SLURM's answers to the four questions."""
+    lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in partitions.splitlines())
+    parsed = [_partition(words) for words in lines if "PartitionName" in words]
+    return Site(
+        partitions={partition.name: partition for partition in parsed},
+        nodes=_nodes(nodes),
+        reservations=frozenset(re.findall(r"ReservationName=(\S+)", reservations)),
+        settings=dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", settings, re.MULTILINE)),
+    )
+
+
+def hostnames(names: Iterable[str]) -> frozenset[str]:
+    """Return the names in SLURM's lists of nodes, `n[1-3],n7`. Raises Unavailable, Refused."""
+    text = ",".join(names)
+    lines = slurm.call("scontrol", "show", "hostnames", text, timeout_seconds=SECONDS) if "[" in text else text
+    return frozenset(re.split(r"[\s,]+", lines)) - {""}
+
+
+def minutes(text: str) -> int | None:
+    """Read a time of SLURM's, `[D-]H:M:S`, as minutes; None for UNLIMITED."""
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):\d+", text)
+    return None if parts is None else 1440 * int(parts[1] or 0) + 60 * int(parts[2]) + int(parts[3])
+
+
+def gpus(gres: str) -> dict[str, int]:
+    """Read the GPUs by type in SLURM's words, `gpu:a100:8(S:0-1),nvme:1`; the type is empty where none is named."""
+    numbers: dict[str, int] = {}
+    for kind, number in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):
+        numbers[kind] = numbers.get(kind, 0) + int(number)
+    return numbers
+
+
+def _partition(words: dict[str, str]) -> Partition:
+    return Partition(
+        name=words["PartitionName"],
+        default=words.get("Default") == "YES",
+        state=words.get("State", "UP"),
+        max_minutes=minutes(words.get("MaxTime", "")),
+        max_nodes=_number(words.get("MaxNodes", "")),
+        max_cpus=_number(words.get("MaxCPUsPerNode", "")),
+        max_memory_mib=_number(words.get("MaxMemPerNode", "")),
+        accounts=_names(words.get("AllowAccounts", "ALL")),
+        qos=_names(words.get("AllowQos", "ALL")),
+        groups=_names(words.get("AllowGroups", "ALL")),
+        denied_accounts=_names(words.get("DenyAccounts", "")) or (),
+        denied_qos=_names(words.get("DenyQos", "")) or (),
+        preempt_mode=words.get("PreemptMode", "OFF"),
+        grace_seconds=_number(words.get("GraceTime", "")) or 0,
+        tier=_number(words.get("PriorityTier", "")) or 0,
+    )
+
+
+def _names(text: str) -> Names | None:
+    return None if text.upper() == "ALL" else tuple(name for name in text.split(",") if name)
+
+
+def _nodes(text: str) -> dict[str, tuple[Node, ...]]:
+    nodes: dict[str, tuple[Node, ...]] = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) == 7:
+            partition, name, state, gres, cpus, memory, features = parts
+            named = frozenset(features.split(",")) - {"(null)", ""}
+            node = Node(name, state, gpus(gres), _number(cpus) or 0, _number(memory) or 0, named)
+            nodes[partition] = (*nodes.get(partition, ()), node)
+    return nodes
+
+
+def _number(text: str) -> int | None:
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else None

@@ -1,0 +1,1 @@
+"""The commands that a user types, one module each: python -m launcher NAME."""

@@ -1,0 +1,30 @@
+"""Check a job before it is sent: shapes, site, data, disk, memory, time. Takes seconds, needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+
+from launcher.checks import preflight
+from launcher.checks.preflight import Executor
+from launcher.options import add_job_options, profile_of
+from moco_dist import config as configs
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's options."""
+    add_job_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command. Returns 2 where there is an error, else 0."""
+    profile = profile_of(options)
+    config = configs.load(*configs.parse_arguments(options.words))
+    executor: Executor = "local" if options.local else "slurm"
+    findings = preflight.check(
+        config, profile, options.nodes, run_dir=config.run_dir, stage=options.stage, executor=executor
+    )
+    for finding in findings:
+        print(f"{finding.level}: {finding.text}")
+    errors = sum(finding.level == "error" for finding in findings)
+    print(f"{errors} error{'s' * (errors != 1)}: it would not be sent" if errors else "ok: it can be sent")
+    return 2 if errors else 0

@@ -1,0 +1,225 @@
+"""Send a grid or a list of configs as one job array, look at it, send failed members again.
+
+python -m launcher sweep SWEEP.yaml [section.key=value ...] --cluster PROFILE [--parallel N]
+python -m launcher sweep status DIR
+python -m launcher sweep again DIR [MEMBER ...]
+
+A sweep file:
+
+  name: temperatures              # unset, the file's name; the folder is runs/<name>, and the group at W&B
+  config: configs/cifar10.yaml    # what the members share; unset, the default config
+  grid:                           # every combination of the values
+    moco.temperature: [0.1, 0.2]
+    optim.lr: [0.03, 0.06]
+  cases:                          # each of them, with every combination of the grid
+    - {moco.symmetric: true, optim.epochs: 100}
+    - {moco.symmetric: false, optim.epochs: 200}
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from launcher import sending
+from launcher.checks.finding import Finding
+from launcher.options import add_job_options, profile_of
+from launcher.record import Launch, Submission, refuse_others
+from launcher.views import runs
+from launcher.views.find import list_runs
+from launcher.views.table import as_row, show_table
+from moco_dist import config as configs
+from moco_dist.config import Config
+from moco_dist.config.schema import Section
+from moco_dist.errors import UserError, shown
+
+_MOST_MEMBERS = 1000
+
+Values = dict[str, Any]
+
+
+def _file_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.+=-]*", text):
+        raise ValueError("must be a file name of letters, digits and _ . + = -")
+    return text
+
+
+class Sweep(Section):
+    """A sweep file."""
+
+    name: Annotated[str, AfterValidator(_file_name)] = "sweep"
+    """Name of the sweep."""
+    config: str | None = None
+    """Config that the members share."""
+    grid: dict[str, list[Any]] = Field({})
+    """Values by key; every combination of them."""
+    cases: tuple[Values, ...] = ()
+    """Sets of values by key."""
+
+    def members(self) -> list[Values]:
+        """List the values of each member, in order."""
+        keys = self.grid.keys()
+        combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        return [{**case, **combination} for case in self.cases or ({},) for combination in combinations]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's options."""
+    add_job_options(parser)
+    parser.add_argument("--parallel", type=int, default=8, metavar="N", help="members that run at once (8)")
+    parser.add_argument("--dry-run", action="store_true", help="print the members, send nothing")
+    parser.add_argument("--json", action="store_true", help="with status: a list of objects")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command. Returns the exit status."""
+    match options.words:
+        case ["status", folder]:
+            return _status(Path(folder), as_json=options.json)
+        case ["again", folder, *names]:
+            return _again(Path(folder), names)
+        case [file, *overrides] if "=" not in file:
+            return _send(Path(file), overrides, options)
+    raise UserError("sweep: takes SWEEP.yaml, status DIR or again DIR [MEMBER ...]; see sweep --help")
+
+
+def read(file: Path) -> Sweep:
+    """Read a sweep file. Raises UserError."""
+    if not file.is_file():
+        raise UserError(f"sweep {file}: no such file; give a YAML file with `grid` or `cases`")
+    tree = {"name": file.stem, **configs.read_tree(file)}
+    sweep = configs.validate(Sweep, tree)
+    if not sweep.grid and not sweep.cases:
+        raise UserError(f"sweep {file}: has no members; add grid: {{optim.lr: [0.03, 0.06]}} or cases")
+    for key, values in sweep.grid.items():
+        if not values:
+            raise UserError.of(f"grid.{key}", values, "must be a list of values", f"write {key}: [0.03, 0.06]")
+    count = math.prod(map(len, sweep.grid.values())) * max(1, len(sweep.cases))
+    if count > _MOST_MEMBERS:
+        raise UserError(f"sweep {file}: has {count} members, {_MOST_MEMBERS} at most; make it smaller")
+    return sweep
+
+
+def member_name(number: int, values: Values) -> str:
+    """Return the name of a member's folder, with its values: `03_temperature=0.1_lr=0.03`."""
+    words = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in values.items()]
+    return re.sub(r"[^\w.+=-]+", "-", "_".join([f"{number:02}", *words]))[:100]
+
+
+def member_configs(sweep: Sweep, overrides: list[str], *, staged: bool) -> list[Config]:
+    """Load the whole config of each member. Raises UserError, which names the member."""
+    folder = Path("runs") / sweep.name
+    members = []
+    for number, values in enumerate(sweep.members()):
+        name = member_name(number, values)
+        where = {"run.name": name, "run.dir": str(folder / name), "track.group": sweep.name}
+        own = [f"{key}={_quoted(value)}" for key, value in {**values, **where}.items()]
+        try:
+            config = configs.load(Path(sweep.config) if sweep.config else None, [*overrides, *own])
+            members.append(sending.absolute(config, staged=staged))
+        except UserError as error:
+            raise UserError(f"member {name}: {error}") from None
+    return members
+
+
+def _quoted(value: object) -> str:
+    """Write a value so that YAML reads it back as it is: a name of digits stays a name."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
+    """Send all members as one array."""
+    if options.parallel < 1:
+        raise UserError.of("--parallel", options.parallel, "must be 1 or more", "use --parallel=8")
+    if options.local:
+        raise UserError("--local: a sweep is a job array, which needs SLURM; send its members by submit --local")
+    if not options.dry_run:
+        sending.need_submitit()
+    sweep = read(file)
+    members = member_configs(sweep, overrides, staged=options.stage is not None)
+    folder = (Path("runs") / sweep.name).absolute()
+    submission = Submission(
+        name=sweep.name,
+        nodes=options.nodes,
+        profile=profile_of(options),
+        stage=str(Path(options.stage).resolve()) if options.stage else None,
+        sweep=str(folder),
+    )
+    printed: set[Finding] = set()
+    for config in members:
+        if not sending.checked(config, submission, printed):
+            raise UserError(f"member {config.run.name}: cannot be sent; mend the errors above")
+    if options.dry_run:
+        print("\n".join(config.run.name for config in members))
+        return 0
+    job = _send_array(folder, members, submission, options.parallel)
+    print(f"job array: {job}, {len(members)} members, {min(options.parallel, len(members))} at once")
+    print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
+    return 0
+
+
+def _send_array(folder: Path, members: list[Config], submission: Submission, parallel: int) -> str:
+    """Prepare every member's run directory, and hand them to sbatch. Returns the array's id."""
+    from launcher.executors import Sbatch
+
+    shared = Launch(folder)
+    try:
+        for place in (folder, shared.folder, shared.submitit):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            refuse_others(place)
+    except OSError as error:
+        raise UserError.of(
+            "name", folder.name, f"{folder} cannot be written: {error.strerror}", "choose another"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        sent = [stack.enter_context(sending.prepared(config, submission)) for config in members]
+        launches = [Launch(config.run_dir) for config in members]
+        code = sending.code_of(launches[0], sent[0])
+        sbatch = Sbatch(shared.submitit, folder, sent[0], code, parallel=parallel)
+        ids = sbatch.send([sending.task_of(*pair) for pair in zip(launches, sent, strict=True)])
+        submissions = [member.model_copy(update={"job": job}) for member, job in zip(sent, ids, strict=True)]
+        sending.record(list(zip(launches, submissions, strict=True)))
+    return ids[0].partition("_")[0]
+
+
+def _status(folder: Path, *, as_json: bool) -> int:
+    """Print a table of the members, the best kNN first."""
+    members = runs.look(_members(folder))
+    members.sort(key=lambda run: run.figures.knn_top1 or 0.0, reverse=True)
+    if as_json:
+        print(json.dumps([as_row(run) for run in members], indent=1, allow_nan=False))
+    else:
+        show_table(members)
+    return 0
+
+
+def _again(folder: Path, names: list[str]) -> int:
+    """Send members again, each as a job of its own: those named, or all that ended without being done."""
+    members = {run.launch.run_dir.name: run for run in runs.look_surely(_members(folder))}
+    for name in names:
+        if name not in members:
+            raise UserError.of("MEMBER", name, f"is none of {folder}", f"there are {', '.join(members)}")
+    chosen = [members[name] for name in names] or [run for run in members.values() if run.ended and run.state != "done"]
+    for run in chosen:
+        print(f"{run.launch.run_dir.name}: job {sending.send_again(run.launch).job}")
+    if not chosen:
+        print("no member has failed", file=sys.stderr)
+    return 0
+
+
+def _members(folder: Path) -> list[Launch]:
+    """List the members of a sweep. Raises UserError."""
+    members = [launch for launch in list_runs([folder]) if launch.run_dir != folder.resolve()]
+    if not members:
+        raise UserError.of("DIR", folder, "holds no members of a sweep", "give the folder that sweep has printed")
+    return members

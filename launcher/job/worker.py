@@ -1,0 +1,80 @@
+"""Run the trainer as one rank of a job, with its output in the run directory.
+
+python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from launcher.record import Launch
+from moco_dist import config as configs
+from moco_dist import train
+from moco_dist.errors import UserError
+from moco_dist.run import status
+
+
+def redirect(log: Path) -> None:
+    """Append all output of this process to a log; where it cannot be opened, it stays with the job's."""
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        print(f"{log}: {error.strerror}; this rank's output stays here", file=sys.stderr)
+        return
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def header() -> str:
+    """Return the line that each start begins with in a rank's log."""
+    job, restart = os.environ.get("MOCO_DIST_JOB", "?"), os.environ.get("MOCO_DIST_RESTART", "0")
+    worker_restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    host = os.environ.get("SLURMD_NODENAME") or "this host"
+    rank = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
+    return f"--- job {job}, start {restart}.{worker_restarts}, {rank}, {host}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
+
+
+def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
+    """Return the exit status of a rank that would start in vain; None where it should start."""
+    if stop_mark.exists():  # the job was told to stop while this start was under way
+        return 0
+    before = launch.status()
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and before.state in ("user_error", "diverged"):
+        print(f"not started again: {before.reason}", file=sys.stderr)
+        return status.EXIT_CODES[before.state]
+    try:
+        config = launch.config()
+    except UserError as error:  # the trainer would not know which directory to write it to
+        status.write(launch.run_dir, "user_error", launch.checkpoint_step(), str(error))
+        print(error, file=sys.stderr)
+        return status.EXIT_CODES["user_error"]
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world != ranks:  # nodes were lost: a size that does not divide is no mistake of the user's
+        try:
+            configs.layout(config, world)
+        except UserError as error:
+            print(f"{world} of {ranks} ranks cannot go on alone, the job waits for all: {error}", file=sys.stderr)
+            return status.EXIT_CODES["stopped"]
+    return None
+
+
+def main() -> int:
+    """Run this rank. Returns its exit status: 0 also when it was stopped, which is no failure of a worker."""
+    run_dir, ranks, stop_mark, *overrides = sys.argv[1:]
+    launch = Launch(Path(run_dir))
+    redirect(launch.log(int(os.environ.get("RANK", 0))))
+    print(header(), flush=True)
+    if (exit_status := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
+        return exit_status
+    code = train.run([str(launch.config_file), *overrides], supervised=True)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late signal would kill it
+    return 0 if code == status.EXIT_CODES["stopped"] else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Decide how a run stands, from SLURM's state of its job and from what its run directory shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from launcher import slurm
+from launcher.record import Launch, Submission
+from moco_dist.run.lease import held_by, process_start
+
+State = Literal[
+    "pending",
+    "running",
+    "requeued",
+    "done",
+    "stopped",
+    "cancelled",
+    "user_error",
+    "diverged",
+    "crashed",
+    "time limit",
+    "lost",
+    "unknown",
+    "unreadable",
+]
+"""requeued: waits for another start; lost: runs by its status, but nobody runs it; unknown: SLURM does not answer."""
+
+FOR_GOOD = ("done", "user_error", "diverged")
+"""Ends after which nothing starts a run again by itself."""
+_CAUSES = {
+    "OUT_OF_MEMORY": "a node's memory was full; ask for more by memory_gib",
+    "NODE_FAIL": "a node failed",
+    "BOOT_FAIL": "a node did not boot",
+}
+
+
+class Verdict(NamedTuple):
+    """How a run stands. If it is neither live nor ended, nobody could tell."""
+
+    state: State
+    reason: str = ""
+    live: bool = False
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run directory shows about its run."""
+
+    controller: bool
+    """Whether the process of a local job lives on this host."""
+    writer: str
+    """Who writes to the directory; empty for nobody."""
+    state: str | None
+    step: int
+    reason: str
+    starts: int
+    began: bool
+    """Whether the last job has started at all."""
+    fresh: bool
+    """Whether the last start wrote the status, not one before it."""
+
+    @property
+    def end(self) -> tuple[State, str] | None:
+        """How the run has ended, by its status; None where that says that it has not, or is older than the job."""
+        if self.state == "done" or (self.fresh and self.state in ("stopped", "user_error", "diverged", "crashed")):
+            return self.state, self.reason  # type: ignore[return-value]
+        return None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has ended for good; SLURM can only add that a job of it is live."""
+        return self.end is not None and self.end[0] in FOR_GOOD
+
+    @property
+    def trouble(self) -> str:
+        """Why a run that goes on is being stopped, or started again after a crash; empty if it is not."""
+        return self.reason if self.fresh and self.state not in (None, "running", "done") else ""
+
+
+def read(launch: Launch, submission: Submission) -> Evidence:
+    """Read what a run directory shows.
+
+    The processes are looked at ahead of the status: one that ends in between has left its status by then.
+
+    Raises:
+        OSError: the directory cannot be read.
+        ValueError, TypeError, ArithmeticError: a file in it is damaged.
+    """
+    job = submission.job
+    controller = job.isdecimal() and process_start(int(job)) == submission.started != ""
+    writer = held_by(launch.run_dir)
+    starts = launch.starts()
+    status = launch.status()
+    began = any(str(start.get("job")) == job for start in starts)
+    fresh = began and _changed(launch.paths.status) >= _changed(launch.starts_file)
+    reason = " ".join(status.reason.split())
+    return Evidence(controller, writer, status.state, status.step, reason, len(starts), began, fresh)
+
+
+def of_local(job: str, evidence: Evidence) -> Verdict:
+    """Judge a run without SLURM, by its controller's process, or by its lease if that is on another host."""
+    if evidence.controller or evidence.writer:
+        return Verdict("running", evidence.trouble, live=True)
+    return Verdict(*(evidence.end or ("lost", f"process {job} is gone")), ended=True)
+
+
+def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
+    """Judge a run whose job SLURM knows."""
+    if job.waits:
+        return Verdict("requeued" if evidence.began else "pending", job.reason.removeprefix("None"), live=True)
+    if job.live:
+        return Verdict("running", evidence.trouble or "is ending" * (job.state == "COMPLETING"), live=True)
+    return Verdict(*_ended(job.state, evidence), ended=True)
+
+
+def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
+    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says."""
+    if evidence.writer:
+        why = "SLURM does not answer" if slurm_error else f"job {job} is not known to SLURM any more"
+        return Verdict("running", f"{why}; {evidence.writer} writes to it", live=True)
+    if evidence.end and (evidence.settled or not slurm_error):
+        return Verdict(*evidence.end, ended=True)
+    if slurm_error:
+        was = f"{evidence.state} at step {evidence.step}" if evidence.state else "not begun"
+        return Verdict("unknown", f"SLURM does not answer; the run directory says: {was}")
+    never = "" if evidence.began else "; it never started"
+    return Verdict("lost", f"job {job} is not known to SLURM any more{never}", ended=True)
+
+
+def _ended(slurm_state: str, evidence: Evidence) -> tuple[State, str]:
+    """Return state and reason of a run whose job has ended in this state of SLURM's."""
+    end, done = evidence.end, evidence.began or slurm_state == "COMPLETED"
+    if end and (end[0] in ("user_error", "diverged") or (end[0] == "done" and done)):
+        return end
+    reason = evidence.reason if evidence.fresh and evidence.state != "running" else ""
+    match slurm_state:
+        case "CANCELLED":
+            return "cancelled", reason
+        case "TIMEOUT":
+            return "time limit", reason or "it came before the run had saved"
+        case "PREEMPTED":
+            return "stopped", reason or "preempted, and not requeued"
+        case _ if end and end[0] in ("stopped", "crashed"):
+            return end
+        case "COMPLETED":
+            return "crashed", "its job ended, but the run had not"
+    cause = _CAUSES.get(slurm_state, f"its job failed, SLURM says {slurm_state}")
+    return "crashed", cause if evidence.fresh else f"{cause}; it had not begun to train"
+
+
+def _changed(file: Path) -> int:
+    """Return when a file was written, in nanoseconds by the clock of its disk; 0 if there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

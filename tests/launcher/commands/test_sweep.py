@@ -1,0 +1,316 @@
+"""`sweep`: the members of a file, and their job array. No SLURM is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from submitit.core.utils import DelayedSubmission
+
+from launcher import snapshot
+from launcher.__main__ import main
+from launcher.commands import sweep
+from launcher.job.task import Task
+from launcher.record import Launch
+from moco_dist import config as configs
+from moco_dist.errors import UserError
+from moco_dist.run import status
+from tests.launcher.made import MadeUp, knn_row, make_run, train_row
+from tests.launcher.programs import Programs
+
+Said = pytest.CaptureFixture[str]
+SMALL = ("--gpus-per-node", "2", "--cpus-per-gpu", "1")
+
+GRID = """\
+config: digits
+grid:
+  moco.temperature: [0.1, 0.2]
+  optim.lr: [0.03, 0.06]
+"""
+CASES = """\
+name: both
+grid: {optim.lr: [0.03, 0.06]}
+cases:
+  - {moco.symmetric: true, optim.epochs: 10}
+  - {moco.symmetric: false, optim.epochs: 20, optim.lr: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    found = Programs(tmp_path / "slurm", monkeypatch)
+    found.keeps("srun")
+    return found
+
+
+def write(text: str, name: str = "temperatures.yaml") -> Path:
+    Path(name).write_text(text)
+    return Path(name)
+
+
+def mistake(text: str) -> str:
+    """What is said of a file, in one line."""
+    with pytest.raises(UserError) as caught:
+        sweep.member_configs(sweep.read(write(text)), [], staged=False)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+# The members.
+
+
+def test_a_grid_is_every_combination_in_order() -> None:
+    found = sweep.member_configs(sweep.read(write(GRID)), [], staged=False)
+    assert [(run.moco.temperature, run.optim.lr) for run in found] == [
+        (0.1, 0.03),
+        (0.1, 0.06),
+        (0.2, 0.03),
+        (0.2, 0.06),
+    ]
+    assert [run.run.name for run in found] == [
+        "00_temperature=0.1_lr=0.03",
+        "01_temperature=0.1_lr=0.06",
+        "02_temperature=0.2_lr=0.03",
+        "03_temperature=0.2_lr=0.06",
+    ]
+    assert {run.track.group for run in found} == {"temperatures"}
+    assert [run.run_dir for run in found] == [Path.cwd() / "runs/temperatures" / run.run.name for run in found]
+
+
+def test_each_case_goes_with_every_combination_which_beats_it() -> None:
+    found = sweep.member_configs(sweep.read(write(CASES)), [], staged=False)
+    values = [(run.moco.symmetric, run.optim.epochs, run.optim.lr) for run in found]
+    assert values == [(True, 10, 0.03), (True, 10, 0.06), (False, 20, 0.03), (False, 20, 0.06)]
+    assert {run.track.group for run in found} == {"both"}
+    assert found[0].run_dir.parent == Path.cwd() / "runs/both"
+
+
+def test_cases_alone() -> None:
+    file = write("cases: [{optim.lr: 1}, {model.width: 8}]")
+    found = sweep.member_configs(sweep.read(file), [], staged=False)
+    assert [run.run.name for run in found] == ["00_lr=1", "01_width=8"]
+    assert [run.run.name for run in sweep.member_configs(sweep.read(write("cases: [{}]")), [], staged=False)] == ["00"]
+
+
+def test_members_share_the_overrides_but_not_a_place() -> None:
+    words = ["optim.lr=0.5", "optim.epochs=3", "run.dir=elsewhere", "run.name=x", "data.root=a", "track.group=y"]
+    found = sweep.member_configs(sweep.read(write(GRID)), words, staged=False)
+    assert {run.optim.epochs for run in found} == {3}
+    assert {run.optim.lr for run in found} == {0.03, 0.06}  # what is swept is swept
+    assert {run.data.root for run in found} == {str(Path.cwd() / "a")}
+    assert {run.run_dir.parent for run in found} == {Path.cwd() / "runs/temperatures"}
+    assert {run.track.group for run in found} == {"temperatures"}
+
+
+@pytest.mark.parametrize(
+    ("number", "values", "name"),
+    [
+        (3, {"moco.temperature": 0.1, "optim.lr": 1e-5}, "03_temperature=0.1_lr=1e-05"),
+        (123, {"moco.symmetric": True, "optim.steps": None}, "123_symmetric=true_steps=null"),
+        (0, {"optim.milestones": [1, 2]}, "00_milestones=-1-2-"),
+        (0, {"run.init_from": "../a b/c.pt"}, "00_init_from=..-a-b-c.pt"),
+        (0, {"track.project": "x" * 300}, "00_project=" + "x" * 77 + "..."),
+        (0, {f"a.{'k' * 30}{n}": n for n in range(9)}, "00_" + "_".join(f"{'k' * 30}{n}={n}" for n in range(9))[:97]),
+    ],
+)
+def test_names_tell_the_values(number: int, values: sweep.Values, name: str) -> None:
+    assert sweep.member_name(number, values) == name
+    assert configs.load(None, [f"run.name={name}"]).run.name == name
+
+
+@pytest.mark.parametrize("value", ["010", "1e3", "yes", "null", "a: b", 'it\'s "two"\nlines', "\U0001f600", "[1", ""])
+def test_texts_are_kept_as_they_are(value: str) -> None:
+    [run] = sweep.member_configs(sweep.Sweep(cases=({"track.project": value},)), [], staged=False)
+    assert run.track.project == value
+
+
+def test_a_day_is_a_text() -> None:
+    [run] = sweep.member_configs(sweep.read(write("cases: [{track.project: 2024-11-24}]")), [], staged=False)
+    assert run.track.project == "2024-11-24"
+
+
+def test_no_value_moves_a_member() -> None:
+    file = write("cases: [{run.dir: elsewhere, run.name: x, track.group: y}]")
+    [run] = sweep.member_configs(sweep.read(file), [], staged=False)
+    assert run.run_dir.parent == Path.cwd() / "runs/temperatures"
+    assert (run.run.name, run.track.group) == (run.run_dir.name, "temperatures")
+
+
+@pytest.mark.parametrize("name", ["2024-11-24", "007", "1e3", "no"])
+def test_a_sweep_may_be_named_like_a_number_or_a_day(name: str) -> None:
+    found = sweep.member_configs(sweep.read(write(GRID, f"{name}.yaml")), [], staged=False)
+    assert {(run.track.group, run.run_dir.parent.name) for run in found} == {(name, name)}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "sweep temperatures.yaml: has no members; add grid: {optim.lr: [0.03, 0.06]} or cases"),
+        ("grid: {}\ncases: []", "sweep temperatures.yaml: has no members; add grid"),
+        ("grid: {optim.lr: []}", "grid.optim.lr = []: must be a list of values; write optim.lr: [0.03, 0.06]"),
+        ("grid: {optim.lr: 0.1}", "grid.optim.lr = 0.1: must be a list; "),
+        ("gird: {optim.lr: [1]}", "gird.optim.lr: unknown key; keys are name, config, grid, cases"),
+        ("name: ../x\ngrid: {optim.lr: [1]}", "name = ../x: must be a file name of letters, digits and _ . + = -; "),
+        ("grid: {optim.lr: [1, fast]}", "member 01_lr=fast: optim.lr = fast: must be a number; "),
+        ("cases: [{moco.bn_groups: 3}]", "member 00_bn_groups=3: optim.global_batch = 128: must be divisible by moco"),
+        ("grid: {lr: [1]}", "member 00_lr=1: override lr=1: must be section.key=value; did you mean optim.lr?"),
+        ("config: nowhere\ngrid: {optim.lr: [1]}", "member 00_lr=1: config nowhere: no such file; "),
+        ("grid: [", "config temperatures.yaml: cannot be read as YAML"),
+        (f"grid: {{optim.lr: {list(range(1, 1002))}}}", "sweep temperatures.yaml: has 1001 members, 1000 at most; "),
+        ("cases: [{}, {}]\ngrid: {optim.lr: " + str([*range(1, 502)]) + "}", "sweep temperatures.yaml: has 1002 "),
+        (
+            f"grid: {{{', '.join(f'a.k{n}: {[0] * 10}' for n in range(30))}}}",
+            f"sweep temperatures.yaml: has 1{'0' * 30} ",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(text: str, line: str) -> None:
+    assert mistake(text).startswith(line)
+
+
+def test_a_thousand_members_are_allowed() -> None:
+    assert len(sweep.read(write(f"grid: {{run.seed: {list(range(1000))}}}")).members()) == 1000
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"sweep nowhere\.yaml: no such file; give a YAML file with `grid` or `cases`"):
+        sweep.read(Path("nowhere.yaml"))
+
+
+# The command.
+
+
+def test_one_array_of_runs_like_any_other(programs: Programs, capsys: Said) -> None:
+    write(GRID)
+    assert main(["sweep", *SMALL, "temperatures.yaml", "optim.epochs=3", "--parallel", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert sum("of memory a GPU" in line for line in err.splitlines()) == 1  # what holds for all is said once
+    folder = Path.cwd() / "runs/temperatures"
+    assert out == (
+        f"job array: 12, 4 members, 3 at once\nfolder: {folder} (python -m launcher sweep status {folder})\n"
+    )
+    [script] = programs.sent.iterdir()
+    lines = script.read_text().splitlines()
+    code = folder / "launch/code" / snapshot.digest()
+    assert {"#SBATCH --array=0-3%3", f"#SBATCH --chdir={code}", "#SBATCH --job-name=temperatures"} <= set(lines)
+    assert f"#SBATCH --comment={folder}" in lines
+    assert (code / "launcher/job/task.py").is_file()
+    members = sorted(path for path in folder.iterdir() if path.name != "launch")
+    assert [path.name[:2] for path in members] == ["00", "01", "02", "03"]
+    for number, run_dir in enumerate(members):
+        launch = Launch(run_dir)
+        sent = launch.submission()
+        assert sent and (sent.job, sent.sweep, sent.code) == (f"12_{number}", str(folder), code.name)
+        assert launch.config().run_dir == run_dir and launch.config().optim.epochs == 3
+        pickled = DelayedSubmission.load(folder / f"launch/submitit/12_{number}_submitted.pkl").function
+        assert isinstance(pickled, Task) and pickled.run_dir == str(run_dir)
+        assert run_dir.stat().st_mode & 0o777 == 0o700
+        assert not (run_dir / "launch/code").exists()
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder / "launch", code.parent)} == {0o700}
+    assert len({(path / "wandb/id").read_text() for path in members}) == 4
+
+
+def test_a_sweep_of_one(programs: Programs) -> None:
+    write("cases: [{optim.lr: 0.02}]")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    sent = Launch(Path("runs/temperatures/00_lr=0.02")).submission()
+    assert sent and sent.job == "12"
+    assert "--array" not in next(programs.sent.iterdir()).read_text()
+
+
+def test_a_dry_run_writes_nothing(programs: Programs, capsys: Said) -> None:
+    write(GRID)
+    assert main(["sweep", *SMALL, "--dry-run", "temperatures.yaml"]) == 0
+    assert capsys.readouterr().out.split()[::3] == ["00_temperature=0.1_lr=0.03", "03_temperature=0.2_lr=0.06"]
+    assert [path.name for path in Path().iterdir()] == ["temperatures.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--parallel", "0", "s.yaml"], "--parallel = 0: must be 1 or more; use --parallel=8"),
+        (
+            ["--local", "s.yaml"],
+            "--local: a sweep is a job array, which needs SLURM; send its members by submit --local",
+        ),
+        ([], "sweep: takes SWEEP.yaml, status DIR or again DIR [MEMBER ...]; see sweep --help"),
+        (["status"], "sweep status: no such file"),
+        (["status", "a", "b"], "sweep status: no such file"),
+        (["status", "."], "DIR = .: holds no members of a sweep; give the folder that sweep has printed"),
+        (["again", "."], "DIR = .: holds no members of a sweep"),
+        (["s.yaml", "optim.lr=fast"], "member 00_width=16: optim.lr = fast: must be a number"),
+        (["s.yaml", "--nodes", "0"], "sweep: argument --nodes: must be a whole number above 0"),
+    ],
+)
+def test_wrong_words_are_one_line(programs: Programs, capsys: Said, words: list[str], line: str) -> None:
+    write("grid: {model.width: [16, 32]}", "s.yaml")
+    assert main(["sweep", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"launcher: {line}")
+    assert not Path("runs").exists() and not list(programs.sent.iterdir())
+
+
+def test_a_member_that_cannot_be_sent_stops_all_before_anything_is_written(programs: Programs, capsys: Said) -> None:
+    write("grid: {optim.global_batch: [128, 129]}")
+    assert main(["sweep", *SMALL, "temperatures.yaml", "moco.bn_groups=null"]) == 2
+    err = capsys.readouterr().err
+    assert "error: optim.global_batch = 129: must be divisible by the 2 ranks" in err
+    assert err.endswith("launcher: member 01_global_batch=129: cannot be sent; mend the errors above\n")
+    assert not Path("runs").exists() and not list(programs.sent.iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("place", ["temperatures", "temperatures/launch"])
+def test_a_folder_of_another_user_is_refused(programs: Programs, capsys: Said, place: str) -> None:
+    write(GRID)
+    folder = Path("runs", place)
+    folder.mkdir(parents=True)
+    os.chown(folder, 12345, -1)
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 2
+    assert ": belongs to another user; choose" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(programs.sent.iterdir())
+
+
+def test_members_that_failed_are_sent_again_each_as_a_job_of_its_own(programs: Programs, capsys: Said) -> None:
+    write("grid: {run.seed: [0, 1, 2]}")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    members = [Launch(Path(f"runs/temperatures/{n:02}_seed={n}").absolute()) for n in range(3)]
+    states: tuple[status.State, ...] = ("done", "crashed", "diverged")
+    for launch, state in zip(members, states, strict=True):
+        status.write(launch.run_dir, state, 9)
+        launch.add_start(job=launch.submission().job, restart=0, step=0, time=0, nodes=[])  # type: ignore[union-attr]
+    capsys.readouterr()
+    assert main(["sweep", "again", "runs/temperatures"]) == 0
+    assert capsys.readouterr().out == "01_seed=1: job 13\n02_seed=2: job 14\n"
+    assert [launch.submission().job for launch in members] == ["12_0", "13", "14"]  # type: ignore[union-attr]
+    text = (programs.sent / "13.sh").read_text()
+    assert f"#SBATCH --comment={members[1].run_dir}\n" in text and "--array" not in text
+    chdir = shlex.split(next(line for line in text.splitlines() if "--chdir" in line))[1].partition("=")[2]
+    assert Path(chdir).parent == Path.cwd() / "runs/temperatures/launch/code" and Path(chdir).is_dir()
+    assert main(["sweep", "again", "runs/temperatures", "00_seed=0"]) == 0  # asked for by name
+    assert capsys.readouterr().out == "00_seed=0: job 15\n"
+    assert main(["sweep", "again", "runs/temperatures", "03_seed=3"]) == 2
+    assert "03_seed=3: is none of runs/temperatures; there are 00_seed=0, 01" in capsys.readouterr().err
+
+
+def test_the_best_member_comes_first(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    made_up = MadeUp(monkeypatch)
+    for number, knn in enumerate((0.5, 0.9, None)):
+        rows = [train_row(100), knn_row(100, knn)] if knn else []
+        launch = make_run(Path(f"runs/s/{number:02}"), job=f"12_{number}", starts=1, state="running", rows=rows)
+        made_up.queues(f"12_{number}", "RUNNING", launch.run_dir.absolute())
+    assert main(["sweep", "status", "runs/s", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["knn_top1"] for row in told] == [0.9, 0.5, None]
