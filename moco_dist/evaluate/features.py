@@ -1,4 +1,4 @@
-"""Features of a source's images, each computed by one rank."""
+"""Computes the features of a source's images, each on one rank."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from moco_dist.evaluate import knn
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
+# The revision is part of the key of every cell: raise it whenever the features of an image change, be it by the way it
+# is decoded, cropped, normalised, augmented or encoded.
+REVISION = 1
+
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
 
 
 class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
+    """The images of a source in its order, CHUNK at a time, with their indices and the names of replaced ones."""
+
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
 
@@ -46,7 +52,7 @@ def extract(
     workers: int = 0,
     unreadable: list[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of a source's features; shares differ in size, no image is in two.
+    """Compute this rank's share of a source's features; shares differ in size, no image is in two.
 
     Args:
         encode: normalised images [n, C, size, size] to features [n, D], in evaluation mode.
@@ -83,6 +89,6 @@ def extract(
 
 
 def in_order(rows: Tensor, indices: Tensor, world: World) -> Tensor:
-    """All ranks' shares [n, ...], put together in the order of their indices [n]; the same on all ranks."""
+    """Put all ranks' shares [n, ...] together in the order of their indices [n]; the same on all ranks."""
     rows, indices = (knn.gather_rows(share, world) for share in (rows, indices))
     return rows[indices.to(rows.device).argsort()]

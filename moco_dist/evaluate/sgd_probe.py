@@ -1,4 +1,4 @@
-"""The linear probe where features fit into no memory: SGD, with the encoder run on every step's crops.
+"""The linear probe by SGD, for features that fit into no memory: the encoder is run on every step's crops.
 
 The protocol of MoCo (He et al. 2020, section 4.1, and the authors' `main_lincls.py`): a linear layer on frozen features
 as they come out of the pooling, trained on random crops and flips. Nothing is stored; `linear.py` solves the problem
@@ -39,8 +39,8 @@ _INITIAL_STD = 0.01
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the classifier is trained; the defaults are the paper's, and the authors' where it is silent."""
+class ProbeRecipe:
+    """The settings of the training; the defaults are the paper's, and the authors' where it is silent."""
 
     epochs: int = 100
     """Passes over the source, each without its last incomplete batch."""
@@ -53,19 +53,19 @@ class Recipe:
     decay: float = 0.1
     """Factor of the learning rate at each milestone; the weights have no decay."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     crop_scale: Interval = (0.08, 1.0)
     """Area of the random crop as a fraction of the image's, least and most; torchvision's default."""
     flip: float = 0.5
     """Probability of the horizontal flip."""
 
     def learning_rate(self, epoch: int) -> float:
-        """`lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
+        """Return `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
         passed = sum(epoch >= milestone for milestone in self.milestones)
         return self.lr * self.batch / _LR_BATCH * self.decay**passed
 
     def steps(self, samples: int) -> int:
-        """Of the whole training on a source of so many images."""
+        """Return the steps of the whole training on a source of so many images."""
         return self.epochs * steps_per_epoch(samples, self.batch)
 
 
@@ -80,7 +80,7 @@ def fit(
     augmentation: Augment,
     dtype: torch.dtype,
     seed: int,
-    recipe: Recipe,
+    recipe: ProbeRecipe,
     workers: int = 0,
     progress: Callable[[int, float, Tensor], None] | None = None,
 ) -> Probe:
@@ -98,7 +98,7 @@ def fit(
         augmentation: of the run, for its normalisation.
         dtype: of the images; the classifier is in float32 or wider.
         seed: of weights, order and crops.
-        recipe: how.
+        recipe: epochs, batch, learning rate and crops.
         workers: processes of a rank that decode.
         progress: called after each step, on each rank, with the number of steps done, the learning rate, and the mean
             loss of the batch before the step, on the device.
@@ -116,11 +116,11 @@ def fit(
     optimizer = torch.optim.SGD(list(probe), lr=recipe.lr, momentum=recipe.momentum)
 
     def of_piece(crops: Tensor, draws: Tensor, labels: Tensor) -> list[Tensor]:
-        """What a piece adds to the mean loss of this rank's slice, and to its gradients."""
+        """Compute what a piece adds to the mean loss of this rank's slice, and to its gradients."""
         with torch.no_grad():
             images = view(crops.to(world.device, non_blocking=True), draws, wide)
-            found = encode(images.to(dtype))  # [n / pieces, D]
-        loss = F.cross_entropy(probe.logits(found), labels.to(world.device, non_blocking=True)) / pieces
+            features = encode(images.to(dtype))  # [n / pieces, D]
+        loss = F.cross_entropy(probe.logits(features), labels.to(world.device, non_blocking=True)) / pieces
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
 
     for step, batch in enumerate(_loader(_Steps(source, recipe, size, seed, world), workers, world.device)):
@@ -140,7 +140,7 @@ def fit(
 
 
 def _pieces(batch: int, samples: int, ranks: int) -> int:
-    """Equal pieces that a rank's slice is encoded in: a power of two, since then all sums meet in the same tree.
+    """Return into how many equal pieces a rank's slice is cut: a power of two, so that all sums meet in one tree.
 
     The slice is halved until a piece is small enough, or odd. How small follows from the batch alone, so that the
     pieces are the same on any number of ranks that is a power of two.
@@ -157,15 +157,15 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
     return pieces
 
 
-def _augment(recipe: Recipe, normalisation: Augment) -> Augment:
-    """The flip alone, with the normalisation of the run; the crop is the source's."""
+def _augment(recipe: ProbeRecipe, normalisation: Augment) -> Augment:
+    """Make an augmentation of the flip alone, with the normalisation of the run; the source does the crop."""
     mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
     nothing = replace(augment.Recipe.of(DataSection()), jitter=0.0, grayscale=0.0, blur=0.0)
     return Augment(replace(nothing, flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
-    """Weights N(0, 0.01), no bias, as the authors have it; to be trained."""
+    """Make the classifier to be trained: weights N(0, 0.01) and no bias, as the authors have it."""
     generator = torch.Generator().manual_seed(seed)
     weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
     return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))
@@ -174,7 +174,7 @@ def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, devi
 class _Steps(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """This rank's slices by step (counted from 0): crops, draws for the device and labels, from the seed alone."""
 
-    def __init__(self, source: Source, recipe: Recipe, size: int, seed: int, world: World) -> None:
+    def __init__(self, source: Source, recipe: ProbeRecipe, size: int, seed: int, world: World) -> None:
         assert source.labels is not None
         self.source, self.recipe, self.seed, self.labels = source, recipe, seed, source.labels
         self.data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
