@@ -24,8 +24,7 @@ from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.errors import UserError
-from moco_dist.evaluate import __main__ as command
-from moco_dist.evaluate import few, linear, sgd_probe
+from moco_dist.evaluate import command, few, linear, sgd_probe
 from moco_dist.methods import moco
 from moco_dist.networks import batchnorm
 from moco_dist.networks.resnet import build_encoder
@@ -360,7 +359,7 @@ def test_every_method_of_the_evaluation(whole: Path, tmp_path: Path) -> None:
 def test_the_probe_by_sgd() -> None:
     config = configs.load(None, ["model.width=8", "optim.global_batch=64"])
     source = sources.load(config).train
-    recipe = sgd_probe.Recipe(epochs=1, batch=256)
+    recipe = sgd_probe.ProbeRecipe(epochs=1, batch=256)
 
     def fitted(device: torch.device) -> linear.Probe:
         encoder = build_encoder(config.model, 1, seed=0).to(device).eval()

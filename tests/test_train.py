@@ -159,7 +159,7 @@ def test_without_wandb_it_trains_and_evaluates_where_that_is_disabled(tmp_path: 
     script = (
         "import sys\n"
         "from moco_dist import train\n"
-        "from moco_dist.evaluate import __main__ as evaluate\n"
+        "from moco_dist.evaluate import command as evaluate\n"
         "run_dir, *arguments = sys.argv[1:]\n"
         "sys.exit(train.run([f'run.dir={run_dir}', *arguments]) or evaluate.run([run_dir, '--knn']))\n"
     )

@@ -35,18 +35,18 @@ def read(path: Path) -> WandbFile:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if result.returncode:
         raise ValueError(f"{file}: {result.stderr}")
-    found = WandbFile()
+    content = WandbFile()
     for line in result.stdout.splitlines():
         record = json.loads(line)
         body = record.get(record["type"]) or {}
         match record["type"]:
             case "run":
-                found.run = body
-                found.config |= body.get("config", {}).get("update", {})
+                content.run = body
+                content.config |= body.get("config", {}).get("update", {})
             case "history":
-                found.history.append(body["item"])
+                content.history.append(body["item"])
             case "metric":
-                found.metrics.append(body)
+                content.metrics.append(body)
             case "exit":
-                found.exit_code = body.get("exit_code", 0)
-    return found
+                content.exit_code = body.get("exit_code", 0)
+    return content

@@ -1,1 +1,1 @@
-"""What was learned: features and what can be told from them."""
+"""Measures how good the features of an encoder are: during training, and by `python -m moco_dist.evaluate` after it."""

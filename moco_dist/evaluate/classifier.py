@@ -43,7 +43,7 @@ class Classifier(nn.Module):
             self.linear.bias.copy_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits [N, classes] of images [N, C, S, S]."""
+        """Compute logits [N, classes] of images [N, C, S, S]."""
         features = self.net.features(x)
         logits: Tensor = self.linear(F.normalize(features, dim=1) if self.normalised else features)
         return logits
@@ -51,19 +51,19 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """A lesson says what to learn: images of a source, their classes, and how much each of them counts."""
+    """The images and labels that a classifier is trained on."""
 
     indices: Indices
     """[m] images of a source."""
     labels: Indices
     """[m] their classes, whether given or guessed."""
     weights: NDArray[np.float32]
-    """[m] of their losses."""
+    """[m] weights of their losses."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule says how to learn: SGD with Nesterov momentum, cosine to zero after a short warm-up."""
+    """The settings of SGD with Nesterov momentum: a short warm-up, then a cosine to zero."""
 
     steps: int
     batch: int
@@ -76,7 +76,7 @@ class Schedule:
     """Part of the steps with a rising learning rate."""
 
     def factor(self, step: int) -> float:
-        """Compute the factor of the learning rates at a step, counted from 0."""
+        """Return the factor of the learning rates at a step, counted from 0."""
         warmup = max(1.0, self.warmup_share * self.steps)
         return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
@@ -99,7 +99,7 @@ def learn_(
         classifier: on the device.
         source: of the images.
         lesson: which of them, and their classes.
-        schedule: how.
+        schedule: of the learning rates and the number of steps.
         data: size and limits of the crop, and processes that decode.
         augmentation: of the training images.
         device: to compute on.

@@ -1,4 +1,4 @@
-"""Features of a source's images, each computed by one rank."""
+"""Computes the features of a source's images, each on one rank."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from moco_dist.data.store import Source
 from moco_dist.evaluate import knn
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
+
+# The revision is part of the key of every cell: raise it whenever the features of an image change, be it by the way it
+# is decoded, cropped, normalised, augmented or encoded.
+REVISION = 1
 
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""

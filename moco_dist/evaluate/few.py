@@ -1,15 +1,15 @@
-"""What a network tells after it has seen the labels of a few images: one draw of labels at a time, on one rank."""
+"""The methods that learn from the labels of a few images: one draw of labels at a time, on one rank."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from moco_dist.errors import UserError
@@ -18,33 +18,35 @@ from moco_dist.evaluate import linear, propagation
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
+from moco_dist.evaluate.outcome import Outcome
 from moco_dist.evaluate.subject import Features, Subject
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.networks.small import SmallNet
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
+# The revision of a method is part of the key of its cells: raise it whenever the method's figures change, be it by a
+# change here or in what the method calls (labels.py, linear.py, classifier.py, propagation.py).
+LINEAR_REVISION = 1
+FINE_TUNED_REVISION = 1
+SEMI_SUPERVISED_REVISION = 1
+SUPERVISED_REVISION = 1
+SUPERVISED_SMALL_REVISION = 1
+
 FOLDS = 5
 """Parts of the labelled images in the cross-validation among them."""
 
 DECAY_OF_ONE = 1e-3
-"""Its regularisation where a class has one label, which leaves nothing to hold out."""
+"""Regularisation of the probe where a class has one label, which leaves nothing to hold out."""
 
 FINE_TUNING = Schedule(steps=400, batch=100, lr=0.03, lr_net=0.01)
 FROM_SCRATCH = Schedule(steps=1000, batch=100, lr=0.05, lr_net=0.05)
 SEMI_SUPERVISED = Schedule(steps=600, batch=256, lr=0.05, lr_net=0.05)
 ROUNDS = 4
-"""Of spreading labels and learning them."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one draw came to."""
-
-    predicted: Tensor
-    """[n] classes of the held-out images, on the CPU."""
-    notes: dict[str, float] = field(default_factory=dict)
-    """What was chosen or seen on the way."""
+"""Rounds of spreading labels and learning them, in the semi-supervised method."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,29 @@ class FewLabels:
 
     subject: Subject
     shares: Callable[[], tuple[Features, Features]]
-    """This rank's, of the images to learn from and of the held-out ones."""
+    """Computes this rank's features of the images to learn from and of the held-out ones."""
     count: int
     """Labels of a draw."""
     draws: int
 
     def draw(self, number: int) -> Indices:
-        """Labelled images of a draw, counted from 0. Raises UserError."""
+        """Choose the labelled images of a draw, counted from 0. Raises UserError."""
         s = self.subject
         return few.draw(s.train_labels, s.classes, self.count, s.config.run.seed, number)
 
     def linear(self, number: int) -> Outcome:
-        """A linear probe on the labelled images' features, its regularisation by cross-validation among them."""
+        """Fit a linear probe to the labelled images' features, its regularisation chosen by cross-validation."""
         probe, decay, accuracy = self._probe(self.draw(number))
         return Outcome(probe.predict(self.held_out.rows).cpu(), {"decay": decay, "cross_validation": accuracy})
 
     def fine_tuned(self, number: int) -> Outcome:
-        """The probe and the encoder below it, trained on with augmented labelled images."""
+        """Fine-tune the probe and the encoder below it on the labelled images, augmented."""
         labelled = self.draw(number)
         classifier = self._classifier(copy.deepcopy(self.subject.encoder), self._probe(labelled)[0])
         return self._learnt(classifier, self._lesson(labelled), FINE_TUNING, number)
 
     def semi_supervised(self, number: int) -> Outcome:
-        """The same on all images: the labels of the few, spread along the graph of MoCo's features.
+        """Fine-tune on all images, with the labels of the few spread along the graph of MoCo's features.
 
         Iscen et al. 2019, "Label propagation for deep semi-supervised learning": the loss of an image weighs as much
         as its guess is certain, and the network that has learnt the guesses makes the graph of the next ones. Their
@@ -96,13 +98,13 @@ class FewLabels:
         return self._outcome(classifier, {name: float(value) for name, value in chosen._asdict().items()})
 
     def supervised(self, number: int) -> Outcome:
-        """The same encoder from scratch on the labelled images, augmented."""
+        """Train the same encoder from scratch on the labelled images, augmented."""
         config = self.subject.config
         net = build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
         return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
 
     def supervised_small(self, number: int) -> Outcome:
-        """A small convolutional net from scratch on the labelled images, augmented."""
+        """Train a small convolutional net from scratch on the labelled images, augmented."""
         subject = self.subject
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.config.run.seed + number)
@@ -111,7 +113,7 @@ class FewLabels:
 
     @cached_property
     def labelled(self) -> Features:
-        """Of the images that any draw labels. To be asked for by all ranks at once, the first time."""
+        """Features of the images that any draw labels, the same on all ranks; a collective of all ranks."""
         train, _ = self.shares()
         drawn = np.unique(np.concatenate([self.draw(number) for number in range(self.draws)]))
         mine = torch.isin(train.indices, torch.from_numpy(drawn))
@@ -120,16 +122,16 @@ class FewLabels:
 
     @cached_property
     def held_out(self) -> Features:
-        """Likewise of the held-out images."""
+        """Features of the held-out images, the same on all ranks; a collective of all ranks."""
         return self.shares()[1].gathered(self.subject.world)
 
     @cached_property
     def graphs(self) -> dict[int, sparse.csr_matrix]:
-        """Of all training images, by the neighbours of an image. To be asked for as `labelled` is. Raises UserError."""
+        """Graphs of all training images, by an image's number of neighbours; a collective. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
-        wanted = 2 * 4 * images * self.subject.encoder.what_and_where_dim
-        if not all(world.gather_objects(wanted < devices.memory(world.device))):
-            rule = f"the graph of {images} images needs {wanted / 2**30:.1f} GiB a rank"
+        bytes_needed = 2 * 4 * images * self.subject.encoder.what_and_where_dim
+        if not all(world.gather_objects(bytes_needed < devices.memory(world.device))):
+            rule = f"the graph of {images} images needs {bytes_needed / 2**30:.1f} GiB a rank"
             raise UserError.of("--labels", self.count, rule, "add --no-semi, or take a larger machine")
         numbers = {min(k, images - 1) for k in propagation.NEIGHBOURS}
         where, cosines = self._nearest(self.subject.encoder, max(numbers), world)
@@ -153,7 +155,7 @@ class FewLabels:
         return linear.fit(rows, labels, classes, decay), decay, accuracy
 
     def _folds(self, labelled: Indices) -> list[few.Fold]:
-        """Of the cross-validation among the labelled images; none where a class has one label."""
+        """Cut the labelled images into folds of a cross-validation; none where a class has one label."""
         parts = min(FOLDS, len(labelled) // self.subject.classes)
         return few.folds(self.subject.train_labels[labelled], parts, self.subject.config.run.seed) if parts > 1 else []
 

@@ -1,4 +1,4 @@
-"""Weighted kNN classification over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
+"""The weighted kNN classifier, over a bank that is spread over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def predict(
     temperature: float,
     world: World,
 ) -> Tensor:
-    """Classes of the queries by the votes of their k nearest images of a bank that is spread over the ranks.
+    """Classify queries by the votes of their k nearest images of a bank that is spread over the ranks.
 
     A neighbour votes for its class with weight exp(cosine / temperature). Of equally similar images those of lower
     index count, so the result does not depend on which rank holds what.
@@ -60,23 +60,23 @@ def predict(
 
 
 def _candidates(q: Tensor, bank: Tensor, labels: Tensor, indices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` nearest of this rank's share: similarity, sort key and label, each [q, count].
+    """Find the `count` nearest of this rank's share: similarity, sort key and label, each [q, count].
 
     A float32 product rounds differently for shares of different sizes; a float64 one, rounded to float32, does not.
     The sort key is the similarity less a trifle that grows with the index, to part equals alike on any number of
     ranks. A share of fewer images is filled up with ones that are infinitely far.
     """
     wide = q.double()
-    found = [q.new_empty(len(q), 0), wide.new_empty(len(q), 0), labels.new_empty(len(q), 0, device=q.device)]
+    nearest = [q.new_empty(len(q), 0), wide.new_empty(len(q), 0), labels.new_empty(len(q), 0, device=q.device)]
     for images, classes, numbers in zip(bank.split(_BLOCK), labels.split(_BLOCK), indices.split(_BLOCK), strict=True):
         similarity = (wide @ images.double().T).to(q.dtype)  # [q, block]
         key = similarity.double() - numbers.to(q.device) * 2.0**-48
         of_block = classes.to(q.device).expand_as(similarity)
-        merged = [torch.cat(pair, dim=1) for pair in zip(found, (similarity, key, of_block), strict=True)]
+        merged = [torch.cat(pair, dim=1) for pair in zip(nearest, (similarity, key, of_block), strict=True)]
         top = merged[1].topk(min(count, merged[1].shape[1]), dim=1).indices
-        found = [m.gather(1, top) for m in merged]
-    missing = count - found[0].shape[1]
-    similarity, key, classes = found
+        nearest = [m.gather(1, top) for m in merged]
+    missing = count - nearest[0].shape[1]
+    similarity, key, classes = nearest
     return (
         F.pad(similarity, (0, missing), value=-torch.inf),
         F.pad(key, (0, missing), value=-torch.inf),
@@ -87,12 +87,12 @@ def _candidates(q: Tensor, bank: Tensor, labels: Tensor, indices: Tensor, count:
 def accuracy(
     queries: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor, Tensor], *, k: int, temperature: float, world: World
 ) -> float:
-    """Fraction of the queries whose class the kNN tells.
+    """Return the fraction of the queries that the kNN classifies rightly.
 
     Args:
         queries: this rank's share: [n, D] features and [n] labels.
         bank: this rank's share: features, labels and indices.
-        k: neighbours.
+        k: number of neighbours.
         temperature: of the votes.
         world: the ranks.
     """
@@ -102,7 +102,7 @@ def accuracy(
 
 
 def gather_rows(tensor: Tensor, world: World) -> Tensor:
-    """Concatenate shares [n, ...] whose n differs between the ranks."""
+    """Concatenate the ranks' shares [n, ...] whose n differs between the ranks."""
     if world.size == 1:
         return tensor
     tensor = tensor.to(world.device)

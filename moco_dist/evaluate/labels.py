@@ -1,4 +1,4 @@
-"""Which images of a training set count as labelled."""
+"""Chooses which images of a training set count as labelled, and cuts labelled images into folds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from moco_dist.randomness import Stream, permutation
 
 Indices = NDArray[np.int64]
 Fold = tuple[Indices, Indices]
-"""What to fit, and what to judge the fit by."""
+"""Images to fit a classifier to, and images to judge it by."""
 
 
 def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> Indices:
-    """Choose labelled images, equally many of each class; one more of some where the classes do not divide them.
+    """Choose labelled images, equally many of each class.
 
-    A smaller draw of the same seed and number lies within a larger one, if both divide. All images are all of them,
-    however many of each class there are.
+    Where the number of images is no multiple of the number of classes, some classes get one image more. A smaller draw
+    of the same seed and number lies within a larger one, if both are multiples. If `count` is the number of all images,
+    all are chosen, however many of each class there are.
 
     Args:
         labels: [n] classes of all images.
-        classes: how many there are.
+        classes: number of classes.
         count: images to choose.
         seed: of the run.
         number: of the draw.
@@ -39,11 +40,11 @@ def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> I
     of_class = [np.flatnonzero(labels == which) for which in range(classes)]
     least = min(range(classes), key=lambda which: len(of_class[which]))
     if len(of_class[least]) < -(-count // classes):
-        there, wanted = len(of_class[least]), -(-count // classes)
-        if not there:
+        available, per_class = len(of_class[least]), -(-count // classes)
+        if not available:
             raise UserError.of("--labels", count, f"class {least} has no image", "remove it, or add images to it")
-        rule = f"class {least} has {there} images, and {wanted} of each are asked for"
-        raise UserError.of("--labels", count, rule, f"use at most --labels {classes * there}")
+        rule = f"class {least} has {available} images, and {per_class} of each are asked for"
+        raise UserError.of("--labels", count, rule, f"use at most --labels {classes * available}")
     one_more = permutation(seed, Stream.LABELS, number, classes, classes)[: count % classes]
     chosen = [
         images[permutation(seed, Stream.LABELS, number, which, len(images))[: count // classes + (which in one_more)]]
@@ -53,7 +54,7 @@ def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> I
 
 
 def folds(labels: Indices, count: int, seed: int) -> list[Fold]:
-    """Cut labelled images into parts with alike shares of each class; each part is once held out.
+    """Cut labelled images into parts with about equal shares of each class; each part is held out once.
 
     Args:
         labels: [n] classes of the labelled images.
@@ -71,5 +72,5 @@ def folds(labels: Indices, count: int, seed: int) -> list[Fold]:
 
 
 def held_out(labels: Indices, fraction: float, seed: int) -> Fold:
-    """One fold: a fraction of each class is held out."""
+    """Return one fold, in which a fraction of each class is held out."""
     return folds(labels, round(1 / fraction), seed)[0]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from moco_dist.evaluate import labels as few
@@ -37,18 +36,19 @@ class Probe(NamedTuple):
     """[classes]"""
 
     def logits(self, features: Tensor) -> Tensor:
-        """[n, D] to [n, classes]."""
+        """Compute logits [n, classes] of features [n, D]."""
         return F.linear(features.to(self.weight), self.weight, self.bias)
 
     def predict(self, features: Tensor) -> Tensor:
-        """[n, D] to [n] classes; in blocks."""
+        """Classify features [n, D], in blocks. Returns [n] classes."""
         return torch.cat([self.logits(block).argmax(1) for block in features.split(_BLOCK)])
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, decay: float) -> Probe:
-    """The minimum over W and b of `mean_i CE(W x_i + b, y_i) + decay / 2 |W|^2`, by L-BFGS in double precision.
+    """Fit the probe to all features by L-BFGS in double precision.
 
-    It is scikit-learn's LogisticRegression with C = 1 / (decay n), computed where the features lie.
+    It minimises `mean_i CE(W x_i + b, y_i) + decay / 2 |W|^2` over W and b, for features x_i of classes y_i. That is
+    scikit-learn's LogisticRegression with C = 1 / (decay n), computed where the features lie.
 
     Args:
         features: [n, D]
@@ -59,6 +59,8 @@ def fit(features: Tensor, labels: Tensor, classes: int, decay: float) -> Probe:
     Returns:
         The probe in float64, on the device of the features.
     """
+    from scipy.optimize import minimize
+
     count, dim = features.shape
     labels = labels.to(features.device)
     # Centred features change the bias alone, since it has no penalty, and take a fraction of the iterations.
@@ -77,14 +79,14 @@ def fit(features: Tensor, labels: Tensor, classes: int, decay: float) -> Probe:
             of_bias += error.sum(0)
         return value.item(), torch.cat([of_weight, of_bias[:, None]], dim=1).flatten().cpu().numpy()
 
-    found = minimize(
+    minimum = minimize(
         loss,
         np.zeros(classes * (dim + 1)),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-12, "gtol": 1e-7},
     )
-    weight, bias = _unflatten(found.x, classes, features.device)
+    weight, bias = _unflatten(minimum.x, classes, features.device)
     return Probe(weight, bias - weight @ mean)
 
 
@@ -96,7 +98,7 @@ def _unflatten(flat: NDArray[np.float64], classes: int, device: torch.device) ->
 def choose_decay(
     features: Tensor, labels: Tensor, classes: int, folds: Sequence[few.Fold], world: World
 ) -> tuple[float, float]:
-    """The regularisation that does best on held-out parts of the labelled images themselves.
+    """Choose the regularisation that does best on held-out parts of the labelled images themselves.
 
     The fits are shared out to the ranks. Of equally good ones the strongest counts.
 
@@ -117,8 +119,8 @@ def choose_decay(
         return int((probe.predict(features[held_out]) == labels[held_out].to(features.device)).sum())
 
     def count(decays: Sequence[float]) -> dict[float, int]:
-        found = iter(world.share_out([(decay, fold) for decay in decays for fold in folds], right))
-        return {decay: sum(itertools.islice(found, len(folds))) for decay in decays}
+        rights = iter(world.share_out([(decay, fold) for decay in decays for fold in folds], right))
+        return {decay: sum(itertools.islice(rights, len(folds))) for decay in decays}
 
     counts = count(DECAYS)
     while (best := max(counts, key=lambda decay: (counts[decay], decay))) == min(counts) and best > _WEAKEST:

@@ -1,4 +1,4 @@
-"""Few labels spread over the unlabelled images along the graph of nearest features.
+"""Spreads few labels over the unlabelled images, along the graph of nearest features.
 
 Label propagation (Zhou et al. 2004, "Learning with local and global consistency") on a graph of features, and the
 certainty of what it says (Iscen et al. 2019, "Label propagation for deep semi-supervised learning", section 3.2).
@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import cg
 from torch import Tensor
 
 from moco_dist.evaluate.labels import Fold, Indices
 from moco_dist.ranks.collectives import World
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
 POWER = 3
 ALPHA = 0.99
 """Power of similarities, and what of a label comes over the edges: section 4.1 there."""
 NEIGHBOURS = (10, 20, 50)
-"""Of an image, to choose from: 50 there, and fewer are less to compute."""
+"""Numbers of an image's neighbours to choose from: 50 there, and fewer are less to compute."""
 BALANCE, MOST_BALANCE = 5, 2.0
 """Power of a class's share by which its scores are divided, and the most that this may change them."""
 
@@ -35,22 +36,22 @@ _ITERATIONS = 200
 
 
 class Spread(NamedTuple):
-    """What propagation says of every image."""
+    """The classes that propagation gives to all images."""
 
     plain: Indices
     """[n] classes as they come out; of the labelled images, their own."""
     balanced: Indices
-    """[n] likewise, with classes of about equal size."""
+    """[n] classes, kept from differing much in size."""
     certainty: NDArray[np.float32]
     """[n] from 0, all classes alike, to 1."""
 
     def classes(self, balanced: bool) -> Indices:
-        """One of the two, [n]."""
+        """Return the balanced classes or the plain ones, [n]."""
         return self.balanced if balanced else self.plain
 
 
 class Choice(NamedTuple):
-    """How labels are spread."""
+    """The settings that labels are spread with."""
 
     neighbours: int
     balanced: bool
@@ -58,7 +59,7 @@ class Choice(NamedTuple):
 
 @torch.no_grad()
 def nearest(features: Tensor, k: int, world: World) -> tuple[Tensor, Tensor]:
-    """The most similar other images of each image. Rows are shared out to the ranks.
+    """Find the most similar other images of each image. Rows are shared out to the ranks.
 
     Args:
         features: [n, D] normalised, the same on all ranks.
@@ -88,7 +89,7 @@ def nearest(features: Tensor, k: int, world: World) -> tuple[Tensor, Tensor]:
 
 
 def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
-    """The normalised graph `D^-1/2 (A + A^T) D^-1/2` of `max(cosine, 0)^POWER` (section 3.2, equations 9 and 10).
+    """Make the normalised graph `D^-1/2 (A + A^T) D^-1/2` of `max(cosine, 0)^POWER` (section 3.2, equations 9 and 10).
 
     Args:
         indices: [n, k] neighbours of each image.
@@ -97,6 +98,8 @@ def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
     Returns:
         [n, n]
     """
+    from scipy import sparse
+
     count, k = indices.shape
     weights = cosines.double().clamp(min=0).pow(POWER).flatten().numpy()
     directed = sparse.csr_matrix((weights, indices.flatten().numpy(), np.arange(0, count * k + 1, k)), (count, count))
@@ -107,19 +110,22 @@ def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
 
 
 def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes: int) -> Spread:
-    """Solve `(I - ALPHA S) Z = Y` by conjugate gradients (equations 4 to 6); Z's rows say how near each class is.
+    """Spread the labels: solve `(I - ALPHA S) Z = Y` by conjugate gradients (equations 4 to 6).
 
-    Of each row the largest counts. An island of images that no edge of weight joins to a label of their class (a 7 with
-    a bar, where no labelled 7 has one) goes to another class, which then has too many. So where classes are of about
-    equal size, a class's scores are divided by a power of its share, as in the class mass normalisation of Zhu et al.
-    2003 (section 4), within limits. That moves uncertain images alone.
+    A row of Z says how near each class is to an image; the largest decides. An island of images that no edge of weight
+    joins to a label of their class (a 7 with a bar, where no labelled 7 has one) goes to another class, which then has
+    too many. So where classes are of about equal size, a class's scores are divided by a power of its share, as in the
+    class mass normalisation of Zhu et al. 2003 (section 4), within limits. That moves uncertain images alone.
 
     Args:
         edges: [n, n] of `graph`.
         labelled: [m] which images have labels.
-        labels: [m] theirs.
-        classes: of the problem.
+        labels: [m] their classes.
+        classes: number of classes.
     """
+    from scipy import sparse
+    from scipy.sparse.linalg import cg
+
     count = edges.shape[0]
     system = sparse.eye_array(count, format="csr") - ALPHA * edges
     scores = np.empty((count, classes))
@@ -140,7 +146,7 @@ def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes
 def choose(
     graphs: Mapping[int, sparse.csr_matrix], labelled: Indices, labels: Indices, classes: int, folds: Sequence[Fold]
 ) -> Choice:
-    """Balanced guesses and few neighbours, unless the labels speak against it.
+    """Choose balanced guesses and few neighbours, unless the labels speak against it.
 
     Cross-validation: parts of the labels are hidden and guessed from the rest. One label more or less is chance, so the
     choice is the first that is worse than the best by no more than a standard error of the difference (Breiman et al.
@@ -149,16 +155,16 @@ def choose(
     Args:
         graphs: [n, n] each, by the neighbours of an image.
         labelled: [m] which images have labels.
-        labels: [m] theirs.
-        classes: of the problem.
+        labels: [m] their classes.
+        classes: number of classes.
         folds: pairs of what to keep and what to hide, indices into the labelled.
     """
     right: dict[Choice, list[bool]] = {Choice(k, balanced): [] for balanced in (True, False) for k in sorted(graphs)}
     for k, edges in graphs.items():
         for kept, hidden in folds:
-            found = spread(edges, labelled[kept], labels[kept], classes)
+            guess = spread(edges, labelled[kept], labels[kept], classes)
             for balanced in (True, False):
-                right[Choice(k, balanced)] += (found.classes(balanced)[labelled[hidden]] == labels[hidden]).tolist()
+                right[Choice(k, balanced)] += (guess.classes(balanced)[labelled[hidden]] == labels[hidden]).tolist()
     best = max(right.values(), key=sum)
 
     def as_good(of: Sequence[bool]) -> bool:

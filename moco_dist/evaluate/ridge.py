@@ -1,6 +1,6 @@
 """A linear probe in closed form, cheap enough for training runs: ridge regression on the classes, over all ranks.
 
-Its figure is the same on any number of ranks to the last bit, since no sum in it is ever rounded. Features are at most
+Accuracy is the same on any number of ranks to the last bit, since no sum in it is ever rounded. Features are at most
 1 and are rounded to multiples of 2^-15, so that their products are multiples of 2^-30. Sums of those over N images are
 at most N: float64, with 53 bits, holds each of them exactly up to 2^23 images, in whatever order they are added up.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from moco_dist.ranks.collectives import World
 
 PENALTY = 1e-3
-"""Of the squared weights, as a part of the mean eigenvalue of X^T X, which for normalised features is n / D."""
+"""Weight of the squared weights, as a part of the mean eigenvalue of X^T X (n / D for normalised features)."""
 
 _BITS = 15
 _BLOCK = 4096
@@ -24,9 +24,10 @@ _BLOCK = 4096
 
 @torch.no_grad()
 def fit(features: Tensor, labels: Tensor, world: World) -> Tensor:
-    """The minimum over W and b of `sum_i |W^T x_i + b - y_i|^2 + PENALTY n/D |W|^2`, y_i the one-hot class of image i.
+    """Fit the probe to the features of all ranks.
 
-    It is scikit-learn's Ridge with alpha = PENALTY n/D.
+    It minimises `sum_i |W^T x_i + b - y_i|^2 + PENALTY n/D |W|^2` over W and b: x_i is the feature of image i, y_i its
+    class as a one-hot vector. That is scikit-learn's Ridge with alpha = PENALTY n/D.
 
     Args:
         features: [n, D] normalised, this rank's share; shares may differ in size or be empty.
@@ -55,21 +56,21 @@ def fit(features: Tensor, labels: Tensor, world: World) -> Tensor:
 
 
 def _bits(count: int) -> int:
-    """To round features of so many images to: 2^(2 bits) count < 2^51, which leaves `sum_` its two bits."""
+    """Return how many bits the features of so many images keep: 2^(2 bits) count < 2^51 leaves `sum_` two bits."""
     bits = min(_BITS, (51 - count.bit_length()) // 2)
     assert bits > 0 and count * 4**bits < 2**51
     return bits
 
 
 def sum_(sums: list[Tensor], bits: int, world: World) -> None:
-    """Add up tensors over the ranks in place, without an error.
+    """Add up tensors over the ranks in place, without a rounding error.
 
     A sum by way of the mean needs no more memory on more ranks. Mean and product are rounded, together by less than
     2^-52 of the sum: less than half of 2^-bits, so that the next multiple is the sum itself.
 
     Args:
-        sums: float64; multiples of 2^-bits whose sums over the ranks are below 2^(51 - bits).
-        bits: see there.
+        sums: in float64; their sums over the ranks are below 2^(51 - bits).
+        bits: the sums are multiples of 2^-bits.
         world: the ranks.
     """
     if world.size == 1:
@@ -81,7 +82,7 @@ def sum_(sums: list[Tensor], bits: int, world: World) -> None:
 
 @torch.no_grad()
 def predict(weights: Tensor, features: Tensor) -> Tensor:
-    """Classes [n] of features [n, D], by `fit`'s weights [D+1, classes]; of equal scores the lower class.
+    """Classify features [n, D] by the weights [D+1, classes] of `fit`; of equal scores the lower class wins.
 
     Scores are exact like the sums, so that they do not depend on which features share a block: no part of a score
     exceeds twice a column's norm, and the weights are rounded to 53 bits below that, less those of a feature.
@@ -93,17 +94,17 @@ def predict(weights: Tensor, features: Tensor) -> Tensor:
 
 
 def _with_ones(features: Tensor, bits: int) -> Tensor:
-    """[n, D] to [n, D+1]: multiples of 2^-bits in float64, and ones for the bias."""
+    """Round features [n, D] to multiples of 2^-bits in float64, and append ones for the bias: [n, D+1]."""
     rounded = (features.double() * 2.0**bits).round_() * 2.0**-bits
     return torch.cat([rounded, rounded.new_ones(len(rounded), 1)], dim=1)
 
 
 def accuracy(queries: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor], *, world: World) -> float:
-    """Fraction of the queries whose class the probe tells; NaN where the bank's features are not finite.
+    """Return the accuracy of the probe on the queries; NaN where the bank's features are not finite.
 
     Args:
         queries: this rank's share: [n, D] features and [n] labels.
-        bank: this rank's share of what the probe learns from, likewise.
+        bank: this rank's share of what the probe is fitted to: features and labels.
         world: the ranks.
     """
     weights = fit(*bank, world)

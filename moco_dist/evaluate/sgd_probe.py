@@ -1,4 +1,4 @@
-"""The linear probe where features fit into no memory: SGD, with the encoder run on every step's crops.
+"""The linear probe by SGD, for features that fit into no memory: the encoder is run on every step's crops.
 
 The protocol of MoCo (He et al. 2020, section 4.1, and the authors' `main_lincls.py`): a linear layer on frozen features
 as they come out of the pooling, trained on random crops and flips. Nothing is stored; `linear.py` solves the problem
@@ -37,8 +37,8 @@ _INITIAL_STD = 0.01
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The recipe says how the classifier is trained; the defaults are the paper's, or else the authors' code's."""
+class ProbeRecipe:
+    """The settings of the training; the defaults are the paper's, and the authors' where it is silent."""
 
     epochs: int = 100
     """Passes over the source, each without its last incomplete batch."""
@@ -58,12 +58,12 @@ class Recipe:
     """Probability of the horizontal flip."""
 
     def learning_rate(self, epoch: int) -> float:
-        """Compute `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
+        """Return `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
         passed = sum(epoch >= milestone for milestone in self.milestones)
         return self.lr * self.batch / _LR_BATCH * self.decay**passed
 
     def steps(self, samples: int) -> int:
-        """Count the steps of the whole training on a source of so many images."""
+        """Return the steps of the whole training on a source of so many images."""
         return self.epochs * steps_per_epoch(samples, self.batch)
 
 
@@ -78,7 +78,7 @@ def fit(
     augmentation: Augment,
     dtype: torch.dtype,
     seed: int,
-    recipe: Recipe,
+    recipe: ProbeRecipe,
     workers: int = 0,
     progress: Callable[[int, float, Tensor], None] | None = None,
 ) -> Probe:
@@ -96,7 +96,7 @@ def fit(
         augmentation: of the run, for its normalisation.
         dtype: of the images; the classifier is in float32 or wider.
         seed: of weights, order and crops.
-        recipe: how.
+        recipe: epochs, batch, learning rate and crops.
         workers: processes of a rank that decode.
         progress: called after each step, on each rank, with the number of steps done, the learning rate, and the mean
             loss of the batch before the step, on the device.
@@ -138,7 +138,7 @@ def fit(
 
 
 def _pieces(batch: int, samples: int, ranks: int) -> int:
-    """Count the equal pieces that a rank's slice is encoded in: a power of two, so that all sums meet in one tree.
+    """Return into how many equal pieces a rank's slice is cut: a power of two, so that all sums meet in one tree.
 
     The slice is halved until a piece is small enough, or odd. How small follows from the batch alone, so that the
     pieces are the same on any number of ranks that is a power of two.
@@ -155,21 +155,21 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
     return pieces
 
 
-def _augment(recipe: Recipe, normalisation: Augment) -> Augment:
-    """Make an augmentation of the flip alone, with the normalisation of the run; the crop is the source's."""
+def _augment(recipe: ProbeRecipe, normalisation: Augment) -> Augment:
+    """Make an augmentation of the flip alone, with the normalisation of the run; the source does the crop."""
     mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
     return Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
-    """Make the classifier that is trained: weights N(0, 0.01), no bias, as the authors have it."""
+    """Make the classifier to be trained: weights N(0, 0.01) and no bias, as the authors have it."""
     generator = torch.Generator().manual_seed(seed)
     weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
     return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))
 
 
 def _batches(
-    source: Source, recipe: Recipe, size: int, seed: int, world: World, workers: int
+    source: Source, recipe: ProbeRecipe, size: int, seed: int, world: World, workers: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
     assert source.labels is not None

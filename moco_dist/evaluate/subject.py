@@ -1,4 +1,4 @@
-"""What is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
+"""Opens what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
 from moco_dist.data import sources
@@ -23,28 +21,27 @@ from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features
 from moco_dist.evaluate.labels import Indices
+from moco_dist.evaluate.options import Layer
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.ranks.collectives import World
 from moco_dist.run import status
 from moco_dist.run.paths import ENCODER, RunPaths
 
-Layer = Literal["backbone", "head"]
-
 
 @dataclass(frozen=True)
 class Features:
-    """Of a source's images, normalised: of all in their order, the same on all ranks, or a rank's share of them."""
+    """The normalised features of a source's images: of all in their order, the same on all ranks, or a rank's share."""
 
     rows: Tensor
     """[n, D], on the device."""
     labels: Tensor
     """[n], on the CPU."""
     indices: Tensor
-    """[n] which images they are of, on the CPU."""
+    """[n] indices of their images in the source, on the CPU."""
 
     def gathered(self, world: World) -> Features:
-        """The ranks' shares put together."""
+        """Put the ranks' shares together, in the order of the source."""
         if world.size == 1:
             return self
         shares = self.rows, self.labels, self.indices
@@ -67,13 +64,13 @@ class Subject:
     train: Source
     """Labelled images to learn from."""
     held_out: Source
-    """Labelled images to be told."""
-    _told: set[str] = field(default_factory=set)
-    """Images that cannot be decoded, named already."""
+    """Labelled images to be classified."""
+    _named: set[str] = field(default_factory=set)
+    """Images that cannot be decoded and have been named."""
 
     @property
     def split(self) -> str:
-        """What the held-out images are."""
+        """What the held-out images are: test or validation."""
         return self.config.eval.knn_split
 
     @cached_property
@@ -110,24 +107,24 @@ class Subject:
         return self.config.data.model_copy(update={"crop_scale": self.labelled_augmentation.recipe.crop_scale})
 
     def accuracy(self, predicted: Tensor) -> float:
-        """Fraction of the held-out images that are told right; predicted [n]."""
+        """Return the fraction of the held-out images that are classified rightly; predicted [n]."""
         return float((predicted.cpu() == self.truth).double().mean())
 
     def encode(self, layer: Layer) -> Callable[[Tensor], Tensor]:
-        """Images to the output of a layer."""
+        """Return the function from images to the output of a layer."""
         return self.encoder.features if layer == "backbone" else self.encoder
 
     def feature_dim(self, layer: Layer) -> int:
-        """D of a layer's output."""
+        """Return the width D of a layer's output."""
         return self.encoder.feature_dim if layer == "backbone" else self.config.model.dim
 
     def shares(self, layer: Layer) -> tuple[Features, Features]:
-        """This rank's, of the images to learn from and of the held-out ones. Raises UserError as `share_of`."""
+        """Compute this rank's features of the images to learn from and of the held-out ones. Raises UserError."""
         encode = self.encode(layer)
         return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
 
     def share_of(self, source: Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
-        """This rank's share of a source's features. Raises UserError, on all ranks, where some are not finite."""
+        """Compute this rank's features of a source. Raises UserError, on all ranks, where some are not finite."""
         rows, indices = self._share(encode, source, world)
         bad = sum(world.gather_objects(int((~rows.isfinite().all(1)).sum())))
         if bad:
@@ -137,14 +134,14 @@ class Subject:
         return Features(rows, torch.from_numpy(source.labels)[indices], indices)
 
     def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
-        """Classes [n] of the held-out images, on the CPU.
+        """Classify the held-out images. Returns [n] classes, on the CPU.
 
         Args:
-            logits: normalised images [n, C, S, S] to [n, classes].
+            logits: of normalised images: [n, C, S, S] to [n, classes].
             world: the ranks that share the work.
         """
-        outputs, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
-        return features.in_order(outputs.argmax(1), indices, world).cpu()
+        rows, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
+        return features.in_order(rows.argmax(1), indices, world).cpu()
 
     def _share(self, encode: Callable[[Tensor], Tensor], source: Source, world: World) -> tuple[Tensor, Tensor]:
         unreadable: list[str] = []
@@ -164,37 +161,10 @@ class Subject:
     def _name(self, unreadable: Sequence[str], source: Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
-        if new := [name for name in unreadable if name not in self._told]:
-            self._told.update(new)
+        if new := [name for name in unreadable if name not in self._named]:
+            self._named.update(new)
             more = f" and {len(new) - 3} more" if len(new) > 3 else ""
             self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {', '.join(new[:3])}{more}")
-
-
-def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
-    """The config that belongs to a run directory, or for a file of weights the one that the arguments name.
-
-    Args:
-        path: run directory, or file of weights.
-        arguments: `[CONFIG.yaml] [section.key=value ...]`; of a run directory, the overrides alone.
-        split: test or validation, whatever the run itself watched.
-
-    Raises:
-        UserError: no such path, no config, or a mistake in it.
-    """
-    if not path.exists():
-        raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
-    file, overrides = configs.parse_arguments(arguments)
-    if path.is_dir():
-        if file is not None:
-            raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
-        file = path / "config.yaml"
-        if not file.is_file():
-            raise UserError.of("RUN_DIR", path, "holds no config.yaml", "give the directory of a run, or its weights")
-    if asked := [override for override in overrides if override.startswith("eval.knn_split=")]:
-        rule = "is what the trainer watches"
-        raise UserError.of("eval.knn_split", asked[-1].partition("=")[2], rule, "use --split test or validation")
-    # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
-    return configs.load(file, ["data.download=false", *overrides, f"eval.knn_split={split}", "eval.knn_every=1"])
 
 
 def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:
@@ -207,7 +177,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
         layer: whose features will be asked for; the head is in checkpoints alone.
 
     Raises:
-        UserError: what does not fit together.
+        UserError: the weights, the images and the config do not fit together.
     """
     in_turn = world.first_then_others if config.data.download else world.agreed
     data = in_turn(lambda: sources.open_splits(config))
@@ -229,7 +199,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
 
 
 def _checkpoint(path: Path, layer: Layer, world: World) -> tuple[Checkpoints, int] | None:
-    """The checkpoint to read, where it is not the weights alone. Raises UserError."""
+    """Find the checkpoint to read; None where the weights alone are enough. Raises UserError."""
     if not path.is_dir():
         if layer == "head":
             raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
@@ -259,8 +229,8 @@ def _load_checkpoint_(encoder: Encoder, checkpoints: Checkpoints, step: int) -> 
 
 
 def _digest(encoder: Encoder, *, head: bool) -> str:
-    told = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.startswith("fc.") == head and "num_batches" not in name:
-            told.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return told.hexdigest()
+            sha256.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()

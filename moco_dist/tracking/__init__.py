@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, Weights & Biases, and lines for people. Rank 0 speaks, the others are silent."""
+"""Tells how a run goes: `metrics.jsonl`, Weights & Biases, and lines for people. Rank 0 speaks, others are silent."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training
 from moco_dist.tracking.progress import Progress
 from moco_dist.tracking.wandb import WandbSink
+from moco_dist.tracking.wandb_run import WandbRun
 
 
 def check(config: Config, rank: int) -> None:
-    """Import what the tracker of this rank needs, so that a missing package is told before anything slow begins.
+    """Import what the tracker of this rank needs, so that a missing package is named before anything slow begins.
 
     Raises:
         UserError: the run is to be shown at W&B, and wandb is missing or broken.
@@ -34,11 +35,11 @@ def check(config: Config, rank: int) -> None:
 
 
 class Tracker:
-    """What train.py tells its figures to. This class itself is that of the other ranks: it does nothing."""
+    """Takes the figures of the training loop. This class itself serves the ranks other than 0, and does nothing."""
 
     @staticmethod
     def open(config: Config, run_dir: Path, rank: int, start_step: int, total_steps: int) -> Tracker:
-        """The tracker of a rank.
+        """Open the tracker of a rank.
 
         Args:
             config: of the run.
@@ -58,7 +59,7 @@ class Tracker:
         return False
 
     def log_step(self, row: Row) -> None:
-        """A training row: `step`, `loss` and `lr` at least.
+        """Take a training row, which has `step`, `loss` and `lr` at least.
 
         It goes to metrics.jsonl and W&B every `track.log_every` steps and at the last one. A figure other than the
         loss that is NaN or infinite is left out of them.
@@ -68,27 +69,27 @@ class Tracker:
         """
 
     def log_evaluation(self, row: Row) -> None:
-        """An evaluation row: `step`, `knn_top1`, `linear_top1`."""
+        """Take an evaluation row, which has `step`, `knn_top1` and `linear_top1`."""
 
     def evaluated(self, step: int) -> bool:
-        """Whether metrics.jsonl has the evaluation at this step. Rank 0's answer counts; on others False."""
+        """Return whether metrics.jsonl has the evaluation at this step. Rank 0's answer counts; on others False."""
         return False
 
     def pairs(self, images: NDArray[np.uint8]) -> None:
-        """A picture of augmented pairs, [H, W, C]: `augmented_pairs.png` in the run directory, and to W&B."""
+        """Keep a picture of augmented pairs, [H, W, C], as `augmented_pairs.png` in the run directory and at W&B."""
 
     def unreadable(self, images: Sequence[str]) -> None:
         """Name images that cannot be decoded, each once, in a warning."""
 
     def summary(self) -> dict[str, float | int | str]:
-        """The final figures: those of the last training row and of the last evaluation, under their own names."""
+        """Return the final figures: those of the last training row and of the last evaluation, by their names."""
         return {}
 
     def say(self, line: str) -> None:
-        """A line for people, on stdout."""
+        """Print a line for people on stdout."""
 
     def warn(self, line: str) -> None:
-        """A warning for people, on stderr."""
+        """Print a warning for people on stderr."""
 
     def sync(self) -> bool:
         """Wait until metrics.jsonl is on the disk; False where that failed. Any thread may call it."""
@@ -118,7 +119,7 @@ class _Speaker(Tracker):
             self._last["train" if is_training(row) else "eval"] = row
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._progress = Progress(total_steps, start_step, config.run.name)
-        self._wandb = WandbSink(
+        run = WandbRun(
             paths.folder,
             mode=config.track.wandb,
             project=config.track.project,
@@ -130,6 +131,7 @@ class _Speaker(Tracker):
             warn=self.warn,
             stop=self._request_stop,
         )
+        self._wandb = WandbSink(run)
         self._sinks = [self._metrics.append, self._wandb.log]
 
     @property
@@ -193,7 +195,7 @@ class _Speaker(Tracker):
         self._stop_requested = True
 
     def _finite(self, row: Row) -> Row:
-        """The row without what JSON cannot hold, but for the loss: a run without one has diverged."""
+        """Drop what JSON cannot hold from a row, except the loss: a run without one has diverged."""
         bad = [k for k, v in row.items() if k != "loss" and isinstance(v, float) and not math.isfinite(v)]
         for key in bad:
             if key not in self._warned:

@@ -1,4 +1,4 @@
-"""The run's id at W&B. It needs no wandb: the launcher makes it when the job is sent."""
+"""Fixes the run's id at W&B. It needs no wandb: the launcher makes the id when the job is sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def fixed_id(folder: Path) -> str:
-    """The id in `folder/id`, made once for all starts of the run. Raises OSError."""
+    """Return the id in `folder/id`, which is made once for all starts of the run. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "id"
     with contextlib.suppress(FileExistsError), file.open("x") as new:

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a plain line now and then in a log file."""
+"""Shows progress to people: a bar on a terminal, a plain line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PLAIN_SECONDS = 30.0
 
 
 class Progress:
-    """Progress of the steps, on stderr. A stream that is gone (`| head`) silences it and stops nothing.
+    """Shows the progress of the steps on stderr. A stream that is gone (`| head`) silences it and stops nothing.
 
     Args:
         total: steps of the whole run.
         initial: steps done before this start.
-        description: what is running.
+        description: name of the run.
         plain_seconds: where stderr is no terminal, the least time between two lines.
     """
 
@@ -44,7 +44,7 @@ class Progress:
             return
 
     def write(self, line: str, stream: TextIO | None = None) -> None:
-        """Print a line, on stdout if not told otherwise, without tearing the bar."""
+        """Print a line without tearing the bar, on stdout unless another stream is named."""
         stream = stream or sys.stdout
         try:
             if self._bar is not None:
@@ -56,7 +56,7 @@ class Progress:
             return
 
     def close(self) -> None:
-        """Show where it ended."""
+        """Show the last step, and end the bar."""
         try:
             if self._bar is not None:
                 self._bar.close()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
+import ast
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from moco_dist import config as configs
 from moco_dist.engine import checkpoint
-from moco_dist.evaluate import __main__ as command
-from moco_dist.evaluate import features, few, linear, sgd_probe, subject
+from moco_dist.evaluate import all_labels, cells, command, features, few, linear, options, process, sgd_probe, subject
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
@@ -71,15 +70,15 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "evaluation.json").read_text())["rows"]
-    return found
+    content = json.loads((folder / "evaluation.json").read_text())
+    return list(content["rows"])
 
 
 def on_ranks(world: World, run_dir: str, out: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
-        asked = command.parser().parse_intermixed_args([run_dir, "--out", f"{out}/{world.size}", *EVERYTHING])
-        command.answer(asked, subject.of_path(asked.path, [], "test"), world)
+        everything = options.parse([run_dir, "--out", f"{out}/{world.size}", *EVERYTHING])
+        process.evaluate(everything, options.load_config(everything), world)
 
 
 def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Path, ranks: Ranks) -> None:
@@ -164,21 +163,73 @@ def test_a_run_that_has_gone_on_is_as_its_last_checkpoint(run_dir: Path) -> None
 def test_each_method_is_computed_again_if_what_it_depends_on_has_changed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def added(*arguments: str) -> set[str]:
+    def added(
+        *arguments: str, methods: Sequence[str] = ("--knn", "--linear", "--labels", "20", "--no-semi")
+    ) -> set[str]:
         file = run_dir / "evaluation/cells.jsonl"
         before = file.read_text().splitlines() if file.exists() else []
-        assert command.run([str(run_dir), "--knn", "--linear", "--labels", "20", "--no-semi", *arguments]) == 0
+        assert command.run([str(run_dir), *methods, *arguments]) == 0
         new = [json.loads(line)["key"] for line in file.read_text().splitlines()[len(before) :]]
         return {f"{key['method']}, {key['labels']}" for key in new}
 
     assert added() == {"kNN, None", "linear, None", "linear, 20"}
     assert added("data.workers=1") == set()
     assert added("eval.knn_k=5") == {"kNN, None"}
-    source = inspect.getsource
-    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "#" * (module is few))
+    monkeypatch.setattr(few, "LINEAR_REVISION", few.LINEAR_REVISION + 1)
     assert added() == {"linear, 20"}
-    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "#" * (module is features))
+    monkeypatch.setattr(all_labels, "KNN_REVISION", all_labels.KNN_REVISION + 1)
+    assert added() == {"kNN, None"}
+    monkeypatch.setattr(features, "REVISION", features.REVISION + 1)
     assert added() == {"kNN, None", "linear, None", "linear, 20"}
+    versions = [version.replace("torch ", "torch 1") for version in cells.versions()]
+    assert versions != cells.versions()
+    monkeypatch.setattr(cells, "versions", lambda: versions)
+    assert added(methods=["--knn"]) == {"kNN, None"}
+
+
+def test_source_text_is_no_part_of_a_key(run_dir: Path, tmp_path: Path) -> None:
+    """A copy of the package with a comment at the end of every file finds what the package has computed."""
+    arguments = [str(run_dir), "--knn"]
+    assert command.run(arguments) == 0
+    before = (run_dir / "evaluation/cells.jsonl").read_text()
+    package = Path(shutil.copytree(Path(subject.__file__).parents[1], tmp_path / "copy/moco_dist"))
+    for file in package.rglob("*.py"):
+        file.write_text(file.read_text() + "\n# A remark.\n")
+    script = "import moco_dist, sys; from moco_dist.evaluate import command; print(moco_dist.__file__)\n"
+    script += "sys.exit(command.run(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0 and done.stdout.startswith(str(package)), done
+    assert (run_dir / "evaluation/cells.jsonl").read_text() == before
+
+
+HEAVY = "torch", "torchvision", "sklearn", "scipy", "matplotlib", "rich"
+
+
+def loaded(statements: str, *arguments: str) -> set[str]:
+    """The packages of HEAVY that a fresh process has imported after the statements."""
+    script = f"import sys\ntry:\n    {statements}\nfinally:\n    print('modules', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=240)
+    return set(HEAVY) & set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_and_mistakes_import_nothing_heavy(run_dir: Path) -> None:
+    run = "from moco_dist.evaluate import command; assert command.run(sys.argv[1:]) == 2"
+    for arguments in (["--help"], [f"{run_dir}", "--nearest"], [f"{run_dir}", "eval.knn_k=0"], [f"{run_dir}/nothing"]):
+        assert loaded(run, *arguments) == set(), arguments
+
+
+def test_only_pictures_import_matplotlib_and_nothing_needs_scipy_or_rich_before_it_is_used() -> None:
+    assert "matplotlib" not in loaded("import moco_dist.evaluate.online, moco_dist.evaluate.process")
+    for file in Path(subject.__file__).parent.glob("*.py"):
+        at_the_top = [
+            node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = " ".join(ast.unparse(node) for node in at_the_top)
+        allowed = {"matplotlib"} if file.name in ("plots.py", "run_plots.py") else set()
+        assert {name for name in HEAVY[2:] if name in names} == allowed, file
 
 
 def test_images_that_cannot_be_decoded_are_named_and_a_hundredth_is_too_many(
@@ -236,9 +287,9 @@ def test_folders_of_a_few_images_all_told_right(run_dir: Path, capsys: pytest.Ca
 
 
 def test_the_probe_by_sgd(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = sgd_probe.Recipe
+    recipe = sgd_probe.ProbeRecipe
     monkeypatch.setattr(
-        sgd_probe, "Recipe", lambda **given: recipe(**{"epochs": 10, "lr": 3.0, "milestones": (8,), **given})
+        sgd_probe, "ProbeRecipe", lambda **fields: recipe(**{"epochs": 10, "lr": 3.0, "milestones": (8,), **fields})
     )
     assert command.run([str(run_dir), "--linear", "--solver", "sgd"]) == 0
     [row] = rows(run_dir)

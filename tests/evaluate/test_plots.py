@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from moco_dist.evaluate import plots
+from moco_dist.evaluate import plots, run_plots
 
 DIGITS = [str(digit) for digit in range(10)]
 TRUTH = np.arange(1000) % 10
@@ -51,12 +51,12 @@ DRAWN: dict[str, Callable[[Path], None]] = {
     "wrong in colour": lambda path: plots.wrong_images(path, *wrong(3, 3), DIGITS),
     "nothing wrong": lambda path: plots.wrong_images(path, *wrong(0), DIGITS),
     "accuracies": lambda path: plots.accuracies(path, METHODS, "test"),
-    "curves": lambda path: plots.curves(path, run(100, 4)),
-    "no evaluation": lambda path: plots.curves(path, run(5, 2, knn_every=0)),
-    "one row": lambda path: plots.curves(path, run(5, 1)[:1]),
-    "no row": lambda path: plots.curves(path, []),
-    "overlay": lambda path: plots.overlay(path, {f"run {n}": run(10 + n, 3) for n in range(10)}),
-    "names": lambda path: plots.overlay(path, {"_a $x": run(3, 2), "$\\b_": [], "c\udcff" + 99 * "c": run(3, 1)}),
+    "curves": lambda path: run_plots.curves(path, run(100, 4)),
+    "no evaluation": lambda path: run_plots.curves(path, run(5, 2, knn_every=0)),
+    "one row": lambda path: run_plots.curves(path, run(5, 1)[:1]),
+    "no row": lambda path: run_plots.curves(path, []),
+    "overlay": lambda path: run_plots.overlay(path, {f"run {n}": run(10 + n, 3) for n in range(10)}),
+    "names": lambda path: run_plots.overlay(path, {"_a $x": run(3, 2), "$\\b_": [], "c\udcff" + 99 * "c": run(3, 1)}),
     "classes' names": lambda path: plots.confusion(path, TRUTH, PREDICTED, ["$a_", "\udcff", "_", "", *DIGITS[4:]]),
 }
 
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_old_picture_and_no_litter(tmp_path: Path, monkey
     (tmp_path / "a.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fails)
     with pytest.raises(OSError, match="no space"):
-        plots.curves(tmp_path / "a.png", run(5, 2))
+        run_plots.curves(tmp_path / "a.png", run(5, 2))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.png": b"old"}
 
 
@@ -219,7 +219,7 @@ def test_the_axis_starts_where_differences_are_seen_and_says_so(percent: list[fl
 
 
 def test_curves_have_epochs_below_them() -> None:
-    above, below = plots._draw_curves(run(4, 3)).axes
+    above, below = run_plots._draw_curves(run(4, 3)).axes
     assert below.get_xlabel() == "epoch" and above.get_ylabel() == "loss"
     x, loss = x_and_y(above)
     assert x == [step / 4 for step in range(1, 13)] and loss == list(range(1, 13))
@@ -232,17 +232,17 @@ def test_curves_have_epochs_below_them() -> None:
 
 def test_curves_show_every_kind_of_evaluation_and_no_accuracy_of_training() -> None:
     rows = [*run(4, 3), {"step": 12, "epoch": 3, "linear_top1": 0.9}]
-    below = plots._draw_curves(rows).axes[1]
+    below = run_plots._draw_curves(rows).axes[1]
     assert [x_and_y(below, n)[1] for n in range(len(below.lines))] == [pytest.approx([1, 2, 3]), pytest.approx([90])]
     rows[0]["knn_top1"] = 0.77  # a row with a loss is of training
-    assert x_and_y(plots._draw_curves(rows).axes[1], 0)[0] == [1, 2, 3]
+    assert x_and_y(run_plots._draw_curves(rows).axes[1], 0)[0] == [1, 2, 3]
 
 
 def test_a_long_loss_is_smoothed_without_a_shift() -> None:
     rows = run(100, 5, knn_every=0)
     for row in rows[::2]:
         row["loss"] += 40
-    above = plots._draw_curves(rows).axes[0]
+    above = run_plots._draw_curves(rows).axes[0]
     raw, smooth = (np.array(x_and_y(above, n)[1]) for n in range(2))
     assert len(raw) == len(smooth) == 500 and x_and_y(above, 0)[0] == x_and_y(above, 1)[0]
     assert np.abs(np.diff(smooth)).max() < 20 < np.abs(np.diff(raw)).min()
@@ -252,22 +252,22 @@ def test_a_long_loss_is_smoothed_without_a_shift() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    above, below = plots._draw_curves(run(5, 2, knn_every=0)).axes
+    above, below = run_plots._draw_curves(run(5, 2, knn_every=0)).axes
     assert not texts(above) and texts(below) == ["no evaluation is logged"]
-    above, below = plots._draw_curves([]).axes
+    above, below = run_plots._draw_curves([]).axes
     assert texts(above) == ["no step is logged"] and texts(below) == ["no evaluation is logged"]
-    above, below = plots._draw_overlay({"a": run(5, 2, knn_every=0), "b": run(5, 2)}).axes
+    above, below = run_plots._draw_overlay({"a": run(5, 2, knn_every=0), "b": run(5, 2)}).axes
     assert not texts(above) and not texts(below)
 
 
 @pytest.mark.parametrize("per_epoch", [1, 2, 7, 117])
 @pytest.mark.parametrize(("log_every", "knn_every"), [(1, 0), (1, 1), (5, 1), (5, 2), (1000, 3)])
 def test_steps_per_epoch_are_found(per_epoch: int, log_every: int, knn_every: int) -> None:
-    assert plots._steps_per_epoch(run(per_epoch, 4, log_every=log_every, knn_every=knn_every)) == per_epoch
+    assert run_plots._steps_per_epoch(run(per_epoch, 4, log_every=log_every, knn_every=knn_every)) == per_epoch
 
 
 def test_sparse_rows_tell_about_how_long_an_epoch_is() -> None:
-    found = plots._steps_per_epoch(run(117, 20, log_every=10, knn_every=0))
+    found = run_plots._steps_per_epoch(run(117, 20, log_every=10, knn_every=0))
     assert found and 117 <= found <= 118
 
 
@@ -281,14 +281,14 @@ def test_sparse_rows_tell_about_how_long_an_epoch_is() -> None:
     ],
 )
 def test_steps_stand_in_for_unknown_epochs(rows: list[dict[str, Any]]) -> None:
-    above, below = plots._draw_curves(rows).axes
+    above, below = run_plots._draw_curves(rows).axes
     assert below.get_xlabel() == "step"
     assert x_and_y(above)[0] == [row["step"] for row in rows]
 
 
 def test_overlay_has_a_line_and_a_name_a_run() -> None:
     runs = {"_momentum $0.9$": run(4, 3), "b": run(8, 2)}
-    figure = plots._draw_overlay(runs)
+    figure = run_plots._draw_overlay(runs)
     above, below = figure.axes
     (legend,) = figure.legends
     assert ticks(legend.get_texts()) == list(runs) and not any(t.get_parse_math() for t in legend.get_texts())
@@ -305,13 +305,13 @@ def test_overlay_has_a_line_and_a_name_a_run() -> None:
 
 
 def test_overlay_has_epochs_only_if_every_run_tells_them() -> None:
-    above, below = plots._draw_overlay({"a": run(4, 3), "b": run(40, 1, knn_every=0)}).axes
+    above, below = run_plots._draw_overlay({"a": run(4, 3), "b": run(40, 1, knn_every=0)}).axes
     assert below.get_xlabel() == "step"
     assert x_and_y(above, 0)[0] == list(range(1, 13)) and x_and_y(below, 0)[0] == [4, 8, 12]
 
 
 def test_no_two_of_many_runs_look_alike() -> None:
-    above = plots._draw_overlay({str(n): run(4, 2) for n in range(20)}).axes[0]
+    above = run_plots._draw_overlay({str(n): run(4, 2) for n in range(20)}).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in above.lines}) == 20
 
 
@@ -330,7 +330,7 @@ def test_no_two_of_many_runs_look_alike() -> None:
         lambda path: plots.wrong_images(path, wrong(3)[0].transpose(0, 2, 3, 1), *wrong(3)[1:], DIGITS),
         lambda path: plots.accuracies(path, [], "test"),
         lambda path: plots.accuracies(path, [{"method": "m", "labels": 1, "accuracies": []}], "test"),
-        lambda path: plots.overlay(path, {}),
+        lambda path: run_plots.overlay(path, {}),
     ],
 )
 def test_what_makes_no_picture_is_refused(tmp_path: Path, draw: Callable[[Path], None]) -> None:

@@ -21,14 +21,14 @@ from moco_dist.data.store import ArraySource
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features, sgd_probe
 from moco_dist.evaluate.linear import Probe
-from moco_dist.evaluate.sgd_probe import Recipe
+from moco_dist.evaluate.sgd_probe import ProbeRecipe
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
 CLASSES, DIM, SIDE, SEED = 5, 12, 8, 3
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.2, 0.1)
-RECIPE = Recipe(epochs=4, batch=64, lr=8.0, milestones=(2, 3))
+RECIPE = ProbeRecipe(epochs=4, batch=64, lr=8.0, milestones=(2, 3))
 
 
 def images(count: int) -> ArraySource:
@@ -52,7 +52,7 @@ def normalisation() -> Augment:
     return Augment(augment.Recipe.of(DataSection(augmentation="v2")), MEAN, STD)
 
 
-def fit(world: World, source: ArraySource, recipe: Recipe, **changes: Any) -> Probe:
+def fit(world: World, source: ArraySource, recipe: ProbeRecipe, **changes: Any) -> Probe:
     arguments = {"size": SIDE, "augmentation": normalisation(), "dtype": torch.float32, "seed": SEED} | changes
     return sgd_probe.fit(encode, source, CLASSES, DIM, world, recipe=recipe, **arguments)
 
@@ -73,7 +73,7 @@ def predict(world: World, probe: Probe, source: ArraySource) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- what is computed
 
 
-def crops(source: ArraySource, recipe: Recipe, epoch: int, samples: np.ndarray) -> Tensor:
+def crops(source: ArraySource, recipe: ProbeRecipe, epoch: int, samples: np.ndarray) -> Tensor:
     """Normalised crops, one image at a time, in float64."""
     out = []
     data = DataSection(image_size=SIDE, crop_scale=recipe.crop_scale)
@@ -88,7 +88,7 @@ def crops(source: ArraySource, recipe: Recipe, epoch: int, samples: np.ndarray) 
     return torch.stack(out)
 
 
-def by_hand(source: ArraySource, recipe: Recipe, rates: list[float], steps: int) -> tuple[Tensor, Tensor]:
+def by_hand(source: ArraySource, recipe: ProbeRecipe, rates: list[float], steps: int) -> tuple[Tensor, Tensor]:
     """`v <- m v + grad, w <- w - lr v` on whole batches; rates: the learning rate of each epoch."""
     generator = torch.Generator().manual_seed(SEED)
     w = (0.01 * torch.randn(CLASSES, DIM, generator=generator)).double().requires_grad_()
@@ -115,8 +115,8 @@ def assert_equal_to(found: Probe, expected: tuple[Tensor, Tensor], error: float)
 
 
 def test_defaults_are_the_papers() -> None:
-    assert Recipe() == Recipe(100, 256, 30.0, (60, 80), 0.1, 0.9, (0.08, 1.0), 0.5)
-    assert Recipe().steps(1_281_167) == 100 * 5004
+    assert ProbeRecipe() == ProbeRecipe(100, 256, 30.0, (60, 80), 0.1, 0.9, (0.08, 1.0), 0.5)
+    assert ProbeRecipe().steps(1_281_167) == 100 * 5004
 
 
 def test_the_first_step_is_the_one_by_hand() -> None:
@@ -130,7 +130,7 @@ def test_the_first_step_is_the_one_by_hand() -> None:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, batch=60, momentum=0.0, crop_scale=(0.5, 0.6), flip=1.0)])
-def test_a_training_over_the_milestones_is_the_one_by_hand(recipe: Recipe) -> None:
+def test_a_training_over_the_milestones_is_the_one_by_hand(recipe: ProbeRecipe) -> None:
     source = images(150)  # two batches an epoch
     base = recipe.lr * recipe.batch / 256
     found = fit(ALONE, source, recipe, dtype=torch.float64)
@@ -141,19 +141,19 @@ def test_a_training_over_the_milestones_is_the_one_by_hand(recipe: Recipe) -> No
 
 def test_the_learning_rate_follows_the_milestones() -> None:
     seen: list[tuple[int, float, float]] = []
-    recipe = Recipe(epochs=5, batch=32, lr=30.0, milestones=(1, 3), decay=0.5)
+    recipe = ProbeRecipe(epochs=5, batch=32, lr=30.0, milestones=(1, 3), decay=0.5)
     probe = fit(ALONE, images(70), recipe, progress=lambda step, lr, loss: seen.append((step, lr, loss.item())))
     assert [step for step, _, _ in seen] == list(range(1, recipe.steps(70) + 1)) == list(range(1, 11))
     assert [lr for _, lr, _ in seen] == [3.75] * 2 + [1.875] * 4 + [0.9375] * 4
     assert seen[0][2] == pytest.approx(np.log(CLASSES), rel=0.05)  # of a classifier that knows nothing
     assert not probe.weight.requires_grad
-    assert [Recipe().learning_rate(epoch) for epoch in (0, 59)] == [30.0, 30.0]
-    assert [Recipe().learning_rate(epoch) for epoch in (60, 79, 80, 99)] == pytest.approx([3.0, 3.0, 0.3, 0.3])
+    assert [ProbeRecipe().learning_rate(epoch) for epoch in (0, 59)] == [30.0, 30.0]
+    assert [ProbeRecipe().learning_rate(epoch) for epoch in (60, 79, 80, 99)] == pytest.approx([3.0, 3.0, 0.3, 0.3])
 
 
 def test_it_learns_separable_classes() -> None:
     source = images(320)
-    recipe = Recipe(epochs=15, batch=32, lr=30.0, milestones=(9, 12))
+    recipe = ProbeRecipe(epochs=15, batch=32, lr=30.0, milestones=(9, 12))
     kept, held_out = source.subset(np.arange(200)), source.subset(np.arange(200, 320))
     losses: list[float] = []
     probe = fit(ALONE, kept, recipe, progress=lambda step, lr, loss: losses.append(loss.item()))
@@ -183,7 +183,7 @@ def test_workers_change_nothing() -> None:
 # ---------------------------------------------------------------------------------------------- on any number of ranks
 
 
-def training(world: World, count: int, recipe: Recipe) -> tuple[list[list[float]], list[float]]:
+def training(world: World, count: int, recipe: ProbeRecipe) -> tuple[list[list[float]], list[float]]:
     losses: list[float] = []
     probe = fit(world, images(count), recipe, progress=lambda step, lr, loss: losses.append(loss.item()))
     return [t.tolist() for t in probe], losses
@@ -191,7 +191,7 @@ def training(world: World, count: int, recipe: Recipe) -> tuple[list[list[float]
 
 @pytest.mark.parametrize("batch", [256, 64, 100, 8])
 def test_ranks_change_no_bit(ranks: Ranks, batch: int) -> None:
-    recipe = Recipe(epochs=3, batch=batch, lr=30.0 * 64 / batch, milestones=(2,))
+    recipe = ProbeRecipe(epochs=3, batch=batch, lr=30.0 * 64 / batch, milestones=(2,))
     count = 2 * batch + batch // 2
     (expected,) = ranks.run(1, training, count, recipe)
     assert len(expected[1]) == 6
@@ -227,7 +227,7 @@ def test_pieces_are_what_is_encoded() -> None:
         return encode(x)
 
     arguments = {"size": SIDE, "augmentation": normalisation(), "dtype": torch.float32, "seed": SEED}
-    sgd_probe.fit(counted, images(300), CLASSES, DIM, ALONE, recipe=Recipe(epochs=1), **arguments)
+    sgd_probe.fit(counted, images(300), CLASSES, DIM, ALONE, recipe=ProbeRecipe(epochs=1), **arguments)
     assert seen == [32] * 8
 
 

@@ -27,7 +27,8 @@ import asyncio, json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from moco_dist.run.rows import MetricsFile
-from moco_dist.tracking.wandb import WandbSink, core_processes
+from moco_dist.tracking.wandb import WandbSink
+from moco_dist.tracking.wandb_run import WandbRun, core_processes
 
 run_dir, mode, start, end, fault = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 if fault == "stop":  # wandb asks every 15 seconds
@@ -36,11 +37,12 @@ if fault == "stop":  # wandb asks every 15 seconds
 metrics = MetricsFile(run_dir / "metrics.jsonl")
 metrics.rewind(start)
 stops, began = [], time.monotonic()
-sink = WandbSink(
+run = WandbRun(
     run_dir, mode=mode, project="moco", name="digits", config={"optim": {"lr": 0.03}}, rows=list(metrics.rows()),
     say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
     probe_timeout=1, init_timeout=3, finish_timeout=2,
 )
+sink = WandbSink(run)
 print("seconds", time.monotonic() - began)
 for step in range(start + 1, end + 1):
     row = {"step": step, "loss": 1 / step, "lr": 0.03}
@@ -128,17 +130,17 @@ def server() -> Iterator[FakeWandb]:
 def test_offline_file_reads_back(tmp_path: Path) -> None:
     result = job(tmp_path, "offline", 0, 6, "image", env={"WANDB_MODE": "disabled"})  # the config beats the variable
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
-    found = wandb_file.read(segment)
-    assert found.run["project"] == "moco" and found.run["display_name"] == "digits"
-    assert found.run["run_id"] == (tmp_path / "wandb/id").read_text()
-    assert found.config["optim"] == {"lr": 0.03}
-    assert [row["train/loss"] for row in found.history if "train/loss" in row] == [1 / step for step in range(1, 7)]
-    (evaluation,) = (row for row in found.history if "eval/knn_top1" in row)
+    content = wandb_file.read(segment)
+    assert content.run["project"] == "moco" and content.run["display_name"] == "digits"
+    assert content.run["run_id"] == (tmp_path / "wandb/id").read_text()
+    assert content.config["optim"] == {"lr": 0.03}
+    assert [row["train/loss"] for row in content.history if "train/loss" in row] == [1 / step for step in range(1, 7)]
+    (evaluation,) = (row for row in content.history if "eval/knn_top1" in row)
     assert evaluation["train/step"] == 5 and evaluation["eval/knn_top1"] == 0.05 and "train/loss" not in evaluation
-    assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "train/step" for metric in found.metrics)
-    assert any("augmented_pairs" in str(row) for row in found.history)
+    assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "train/step" for metric in content.metrics)
+    assert any("augmented_pairs" in str(row) for row in content.history)
     assert list(segment.glob("files/media/images/augmented_pairs*.png"))
-    assert found.exit_code == 0
+    assert content.exit_code == 0
     assert result.lines("say") == [f"W&B: offline, look with: wandb leet {tmp_path}/wandb"] and not result.lines("warn")
 
 

@@ -1,0 +1,26 @@
+"""The evaluation's command: valid options and a valid config first, and torch only then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moco_dist.errors import UserError
+from moco_dist.evaluate import options as command_line
+from moco_dist.ranks.rank import Rank
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate as the arguments of the command line say. Returns the exit status; raises whatever else goes wrong."""
+    rank = Rank.from_environment()
+    try:
+        options = command_line.parse(arguments)
+        config = command_line.load_config(options)
+    except UserError as error:
+        return command_line.refuse(rank, error)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from moco_dist.evaluate import process
+
+    exit_status = record(process.run)(options, config, rank)
+    assert exit_status is not None
+    return exit_status

@@ -1,0 +1,131 @@
+"""The options of the evaluation's command line, their checks, and the config that they lead to. It needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from moco_dist import config as configs
+from moco_dist.config import Config
+from moco_dist.errors import UserError
+from moco_dist.ranks.rank import Rank
+from moco_dist.run import status
+
+Layer = Literal["backbone", "head"]
+
+_DESCRIPTION = """What a run has learned: kNN, linear probe, few labels, and the supervised baseline beside them.
+
+python -m moco_dist.evaluate RUN_DIR [--knn] [--linear] [--labels N] [...] [section.key=value ...]
+python -m moco_dist.evaluate WEIGHTS CONFIG.yaml data.root=FOLDER [...]
+torchrun --nproc_per_node=4 -m moco_dist.evaluate RUN_DIR [...]
+
+A table on the terminal; evaluation.json and evaluation/ (pictures; a cell for each draw, so that a broken-off
+evaluation goes on) in the run directory. Ranks share the work, and change no figure.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for; each field has its meaning in the help text of `_parser`."""
+
+    path: Path
+    config: list[str]
+    knn: bool
+    linear: bool
+    solver: Literal["auto", "lbfgs", "sgd"]
+    features: Layer
+    labels: int | None
+    label_fraction: float | None
+    draws: int | None
+    finetune: bool
+    supervised: bool
+    semi: bool
+    split: Literal["test", "validation"]
+    out: Path | None
+
+    @property
+    def out_folder(self) -> Path:
+        """The folder that the results go to."""
+        return self.out or (self.path if self.path.is_dir() else self.path.parent)
+
+
+class _OptionParser(argparse.ArgumentParser):
+    """A parser that raises a mistake as one line, instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = _OptionParser(
+        prog="python -m moco_dist.evaluate",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("path", metavar="RUN_DIR|WEIGHTS", type=Path, help="a run directory, or .safetensors or .pt")
+    p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
+    p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
+    p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
+    p.add_argument("--solver", choices=("auto", "lbfgs", "sgd"), default="auto", help="of --linear; auto: by memory")
+    p.add_argument("--features", choices=("backbone", "head"), default="backbone", help="of --knn and --linear")
+    few = p.add_mutually_exclusive_group()
+    few.add_argument("--labels", type=int, metavar="N", help="few labels: N images, equally many of each class")
+    few.add_argument("--label-fraction", type=float, metavar="F", help="the same, as a part of the labelled images")
+    p.add_argument("--draws", type=int, metavar="D", help="draws of the few labels (1)")
+    p.add_argument("--finetune", action="store_true", help="fine-tune the encoder on the few labels")
+    p.add_argument("--supervised", action="store_true", help="the baseline: from scratch on the same labels")
+    p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
+    splits, split_help = ("test", "validation"), "judge by it; validation: for tuning"
+    p.add_argument("--split", choices=splits, default="test", help=split_help)
+    p.add_argument("--out", type=Path, metavar="DIR", help="where results go; RUN_DIR, or beside the weights")
+    return p
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Parse the command line. Raises UserError, also where options do not fit together."""
+    options = Options(**vars(_parser().parse_intermixed_args(arguments)))
+    fraction = options.label_fraction
+    if options.draws is not None and options.draws < 1:
+        raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
+    if options.labels is None and fraction is None:
+        for name in ("draws", "finetune", "supervised"):
+            if value := getattr(options, name):
+                raise UserError.of(f"--{name}", value, "is about few labels", "add --labels N or --label-fraction F")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
+    return options
+
+
+def load_config(options: Options) -> Config:
+    """Load the config of the run directory, or for a file of weights the one that the command line names.
+
+    Raises:
+        UserError: no such path, no config, or a mistake in it.
+    """
+    path = options.path
+    if not path.exists():
+        raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
+    file, overrides = configs.parse_arguments(options.config)
+    if path.is_dir():
+        if file is not None:
+            raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
+        file = path / "config.yaml"
+        if not file.is_file():
+            raise UserError.of("RUN_DIR", path, "holds no config.yaml", "give the directory of a run, or its weights")
+    if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
+        rule = "is what the trainer watches"
+        raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")
+    # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
+    fixed = [f"eval.knn_split={options.split}", "eval.knn_every=1"]
+    return configs.load(file, ["data.download=false", *overrides, *fixed])
+
+
+def refuse(rank: Rank, error: UserError) -> int:
+    """Print the user's mistake once, and return the exit status for it."""
+    rank.tell(f"moco_dist.evaluate: {error}")
+    rank.let_rank_0_end_first()
+    return status.EXIT_CODES["user_error"]

@@ -1,0 +1,203 @@
+"""One run at W&B for a run directory, however often the job starts: a fixed id, and each row is sent once.
+
+All of it is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moco_dist.run.rows import Row
+from moco_dist.tracking import wandb_offline
+from moco_dist.tracking.identity import fixed_id
+
+Mode = Literal["offline", "online", "disabled"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class WandbRun:
+    """The run at W&B that shows a run directory.
+
+    After a resume from an older checkpoint the steps that W&B has already are not sent again, and rows of
+    `metrics.jsonl` that never got there are.
+    """
+
+    run_dir: Path
+    """The run directory; everything of W&B's lies in its `wandb/`."""
+    mode: Mode
+    """It beats the WANDB_MODE variable. Online falls back to offline where the server cannot be had."""
+    project: str
+    name: str
+    config: Mapping[str, Any]
+    group: str | None = None
+    rows: Sequence[Row] = ()
+    """Rows of metrics.jsonl, up to the step this start begins at."""
+    say: Callable[[str], None] = log.info
+    """Takes the line that tells where the run lies."""
+    warn: Callable[[str], None] = log.warning
+    """Takes a line about a failure."""
+    stop: Callable[[], None] = lambda: None
+    """Called, from another thread, when someone presses W&B's stop button. W&B's own way, SIGINT to this rank alone,
+    would leave the other ranks waiting."""
+    probe_timeout: float = 3.0
+    """Seconds for a TCP connection to the server before W&B tries."""
+    init_timeout: float = 20.0
+    """Seconds for W&B to start online."""
+    finish_timeout: float = 30.0
+    """Seconds for W&B to send the rest at the end."""
+    _run: Any = field(default=None, init=False)
+    _arrived: dict[str, int] = field(default_factory=dict, init=False)
+    """The last step of training and of evaluation that W&B has from earlier starts."""
+
+    def start(self) -> None:
+        """Start W&B, and send the rows that it lacks."""
+        import wandb
+
+        folder = self.run_dir / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        run_id = fixed_id(folder)
+        # Silent also means: no question for a key on a terminal.
+        settings = wandb.setup(_settings(silent=True, quiet=True, login_timeout=self.init_timeout)).settings
+        if self.mode == "online":
+            try:
+                _probe(settings, self.probe_timeout)
+                self._run = self._init("online", run_id)
+            except (Exception, SystemExit) as error:
+                teardown()  # else the id counts as in use
+                self.mode = "offline"
+                command = f"wandb sync {folder}/offline-run-*"
+                self.warn(f"W&B is offline ({reason(error)}); send the run later with: {command}")
+        if self.mode == "online":
+            self._arrived = wandb_offline.last_steps(dict(self._run.summary))
+            wandb_offline.retire(folder, run_id)
+        else:
+            self._arrived = self._arrived_earlier(folder, run_id)  # before init opens a file of its own
+            self._run = self._init("offline", run_id)
+        # Steps of our own on every x axis: wandb's count changes meaning after a resume.
+        self._run.define_metric("train/step")
+        self._run.define_metric("eval/step", hidden=True)
+        self._run.define_metric("*", step_metric="train/step")
+        place = self._run.url if self.mode == "online" else f"offline, look with: wandb leet {folder}"
+        self.say(f"W&B: {place}")
+        for row in self.rows:
+            self.send(row)
+        self.rows = ()
+
+    def send(self, row: Row) -> None:
+        """Send a row of metrics.jsonl, unless W&B has it from before."""
+        kind = "train" if "loss" in row else "eval"
+        if int(row["step"]) > self._arrived[kind]:
+            self._run.log({"train/step": row["step"], **{f"{kind}/{key}": value for key, value in row.items()}})
+
+    def send_image(self, key: str, pixels: NDArray[np.uint8], caption: str) -> None:
+        """Send an image, [H, W] or [H, W, 3]."""
+        import wandb
+
+        self._run.log({key: wandb.Image(pixels, caption=caption)})
+
+    def end(self, exit_code: int, preempted: bool) -> None:
+        """Send the rest and end the run."""
+        if preempted:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=exit_code)
+        teardown()
+
+    def _init(self, mode: Mode, run_id: str) -> Any:
+        import wandb
+
+        settings = _settings(
+            init_timeout=self.init_timeout,
+            login_timeout=self.init_timeout,
+            finish_timeout=self.finish_timeout,
+            stop_fn=self.stop,
+            silent=True,
+            quiet=True,
+            console="off",  # captured output can hang Python at its exit
+            save_code=False,
+            disable_job_creation=True,
+            x_transaction_log_flush_interval=2.0,  # a kill loses so many seconds, until the next start
+        )
+        return wandb.init(
+            project=self.project,
+            group=self.group,
+            name=self.name,
+            id=run_id,
+            resume="allow",
+            dir=str(self.run_dir),
+            mode=mode,
+            config=dict(self.config),
+            settings=settings,
+        )
+
+    def _arrived_earlier(self, folder: Path, run_id: str) -> dict[str, int]:
+        try:
+            return wandb_offline.arrived(folder, run_id)
+        except Exception as error:  # another wandb, another format: rather a gap at W&B than rows twice
+            self.warn(f"W&B's files of earlier starts cannot be read ({reason(error)}); rows may be missing there")
+            return dict.fromkeys(("train", "eval"), max((int(row["step"]) for row in self.rows), default=0))
+
+
+def core_processes() -> list[int]:
+    """Return the ids of the wandb-core processes that this process has started (Linux; elsewhere none)."""
+    processes = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+            if name == "wandb-core" and int(rest.split()[1]) == os.getpid():
+                processes.append(int(stat.parent.name))
+    return processes
+
+
+def teardown() -> None:
+    """End W&B in this process, and log what goes wrong in that."""
+    try:
+        import wandb
+
+        wandb.teardown()
+    except (Exception, SystemExit) as error:  # its process is dead already, or it could not even be imported
+        log.debug("wandb.teardown: %s", reason(error))
+
+
+def reason(error: BaseException) -> str:
+    """Return the text of an error on one line, without the key."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    key = os.environ.get("WANDB_API_KEY")
+    return (text.replace(key, "***") if key else text)[:200]
+
+
+def _settings(**values: Any) -> Any:
+    """Make settings of those values that this version of wandb knows: they come and go."""
+    import wandb
+
+    return wandb.Settings(**{k: v for k, v in values.items() if k in wandb.Settings.model_fields})
+
+
+def _probe(settings: Any, timeout: float) -> None:
+    """Connect to W&B's host, or to the proxy on the way there: wandb takes minutes to find that it cannot.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    url = urllib.parse.urlsplit(settings.base_url)
+    proxy = getattr(settings, f"{url.scheme}_proxy", None) or urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout).close()
+    except OSError as error:
+        raise OSError(f"{url.hostname}:{port}: {error.strerror or error}") from None
