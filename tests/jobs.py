@@ -34,6 +34,8 @@ class Job:
         config: file of the settings that are overridden; None starts the embedded default.
         torchrun: further options of torchrun.
         environment: further variables.
+        tree: checkout whose code runs.
+        arguments: command line of the module; unset, the config and the settings.
     """
 
     def __init__(
@@ -46,20 +48,23 @@ class Job:
         config: Path | None = FAST,
         torchrun: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        tree: Path = ROOT,
+        arguments: Sequence[str] | None = None,
     ) -> None:
         self.run_dir = run_dir
         self._mark = f"MOCO_DIST_JOB={secrets.token_hex(8)}"
         self.log_file = run_dir.with_name(f"{run_dir.name}.{time.time_ns()}.log")
         overrides = [f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items()]
-        arguments = [str(config), *overrides] if config else overrides
+        if arguments is None:
+            arguments = [str(config), *overrides] if config else overrides
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        environment = {**environment_of(tree), **(environment or {})}
         environment.update([self._mark.split("=")])
         self.began, self.began_at = time.monotonic(), time.time()
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *(launch if ranks else []), "-m", module, *arguments],
-                cwd=ROOT,
+                cwd=tree,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -156,6 +161,13 @@ class Job:
             self.process.poll()
             time.sleep(0.02)
         self.process.wait()
+
+
+def environment_of(tree: Path) -> dict[str, str]:
+    """The environment of a process that imports the code of a checkout, whatever else is installed."""
+    others = os.environ.get("PYTHONPATH")
+    path = f"{tree}{os.pathsep}{others}" if others else str(tree)
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def send(pid: int, number: signal.Signals) -> bool:
