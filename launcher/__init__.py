@@ -1,1 +1,1 @@
-"""From a config to a job on a SLURM cluster that survives it: submitit, preflight, status, logs, sweeps."""
+"""Take a config to a job on a SLURM cluster, and look after it: submit, preflight, status, logs, sweeps."""

@@ -37,7 +37,7 @@ _COMMANDS: dict[str, Command] = {
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Options by their whole names, anywhere on the line; a mistake is one line."""
+    """Read options by their whole names, anywhere on the line; a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.rpartition(' ')[2]}: {message}; see {self.prog} --help")

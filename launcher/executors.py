@@ -132,7 +132,7 @@ def _python(profile: Profile) -> str:
 
 
 class _Local(LocalExecutor):
-    """submitit's local executor, with a controller that outlives this process and its terminal."""
+    """Run jobs by submitit's local executor, with a controller that outlives this process and its terminal."""
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         environment = {

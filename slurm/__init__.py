@@ -1,1 +1,1 @@
-"""The cluster's side: profiles, train.sbatch, and a real SLURM in a directory."""
+"""Keep what belongs to clusters: profiles, train.sbatch, and a real SLURM in a directory."""

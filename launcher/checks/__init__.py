@@ -1,1 +1,1 @@
-"""What is checked on the login node before a job is sent: config, site, data, disk, memory and time."""
+"""Check a job on the login node before it is sent: config, site, data, disk, memory and time."""

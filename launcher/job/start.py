@@ -1,4 +1,4 @@
-"""One start of the job as one of its tasks sees it: what it was given, how the run stands, its log, its requeue.
+"""Describe one start of the job as one of its tasks sees it: what was sent, how the run stands, log and requeue.
 
 A *start* is the time between SLURM's starting the job and its end or requeue. Within a start, the ranks may be started
 several times; each of these is an *attempt*.

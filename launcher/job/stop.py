@@ -15,7 +15,7 @@ from moco_dist.run import status
 
 
 class Stop:
-    """SLURM's signals. The handlers do nothing; a thread reads what arrived and acts, whatever the main thread does.
+    """Heed SLURM's signals. The handlers do nothing; a thread reads what arrived and acts beside the main thread.
 
     USR2, ahead of a time limit or a preemption: the ranks save, then the job asks to be requeued. TERM, from scancel,
     an outside requeue, or a preemption without USR2: the ranks save, and the task stays alive until SLURM ends it,

@@ -1,4 +1,4 @@
-"""What runs on the nodes: a task a node that starts this node's ranks, restarts them, and heeds SLURM's signals.
+"""Run a task of the job, one a node: it starts this node's ranks, restarts them, and heeds SLURM's signals.
 
 Every way of stopping is one way: the ranks save and write status.json, and the next start, here or after a requeue,
 goes on from the run directory. Nothing is kept in submitit's pickles.

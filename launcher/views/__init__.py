@@ -1,1 +1,1 @@
-"""How runs stand, for the commands that show or change them: record, queue, status and figures, joined."""
+"""Find runs and show how they stand: record, queue, status and figures, joined."""

@@ -12,7 +12,7 @@ _Question = Callable[[Collection[str], float], dict[str, slurm.Job]]
 
 
 class Answers:
-    """SLURM's answers, all of them within a time limit."""
+    """Collect SLURM's answers, all of them within a time limit."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._deadline = time.monotonic() + timeout_seconds

@@ -1,4 +1,4 @@
-"""The command line: `python -m slurm.devcluster start|stop|status|kill-node|start-node|install`."""
+"""Read the command line: `python -m slurm.devcluster start|stop|status|kill-node|start-node|install`."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def _integer(key: str) -> Callable[[str], int]:
     return parse
 
 
-def _run(given: dict[str, object]) -> int:
-    command, root, node = given.pop("command"), str(given.pop("directory", "")), str(given.pop("node", ""))
+def _run(options: dict[str, object]) -> int:
+    command, root, node = options.pop("command"), str(options.pop("directory", "")), str(options.pop("node", ""))
     if command == "install":
         print(programs.install())
     elif command == "start":
-        _start(root, {key: value for key, value in given.items() if value is not None})
+        _start(root, {key: value for key, value in options.items() if value is not None})
     elif command == "stop":
         Cluster(root).stop()
     elif command == "status":

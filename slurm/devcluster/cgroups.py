@@ -1,4 +1,4 @@
-"""The freezer hierarchy of cgroup v1, in which proctrack/cgroup keeps a node's tasks."""
+"""Use the freezer hierarchy of cgroup v1, in which proctrack/cgroup keeps a node's tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slurm.devcluster.processes import wait_for
 
 
 def freezer() -> Path | None:
-    """Where the freezer is mounted and may be written to; none on a machine with cgroup v2 alone."""
+    """Return where the freezer is mounted and may be written to; None on a machine with cgroup v2 alone."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, place, kind, options = line.split()[:4]
         if kind == "cgroup" and "freezer" in options.split(",") and os.access(place, os.W_OK):
@@ -21,17 +21,17 @@ def freezer() -> Path | None:
 
 
 def exists(node: str) -> bool:
-    """Whether a node of this name has folders: of a cluster that runs, or of one that has crashed."""
+    """Return whether a node of this name has folders, from a cluster that runs or from one that has crashed."""
     return any(_folders(node))
 
 
 def pids(node: str) -> set[int]:
-    """Processes of a node's jobs, also those that hide from their parent and have no environment."""
-    found: set[int] = set()
+    """Return the processes of a node's jobs, also those that hide from their parent and have no environment."""
+    numbers: set[int] = set()
     for folder in _folders(node):
         with contextlib.suppress(OSError):
-            found |= {int(pid) for pid in (folder / "cgroup.procs").read_text().split()}
-    return found
+            numbers |= {int(pid) for pid in (folder / "cgroup.procs").read_text().split()}
+    return numbers
 
 
 def thaw(node: str) -> None:
@@ -55,7 +55,7 @@ def remove(node: str) -> None:
 
 
 def _folders(node: str) -> Iterator[Path]:
-    """Folders of a node, the innermost first. The name is SLURM's own and the same in every cluster."""
+    """List the folders of a node, the innermost first. The name is SLURM's own and the same in every cluster."""
     top = freezer()
     if top is not None and (top / f"slurm_{node}").is_dir():
         yield from (Path(place) for place, _, _ in os.walk(top / f"slurm_{node}", topdown=False))

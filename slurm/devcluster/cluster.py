@@ -1,4 +1,4 @@
-"""A cluster as a whole: started, watched, nodes killed and brought back, stopped."""
+"""Start, watch and stop a cluster as a whole; kill its nodes and bring them back."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment for a client of the cluster, without what belongs to a job or another cluster."""
+        """The environment for a client of the cluster, without what belongs to a job or to another cluster."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
         return {**kept, **marks(self.directory)}
 
     def call(self, program: str, *arguments: str, timeout_seconds: float = 30) -> str:
-        """What a client command prints. Raises ClusterError where it fails or takes too long."""
+        """Return what a client command prints. Raises ClusterError where it fails or takes too long."""
         command = [programs.find_program(program), *arguments]
         return processes.call(command, self.environment, timeout_seconds)
 
@@ -97,8 +97,8 @@ class Cluster:
         Raises:
             ClusterError: it does not come up; what was started is stopped again.
         """
-        known = directory.read(self.directory)
-        settings = self._wanted or (known.settings if known else Settings())
+        record = directory.read(self.directory)
+        settings = self._wanted or (record.settings if record else Settings())
         programs.require(settings.accounting)
         directory.make(self.directory)
         with directory.locked(self.directory), self._undone_on_failure() as started:
@@ -138,13 +138,13 @@ class Cluster:
             self._wait_in_service(node)
 
     def status(self) -> Status:
-        """What is up."""
+        """Return which daemons and nodes are up."""
         states = self.node_states()
         alive = {daemon.name: bool(daemon.pids()) for daemon in self._daemons()}
         return Status(alive, {node: states.get(node, "unknown") for node in self.nodes})
 
     def node_states(self) -> dict[str, str]:
-        """Each node's state; empty where slurmctld does not run or answer."""
+        """Return each node's state; empty where slurmctld does not run or answer."""
         if not self._controlled():
             return {}
         try:
@@ -168,7 +168,7 @@ class Cluster:
         return daemons(self.directory, self._record())
 
     def _controlled(self) -> bool:
-        """Whether a client would be answered; without one of these it waits long."""
+        """Return whether a client would be answered; without one of these daemons it waits long."""
         return all(processes.find(marks(self.directory), daemon) for daemon in ("munged", "slurmctld"))
 
     def _configure(self, settings: Settings) -> None:
@@ -184,7 +184,7 @@ class Cluster:
         directory.write(self.directory, Record(settings, _first_port(settings, record)))
 
     def _check_no_other(self, nodes: list[str]) -> None:
-        """A node's cgroup has the same name in every cluster, and its jobs may have the same numbers."""
+        """Refuse nodes of another cluster: their cgroups have the same names, their jobs perhaps the same numbers."""
         mine = processes.find(marks(self.directory))
         for node in nodes:
             if cgroups.exists(node) and processes.find({"SLURMD_NODENAME": node}, "slurmd") - mine:
@@ -193,7 +193,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[list[Daemon]]:
-        """A list of daemons that are ended again where the block fails."""
+        """Yield a list for daemons that are ended again where the block fails."""
         started: list[Daemon] = []
         try:
             yield started
@@ -226,9 +226,9 @@ class Cluster:
             processes.wait_for("end of all jobs", lambda: not self.call(*running), _GRACE_SECONDS)
 
     def _tasks(self) -> set[int]:
-        """The jobs' processes, without SLURM's own, which then report the end of the job."""
-        found = {pid for node in self.nodes for pid in self._node_processes(node)}
-        return found - processes.find(marks(self.directory), "slurmd", "slurmstepd")
+        """Return the jobs' processes, without SLURM's own, which then report the end of the job."""
+        pids = {pid for node in self.nodes for pid in self._node_processes(node)}
+        return pids - processes.find(marks(self.directory), "slurmd", "slurmstepd")
 
     def _end(self, daemon: Daemon) -> None:
         if daemon.node:
@@ -241,11 +241,11 @@ class Cluster:
         processes.kill(functools.partial(self._node_processes, node))
 
     def _node_processes(self, node: str) -> set[int]:
-        found = processes.with_descendants(processes.find(marks(self.directory, node)))
+        pids = processes.with_descendants(processes.find(marks(self.directory, node)))
         if self.settings.proctrack == "cgroup":
             cgroups.thaw(node)
-            found |= cgroups.pids(node)
-        return found
+            pids |= cgroups.pids(node)
+        return pids
 
     def _left_overs(self) -> set[int]:
         return processes.with_descendants(processes.find(marks(self.directory), *_LEFT_OVERS))
@@ -256,12 +256,12 @@ class Cluster:
 
 
 def _in_service(state: str) -> bool:
-    """Whether a node takes jobs; SLURM appends + while a job ends there, and - while one is planned."""
+    """Return whether a node takes jobs; SLURM appends + while a job ends there, and - while one is planned."""
     return state.rstrip("+-") in {"idle", "mixed", "allocated", "completing", "planned"}
 
 
 def _first_port(settings: Settings, record: Record | None) -> int:
-    """The first port as it is set, or as it was before, or a new one."""
+    """Return the first port as it is set, or as it was before, or a new one."""
     if settings.port is not None:
         ports.check(settings.port, settings.port_count)
         return settings.port

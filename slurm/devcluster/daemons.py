@@ -1,4 +1,4 @@
-"""The daemons of a cluster: their command lines, their environment, where they listen."""
+"""Define the daemons of a cluster: their command lines, their environment, where they listen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Daemon:
     node: str | None = None
 
     def pids(self) -> set[int]:
-        """Its process, where it lives."""
+        """Return the daemon's process, where it lives."""
         return processes.find(marks(self.root, self.node), "slurmd" if self.node else self.name)
 
     def launch(self) -> None:
@@ -46,7 +46,7 @@ class Daemon:
             processes.wait_for("answer", self._ready(), READY_SECONDS)
 
     def _ready(self) -> Callable[[], bool]:
-        """Whether it listens by now; raises ClusterError where it has ended instead."""
+        """Return a function that says whether it listens by now, and raises ClusterError where it has ended instead."""
         last_seen = time.monotonic()
 
         def ready() -> bool:
@@ -62,23 +62,23 @@ class Daemon:
 
 
 def marks(root: Path, node: str | None = None) -> dict[str, str]:
-    """Variables in the environment of every process of a cluster or of a node: daemons, steps and tasks."""
-    found = {"SLURM_CONF": str(root / "etc/slurm.conf")}
-    return found if node is None else {**found, "SLURMD_NODENAME": node}
+    """Return the variables by which every process of a cluster or of a node is known: daemons, steps and tasks."""
+    variables = {"SLURM_CONF": str(root / "etc/slurm.conf")}
+    return variables if node is None else {**variables, "SLURMD_NODENAME": node}
 
 
 def daemons(root: Path, record: Record) -> list[Daemon]:
-    """All daemons, in the order of their start."""
+    """List all daemons, in the order of their start."""
     port, settings = record.port, record.settings
-    found = [_munged(root)]
+    ordered = [_munged(root)]
     if settings.accounting:
         slurmdbd = (programs.find_program("slurmdbd"),)
-        found += [_mariadbd(root), Daemon(root, "slurmdbd", slurmdbd, ("127.0.0.1", port + 1))]
+        ordered += [_mariadbd(root), Daemon(root, "slurmdbd", slurmdbd, ("127.0.0.1", port + 1))]
     slurmctld = (programs.find_program("slurmctld"), "-f", str(root / "etc/slurm.conf"))
-    found.append(Daemon(root, "slurmctld", slurmctld, ("127.0.0.1", port)))
+    ordered.append(Daemon(root, "slurmctld", slurmctld, ("127.0.0.1", port)))
     for index, node in enumerate(settings.node_names):
-        found.append(_slurmd(root, node, port + 2 + index, settings.own_hostnames))
-    return found
+        ordered.append(_slurmd(root, node, port + 2 + index, settings.own_hostnames))
+    return ordered
 
 
 def make_database(root: Path) -> None:
@@ -104,7 +104,7 @@ def make_database(root: Path) -> None:
 
 @contextlib.contextmanager
 def explained(root: Path, name: str) -> Iterator[None]:
-    """A ClusterError from the block names the daemon, its log, and what it wrote there last."""
+    """Let a ClusterError from the block name the daemon, its log, and what it wrote there last."""
     try:
         yield
     except ClusterError as error:
@@ -113,7 +113,7 @@ def explained(root: Path, name: str) -> Iterator[None]:
 
 
 def _environment(root: Path, node: str | None = None) -> dict[str, str]:
-    """What a daemon gets of the caller's environment: nothing that could reach a job."""
+    """Return a daemon's environment, with nothing of the caller's that could reach a job."""
     kept = {key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ}
     return {**kept, **marks(root, node), "MYSQL_UNIX_PORT": str(root / "run/mysql.sock")}
 
@@ -132,7 +132,7 @@ def _munged(root: Path) -> Daemon:
 
 
 def _mariadbd(root: Path) -> Daemon:
-    """MariaDB for this user alone: no port, no password, and no care for a power cut."""
+    """Define MariaDB for this user alone: no port, no password, and no care for a power cut."""
     command = (
         programs.find_program("setsid"),
         "--fork",  # it does not go into the background by itself

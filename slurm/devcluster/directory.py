@@ -1,4 +1,4 @@
-"""The directory of a cluster: what it may be, what lies in it, and what is remembered there."""
+"""Check, lay out and read the directory of a cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Record:
 
 
 def checked(directory: Path | str) -> Path:
-    """The directory by its real name, where a cluster can live in it.
+    """Return the directory by its real name, where a cluster can live in it.
 
     Raises:
         UserError: another user's, something else's, or a name that SLURM or a socket cannot take.
@@ -71,7 +71,7 @@ def make(root: Path) -> None:
 
 
 def read(root: Path) -> Record | None:
-    """What was remembered of the cluster; none where there never was one."""
+    """Read the record of the cluster; None where there never was one."""
     try:
         record = json.loads((root / _FILE).read_text())
         return Record(texts.from_record(record["settings"]), int(record["port"]))
@@ -82,7 +82,7 @@ def read(root: Path) -> Record | None:
 
 
 def write(root: Path, record: Record) -> None:
-    """Remember the cluster, and lay out its files."""
+    """Write the record of the cluster, and lay out its files."""
     aside = root / f".{_FILE}"
     aside.write_text(json.dumps(asdict(record), indent=1) + "\n")
     aside.replace(root / _FILE)
@@ -112,7 +112,7 @@ def _write_private(file: Path, content: bytes, *, keep: bool = False) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One command at a time changes a cluster; the others wait. The lock ends with the process that holds it."""
+    """Let one command at a time change a cluster; the others wait. The lock ends with the process that holds it."""
     with (root / "lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""What can go wrong: the user's mistakes, and a cluster that does not do what it should."""
+"""Define what can go wrong: the user's mistakes, and a cluster that does not do what it should."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class ClusterError(Exception):
 
 
 def one_line(text: str, longest: int = 300) -> str:
-    """A text on one line, cut where it is longer."""
+    """Return a text on one line, cut where it is longer."""
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,4 +1,4 @@
-"""TCP ports and sockets: free ones, and those that answer."""
+"""Find free TCP ports, and tell which ports and sockets answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CANDIDATES = range(20000, 32000, 100)
 
 
 def choose(count: int) -> int:
-    """First of so many free ports in a row; at random, so that clusters that start together do not meet."""
+    """Choose the first of so many free ports in a row; at random, so that clusters that start together do not meet."""
     for first in random.sample(_CANDIDATES, len(_CANDIDATES)):
         if taken(first, count) is None:
             return first
@@ -28,7 +28,7 @@ def check(first: int, count: int) -> None:
 
 
 def taken(first: int, count: int) -> int | None:
-    """The first port that somebody listens on."""
+    """Return the first port that somebody listens on."""
     for port in range(first, first + count):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the daemons do
@@ -40,7 +40,7 @@ def taken(first: int, count: int) -> int | None:
 
 
 def answers(address: tuple[str, int] | Path) -> bool:
-    """Whether somebody listens on a host's port or on a unix socket."""
+    """Return whether somebody listens on a host's port or on a unix socket."""
     family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
     with socket.socket(family) as client:
         client.settimeout(1)

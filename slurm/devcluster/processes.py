@@ -1,4 +1,4 @@
-"""Processes: started with nothing of the caller's, found by their environment, ended for certain."""
+"""Start processes with nothing of the caller's, find them by their environment, end them for certain."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def launch(command: Sequence[str], environment: Mapping[str, str], log: Path) ->
 
 
 def call(command: Sequence[str], environment: Mapping[str, str], timeout_seconds: float) -> str:
-    """What a client command prints. Raises ClusterError where it fails or takes too long."""
+    """Return what a client command prints. Raises ClusterError where it fails or takes too long."""
     shown = one_line(" ".join(command))
     try:
         done = subprocess.run(
@@ -62,38 +62,38 @@ def call(command: Sequence[str], environment: Mapping[str, str], timeout_seconds
 
 
 def find(variables: Mapping[str, str], *programs: str) -> set[int]:
-    """Processes whose environment has these variables and, where named, that run one of these programs.
+    """Find the processes whose environment has these variables and, where named, that run one of these programs.
 
     A zombie has no environment and is not found; nor is this process itself.
     """
     wanted = {f"{key}={value}".encode() for key, value in variables.items()}
-    found = set()
+    pids = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
             if programs and (folder / "comm").read_text().strip() not in programs:
                 continue
             if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
-                found.add(int(folder.name))
-    return found - {os.getpid()}
+                pids.add(int(folder.name))
+    return pids - {os.getpid()}
 
 
 def with_descendants(pids: set[int]) -> set[int]:
-    """These processes and all that came from them: a task may have cleared its environment."""
+    """Return these processes and all that came from them: a task may have cleared its environment."""
     children: dict[int, set[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             if state != "Z":
                 children.setdefault(int(parent), set()).add(int(folder.name))
-    found, fresh = set(pids), set(pids)
+    family, fresh = set(pids), set(pids)
     while fresh:
-        fresh = {child for pid in fresh for child in children.get(pid, ())} - found
-        found |= fresh
-    return found - {os.getpid()}
+        fresh = {child for pid in fresh for child in children.get(pid, ())} - family
+        family |= fresh
+    return family - {os.getpid()}
 
 
 def kill(find_them: Callable[[], set[int]]) -> None:
-    """SIGKILL to all that is found, until nothing is; stopped first, so that none sees another end.
+    """Send SIGKILL to all that is found, until nothing is; stopped first, so that none sees another end.
 
     Raises:
         ClusterError: one of them does not end.
@@ -111,7 +111,7 @@ def kill(find_them: Callable[[], set[int]]) -> None:
 
 
 def end(find_them: Callable[[], set[int]], grace_seconds: float) -> None:
-    """SIGTERM to all that is found, SIGKILL to what is left after a while."""
+    """Send SIGTERM to all that is found, and SIGKILL to what is left after a while."""
     signal_all(find_them(), signal.SIGTERM)
     with contextlib.suppress(ClusterError):
         wait_for("end", lambda: not find_them(), grace_seconds)

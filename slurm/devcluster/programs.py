@@ -1,4 +1,4 @@
-"""The programs that a cluster consists of, and the Debian packages that bring them."""
+"""Find the programs that a cluster consists of, and install the Debian packages that bring them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _INSTALL_TIMEOUT_SECONDS = 1800
 
 
 def search_path() -> str:
-    """PATH with the folders of the daemons, which an ordinary user's lacks."""
+    """Return PATH with the folders of the daemons, which an ordinary user's lacks."""
     return os.pathsep.join([os.environ.get("PATH", ""), *_SYSTEM_FOLDERS]).lstrip(os.pathsep)
 
 
 def find_program(name: str) -> str:
-    """Full path of a program. Raises UserError where it is not installed."""
+    """Return the full path of a program. Raises UserError where it is not installed."""
     path = shutil.which(name, path=search_path())
     if path is None:
         raise _not_installed([name])
@@ -43,7 +43,7 @@ def require(accounting: bool) -> None:
 
 
 def missing(packages: Iterable[str] = tuple(PACKAGES)) -> list[str]:
-    """Programs of these packages that are not installed."""
+    """List the programs of these packages that are not installed."""
     names = [name for package in packages for name in PACKAGES[package]]
     return [name for name in names if shutil.which(name, path=search_path()) is None]
 

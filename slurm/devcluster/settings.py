@@ -1,4 +1,4 @@
-"""What a cluster is to be like, and the text of its configuration files."""
+"""Define what a cluster is to be like, and write the text of its configuration files."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ class Settings:
 
 
 def from_record(record: dict[str, object]) -> Settings:
-    """Settings as they were written with `dataclasses.asdict`; what another version wrote besides is dropped."""
-    known = {field.name for field in fields(Settings)}
-    return Settings(**{key: value for key, value in record.items() if key in known})  # type: ignore[arg-type]
+    """Read settings that `dataclasses.asdict` has written; what another version wrote besides is dropped."""
+    names = {field.name for field in fields(Settings)}
+    return Settings(**{key: value for key, value in record.items() if key in names})  # type: ignore[arg-type]
 
 
 def user_name() -> str:
-    """Name of the user who owns the cluster. Raises UserError where the system knows none."""
+    """Return the name of the user who owns the cluster. Raises UserError where the system knows none."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -109,7 +109,7 @@ def user_name() -> str:
 
 
 def slurm_conf(root: Path, settings: Settings, port: int) -> str:
-    """`slurm.conf`: what holds for every cluster, what is this one's, its nodes and its partitions."""
+    """Write `slurm.conf`: what holds for every cluster, what is this one's, its nodes and its partitions."""
     lines = {**_ALWAYS, **_own_lines(root, settings, port)}
     first, last = FIRST_ADDRESS, FIRST_ADDRESS + settings.nodes - 1
     names = f"127.0.0.[{first}-{last}]"
@@ -150,20 +150,20 @@ def _own_lines(root: Path, settings: Settings, port: int) -> dict[str, object]:
 
 
 def gres_conf(root: Path, settings: Settings) -> str:
-    """`gres.conf`: GPUs that are files, and jobs that are told of them as of real ones."""
+    """Write `gres.conf`: the GPUs are files, which jobs see as real ones."""
     if not settings.gpus:
         return ""
     return f"Name=gpu File={root}/dev/nvidia[0-{settings.gpus - 1}] Flags=nvidia_gpu_env\n"
 
 
 def cgroup_conf() -> str:
-    """`cgroup.conf`: the hierarchies as the machine has mounted them."""
+    """Write `cgroup.conf`: the hierarchies as the machine has mounted them."""
     place = (cgroups.freezer() or Path("/sys/fs/cgroup/freezer")).parent
     return f"CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nCgroupMountpoint={place}\n"
 
 
 def slurmdbd_conf(root: Path, port: int) -> str:
-    """`slurmdbd.conf`, which finds MariaDB's socket by MYSQL_UNIX_PORT."""
+    """Write `slurmdbd.conf`; MariaDB's socket is found by MYSQL_UNIX_PORT."""
     lines = {
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={root}/run/munge.sock",
