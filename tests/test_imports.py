@@ -138,7 +138,8 @@ def literals(tree: ast.Module) -> Iterator[str]:
     documents = {
         id(statement.value)
         for node in ast.walk(tree)
-        for statement in getattr(node, "body", [])
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for statement in node.body
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     }
     for node in ast.walk(tree):
