@@ -19,7 +19,7 @@ from moco_dist.networks.resnet import Encoder
 
 
 def part(data: Data, images: int | None) -> Data:
-    """The data with so many images of the bank at most, and a fifth as many queries; None: with all.
+    """Cut the data to so many images of the bank at most, and a fifth as many queries; None keeps all.
 
     The same images for every seed and at every evaluation, so that figures compare.
     """
@@ -29,7 +29,7 @@ def part(data: Data, images: int | None) -> Data:
 
 
 def _some(source: Source, count: int, number: int) -> Source:
-    """A random part of a source in its order. Number 0 is the cut of `eval.knn_split=validation`."""
+    """Draw a random part of a source, in its order. Number 0 is the cut of `eval.knn_split=validation`."""
     if count >= len(source):
         return source
     order = randomness.permutation(0, randomness.Stream.SPLIT, 0, number, len(source))
@@ -40,7 +40,7 @@ def _some(source: Source, count: int, number: int) -> Source:
 def accuracies(
     config: Config, learner: Learner, encoder: Encoder, data: Data, augmentation: Augment
 ) -> dict[str, float]:
-    """Accuracy on the data's queries of kNN and of a linear probe, the same on all ranks.
+    """Measure kNN and a linear probe by their accuracy on the data's queries, the same on all ranks.
 
     One extraction of features serves both. Leaves the encoder in training mode.
 
@@ -63,7 +63,7 @@ def accuracies(
 def _share(
     config: Config, learner: Learner, encoder: Encoder, source: Source | None, augmentation: Augment
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This rank's features of a source, with their labels and indices."""
+    """Compute this rank's features of a source, with their labels and indices."""
     assert source is not None and source.labels is not None
 
     def encode(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
+"""The subject of an evaluation: an encoder out of a run directory or a file of weights, and labelled images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Layer = Literal["backbone", "head"]
 
 @dataclass(frozen=True)
 class Features:
-    """Of a source's images, normalised: of all in their order, the same on all ranks, or a rank's share of them."""
+    """Normalised features of a source's images: all in their order, the same on all ranks, or a rank's share."""
 
     rows: Tensor
     """[n, D], on the device."""
@@ -43,7 +43,7 @@ class Features:
     """[n] which images they are of, on the CPU."""
 
     def gathered(self, world: World) -> Features:
-        """The ranks' shares put together."""
+        """Put the ranks' shares together."""
         if world.size == 1:
             return self
         shares = self.rows, self.labels, self.indices
@@ -66,13 +66,13 @@ class Subject:
     train: Source
     """Labelled images to learn from."""
     held_out: Source
-    """Labelled images to be told."""
-    _told: set[str] = field(default_factory=set)
-    """Images that cannot be decoded, named already."""
+    """Labelled images to judge by."""
+    _named: set[str] = field(default_factory=set)
+    """Images that cannot be decoded and have been named to the user."""
 
     @property
     def split(self) -> str:
-        """What the held-out images are."""
+        """Tell which split the held-out images are."""
         return self.config.eval.knn_split
 
     @cached_property
@@ -109,24 +109,24 @@ class Subject:
         return self.config.data.model_copy(update={"crop_scale": self.labelled_augmentation.recipe.crop_scale})
 
     def accuracy(self, predicted: Tensor) -> float:
-        """Fraction of the held-out images that are told right; predicted [n]."""
+        """Compute the fraction of the held-out images that are classified right; predicted [n]."""
         return float((predicted.cpu() == self.truth).double().mean())
 
     def encode(self, layer: Layer) -> Callable[[Tensor], Tensor]:
-        """Images to the output of a layer."""
+        """Return the function that maps images to the output of a layer."""
         return self.encoder.features if layer == "backbone" else self.encoder
 
     def feature_dim(self, layer: Layer) -> int:
-        """D of a layer's output."""
+        """Return the dimension D of a layer's output."""
         return self.encoder.feature_dim if layer == "backbone" else self.config.model.dim
 
     def shares(self, layer: Layer) -> tuple[Features, Features]:
-        """This rank's, of the images to learn from and of the held-out ones. Raises UserError as `share_of`."""
+        """Compute this rank's features of the training and the held-out images. Raises UserError as `share_of`."""
         encode = self.encode(layer)
         return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
 
     def share_of(self, source: Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
-        """This rank's share of a source's features. Raises UserError, on all ranks, where some are not finite."""
+        """Compute this rank's share of a source's features. Raises UserError on all ranks where some are not finite."""
         rows, indices = self._share(encode, source, world)
         bad = sum(world.gather_objects(int((~rows.isfinite().all(1)).sum())))
         if bad:
@@ -136,7 +136,7 @@ class Subject:
         return Features(rows, torch.from_numpy(source.labels)[indices], indices)
 
     def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
-        """Classes [n] of the held-out images, on the CPU.
+        """Classify the held-out images: [n], on the CPU.
 
         Args:
             logits: normalised images [n, C, S, S] to [n, classes].
@@ -163,14 +163,14 @@ class Subject:
     def _name(self, unreadable: Sequence[str], source: Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
-        if new := [name for name in unreadable if name not in self._told]:
-            self._told.update(new)
+        if new := [name for name in unreadable if name not in self._named]:
+            self._named.update(new)
             more = f" and {len(new) - 3} more" if len(new) > 3 else ""
             self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {', '.join(new[:3])}{more}")
 
 
 def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
-    """The config that belongs to a run directory, or for a file of weights the one that the arguments name.
+    """Load the config that belongs to a run directory, or for a file of weights the one that the arguments name.
 
     Args:
         path: run directory, or file of weights.
@@ -189,9 +189,9 @@ def of_path(path: Path, arguments: Sequence[str], split: str) -> Config:
         file = path / "config.yaml"
         if not file.is_file():
             raise UserError.of("RUN_DIR", path, "holds no config.yaml", "give the directory of a run, or its weights")
-    if asked := [override for override in overrides if override.startswith("eval.knn_split=")]:
+    if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
         rule = "is what the trainer watches"
-        raise UserError.of("eval.knn_split", asked[-1].partition("=")[2], rule, "use --split test or validation")
+        raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
     return configs.load(file, ["data.download=false", *overrides, f"eval.knn_split={split}", "eval.knn_every=1"])
 
@@ -228,7 +228,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
 
 
 def _checkpoint(path: Path, layer: Layer, world: World) -> tuple[Checkpoints, int] | None:
-    """The checkpoint to read, where it is not the weights alone. Raises UserError."""
+    """Choose the checkpoint to read, where it is not the weights alone. Raises UserError."""
     if not path.is_dir():
         if layer == "head":
             raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
@@ -258,8 +258,8 @@ def _load_checkpoint_(encoder: Encoder, checkpoints: Checkpoints, step: int) -> 
 
 
 def _digest(encoder: Encoder, *, head: bool) -> str:
-    told = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.startswith("fc.") == head and "num_batches" not in name:
-            told.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return told.hexdigest()
+            sha256.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
