@@ -1,4 +1,4 @@
-"""The augmentation of a batch of crops on the training device: colours, warp, blur, flip, normalisation by a recipe.
+"""Augment a batch of crops on the training device as a recipe says: colours, warp, blur, flip, normalisation.
 
 Nothing is drawn here. A view is a function of its image and of `DRAWS` uniform numbers that `randomness.uniform` made
 for (seed, epoch, sample, view), the first `CROP_DRAWS` of them for the crop. All parameters are computed from the
@@ -32,7 +32,7 @@ _ROTATION, _SHEAR, _ELASTIC = 13, 14, slice(15, COLOUR_DRAWS)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to an image, how strongly and with what probability."""
+    """A recipe says what is done to an image, how strongly and with what probability."""
 
     crop_scale: Interval
     """Area of the crop as a fraction of the image's."""

@@ -1,4 +1,4 @@
-"""The crops of images on the host: random boxes from keyed draws, and pixels out of a decoded file or an array.
+"""Crop images on the host: place random boxes by keyed draws, and take their pixels from decoded files or arrays.
 
 Nothing is drawn here: a box is a function of its image's size and of `CROP_DRAWS` uniform numbers.
 """

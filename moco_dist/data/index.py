@@ -1,4 +1,4 @@
-"""The index of an image folder: the names, labels and classes of its images, listed without decoding one.
+"""The index lists the names, labels and classes of the images in a folder, without decoding one.
 
 Nothing here needs torch or numpy, so that the launcher can look into a folder of images on a login node.
 """
@@ -24,7 +24,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Listing(NamedTuple):
-    """The images of one split of an image folder, in an order that no file system decides."""
+    """A listing names the images of one split of an image folder, in an order that no file system decides."""
 
     folder: Path
     """The folder that the names are paths below."""
@@ -39,7 +39,7 @@ class Listing(NamedTuple):
 
 
 class Folders(NamedTuple):
-    """Where an image folder keeps its training images and its held-out images."""
+    """Folders tell where an image folder keeps its training images and its held-out images."""
 
     train: Path
     """The folder `train/`, or the root itself where there is none."""

@@ -1,4 +1,4 @@
-"""The loader that makes batches ahead of time, and the processes that do it."""
+"""The loader has batches made ahead of time, in processes of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations of the augmentation on a batch of images, each with a parameter of its own for each image.
+"""Operations change a batch of images, each image by a parameter of its own.
 
 They are torchvision's (`transforms.v2.functional`) and take float images [B, C, H, W] in [0, 1], C = 1 or 3, on any
 device. What an image becomes does not depend on its neighbours in the batch; on the CPU not even in the last bit.

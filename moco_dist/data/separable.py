@@ -1,4 +1,4 @@
-"""Linear maps of images that work along the rows and then along the columns: resizing, blur, smooth shifts."""
+"""Separable linear maps work along the rows of an image and then its columns: resizing, blur, smooth shifts."""
 
 from __future__ import annotations
 

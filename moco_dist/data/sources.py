@@ -1,4 +1,4 @@
-"""The sources of images that a config can name, opened for training and for the evaluation beside it."""
+"""Open the source of images that a config names, for training and for the evaluation beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moco_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Data:
-    """What a run reads: images to learn from, and for kNN a labelled bank and the queries that it classifies."""
+    """The data of a run are images to learn from, and for kNN a labelled bank and the queries that it classifies."""
 
     train: Source
     bank: Source | None

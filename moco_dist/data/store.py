@@ -1,4 +1,4 @@
-"""The stores that images are read from: arrays in memory, or files that are decoded when they are needed."""
+"""A store is what images are read from: arrays in memory, or files that are decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Labels = NDArray[np.int64]
 
 
 class PixelStatistics(NamedTuple):
-    """Mean and standard deviation of the training images' pixels in [0, 1], one of each for each channel."""
+    """Pixel statistics are each channel's mean and standard deviation over the training images, of pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -45,7 +45,7 @@ def general_statistics(channels: int) -> PixelStatistics:
 
 
 class Source(Protocol):
-    """Images with or without labels, read by their place in the source."""
+    """A source holds images with or without labels, which are read by their place in it."""
 
     @property
     def labels(self) -> Labels | None: ...
@@ -97,7 +97,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images of one size in memory, uint8 [N, C, H, W]."""
+    """An array source holds images of one size in memory, uint8 [N, C, H, W]."""
 
     images: Tensor
     labels: Labels | None
@@ -132,7 +132,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Images in files below a folder; one that cannot be decoded is replaced by the next readable one in order."""
+    """A file source decodes files below a folder; the next readable image replaces one that cannot be decoded."""
 
     folder: Path
     names: NDArray[np.bytes_]
@@ -196,7 +196,7 @@ class FileSource:
 
 
 def _sha256(labels: Labels | None, *contents: bytes) -> str:
-    """Hash labels and contents; hexadecimal digits."""
+    """Hash labels and contents, in hexadecimal digits."""
     sha256 = hashlib.sha256(b"" if labels is None else labels.tobytes())
     for content in contents:
         sha256.update(content)

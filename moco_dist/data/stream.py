@@ -1,4 +1,4 @@
-"""The stream of batches: what a step sees is a function of its keys, and can begin at any step."""
+"""A stream makes batches by step: what a step sees follows from its keys, so that a run can go on at any step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moco_dist.ranks.collectives import World
 
 
 class Batch(NamedTuple):
-    """One rank's share of a step, with V views of each of its n images."""
+    """A batch is one rank's share of a step, with V views of each of its n images."""
 
     views: Tensor
     """uint8 [V, n, C, S, S] crops."""
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a stream's random numbers: what they are for, and in which run."""
+    """Keys tell what the random numbers of a stream are for, and in which run."""
 
     seed: int
     order: randomness.Stream
@@ -73,7 +73,7 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
 
 @dataclass(eq=False)
 class BatchStream(Dataset[Batch]):
-    """One rank's batches of images by step, counted from 0: order, crops and draws follow from the keys alone."""
+    """A stream makes one rank's batches by step, counted from 0: order, crops and draws follow from the keys alone."""
 
     source: Source
     data: DataSection
@@ -89,7 +89,7 @@ class BatchStream(Dataset[Batch]):
     among: Indices | None = None
     """[m] places in the source that the stream is about; None for all."""
     _order: tuple[int, Indices] = field(default=(-1, np.empty(0, dtype=np.int64)), init=False, repr=False)
-    """The epoch that was asked for last, and its order."""
+    """The epoch of the last batch, and its order."""
 
     def samples(self, step: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the [n] samples of this rank: a slice of the epoch's global order."""
