@@ -44,27 +44,27 @@ class Classifier(nn.Module):
                 parameter.copy_(begin[name].expand_as(parameter))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits [N, classes] of images [N, C, S, S]."""
-        features = self.net.features(x)
-        logits: Tensor = self.linear(F.normalize(features, dim=1) if self.normalised else features)
-        return logits
+        """[N, C, S, S] to [N, classes]."""
+        found = self.net.features(x)
+        out: Tensor = self.linear(F.normalize(found, dim=1) if self.normalised else found)
+        return out
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """The images and labels that a classifier is trained on."""
+    """What to learn."""
 
     indices: Indices
     """[m] images of a source."""
     labels: Indices
     """[m] their classes, whether given or guessed."""
     weights: NDArray[np.float32]
-    """[m] weights of their losses."""
+    """[m] of their losses."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The settings of SGD with Nesterov momentum: a short warm-up, then a cosine to zero."""
+    """How to learn: SGD with Nesterov momentum, cosine to zero after a short warm-up."""
 
     steps: int
     batch: int
@@ -77,13 +77,13 @@ class Schedule:
     """Part of the steps with a rising learning rate."""
 
     def factor(self, step: int) -> float:
-        """Return the factor of the learning rates at a step, counted from 0."""
+        """Of the learning rates at a step, counted from 0."""
         warmup = max(1.0, self.warmup_share * self.steps)
         return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 class _Lessons(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
-    """The batches of a lesson by step: order, crops and draws follow from the seed and the draw of labels alone."""
+    """Batches by step: order, crops and draws follow from the seed and the draw of labels alone."""
 
     def __init__(self, source: Source, lesson: Lesson, batch: int, data: DataSection, seed: int, number: int) -> None:
         self.source, self.lesson, self.data, self.seed, self.number = source, lesson, data, seed, number
@@ -127,7 +127,7 @@ def learn_(
         classifier: on the device.
         source: of the images.
         lesson: which of them, and their classes.
-        schedule: of the learning rates and the number of steps.
+        schedule: how.
         data: size and limits of the crop, and processes that decode.
         augmentation: of the training images.
         device: to compute on.
