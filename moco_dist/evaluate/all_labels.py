@@ -12,15 +12,12 @@ from moco_dist.evaluate import knn, linear, sgd_probe
 from moco_dist.evaluate import labels as few_labels
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.options import Layer
-from moco_dist.evaluate.outcome import Outcome
-from moco_dist.evaluate.subject import Features, Subject
+from moco_dist.evaluate.subject import Features, Outcome, Subject
 from moco_dist.ranks import devices
 
-# The revision of a method is part of the key of its cells: raise it whenever the method's figures change, be it by a
-# change here or in what the method calls (knn.py, linear.py, labels.py, sgd_probe.py).
-KNN_REVISION = 1
-LINEAR_REVISION = 1
-LINEAR_BY_SGD_REVISION = 1
+REVISIONS = {"kNN": 1, "linear": 1, "linear by SGD": 1}
+"""A method's revision is part of the key of its cells: raise it whenever the method's figures change, be it by a change
+here or in what the method calls (knn.py, linear.py, labels.py, sgd_probe.py)."""
 
 VALIDATION_FRACTION = 0.1
 """Part of the labelled images that chooses the regularisation of the probe on all of them."""
@@ -34,6 +31,11 @@ class AllLabels:
     layer: Layer
     shares: Callable[[], tuple[Features, Features]]
     """Computes this rank's features of the images to learn from and of the held-out ones."""
+
+    def layer_settings(self) -> tuple[str, list[object]]:
+        """Return the end of the name of a method on this layer, and what the layer's features depend on."""
+        layer = self.layer
+        return ("", [layer]) if layer == "backbone" else (f" ({layer})", [layer, self.subject.head_digest])
 
     def knn(self, draw: int) -> Outcome:
         """Classify by the votes of the nearest training images."""

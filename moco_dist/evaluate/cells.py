@@ -11,17 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from moco_dist import packages
-
 
 def digest(*values: object) -> str:
     """Return a short hash of values that are told apart by their repr."""
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
-
-
-def versions() -> list[str]:
-    """Return the versions of the libraries that figures are computed with."""
-    return list(packages.versions("torch", "scipy", "scikit-learn"))
 
 
 @dataclass(frozen=True)

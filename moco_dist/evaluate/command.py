@@ -1,4 +1,12 @@
-"""The evaluation's command: valid options and a valid config first, and torch only then."""
+"""What a run has learned: kNN, linear probe, few labels, and the supervised baseline beside them.
+
+python -m moco_dist.evaluate RUN_DIR [--knn] [--linear] [--labels N] [...] [section.key=value ...]
+python -m moco_dist.evaluate WEIGHTS CONFIG.yaml data.root=FOLDER [...]
+torchrun --nproc_per_node=4 -m moco_dist.evaluate RUN_DIR [...]
+
+A table on the terminal; evaluation.json and evaluation/ (pictures; a cell for each draw, so that a broken-off
+evaluation goes on) in the run directory. Ranks share the work, and change no figure.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     """Evaluate as the arguments of the command line say. Returns the exit status; raises whatever else goes wrong."""
     rank = Rank.from_environment()
     try:
-        options = command_line.parse(arguments)
+        options = command_line.parse(arguments, __doc__)
         config = command_line.load_config(options)
     except UserError as error:
         return command_line.refuse(rank, error)

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,23 +17,16 @@ from moco_dist.evaluate import linear, propagation
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
-from moco_dist.evaluate.outcome import Outcome
-from moco_dist.evaluate.subject import Features, Subject
+from moco_dist.evaluate.propagation import Graph
+from moco_dist.evaluate.subject import Features, Outcome, Subject
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.networks.small import SmallNet
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 
-if TYPE_CHECKING:
-    from scipy import sparse
-
-# The revision of a method is part of the key of its cells: raise it whenever the method's figures change, be it by a
-# change here or in what the method calls (labels.py, linear.py, classifier.py, propagation.py).
-LINEAR_REVISION = 1
-FINE_TUNED_REVISION = 1
-SEMI_SUPERVISED_REVISION = 1
-SUPERVISED_REVISION = 1
-SUPERVISED_SMALL_REVISION = 1
+REVISIONS = {"linear": 1, "fine-tuned": 1, "semi-supervised": 1, "supervised": 1, "supervised small net": 1}
+"""A method's revision is part of the key of its cells: raise it whenever the method's figures change, be it by a change
+here or in what the method calls (labels.py, linear.py, classifier.py, propagation.py)."""
 
 FOLDS = 5
 """Parts of the labelled images in the cross-validation among them."""
@@ -126,7 +118,7 @@ class FewLabels:
         return self.shares()[1].gathered(self.subject.world)
 
     @cached_property
-    def graphs(self) -> dict[int, sparse.csr_matrix]:
+    def graphs(self) -> dict[int, Graph]:
         """Graphs of all training images, by an image's number of neighbours; a collective. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
         bytes_needed = 2 * 4 * images * self.subject.encoder.what_and_where_dim

@@ -16,16 +16,6 @@ from moco_dist.run import status
 
 Layer = Literal["backbone", "head"]
 
-_DESCRIPTION = """What a run has learned: kNN, linear probe, few labels, and the supervised baseline beside them.
-
-python -m moco_dist.evaluate RUN_DIR [--knn] [--linear] [--labels N] [...] [section.key=value ...]
-python -m moco_dist.evaluate WEIGHTS CONFIG.yaml data.root=FOLDER [...]
-torchrun --nproc_per_node=4 -m moco_dist.evaluate RUN_DIR [...]
-
-A table on the terminal; evaluation.json and evaluation/ (pictures; a cell for each draw, so that a broken-off
-evaluation goes on) in the run directory. Ranks share the work, and change no figure.
-"""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -59,10 +49,10 @@ class _OptionParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(description: str) -> argparse.ArgumentParser:
     p = _OptionParser(
         prog="python -m moco_dist.evaluate",
-        description=_DESCRIPTION,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -85,9 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Parse the command line. Raises UserError, also where options do not fit together."""
-    options = Options(**vars(_parser().parse_intermixed_args(arguments)))
+def parse(arguments: Sequence[str], description: str = "") -> Options:
+    """Parse the command line, whose --help begins with the description. Raises UserError."""
+    options = Options(**vars(_parser(description).parse_intermixed_args(arguments)))
     fraction = options.label_fraction
     if options.draws is not None and options.draws < 1:
         raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")

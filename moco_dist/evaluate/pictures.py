@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_dist.evaluate import plots, run_plots
+from moco_dist.evaluate import plots
 from moco_dist.evaluate.cells import Cell
 from moco_dist.evaluate.subject import Subject
 from moco_dist.run.rows import read_rows
@@ -32,9 +32,9 @@ def draw(
     Raises:
         OSError: they cannot be written.
     """
-    plots.accuracies(folder / "accuracies.png", rows, subject.split)
+    plots.save(folder / "accuracies.png", plots.accuracies(rows, subject.split))
     if (metrics := path / "metrics.jsonl").is_file():
-        run_plots.curves(folder / "curves.png", list(read_rows(metrics)))
+        plots.save(folder / "curves.png", plots.curves(list(read_rows(metrics))))
     few = [number for number, row in enumerate(rows) if row["labels"]]
     of_interest = few or range(len(rows))  # who asks for few labels wants to see their errors
     best = max(of_interest, key=lambda number: float(rows[number][f"{subject.split}_accuracy_mean"]))
@@ -43,6 +43,6 @@ def draw(
     shown, images = wrong[:_MOST_SHOWN], np.zeros((0, 1, 1, 1), dtype=np.uint8)
     if len(shown):
         images = subject.held_out.centred(shown, subject.config.data.image_size)[0].numpy()
-    plots.confusion(folder / "confusion.png", truth, predicted, subject.class_names)
-    pair = truth[shown], predicted[shown]
-    plots.wrong_images(folder / "wrong.png", images, *pair, subject.class_names, len(wrong))
+    plots.save(folder / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
+    figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))
+    plots.save(folder / "wrong.png", figure)

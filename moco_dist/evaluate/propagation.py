@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from moco_dist.evaluate.labels import Fold, Indices
 from moco_dist.ranks.collectives import World
 
-if TYPE_CHECKING:
-    from scipy import sparse
+Graph = Any
+"""A graph of images: a scipy.sparse.csr_matrix [n, n]. scipy is imported where it computes, and has no types."""
 
 POWER = 3
 ALPHA = 0.99
@@ -88,7 +88,7 @@ def nearest(features: Tensor, k: int, world: World) -> tuple[Tensor, Tensor]:
     return torch.cat([where for where, _ in blocks]), torch.cat([best for _, best in blocks])
 
 
-def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
+def graph(indices: Tensor, cosines: Tensor) -> Graph:
     """Make the normalised graph `D^-1/2 (A + A^T) D^-1/2` of `max(cosine, 0)^POWER` (section 3.2, equations 9 and 10).
 
     Args:
@@ -109,7 +109,7 @@ def graph(indices: Tensor, cosines: Tensor) -> sparse.csr_matrix:
     return sparse.csr_matrix(scale @ affinity @ scale)
 
 
-def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes: int) -> Spread:
+def spread(edges: Graph, labelled: Indices, labels: Indices, classes: int) -> Spread:
     """Spread the labels: solve `(I - ALPHA S) Z = Y` by conjugate gradients (equations 4 to 6).
 
     A row of Z says how near each class is to an image; the largest decides. An island of images that no edge of weight
@@ -144,7 +144,7 @@ def spread(edges: sparse.csr_matrix, labelled: Indices, labels: Indices, classes
 
 
 def choose(
-    graphs: Mapping[int, sparse.csr_matrix], labelled: Indices, labels: Indices, classes: int, folds: Sequence[Fold]
+    graphs: Mapping[int, Graph], labelled: Indices, labels: Indices, classes: int, folds: Sequence[Fold]
 ) -> Choice:
     """Choose balanced guesses and few neighbours, unless the labels speak against it.
 

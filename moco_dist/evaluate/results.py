@@ -7,13 +7,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moco_dist import files
 from moco_dist.evaluate.cells import Cell
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 def row(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -47,8 +44,9 @@ def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> 
     files.write_text(path, json.dumps({**about, "rows": kept + list(rows)}, indent=1) + "\n")
 
 
-def table(rows: Sequence[dict[str, Any]], split: str, title: str) -> Table:
-    """Lay the rows out as people read them."""
+def show(rows: Sequence[dict[str, Any]], split: str, title: str) -> None:
+    """Print the rows as a table."""
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -60,4 +58,4 @@ def table(rows: Sequence[dict[str, Any]], split: str, title: str) -> Table:
         spread = f" ± {100 * r[f'{split}_accuracy_std']:.2f}" if r["draws"] > 1 else ""
         accuracy = f"{100 * r[f'{split}_accuracy_mean']:.2f}{spread} %"
         shown.add_row(r["method"], str(r["labels"] or "all"), str(r["draws"]), accuracy, f"{r['seconds']:.1f}")
-    return shown
+    Console().print(shown)

@@ -38,7 +38,7 @@ _INITIAL_STD = 0.01
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """The settings of the training; the defaults are the paper's, and the authors' where it is silent."""
+    """The recipe says how the classifier is trained; the defaults are the paper's, or else the authors' code's."""
 
     epochs: int = 100
     """Passes over the source, each without its last incomplete batch."""
@@ -58,12 +58,12 @@ class ProbeRecipe:
     """Probability of the horizontal flip."""
 
     def learning_rate(self, epoch: int) -> float:
-        """Return `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
+        """Compute `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
         passed = sum(epoch >= milestone for milestone in self.milestones)
         return self.lr * self.batch / _LR_BATCH * self.decay**passed
 
     def steps(self, samples: int) -> int:
-        """Return the steps of the whole training on a source of so many images."""
+        """Count the steps of the whole training on a source of so many images."""
         return self.epochs * steps_per_epoch(samples, self.batch)
 
 
@@ -138,7 +138,7 @@ def fit(
 
 
 def _pieces(batch: int, samples: int, ranks: int) -> int:
-    """Return into how many equal pieces a rank's slice is cut: a power of two, so that all sums meet in one tree.
+    """Count the equal pieces that a rank's slice is encoded in: a power of two, so that all sums meet in one tree.
 
     The slice is halved until a piece is small enough, or odd. How small follows from the batch alone, so that the
     pieces are the same on any number of ranks that is a power of two.
@@ -156,13 +156,13 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
 
 
 def _augment(recipe: ProbeRecipe, normalisation: Augment) -> Augment:
-    """Make an augmentation of the flip alone, with the normalisation of the run; the source does the crop."""
+    """Make an augmentation of the flip alone, with the normalisation of the run; the crop is the source's."""
     mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
     return Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
-    """Make the classifier to be trained: weights N(0, 0.01) and no bias, as the authors have it."""
+    """Make the classifier that is trained: weights N(0, 0.01), no bias, as the authors have it."""
     generator = torch.Generator().manual_seed(seed)
     weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
     return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))

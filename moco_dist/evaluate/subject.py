@@ -50,6 +50,16 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """The predictions of one method on one draw of labels."""
+
+    predicted: Tensor
+    """[n] classes of the held-out images, on the CPU."""
+    notes: dict[str, float] = field(default_factory=dict)
+    """What was chosen or seen on the way."""
+
+
+@dataclass(frozen=True)
 class Subject:
     """An encoder and the images that it is tried on."""
 
@@ -140,8 +150,8 @@ class Subject:
             logits: of normalised images: [n, C, S, S] to [n, classes].
             world: the ranks that share the work.
         """
-        rows, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
-        return features.in_order(rows.argmax(1), indices, world).cpu()
+        outputs, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
+        return features.in_order(outputs.argmax(1), indices, world).cpu()
 
     def _share(self, encode: Callable[[Tensor], Tensor], source: Source, world: World) -> tuple[Tensor, Tensor]:
         unreadable: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from moco_dist.evaluate import plots, run_plots
+from moco_dist.evaluate import plots
 
 DIGITS = [str(digit) for digit in range(10)]
 TRUTH = np.arange(1000) % 10
@@ -42,22 +42,22 @@ def wrong(count: int, channels: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.
     return np.broadcast_to(grey, (count, channels, 8, 6)), np.arange(count) % 10, (np.arange(count) + 3) % 10
 
 
-DRAWN: dict[str, Callable[[Path], None]] = {
-    "confusion": lambda path: plots.confusion(path, TRUTH, PREDICTED, DIGITS),
-    "many classes": lambda path: plots.confusion(path, TRUTH, PREDICTED, [f"class {c}" for c in range(60)]),
-    "no errors": lambda path: plots.confusion(path, TRUTH, TRUTH, DIGITS),
-    "one class": lambda path: plots.confusion(path, np.zeros(3, int), np.zeros(3, int), ["all"]),
-    "wrong images": lambda path: plots.wrong_images(path, *wrong(12), DIGITS),
-    "wrong in colour": lambda path: plots.wrong_images(path, *wrong(3, 3), DIGITS),
-    "nothing wrong": lambda path: plots.wrong_images(path, *wrong(0), DIGITS),
-    "accuracies": lambda path: plots.accuracies(path, METHODS, "test"),
-    "curves": lambda path: run_plots.curves(path, run(100, 4)),
-    "no evaluation": lambda path: run_plots.curves(path, run(5, 2, knn_every=0)),
-    "one row": lambda path: run_plots.curves(path, run(5, 1)[:1]),
-    "no row": lambda path: run_plots.curves(path, []),
-    "overlay": lambda path: run_plots.overlay(path, {f"run {n}": run(10 + n, 3) for n in range(10)}),
-    "names": lambda path: run_plots.overlay(path, {"_a $x": run(3, 2), "$\\b_": [], "c\udcff" + 99 * "c": run(3, 1)}),
-    "classes' names": lambda path: plots.confusion(path, TRUTH, PREDICTED, ["$a_", "\udcff", "_", "", *DIGITS[4:]]),
+DRAWN: dict[str, Callable[[], Figure]] = {
+    "confusion": lambda: plots.confusion(TRUTH, PREDICTED, DIGITS),
+    "many classes": lambda: plots.confusion(TRUTH, PREDICTED, [f"class {c}" for c in range(60)]),
+    "no errors": lambda: plots.confusion(TRUTH, TRUTH, DIGITS),
+    "one class": lambda: plots.confusion(np.zeros(3, int), np.zeros(3, int), ["all"]),
+    "wrong images": lambda: plots.wrong_images(*wrong(12), DIGITS),
+    "wrong in colour": lambda: plots.wrong_images(*wrong(3, 3), DIGITS),
+    "nothing wrong": lambda: plots.wrong_images(*wrong(0), DIGITS),
+    "accuracies": lambda: plots.accuracies(METHODS, "test"),
+    "curves": lambda: plots.curves(run(100, 4)),
+    "no evaluation": lambda: plots.curves(run(5, 2, knn_every=0)),
+    "one row": lambda: plots.curves(run(5, 1)[:1]),
+    "no row": lambda: plots.curves([]),
+    "overlay": lambda: plots.overlay({f"run {n}": run(10 + n, 3) for n in range(10)}),
+    "names": lambda: plots.overlay({"_a $x": run(3, 2), "$\\b_": [], "c\udcff" + 99 * "c": run(3, 1)}),
+    "classes' names": lambda: plots.confusion(TRUTH, PREDICTED, ["$a_", "\udcff", "_", "", *DIGITS[4:]]),
 }
 
 
@@ -76,7 +76,7 @@ def x_and_y(axes: Axes, which: int = -1) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("what", DRAWN)
 def test_a_picture_is_a_png_with_something_on_it(tmp_path: Path, what: str) -> None:
-    DRAWN[what](tmp_path / "a.png")
+    plots.save(tmp_path / "a.png", DRAWN[what]())
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG" and not image.info.keys() & {"Software", "Creation Time"}
         assert image.width >= 800 and image.height >= 250
@@ -89,7 +89,7 @@ def test_the_same_picture_is_the_same_bytes_in_any_thread(tmp_path: Path) -> Non
         folder = tmp_path / str(number)
         folder.mkdir()
         for what in ("confusion", "wrong images", "accuracies", "curves", "overlay"):
-            DRAWN[what](folder / what)
+            plots.save(folder / what, DRAWN[what]())
         return {file.name: file.read_bytes() for file in folder.iterdir()}
 
     first = draw(0)
@@ -99,26 +99,26 @@ def test_the_same_picture_is_the_same_bytes_in_any_thread(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_leaves_the_old_picture_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(figure: Figure, file: Path, **settings: object) -> None:
-        file.write_bytes(b"half")
+    def fails(figure: Figure, file: BinaryIO, **settings: object) -> None:
+        file.write(b"half")
         raise OSError("no space left")
 
     (tmp_path / "a.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fails)
     with pytest.raises(OSError, match="no space"):
-        run_plots.curves(tmp_path / "a.png", run(5, 2))
+        plots.save(tmp_path / "a.png", plots.curves(run(5, 2)))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.png": b"old"}
 
 
 def test_confusion_writes_the_counts_where_they_belong() -> None:
-    axes = plots._draw_confusion(TRUTH, PREDICTED, DIGITS).axes[0]
+    axes = plots.confusion(TRUTH, PREDICTED, DIGITS).axes[0]
     assert axes.get_title() == "accuracy 98.70 %: 13 of 1000 wrong"
     assert ticks(axes.get_xticklabels()) == ticks(axes.get_yticklabels()) == DIGITS
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     written = {text.get_position(): int(text.get_text()) for text in axes.texts}  # (predicted, true)
     assert sum(written.values()) == 1000 and len(written) == 20
     assert written[0, 0] == 98 and written[5, 0] == 2 and written[0, 5] == 1 and written[9, 9] == 99
-    never_right = plots._draw_confusion(np.array([0, 1]), np.array([1, 1]), DIGITS[:2]).axes[0]
+    never_right = plots.confusion(np.array([0, 1]), np.array([1, 1]), DIGITS[:2]).axes[0]
     assert {text.get_position(): text.get_text() for text in never_right.texts} == {
         (0, 0): "0",
         (1, 0): "1",
@@ -130,7 +130,7 @@ def test_one_error_among_thousands_is_seen_and_the_diagonal_has_no_colour() -> N
     truth = np.repeat([0, 1, 2], 10_000)
     predicted = truth.copy()
     predicted[0], predicted[10_000:10_900] = 2, 0  # one error of class 0, 900 of class 1
-    image = plots._draw_confusion(truth, predicted, DIGITS[:3]).axes[0].images[0]
+    image = plots.confusion(truth, predicted, DIGITS[:3]).axes[0].images[0]
     shown = 255 * image.to_rgba(image.get_array())[..., :3]  # [true, predicted, RGB]
 
     def saturation(pixel: NDArray[np.float64]) -> float:
@@ -144,7 +144,7 @@ def test_one_error_among_thousands_is_seen_and_the_diagonal_has_no_colour() -> N
 
 def test_confusion_shows_shares_of_the_true_class() -> None:
     truth, predicted = np.array([0] * 4 + [1] * 40 + [2]), np.array([1] + [0] * 3 + [2] + [1] * 39 + [2])
-    found = plots._draw_confusion(truth, predicted, DIGITS[:4]).axes[0].images[0].get_array()
+    found = plots.confusion(truth, predicted, DIGITS[:4]).axes[0].images[0].get_array()
     assert found is not None
     assert found[0, 1] == 25 and found[1, 2] == 2.5  # % of 4 and of 40; class 3 has no image
     assert found[0, 2] == found[3, 0] == -1  # none
@@ -154,15 +154,15 @@ def test_confusion_shows_shares_of_the_true_class() -> None:
 def test_many_classes_have_no_counts_and_few_ticks() -> None:
     names = [f"class {c}" for c in range(41)]
     truth = np.arange(41)
-    axes = plots._draw_confusion(truth, truth[::-1], names).axes[0]
+    axes = plots.confusion(truth, truth[::-1], names).axes[0]
     assert not axes.texts
     assert ticks(axes.get_xticklabels()) == names[::3]
     assert axes.get_xticks().tolist() == list(range(0, 41, 3))
-    assert len(plots._draw_confusion(truth[:20], truth[:20], names[:20]).axes[0].texts) == 20
+    assert len(plots.confusion(truth[:20], truth[:20], names[:20]).axes[0].texts) == 20
 
 
 def test_wrong_images_stand_under_their_classes() -> None:
-    figure = plots._draw_wrong_images(*wrong(11), DIGITS, 12)
+    figure = plots.wrong_images(*wrong(11), DIGITS, 12)
     assert figure.get_suptitle() == "11 of 12 wrongly classified images, true→predicted class"
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in shown] == [f"{n % 10}→{(n + 3) % 10}" for n in range(11)]
@@ -175,22 +175,22 @@ def test_wrong_images_stand_under_their_classes() -> None:
 def test_channels_are_colours() -> None:
     red = np.zeros((1, 3, 4, 5), dtype=np.uint8)
     red[:, 0] = 200
-    found = plots._draw_wrong_images(red, np.array([1]), np.array([2]), DIGITS).axes[0].images[0].get_array()
+    found = plots.wrong_images(red, np.array([1]), np.array([2]), DIGITS).axes[0].images[0].get_array()
     assert np.asarray(found)[3, 4].tolist() == [200, 0, 0]
 
 
 def test_long_names_are_cut_and_take_two_lines() -> None:
-    figure = plots._draw_wrong_images(*wrong(1), ["automobile", "b", "c", "a very long class name"])
+    figure = plots.wrong_images(*wrong(1), ["automobile", "b", "c", "a very long class name"])
     assert figure.axes[0].get_title() == "automobile\n→a very long c…"
 
 
 def test_nothing_wrong_is_said() -> None:
-    figure = plots._draw_wrong_images(*wrong(0), DIGITS)
+    figure = plots.wrong_images(*wrong(0), DIGITS)
     assert [text.get_text() for text in figure.texts] == ["no image is classified wrongly"]
 
 
 def test_accuracies_are_bars_of_means_with_their_draws() -> None:
-    (axes,) = plots._draw_accuracies(METHODS, "test").axes
+    (axes,) = plots.accuracies(METHODS, "test").axes
     bars = [(bar.get_y() + bar.get_height() / 2, bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert bars == [pytest.approx((0, 98.61)), pytest.approx((1, 97))]
     assert ticks(axes.get_yticklabels()) == ["linear probe, all labels", "kNN, 100 labels"]
@@ -209,7 +209,7 @@ def test_accuracies_are_bars_of_means_with_their_draws() -> None:
 )
 def test_the_axis_starts_where_differences_are_seen_and_says_so(percent: list[float], start: float) -> None:
     rows = [{"method": "m", "labels": 10, "accuracies": [p / 100]} for p in percent]
-    (axes,) = plots._draw_accuracies(rows, "validation").axes
+    (axes,) = plots.accuracies(rows, "validation").axes
     left, right = axes.get_xlim()
     assert left == pytest.approx(start) == axes.get_xticks()[0]
     assert max(percent) <= right <= 100 and axes.get_xticks()[-1] <= right
@@ -219,7 +219,7 @@ def test_the_axis_starts_where_differences_are_seen_and_says_so(percent: list[fl
 
 
 def test_curves_have_epochs_below_them() -> None:
-    above, below = run_plots._draw_curves(run(4, 3)).axes
+    above, below = plots.curves(run(4, 3)).axes
     assert below.get_xlabel() == "epoch" and above.get_ylabel() == "loss"
     x, loss = x_and_y(above)
     assert x == [step / 4 for step in range(1, 13)] and loss == list(range(1, 13))
@@ -232,17 +232,17 @@ def test_curves_have_epochs_below_them() -> None:
 
 def test_curves_show_every_kind_of_evaluation_and_no_accuracy_of_training() -> None:
     rows = [*run(4, 3), {"step": 12, "epoch": 3, "linear_top1": 0.9}]
-    below = run_plots._draw_curves(rows).axes[1]
+    below = plots.curves(rows).axes[1]
     assert [x_and_y(below, n)[1] for n in range(len(below.lines))] == [pytest.approx([1, 2, 3]), pytest.approx([90])]
     rows[0]["knn_top1"] = 0.77  # a row with a loss is of training
-    assert x_and_y(run_plots._draw_curves(rows).axes[1], 0)[0] == [1, 2, 3]
+    assert x_and_y(plots.curves(rows).axes[1], 0)[0] == [1, 2, 3]
 
 
 def test_a_long_loss_is_smoothed_without_a_shift() -> None:
     rows = run(100, 5, knn_every=0)
     for row in rows[::2]:
         row["loss"] += 40
-    above = run_plots._draw_curves(rows).axes[0]
+    above = plots.curves(rows).axes[0]
     raw, smooth = (np.array(x_and_y(above, n)[1]) for n in range(2))
     assert len(raw) == len(smooth) == 500 and x_and_y(above, 0)[0] == x_and_y(above, 1)[0]
     assert np.abs(np.diff(smooth)).max() < 20 < np.abs(np.diff(raw)).min()
@@ -252,22 +252,22 @@ def test_a_long_loss_is_smoothed_without_a_shift() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    above, below = run_plots._draw_curves(run(5, 2, knn_every=0)).axes
+    above, below = plots.curves(run(5, 2, knn_every=0)).axes
     assert not texts(above) and texts(below) == ["no evaluation is logged"]
-    above, below = run_plots._draw_curves([]).axes
+    above, below = plots.curves([]).axes
     assert texts(above) == ["no step is logged"] and texts(below) == ["no evaluation is logged"]
-    above, below = run_plots._draw_overlay({"a": run(5, 2, knn_every=0), "b": run(5, 2)}).axes
+    above, below = plots.overlay({"a": run(5, 2, knn_every=0), "b": run(5, 2)}).axes
     assert not texts(above) and not texts(below)
 
 
 @pytest.mark.parametrize("per_epoch", [1, 2, 7, 117])
 @pytest.mark.parametrize(("log_every", "knn_every"), [(1, 0), (1, 1), (5, 1), (5, 2), (1000, 3)])
 def test_steps_per_epoch_are_found(per_epoch: int, log_every: int, knn_every: int) -> None:
-    assert run_plots._steps_per_epoch(run(per_epoch, 4, log_every=log_every, knn_every=knn_every)) == per_epoch
+    assert plots._steps_per_epoch(run(per_epoch, 4, log_every=log_every, knn_every=knn_every)) == per_epoch
 
 
 def test_sparse_rows_tell_about_how_long_an_epoch_is() -> None:
-    found = run_plots._steps_per_epoch(run(117, 20, log_every=10, knn_every=0))
+    found = plots._steps_per_epoch(run(117, 20, log_every=10, knn_every=0))
     assert found and 117 <= found <= 118
 
 
@@ -281,14 +281,14 @@ def test_sparse_rows_tell_about_how_long_an_epoch_is() -> None:
     ],
 )
 def test_steps_stand_in_for_unknown_epochs(rows: list[dict[str, Any]]) -> None:
-    above, below = run_plots._draw_curves(rows).axes
+    above, below = plots.curves(rows).axes
     assert below.get_xlabel() == "step"
     assert x_and_y(above)[0] == [row["step"] for row in rows]
 
 
 def test_overlay_has_a_line_and_a_name_a_run() -> None:
     runs = {"_momentum $0.9$": run(4, 3), "b": run(8, 2)}
-    figure = run_plots._draw_overlay(runs)
+    figure = plots.overlay(runs)
     above, below = figure.axes
     (legend,) = figure.legends
     assert ticks(legend.get_texts()) == list(runs) and not any(t.get_parse_math() for t in legend.get_texts())
@@ -305,35 +305,34 @@ def test_overlay_has_a_line_and_a_name_a_run() -> None:
 
 
 def test_overlay_has_epochs_only_if_every_run_tells_them() -> None:
-    above, below = run_plots._draw_overlay({"a": run(4, 3), "b": run(40, 1, knn_every=0)}).axes
+    above, below = plots.overlay({"a": run(4, 3), "b": run(40, 1, knn_every=0)}).axes
     assert below.get_xlabel() == "step"
     assert x_and_y(above, 0)[0] == list(range(1, 13)) and x_and_y(below, 0)[0] == [4, 8, 12]
 
 
 def test_no_two_of_many_runs_look_alike() -> None:
-    above = run_plots._draw_overlay({str(n): run(4, 2) for n in range(20)}).axes[0]
+    above = plots.overlay({str(n): run(4, 2) for n in range(20)}).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in above.lines}) == 20
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda path: plots.confusion(path, TRUTH, PREDICTED[1:], DIGITS),
-        lambda path: plots.confusion(path, TRUTH, PREDICTED[:1], DIGITS),
-        lambda path: plots.confusion(path, TRUTH, PREDICTED, DIGITS[:9]),
-        lambda path: plots.confusion(path, TRUTH, PREDICTED - 1, DIGITS),
-        lambda path: plots.confusion(path, TRUTH[:0], PREDICTED[:0], DIGITS),
-        lambda path: plots.wrong_images(path, wrong(3)[0], TRUTH[:2], PREDICTED[:3], DIGITS),
-        lambda path: plots.wrong_images(path, wrong(2)[0], TRUTH[:3], PREDICTED[:3], DIGITS),
-        lambda path: plots.wrong_images(path, wrong(3)[0], TRUTH[:3], TRUTH[:3], DIGITS),
-        lambda path: plots.wrong_images(path, wrong(3)[0].astype(np.float32), *wrong(3)[1:], DIGITS),
-        lambda path: plots.wrong_images(path, wrong(3)[0].transpose(0, 2, 3, 1), *wrong(3)[1:], DIGITS),
-        lambda path: plots.accuracies(path, [], "test"),
-        lambda path: plots.accuracies(path, [{"method": "m", "labels": 1, "accuracies": []}], "test"),
-        lambda path: run_plots.overlay(path, {}),
+        lambda: plots.confusion(TRUTH, PREDICTED[1:], DIGITS),
+        lambda: plots.confusion(TRUTH, PREDICTED[:1], DIGITS),
+        lambda: plots.confusion(TRUTH, PREDICTED, DIGITS[:9]),
+        lambda: plots.confusion(TRUTH, PREDICTED - 1, DIGITS),
+        lambda: plots.confusion(TRUTH[:0], PREDICTED[:0], DIGITS),
+        lambda: plots.wrong_images(wrong(3)[0], TRUTH[:2], PREDICTED[:3], DIGITS),
+        lambda: plots.wrong_images(wrong(2)[0], TRUTH[:3], PREDICTED[:3], DIGITS),
+        lambda: plots.wrong_images(wrong(3)[0], TRUTH[:3], TRUTH[:3], DIGITS),
+        lambda: plots.wrong_images(wrong(3)[0].astype(np.float32), *wrong(3)[1:], DIGITS),
+        lambda: plots.wrong_images(wrong(3)[0].transpose(0, 2, 3, 1), *wrong(3)[1:], DIGITS),
+        lambda: plots.accuracies([], "test"),
+        lambda: plots.accuracies([{"method": "m", "labels": 1, "accuracies": []}], "test"),
+        lambda: plots.overlay({}),
     ],
 )
-def test_what_makes_no_picture_is_refused(tmp_path: Path, draw: Callable[[Path], None]) -> None:
+def test_what_makes_no_picture_is_refused(draw: Callable[[], Figure]) -> None:
     with pytest.raises((AssertionError, ValueError)):
-        draw(tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())
+        draw()
