@@ -23,7 +23,6 @@ from typing import Any
 from benchmarks.runs import DOCS, RESULTS, put_table, taken, torchrun, train
 from moco_dist import files
 from moco_dist.evaluate import plots
-from moco_dist.run.rows import read_rows
 
 LABELS = 100
 
@@ -105,7 +104,7 @@ def write(out: Path) -> None:
     pictures.mkdir(exist_ok=True)
     put_table(DOCS / "mnist.md", "effects", _effects(rows))
     if len(done) == len(STUDY):
-        curves = {p.told: list(read_rows(out / p.name / "metrics.jsonl")) for p in done if p.name != "main"}
+        curves = {p.told: plots.Curve.read(out / p.name) for p in done if p.name != "main"}
         plots.save(pictures / "ablations.png", plots.overlay(curves))
     for picture in ("accuracies", "confusion", "curves", "wrong"):
         file = out / f"main/evaluation/{picture}.png"

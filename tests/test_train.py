@@ -79,7 +79,8 @@ def test_a_run_leaves_what_the_contract_names(digits: tuple[Path, subprocess.Com
         assert 0.2 < part < 1 and (60 * part) % 1 == pytest.approx(0)  # of a fifth of 300 images
         assert 0.2 < whole < 1 and (359 * whole) % 1 == pytest.approx(0)  # the last one on all queries
         assert summary[figure] == whole
-    assert json.loads((run_dir / "status.json").read_text()) == {"state": "done", "step": 15, "reason": ""}
+    lengths = {"total_steps": 15, "epoch_steps": 5}
+    assert json.loads((run_dir / "status.json").read_text()) == {"state": "done", "step": 15, "reason": "", **lengths}
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_000000012.pt", "step_000000015.pt"]
     assert list((run_dir / "wandb").glob("offline-run-*")) and not (run_dir / "lease.json").exists()
     with Image.open(run_dir / "augmented_pairs.png") as pairs:
@@ -188,7 +189,7 @@ def test_a_missing_wandb_is_told_by_one_rank_before_the_data_are_looked_at(
     assert result.returncode == 1 and "exitcode  : 2" in result.stderr
     assert [text for text in result.stderr.splitlines() if "moco_dist.train: " in text] == [f"moco_dist.train: {line}"]
     assert "ModuleNotFoundError" not in result.stderr and "/nowhere" not in result.stderr
-    assert status.read(tmp_path / "run") == ("user_error", 7, line)
+    assert status.read(tmp_path / "run") == status.Status("user_error", 7, line)
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["status.json"]
 
 

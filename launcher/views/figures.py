@@ -1,4 +1,4 @@
-"""The latest figures of a run, from the end of its metrics.jsonl, which may be long."""
+"""The latest figures of a run, from the end of its rows, which may be many."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import yaml
 
 from launcher.record import Launch
 from moco_dist.config.schema import OptimSection
-from moco_dist.engine import schedule
+from moco_dist.run import status
+from moco_dist.run.paths import RunPaths
 
 _TAIL_BYTES = 2**16
-_ROWS_BYTES = 2**12
 _EVALUATION_BYTES = 2**21  # an epoch of 5000 rows fits
 _SPEED_ROWS = 20
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast, where libyaml is there
@@ -28,8 +28,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What metrics.jsonl tells of a run so far; None is what it does not tell."""
+class Latest:
+    """What its rows and its status tell of a run so far; None is what they do not tell."""
 
     step: int = 0
     """Of the last training row."""
@@ -40,34 +40,31 @@ class Figures:
     knn_top1: float | None = None
     """Of the last evaluation, 0 to 1."""
     total_steps: int | None = None
-    """Length of the run; where no evaluation tells an epoch's length, to within `track.log_every` steps an epoch."""
+    """Length of the run, by its status."""
     seconds_left: float | None = None
     """What the steps that remain will take at this speed."""
 
 
-NOTHING = Figures()
+NOTHING = Latest()
 
 
-def read(launch: Launch) -> Figures:
+def read(launch: Launch) -> Latest:
     """The figures of a run; none where nothing can be read."""
     try:
-        with (launch.run_dir / "metrics.jsonl").open("rb") as file:
+        with RunPaths(launch.run_dir).metrics.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             lines = _lines(file, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
             training = list(islice(filter(_trains, map(_row, reversed(lines))), _SPEED_ROWS))  # the last one first
             evaluation = _last_evaluation(file, size)
             last = training[0] if training else {}
-            epoch_steps = _epoch_steps(file, size, last, evaluation)
     except OSError:
-        training, last, evaluation, epoch_steps = [], {}, {}, None
+        training, last, evaluation = [], {}, {}
     optim = _optim(launch.config_file)
-    step, total = _whole(last, "step") or 0, _total(optim, epoch_steps)
+    step, total = _whole(last, "step") or 0, status.read(launch.run_dir).total_steps or (optim and optim.steps)
     speeds = [s for row in training if (s := number(row, "images_per_second")) and s > 0]
     speed = median(speeds) if speeds else None
     left = max(0, total - step) * optim.global_batch / speed if optim and total and speed else None
-    return Figures(
-        step, _whole(last, "epoch"), number(last, "loss"), speed, number(evaluation, "knn_top1"), total, left
-    )
+    return Latest(step, _whole(last, "epoch"), number(last, "loss"), speed, number(evaluation, "knn_top1"), total, left)
 
 
 def number(row: Row, key: str) -> float | None:
@@ -115,29 +112,6 @@ def _last_evaluation(file: BinaryIO, size: int) -> Row:
     return {}
 
 
-def _epoch_steps(file: BinaryIO, size: int, last: Row, evaluation: Row) -> int | None:
-    """Steps of an epoch; None before the second one."""
-    epoch = _whole(evaluation, "epoch")
-    if epoch and epoch > 0:  # evaluated at an epoch's end
-        return (_whole(evaluation, "step") or 0) // epoch
-    epoch = _whole(last, "epoch")
-    if not epoch or epoch < 0:
-        return None
-    first = _first_step(file, size, epoch)
-    return (first - 1) // epoch if first else None
-
-
-def _first_step(file: BinaryIO, size: int, epoch: int) -> int | None:
-    """Step of the first row of an epoch, by bisection: steps only grow along the file."""
-    low, high = 0, size
-    while high - low > _ROWS_BYTES:
-        middle = (low + high) // 2
-        row = next(filter(_trains, map(_row, _lines(file, middle, _ROWS_BYTES))), {})
-        low, high = (middle, high) if (_whole(row, "epoch") or 0) < epoch else (low, middle)
-    rows = filter(_trains, map(_row, _lines(file, low, 2 * _ROWS_BYTES)))
-    return next((_whole(row, "step") for row in rows if (_whole(row, "epoch") or 0) >= epoch), None)
-
-
 def _optim(config: Path) -> OptimSection | None:
     """The section of the config that tells the run's length. Only it is checked: this is asked for many runs."""
     try:
@@ -145,9 +119,3 @@ def _optim(config: Path) -> OptimSection | None:
         return OptimSection.model_validate(tree.get("optim") or {})
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return None
-
-
-def _total(optim: OptimSection | None, epoch_steps: int | None) -> int | None:
-    if optim is None or not (optim.steps or epoch_steps):
-        return None
-    return schedule.total_steps(optim, epoch_steps or 0)

@@ -13,7 +13,7 @@ from launcher import slurm
 from launcher.record import Launch, Submission
 from launcher.views import figures, verdict
 from launcher.views.answers import Answers
-from launcher.views.figures import NOTHING, Figures
+from launcher.views.figures import NOTHING, Latest
 from launcher.views.find import list_runs
 from launcher.views.verdict import Evidence, State
 from moco_dist.errors import UserError
@@ -39,7 +39,7 @@ class Run:
     """The job as SLURM has it; None for a local one, and where SLURM does not know it."""
     evidence: Evidence | None = None
     """What the run directory shows; None where it cannot be read."""
-    figures: Figures = NOTHING
+    figures: Latest = NOTHING
     slurm_error: str = ""
     """Why SLURM did not answer about the job; empty where it did, or was not asked."""
 
@@ -164,7 +164,7 @@ def wait(launches: Sequence[Launch], over: Callable[[Run], bool], seconds: float
         time.sleep(min(_POLL_SECONDS, max(0.0, left)))
 
 
-def _look(launches: Sequence[Launch], answers: Answers, figures_read: Mapping[Launch, Figures] = {}) -> list[Run]:
+def _look(launches: Sequence[Launch], answers: Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
     """Look at runs. SLURM is asked ahead of the directories: a job that ends in between leaves its status there."""
     with ThreadPoolExecutor(_READERS) as pool:
         runs = list(pool.map(_with_submission, launches))
@@ -189,7 +189,7 @@ def _with_submission(launch: Launch) -> Run:
     return _readable(launch, read)
 
 
-def _with_evidence(figures_read: Mapping[Launch, Figures], run: Run) -> Run:
+def _with_evidence(figures_read: Mapping[Launch, Latest], run: Run) -> Run:
     """Return a run with what its directory shows, if that can be read."""
 
     def read() -> Run:

@@ -156,8 +156,7 @@ class DeviceSection(Section):
     channels_last: bool = False
     """NHWC memory format, faster with tensor cores."""
     engine: Literal["auto", "exact", "overlapped"] = "auto"
-    """exact: the same bits on any number of ranks; overlapped: gradients travel during the backward pass; auto: exact
-    on the CPU and where deterministic."""
+    """exact: equal bits on any number of ranks; overlapped: faster; auto: exact on the CPU and where deterministic."""
     deterministic: bool = False
     """Deterministic CUDA kernels: resuming is then bit-exact on CUDA too."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from moco_dist.evaluate import plots
 from moco_dist.evaluate.cells import Cell
 from moco_dist.evaluate.subject import Subject
-from moco_dist.run.rows import read_rows
+from moco_dist.run.paths import RunPaths
 
 _MOST_SHOWN = 100
 """Wrong images in the picture of them, at most."""
@@ -26,15 +26,15 @@ def draw(
         subject: what was evaluated.
         rows: of the table, one a method.
         cells: of each row, one a draw.
-        path: the run directory or the file of weights; curves are drawn where it has metrics.jsonl.
+        path: the run directory or the file of weights; curves are drawn where it has rows.
         folder: where the pictures go.
 
     Raises:
         OSError: they cannot be written.
     """
     plots.save(folder / "accuracies.png", plots.accuracies(rows, subject.split))
-    if (metrics := path / "metrics.jsonl").is_file():
-        plots.save(folder / "curves.png", plots.curves(list(read_rows(metrics))))
+    if RunPaths(path).metrics.is_file():
+        plots.save(folder / "curves.png", plots.curves(plots.Curve.read(path)))
     few = [number for number, row in enumerate(rows) if row["labels"]]
     of_interest = few or range(len(rows))  # who asks for few labels wants to see their errors
     best = max(of_interest, key=lambda number: float(rows[number][f"{subject.split}_accuracy_mean"]))

@@ -7,9 +7,9 @@ draw.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -22,9 +22,12 @@ from numpy.typing import NDArray
 
 from moco_dist import files
 from moco_dist.evaluate.labels import Indices
+from moco_dist.run import status
+from moco_dist.run.paths import RunPaths
+from moco_dist.run.rows import read_rows
 
 Row = Mapping[str, Any]
-"""A line of metrics.jsonl, or a method's accuracies."""
+"""A row of a run, or a method's accuracies."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The colours of Okabe and Ito, which the colour-blind tell apart; without their yellow, which is lost on white."""
@@ -187,13 +190,25 @@ def _scale(percent: NDArray[np.float64]) -> tuple[list[float], float]:
     return [float(tick) for tick in ticks], end
 
 
-def curves(rows: Sequence[Row]) -> Figure:
+class Curve(NamedTuple):
+    """The rows of a run, and the steps of its epochs where its status tells them."""
+
+    rows: Sequence[Row]
+    epoch_steps: int | None
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Curve:
+        """Read the curve of a run directory. Raises OSError."""
+        return cls(list(read_rows(RunPaths(run_dir).metrics)), status.read(run_dir).epoch_steps)
+
+
+def curves(curve: Curve) -> Figure:
     """Draw a run's loss, and below it the accuracies of its evaluations.
 
     Args:
-        rows: of metrics.jsonl; those with a `loss` are of training.
+        curve: of the run; its rows with a `loss` are of training.
     """
-    per_epoch = _steps_per_epoch(rows)
+    rows, per_epoch = curve
     figure, above, below = _panels("epoch" if per_epoch else "step")
     x, loss = _series(rows, "loss", per_epoch or 1)
     smooth, window = _smoothed(loss)
@@ -214,22 +229,22 @@ def curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def overlay(runs: Mapping[str, Sequence[Row]]) -> Figure:
+def overlay(runs: Mapping[str, Curve]) -> Figure:
     """Draw the smoothed losses of several runs, and below them their kNN accuracies.
 
     Args:
-        runs: rows of metrics.jsonl by the runs' names, at least one run.
+        runs: their curves by their names, at least one run.
     """
     assert runs, "no run"
-    of_runs = [_steps_per_epoch(rows) for rows in runs.values()]
-    by_epoch = all(of_runs)  # epochs of one run and steps of another have no axis in common
+    # Epochs of one run and steps of another have no axis in common.
+    by_epoch = all(curve.epoch_steps for curve in runs.values())
     figure, above, below = _panels("epoch" if by_epoch else "step")
     below.set_ylabel("kNN top-1 accuracy (%)")
     lines = []
-    for number, (rows, of_run) in enumerate(zip(runs.values(), of_runs, strict=True)):
+    for number, (rows, epoch_steps) in enumerate(runs.values()):
         cycle, which = divmod(number, len(COLOURS))
         style: dict[str, Any] = {"color": COLOURS[which], "linestyle": _DASHES[cycle % len(_DASHES)]}
-        per_epoch = of_run if by_epoch and of_run else 1
+        per_epoch = epoch_steps if by_epoch and epoch_steps else 1
         x, loss = _series(rows, "loss", per_epoch)
         lines += above.plot(x, _smoothed(loss)[0], **style)
         x, accuracy = _series(rows, "knn_top1", per_epoch)
@@ -276,22 +291,3 @@ def _smoothed(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
 
     window = max(1, len(values) // 100)
     return uniform_filter1d(values, window), window
-
-
-def _steps_per_epoch(rows: Sequence[Row]) -> int | None:
-    """Return the most steps an epoch can have by the rows' `step` and `epoch`; None where these do not tell.
-
-    That is exact once there is a row of an epoch's first step, or of the evaluation at its end, and else as near as
-    the rows allow.
-    """
-    done = list(_steps_done(rows))
-    most = min((step // epoch for step, epoch in done if epoch > 0), default=None)
-    agree = most is not None and all(step < (epoch + 1) * most for step, epoch in done)
-    return most if agree else None
-
-
-def _steps_done(rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
-    """Yield (s, e) with s // E = e for E steps an epoch: s steps before a training row's, or up to an evaluation."""
-    for row in rows:
-        if "epoch" in row:
-            yield row["step"] - ("loss" in row), row["epoch"]

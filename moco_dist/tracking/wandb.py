@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from moco_dist.run.paths import METRICS
 from moco_dist.run.rows import Row
 from moco_dist.tracking.wandb_run import WandbRun, core_processes, reason, teardown
 
@@ -84,7 +85,7 @@ class WandbSink:
         """Give W&B up, once."""
         if not self._lost.is_set():
             self._lost.set()
-            self._run.warn(f"W&B is lost ({cause}); training goes on, metrics.jsonl has every row")
+            self._run.warn(f"W&B is lost ({cause}); training goes on, {METRICS} has every row")
 
     def _serve(self) -> None:
         """Make the calls in their order, in the thread, until the last one."""

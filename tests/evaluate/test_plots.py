@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from moco_dist.evaluate import plots
+from moco_dist.evaluate.plots import Curve
 
 DIGITS = [str(digit) for digit in range(10)]
 TRUTH = np.arange(1000) % 10
@@ -51,12 +52,14 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "wrong in colour": lambda: plots.wrong_images(*wrong(3, 3), DIGITS),
     "nothing wrong": lambda: plots.wrong_images(*wrong(0), DIGITS),
     "accuracies": lambda: plots.accuracies(METHODS, "test"),
-    "curves": lambda: plots.curves(run(100, 4)),
-    "no evaluation": lambda: plots.curves(run(5, 2, knn_every=0)),
-    "one row": lambda: plots.curves(run(5, 1)[:1]),
-    "no row": lambda: plots.curves([]),
-    "overlay": lambda: plots.overlay({f"run {n}": run(10 + n, 3) for n in range(10)}),
-    "names": lambda: plots.overlay({"_a $x": run(3, 2), "$\\b_": [], "c\udcff" + 99 * "c": run(3, 1)}),
+    "curves": lambda: plots.curves(Curve(run(100, 4), 100)),
+    "no evaluation": lambda: plots.curves(Curve(run(5, 2, knn_every=0), 5)),
+    "one row": lambda: plots.curves(Curve(run(5, 1)[:1], 5)),
+    "no row": lambda: plots.curves(Curve([], None)),
+    "overlay": lambda: plots.overlay({f"run {n}": Curve(run(10 + n, 3), 10 + n) for n in range(10)}),
+    "names": lambda: plots.overlay(
+        {"_a $x": Curve(run(3, 2), 3), "$\\b_": Curve([], None), "c\udcff" + 99 * "c": Curve(run(3, 1), 3)}
+    ),
     "classes' names": lambda: plots.confusion(TRUTH, PREDICTED, ["$a_", "\udcff", "_", "", *DIGITS[4:]]),
 }
 
@@ -106,7 +109,7 @@ def test_a_full_disk_leaves_the_old_picture_and_no_litter(tmp_path: Path, monkey
     (tmp_path / "a.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fails)
     with pytest.raises(OSError, match="no space"):
-        plots.save(tmp_path / "a.png", plots.curves(run(5, 2)))
+        plots.save(tmp_path / "a.png", plots.curves(Curve(run(5, 2), 5)))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"a.png": b"old"}
 
 
@@ -219,7 +222,7 @@ def test_the_axis_starts_where_differences_are_seen_and_says_so(percent: list[fl
 
 
 def test_curves_have_epochs_below_them() -> None:
-    above, below = plots.curves(run(4, 3)).axes
+    above, below = plots.curves(Curve(run(4, 3), 4)).axes
     assert below.get_xlabel() == "epoch" and above.get_ylabel() == "loss"
     x, loss = x_and_y(above)
     assert x == [step / 4 for step in range(1, 13)] and loss == list(range(1, 13))
@@ -232,17 +235,17 @@ def test_curves_have_epochs_below_them() -> None:
 
 def test_curves_show_every_kind_of_evaluation_and_no_accuracy_of_training() -> None:
     rows = [*run(4, 3), {"step": 12, "epoch": 3, "linear_top1": 0.9}]
-    below = plots.curves(rows).axes[1]
+    below = plots.curves(Curve(rows, 4)).axes[1]
     assert [x_and_y(below, n)[1] for n in range(len(below.lines))] == [pytest.approx([1, 2, 3]), pytest.approx([90])]
     rows[0]["knn_top1"] = 0.77  # a row with a loss is of training
-    assert x_and_y(plots.curves(rows).axes[1], 0)[0] == [1, 2, 3]
+    assert x_and_y(plots.curves(Curve(rows, 4)).axes[1], 0)[0] == [1, 2, 3]
 
 
 def test_a_long_loss_is_smoothed_without_a_shift() -> None:
     rows = run(100, 5, knn_every=0)
     for row in rows[::2]:
         row["loss"] += 40
-    above = plots.curves(rows).axes[0]
+    above = plots.curves(Curve(rows, 100)).axes[0]
     raw, smooth = (np.array(x_and_y(above, n)[1]) for n in range(2))
     assert len(raw) == len(smooth) == 500 and x_and_y(above, 0)[0] == x_and_y(above, 1)[0]
     assert np.abs(np.diff(smooth)).max() < 20 < np.abs(np.diff(raw)).min()
@@ -252,42 +255,30 @@ def test_a_long_loss_is_smoothed_without_a_shift() -> None:
 
 
 def test_what_is_missing_is_said() -> None:
-    above, below = plots.curves(run(5, 2, knn_every=0)).axes
+    above, below = plots.curves(Curve(run(5, 2, knn_every=0), 5)).axes
     assert not texts(above) and texts(below) == ["no evaluation is logged"]
-    above, below = plots.curves([]).axes
+    above, below = plots.curves(Curve([], None)).axes
     assert texts(above) == ["no step is logged"] and texts(below) == ["no evaluation is logged"]
-    above, below = plots.overlay({"a": run(5, 2, knn_every=0), "b": run(5, 2)}).axes
+    above, below = plots.overlay({"a": Curve(run(5, 2, knn_every=0), 5), "b": Curve(run(5, 2), 5)}).axes
     assert not texts(above) and not texts(below)
-
-
-@pytest.mark.parametrize("per_epoch", [1, 2, 7, 117])
-@pytest.mark.parametrize(("log_every", "knn_every"), [(1, 0), (1, 1), (5, 1), (5, 2), (1000, 3)])
-def test_steps_per_epoch_are_found(per_epoch: int, log_every: int, knn_every: int) -> None:
-    assert plots._steps_per_epoch(run(per_epoch, 4, log_every=log_every, knn_every=knn_every)) == per_epoch
-
-
-def test_sparse_rows_tell_about_how_long_an_epoch_is() -> None:
-    found = plots._steps_per_epoch(run(117, 20, log_every=10, knn_every=0))
-    assert found and 117 <= found <= 118
 
 
 @pytest.mark.parametrize(
     "rows",
     [
         [],
-        run(50, 1, knn_every=0),  # within the first epoch
+        run(50, 1, knn_every=0),
         [{"step": 9, "loss": 1.0}],
-        [{"step": 4, "epoch": 2, "loss": 1.0}, {"step": 90, "epoch": 3, "loss": 1.0}],  # no run has such epochs
     ],
 )
 def test_steps_stand_in_for_unknown_epochs(rows: list[dict[str, Any]]) -> None:
-    above, below = plots.curves(rows).axes
+    above, below = plots.curves(Curve(rows, None)).axes
     assert below.get_xlabel() == "step"
     assert x_and_y(above)[0] == [row["step"] for row in rows]
 
 
 def test_overlay_has_a_line_and_a_name_a_run() -> None:
-    runs = {"_momentum $0.9$": run(4, 3), "b": run(8, 2)}
+    runs = {"_momentum $0.9$": Curve(run(4, 3), 4), "b": Curve(run(8, 2), 8)}
     figure = plots.overlay(runs)
     above, below = figure.axes
     (legend,) = figure.legends
@@ -305,13 +296,13 @@ def test_overlay_has_a_line_and_a_name_a_run() -> None:
 
 
 def test_overlay_has_epochs_only_if_every_run_tells_them() -> None:
-    above, below = plots.overlay({"a": run(4, 3), "b": run(40, 1, knn_every=0)}).axes
+    above, below = plots.overlay({"a": Curve(run(4, 3), 4), "b": Curve(run(40, 1, knn_every=0), None)}).axes
     assert below.get_xlabel() == "step"
     assert x_and_y(above, 0)[0] == list(range(1, 13)) and x_and_y(below, 0)[0] == [4, 8, 12]
 
 
 def test_no_two_of_many_runs_look_alike() -> None:
-    above = plots.overlay({str(n): run(4, 2) for n in range(20)}).axes[0]
+    above = plots.overlay({str(n): Curve(run(4, 2), 4) for n in range(20)}).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in above.lines}) == 20
 
 

@@ -33,6 +33,7 @@ def make_run(
     starts: int = 0,
     rows: Iterable[Mapping[str, object]] = (),
     optim: str = "{global_batch: 64, epochs: 10}",
+    total_steps: int | None = 1000,
     **submission: Any,
 ) -> Launch:
     """A run directory as the launcher and the trainer leave it; the status is of the last start."""
@@ -46,7 +47,7 @@ def make_run(
     if starts:
         earlier(launch.starts_file, 1)
     if state:
-        status.write(run_dir, state, step, reason)
+        status.write(run_dir, state, step, reason, total_steps=total_steps)
     if rows := list(rows):
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return launch
