@@ -60,7 +60,7 @@ def read(launch: Launch) -> Latest:
     except OSError:
         training, last, evaluation = [], {}, {}
     optim = _optim(launch.config_file)
-    step, total = _whole(last, "step") or 0, status.read(launch.run_dir).total_steps or (optim and optim.steps)
+    step, total = _whole(last, "step") or 0, status.read(launch.run_dir).total_steps or (optim.steps if optim else None)
     speeds = [s for row in training if (s := number(row, "images_per_second")) and s > 0]
     speed = median(speeds) if speeds else None
     left = max(0, total - step) * optim.global_batch / speed if optim and total and speed else None
