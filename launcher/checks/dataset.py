@@ -60,17 +60,17 @@ def count(config: Config, *, staged: bool) -> Images | None:
     """Training images of a run; None where that cannot be told in time."""
     data = config.data
     if data.source != "imagefolder":
-        found, exact, labelled = _IMAGES.get(data.source, data.samples), True, True
+        images, exact, labelled = _IMAGES.get(data.source, data.samples), True, True
     elif staged or not _is(Path.is_dir, data.root or ""):
         return None
     else:
         folder = look(str(data.root))
         if not folder.images:
             return None
-        found, exact, labelled = folder.images, folder.exact, folder.labelled
+        images, exact, labelled = folder.images, folder.exact, folder.labelled
     if labelled and config.eval.knn_every and config.eval.knn_split == "validation":
-        found -= max(1, round(found * config.eval.validation_fraction))
-    return Images(found, exact)
+        images -= max(1, round(images * config.eval.validation_fraction))
+    return Images(images, exact)
 
 
 def check(config: Config, stage: str | None) -> Iterator[Finding]:

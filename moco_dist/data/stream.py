@@ -36,8 +36,8 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Keys tell what the random numbers of a stream are for, and in which run."""
+class StreamKeys:
+    """The keys tell what the random numbers of a stream are for, and in which run."""
 
     seed: int
     order: randomness.Stream
@@ -78,7 +78,7 @@ class BatchStream(Dataset[Batch]):
     source: Source
     data: DataSection
     """Size of the crops, and limits of their area and ratio."""
-    keys: Keys
+    keys: StreamKeys
     global_batch: int
     """Images of a step over all ranks."""
     views: int = 1
@@ -112,7 +112,7 @@ class BatchStream(Dataset[Batch]):
 
 def pretraining(source: Source, config: Config, world: World) -> BatchStream:
     """Make the stream that MoCo learns from: two views of each image, shared among the ranks."""
-    keys = Keys(config.run.seed, randomness.Stream.ORDER, randomness.Stream.VIEW)
+    keys = StreamKeys(config.run.seed, randomness.Stream.ORDER, randomness.Stream.VIEW)
     return BatchStream(source, config.data, keys, config.optim.global_batch, views=2, rank=world.rank, ranks=world.size)
 
 

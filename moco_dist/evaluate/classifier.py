@@ -16,7 +16,7 @@ from moco_dist.config.schema import DataSection
 from moco_dist.data.augment import Augment
 from moco_dist.data.loader import make_loader
 from moco_dist.data.store import Source
-from moco_dist.data.stream import BatchStream, Keys
+from moco_dist.data.stream import BatchStream, StreamKeys
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
 from moco_dist.networks import batchnorm
@@ -106,7 +106,7 @@ def learn_(
         seed: of the run.
         number: of the draw of labels.
     """
-    keys = Keys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=number)
+    keys = StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=number)
     batch_size = min(schedule.batch, len(lesson.indices))
     batches = BatchStream(source, data, keys, batch_size, among=lesson.indices)
     loader = make_loader(batches, range(schedule.steps), data.workers, device)

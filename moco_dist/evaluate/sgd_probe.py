@@ -20,7 +20,7 @@ from moco_dist.data import augment
 from moco_dist.data.augment import Augment
 from moco_dist.data.loader import make_loader
 from moco_dist.data.store import Source
-from moco_dist.data.stream import BatchStream, Keys, steps_per_epoch
+from moco_dist.data.stream import BatchStream, StreamKeys, steps_per_epoch
 from moco_dist.errors import UserError
 from moco_dist.evaluate.linear import Probe
 from moco_dist.ranks import watchdog
@@ -174,7 +174,7 @@ def _batches(
     """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
     assert source.labels is not None
     data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
-    keys = Keys(seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
+    keys = StreamKeys(seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
     stream = BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
     for batch in make_loader(stream, range(recipe.steps(len(source))), workers, world.device):
         yield batch.views[0], batch.draws[0], torch.from_numpy(source.labels[batch.samples.numpy()])

@@ -38,7 +38,7 @@ def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> 
         UserError: no such file, not weights, or layers that do not fit.
     """
     try:
-        found: dict[str, Tensor] = (
+        tensors: dict[str, Tensor] = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
@@ -47,12 +47,12 @@ def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> 
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError.of(key, path, f"cannot be read as weights: {reason}", "give a .safetensors or .pt") from None
     own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
-    wrong = [n for n, t in own.items() if n not in found or found[n].shape != t.shape]
+    wrong = [n for n, t in own.items() if n not in tensors or tensors[n].shape != t.shape]
     if wrong:
         layers = ", ".join(
-            f"{n} {list(found[n].shape) if n in found else 'missing'} for {list(own[n].shape)}" for n in wrong[:3]
+            f"{n} {list(tensors[n].shape) if n in tensors else 'missing'} for {list(own[n].shape)}" for n in wrong[:3]
         )
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         rule = f"{len(wrong)} of {len(own)} layers do not fit: {layers}{more}"
         raise UserError.of(key, path, rule, "set model.arch, stem and width to those of the weights")
-    encoder.load_state_dict({n: found[n] for n in own}, strict=False)
+    encoder.load_state_dict({n: tensors[n] for n in own}, strict=False)

@@ -63,8 +63,8 @@ def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None])
     beat()
     agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     _Progress.over = over = threading.Event()
-    told = (over, rank, timeout_seconds, agent, last_words)
-    threading.Thread(target=_watch, args=told, name="watchdog", daemon=True).start()
+    arguments = (over, rank, timeout_seconds, agent, last_words)
+    threading.Thread(target=_watch, args=arguments, name="watchdog", daemon=True).start()
 
 
 def stop() -> None:

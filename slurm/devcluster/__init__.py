@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slurm.devcluster.cluster import Cluster, Status
-from slurm.devcluster.errors import ClusterError, UserError
+from slurm.devcluster.cluster import Cluster, ClusterStatus
+from slurm.devcluster.errors import ClusterError, Misuse
 from slurm.devcluster.settings import Settings
 
-__all__ = ["Cluster", "ClusterError", "Settings", "Status", "UserError"]
+__all__ = ["Cluster", "ClusterError", "ClusterStatus", "Misuse", "Settings"]

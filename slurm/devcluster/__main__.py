@@ -11,20 +11,20 @@ from typing import NoReturn
 
 from slurm.devcluster import programs
 from slurm.devcluster.cluster import Cluster
-from slurm.devcluster.errors import ClusterError, UserError
+from slurm.devcluster.errors import ClusterError, Misuse
 from slurm.devcluster.settings import Settings
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; python -m slurm.devcluster --help tells more")
+        raise Misuse(f"{message}; python -m slurm.devcluster --help tells more")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0 done, 1 the cluster failed, 2 a mistake of the user's."""
     try:
         return _run(vars(_parser().parse_args(arguments)))
-    except UserError as error:
+    except Misuse as error:
         print(error, file=sys.stderr)
         return 2
     except (ClusterError, OSError) as error:
@@ -74,7 +74,7 @@ def _integer(key: str) -> Callable[[str], int]:
         try:
             return int(text)
         except ValueError:
-            raise UserError.of(key, text, "must be a whole number", f"for example --{key} 2") from None
+            raise Misuse.of(key, text, "must be a whole number", f"for example --{key} 2") from None
 
     return parse
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from slurm.devcluster import cgroups, directory, ports, processes, programs
 from slurm.devcluster.daemons import READY_SECONDS, Daemon, daemons, explained, make_database, marks
 from slurm.devcluster.directory import Record
-from slurm.devcluster.errors import ClusterError, UserError
+from slurm.devcluster.errors import ClusterError, Misuse
 from slurm.devcluster.settings import Settings, user_name
 
 _GRACE_SECONDS = 5.0
@@ -23,7 +23,7 @@ _LEFT_OVERS = ("slurmscriptd", "srun", "salloc", "sbatch", "sattach")
 
 
 @dataclass(frozen=True)
-class Status:
+class ClusterStatus:
     """What of a cluster is up."""
 
     daemons: dict[str, bool]
@@ -48,7 +48,7 @@ class Cluster:
         settings: what the cluster is to be like; unset, as it was before.
 
     Raises:
-        UserError: the directory or the settings will not do.
+        Misuse: the directory or the settings will not do.
     """
 
     def __init__(self, root: Path | str, settings: Settings | None = None) -> None:
@@ -69,7 +69,7 @@ class Cluster:
 
     @property
     def settings(self) -> Settings:
-        """What the cluster is like. Raises UserError where there is none in the directory."""
+        """What the cluster is like. Raises Misuse where there is none in the directory."""
         return self._record().settings
 
     @property
@@ -137,11 +137,11 @@ class Cluster:
                     daemon.launch()
             self._wait_in_service(node)
 
-    def status(self) -> Status:
+    def status(self) -> ClusterStatus:
         """Return which daemons and nodes are up."""
         states = self.node_states()
         alive = {daemon.name: bool(daemon.pids()) for daemon in self._daemons()}
-        return Status(alive, {node: states.get(node, "unknown") for node in self.nodes})
+        return ClusterStatus(alive, {node: states.get(node, "unknown") for node in self.nodes})
 
     def node_states(self) -> dict[str, str]:
         """Return each node's state; empty where slurmctld does not run or answer."""
@@ -161,7 +161,7 @@ class Cluster:
         record = directory.read(self.directory)
         if record is None:
             fix = "name the one that start was given"
-            raise UserError.of("DIR", self.directory, "holds no cluster", fix)
+            raise Misuse.of("DIR", self.directory, "holds no cluster", fix)
         return record
 
     def _daemons(self) -> list[Daemon]:
@@ -177,7 +177,7 @@ class Cluster:
         if record and any(daemon.pids() for daemon in self._daemons()):
             if settings != record.settings:
                 fix = f"python -m slurm.devcluster stop {self.directory}"
-                raise UserError.of("DIR", self.directory, "a cluster with other settings runs in it", fix)
+                raise Misuse.of("DIR", self.directory, "a cluster with other settings runs in it", fix)
             return
         if settings.proctrack == "cgroup":
             self._check_no_other(settings.node_names)
@@ -189,7 +189,7 @@ class Cluster:
         for node in nodes:
             if cgroups.exists(node) and processes.find({"SLURMD_NODENAME": node}, "slurmd") - mine:
                 rule = "another cluster of this machine has the cgroups of these nodes"
-                raise UserError.of("proctrack", "cgroup", rule, "stop that one, or choose linuxproc")
+                raise Misuse.of("proctrack", "cgroup", rule, "stop that one, or choose linuxproc")
 
     @contextlib.contextmanager
     def _undone_on_failure(self) -> Iterator[list[Daemon]]:
@@ -252,7 +252,7 @@ class Cluster:
 
     def _check_node(self, node: str) -> None:
         if node not in self.nodes:
-            raise UserError.of("NODE", node, "is no node of this cluster", f"choose {' or '.join(self.nodes)}")
+            raise Misuse.of("NODE", node, "is no node of this cluster", f"choose {' or '.join(self.nodes)}")
 
 
 def _in_service(state: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slurm.devcluster import settings as texts
-from slurm.devcluster.errors import UserError
+from slurm.devcluster.errors import Misuse
 from slurm.devcluster.settings import Settings
 
 _LONGEST_SOCKET = "/spool/127.0.0.11/127.0.0.11_67043328.4294967291"
@@ -33,41 +33,41 @@ def checked(directory: Path | str) -> Path:
     """Return the directory by its real name, where a cluster can live in it.
 
     Raises:
-        UserError: another user's, something else's, or a name that SLURM or a socket cannot take.
+        Misuse: another user's, something else's, or a name that SLURM or a socket cannot take.
     """
     root = Path(directory).absolute().resolve()
     longest = _SOCKET_BYTES - len(_LONGEST_SOCKET)
     if len(os.fsencode(root)) > longest:
-        raise UserError.of("DIR", root, f"must have at most {longest} bytes, for its sockets", "choose a shorter path")
+        raise Misuse.of("DIR", root, f"must have at most {longest} bytes, for its sockets", "choose a shorter path")
     if not re.fullmatch(r"[\w./+@-]+", str(root), re.ASCII):
         rule = "SLURM's files take only letters, digits and . _ + @ - / in a path"
-        raise UserError.of("DIR", root, rule, "choose another name")
+        raise Misuse.of("DIR", root, rule, "choose another name")
     try:
         if root.exists():
             _check_existing(root)
     except PermissionError:
-        raise UserError.of("DIR", root, "cannot be reached", "choose a directory of your own") from None
+        raise Misuse.of("DIR", root, "cannot be reached", "choose a directory of your own") from None
     return root
 
 
 def _check_existing(root: Path) -> None:
     if not root.is_dir():
-        raise UserError.of("DIR", root, "is no directory", "choose another name")
+        raise Misuse.of("DIR", root, "is no directory", "choose another name")
     if root.stat().st_uid != os.geteuid():
-        raise UserError.of("DIR", root, "belongs to another user", "choose a directory of your own")
+        raise Misuse.of("DIR", root, "belongs to another user", "choose a directory of your own")
     if not os.access(root, os.W_OK | os.X_OK):
-        raise UserError.of("DIR", root, "cannot be written to", "choose another, or change its mode")
+        raise Misuse.of("DIR", root, "cannot be written to", "choose another, or change its mode")
     if any(root.iterdir()) and not (root / _FILE).exists():
-        raise UserError.of("DIR", root, "holds other files", "choose a new or an empty directory")
+        raise Misuse.of("DIR", root, "holds other files", "choose a new or an empty directory")
 
 
 def make(root: Path) -> None:
-    """Make the directory, for its user alone. Raises UserError where that is not allowed."""
+    """Make the directory, for its user alone. Raises Misuse where that is not allowed."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
     except OSError as error:
-        raise UserError.of("DIR", root, f"cannot be made ({error.strerror})", "choose another directory") from None
+        raise Misuse.of("DIR", root, f"cannot be made ({error.strerror})", "choose another directory") from None
 
 
 def read(root: Path) -> Record | None:
@@ -78,7 +78,7 @@ def read(root: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        raise UserError.of("DIR", root, f"its {_FILE} is damaged", "remove the directory") from None
+        raise Misuse.of("DIR", root, f"its {_FILE} is damaged", "remove the directory") from None
 
 
 def write(root: Path, record: Record) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class Misuse(Exception):
     """A mistake of the user's: one line that names key, value, rule and fix. The process exits with 2."""
 
     @classmethod
-    def of(cls, key: str, value: object, rule: str, fix: str) -> UserError:
+    def of(cls, key: str, value: object, rule: str, fix: str) -> Misuse:
         return cls(f"{key} = {one_line(str(value), 80)}: {rule}; {fix}")
 
 

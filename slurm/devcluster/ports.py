@@ -6,7 +6,7 @@ import random
 import socket
 from pathlib import Path
 
-from slurm.devcluster.errors import ClusterError, UserError
+from slurm.devcluster.errors import ClusterError, Misuse
 
 _CANDIDATES = range(20000, 32000, 100)
 """Below the ports that a system hands out by itself."""
@@ -21,10 +21,10 @@ def choose(count: int) -> int:
 
 
 def check(first: int, count: int) -> None:
-    """Raise UserError unless the ports are free."""
+    """Raise Misuse unless the ports are free."""
     if (port := taken(first, count)) is not None:
         rule = f"needs {count} free ports from there on, and {port} is in use"
-        raise UserError.of("port", first, rule, "choose another, or leave it out")
+        raise Misuse.of("port", first, rule, "choose another, or leave it out")
 
 
 def taken(first: int, count: int) -> int | None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
-from slurm.devcluster.errors import ClusterError, UserError
+from slurm.devcluster.errors import ClusterError, Misuse
 
 PACKAGES = {
     "slurm-wlm": ("slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"),
@@ -28,7 +28,7 @@ def search_path() -> str:
 
 
 def find_program(name: str) -> str:
-    """Return the full path of a program. Raises UserError where it is not installed."""
+    """Return the full path of a program. Raises Misuse where it is not installed."""
     path = shutil.which(name, path=search_path())
     if path is None:
         raise _not_installed([name])
@@ -36,7 +36,7 @@ def find_program(name: str) -> str:
 
 
 def require(accounting: bool) -> None:
-    """Raise UserError unless every program is there."""
+    """Raise Misuse unless every program is there."""
     needed = [package for package in PACKAGES if accounting or package not in ACCOUNTING]
     if lacking := missing(needed):
         raise _not_installed(lacking)
@@ -49,7 +49,7 @@ def missing(packages: Iterable[str] = tuple(PACKAGES)) -> list[str]:
 
 
 def install() -> str:
-    """Install the missing packages with apt-get; says what was done. Raises UserError where this user cannot."""
+    """Install the missing packages with apt-get; says what was done. Raises Misuse where this user cannot."""
     lacking = missing()
     if not lacking:
         return "everything is installed already"
@@ -57,9 +57,9 @@ def install() -> str:
     apt = shutil.which("apt-get", path=search_path())
     if apt is None:
         fix = f"install what brings these programs: {' '.join(lacking)}"
-        raise UserError.of("install", " ".join(packages), "there is no apt-get here", fix)
+        raise Misuse.of("install", " ".join(packages), "there is no apt-get here", fix)
     if os.geteuid() != 0:
-        raise UserError.of("install", " ".join(packages), "needs root", f"sudo apt-get install {' '.join(packages)}")
+        raise Misuse.of("install", " ".join(packages), "needs root", f"sudo apt-get install {' '.join(packages)}")
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
         _apt([apt, *arguments])
     return "installed " + " ".join(packages)
@@ -75,9 +75,9 @@ def _apt(command: list[str]) -> None:
         raise ClusterError(f"{' '.join(command)}: still busy after {_INSTALL_TIMEOUT_SECONDS} s") from None
 
 
-def _not_installed(programs: list[str]) -> UserError:
+def _not_installed(programs: list[str]) -> Misuse:
     packages = [package for package, names in PACKAGES.items() if set(names) & set(programs)]
-    return UserError.of(
+    return Misuse.of(
         "programs",
         " ".join(programs),
         f"not installed; they are in the Debian packages {' '.join(packages)}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from slurm.devcluster import cgroups
-from slurm.devcluster.errors import UserError
+from slurm.devcluster.errors import Misuse
 
 FIRST_ADDRESS = 11
 PROCTRACKS = ("linuxproc", "cgroup")
@@ -50,7 +50,7 @@ class Settings:
     """What a cluster is to be like.
 
     Raises:
-        UserError: a value that no cluster can have, or not on this machine.
+        Misuse: a value that no cluster can have, or not on this machine.
     """
 
     nodes: int = 2
@@ -73,14 +73,14 @@ class Settings:
         for key, (least, most) in _LIMITS.items():
             value = getattr(self, key)
             if value is not None and not least <= value <= most:
-                raise UserError.of(key, value, f"must be from {least} to {most}", "choose another")
+                raise Misuse.of(key, value, f"must be from {least} to {most}", "choose another")
         if self.proctrack not in PROCTRACKS:
-            raise UserError.of("proctrack", self.proctrack, "is not known", f"choose {' or '.join(PROCTRACKS)}")
+            raise Misuse.of("proctrack", self.proctrack, "is not known", f"choose {' or '.join(PROCTRACKS)}")
         if self.proctrack == "cgroup" and (os.geteuid() != 0 or cgroups.freezer() is None):
             rule = "needs root and a freezer of cgroup v1 that may be written to"
-            raise UserError.of("proctrack", "cgroup", rule, "choose linuxproc")
+            raise Misuse.of("proctrack", "cgroup", rule, "choose linuxproc")
         if self.own_hostnames and os.geteuid() != 0:
-            raise UserError.of("own_hostnames", "true", "needs root", "leave it out")
+            raise Misuse.of("own_hostnames", "true", "needs root", "leave it out")
 
     @property
     def node_names(self) -> list[str]:
@@ -100,12 +100,12 @@ def from_record(record: dict[str, object]) -> Settings:
 
 
 def user_name() -> str:
-    """Return the name of the user who owns the cluster. Raises UserError where the system knows none."""
+    """Return the name of the user who owns the cluster. Raises Misuse where the system knows none."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         rule = "has no name here, and SLURM wants one"
-        raise UserError.of("user", os.geteuid(), rule, "be a user of /etc/passwd") from None
+        raise Misuse.of("user", os.geteuid(), rule, "be a user of /etc/passwd") from None
 
 
 def slurm_conf(root: Path, settings: Settings, port: int) -> str:

@@ -18,7 +18,7 @@ from moco_dist.data.augment import COLOUR_DRAWS, DRAWS, Augment, Recipe
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.loader import make_loader
 from moco_dist.data.store import PIXEL_STATISTICS, ArraySource
-from moco_dist.data.stream import Batch, BatchStream, Keys, on_device, pretraining, steps_per_epoch
+from moco_dist.data.stream import Batch, BatchStream, StreamKeys, on_device, pretraining, steps_per_epoch
 from moco_dist.ranks.collectives import World
 from tests.data.made import draw, values
 
@@ -151,7 +151,7 @@ def test_a_stream_about_some_images_of_a_source(tmp_path: Path, lesson: int | No
     run = config_of(4, source="imagefolder", root=str(tmp_path))
     source, among = sources.open_source(run, "train"), np.array([7, 3, 1, 8, 0])
     streams = randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW
-    steps = BatchStream(source, run.data, Keys(5, *streams, lesson=lesson), 2, among=among)
+    steps = BatchStream(source, run.data, StreamKeys(5, *streams, lesson=lesson), 2, among=among)
     for step in range(6):  # three epochs
         batch, epoch = steps[step], step // 2
         order = randomness.permutation(5, streams[0], *((epoch, 0) if lesson is None else (lesson, epoch)), 5)

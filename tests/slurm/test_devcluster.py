@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from slurm.devcluster import Cluster, ClusterError, Settings, UserError, cgroups, directory, ports, processes, programs
+from slurm.devcluster import (
+    Cluster,
+    ClusterError,
+    Misuse,
+    Settings,
+    cgroups,
+    directory,
+    ports,
+    processes,
+    programs,
+)
 from slurm.devcluster.__main__ import main
 from slurm.devcluster.daemons import marks
 from slurm.devcluster.settings import slurm_conf
@@ -289,7 +299,7 @@ def test_bad_arguments(
 
 
 def test_unknown_node(cluster: Cluster) -> None:
-    with pytest.raises(UserError, match=r"NODE = n1: is no node of this cluster; choose 127.0.0.11 or 127.0.0.12"):
+    with pytest.raises(Misuse, match=r"NODE = n1: is no node of this cluster; choose 127.0.0.11 or 127.0.0.12"):
         cluster.kill_node("n1")
 
 
