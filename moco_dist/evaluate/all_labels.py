@@ -40,10 +40,10 @@ class AllLabels:
     def knn(self, draw: int) -> Outcome:
         """Classify by the votes of the nearest training images."""
         bank, held_out = self.shares()
-        section, world = self.subject.config.eval, self.subject.world
-        share = bank.rows, bank.labels, bank.indices
-        queries, k, temperature = held_out.gathered(world).rows, section.knn_k, section.knn_temperature
-        return Outcome(knn.predict(queries, *share, k=k, temperature=temperature, world=world).cpu())
+        settings, world = self.subject.config.eval, self.subject.world
+        features = held_out.gathered(world).rows, bank.rows, bank.labels, bank.indices
+        predicted = knn.predict(*features, k=settings.knn_k, temperature=settings.knn_temperature, world=world)
+        return Outcome(predicted.cpu())
 
     def linear(self, draw: int) -> Outcome:
         """Fit a linear probe to the features, its regularisation chosen on a part of them."""

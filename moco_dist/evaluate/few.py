@@ -87,7 +87,8 @@ class FewLabels:
             self._learn_(classifier, lesson, SEMI_SUPERVISED, ROUNDS * number + turn)
             if turn < ROUNDS - 1:
                 edges = propagation.graph(*self._nearest(net, chosen.neighbours, self._alone))
-        return self._outcome(classifier, {name: float(value) for name, value in chosen._asdict().items()})
+        notes = {name: float(value) for name, value in chosen._asdict().items()}
+        return Outcome(self.subject.classify(classifier, self._alone), notes)
 
     def supervised(self, number: int) -> Outcome:
         """Train the same encoder from scratch on the labelled images, augmented."""
@@ -159,7 +160,7 @@ class FewLabels:
 
     def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> Outcome:
         self._learn_(classifier, lesson, schedule, number)
-        return self._outcome(classifier)
+        return Outcome(self.subject.classify(classifier, self._alone))
 
     def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> None:
         s = self.subject
@@ -174,6 +175,3 @@ class FewLabels:
             seed=s.config.run.seed,
             number=number,
         )
-
-    def _outcome(self, classifier: Classifier, notes: dict[str, float] | None = None) -> Outcome:
-        return Outcome(self.subject.classify(classifier, self._alone), notes or {})

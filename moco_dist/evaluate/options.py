@@ -36,11 +36,6 @@ class Options:
     split: Literal["test", "validation"]
     out: Path | None
 
-    @property
-    def out_folder(self) -> Path:
-        """The folder that the results go to."""
-        return self.out or (self.path if self.path.is_dir() else self.path.parent)
-
 
 class _OptionParser(argparse.ArgumentParser):
     """A parser that raises a mistake as one line, instead of printing its usage."""

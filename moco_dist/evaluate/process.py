@@ -56,25 +56,25 @@ def run(options: Options, config: Config, rank: Rank) -> int:
 def evaluate(options: Options, config: Config, world: World) -> None:
     """Evaluate on ranks that have met. Raises UserError."""
     evaluation = Evaluation(options, open_subject(options.path, config, world, options.features))
-    with writing(options.out_folder):
-        cache = world.from_first(lambda: Cells(options.out_folder / "evaluation"))
-    cells = evaluation.run(cache)
-    with writing(options.out_folder):
-        world.from_first(lambda: report(options, evaluation, cells))
+    out = options.out or (options.path if options.path.is_dir() else options.path.parent)
+    with writing(out):
+        cache = world.from_first(lambda: Cells(out / "evaluation"))
+    cells = [evaluation.cells_of(method, cache) for method in evaluation.methods]
+    with writing(out):
+        world.from_first(lambda: report(options.path, evaluation, cells, out))
 
 
-def report(options: Options, evaluation: Evaluation, cells: Sequence[Sequence[Cell]]) -> None:
+def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
     """Print the table, write evaluation.json and draw the pictures, on rank 0 alone. Raises OSError."""
     from moco_dist.evaluate import pictures
 
-    subject, out = evaluation.subject, options.out_folder
+    subject = evaluation.subject
     rows = [results.row(of_method) for of_method in cells]
     about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
     about["settings"] = evaluation.all_settings
     results.write(out / "evaluation.json", rows, about)
-    pictures.draw(subject, rows, cells, options.path, out / "evaluation")
-    title = f"{options.path}: {len(subject.held_out)} {subject.split} images"
-    results.show(rows, subject.split, title)
+    pictures.draw(subject, rows, cells, path, out / "evaluation")
+    results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
     print(f"results: {out} (evaluation.json, evaluation/)")
 
 
@@ -85,11 +85,8 @@ class Evaluation:
         self.subject, self.world = subject, subject.world
         self.methods = methods.table_of(options, subject)
 
-    def run(self, cache: Cells) -> list[list[Cell]]:
-        """Compute the cells that are missing. Returns those of each method, one a draw, the same on all ranks."""
-        return [self._run_method(method, cache) for method in self.methods]
-
-    def _run_method(self, method: EvaluationMethod, cache: Cells) -> list[Cell]:
+    def cells_of(self, method: EvaluationMethod, cache: Cells) -> list[Cell]:
+        """Compute the cells that are missing. Returns all of the method, one a draw, the same on all ranks."""
         by_draw = {number: cache.get(self.key(method, number)) for number in range(method.draws)}
         missing = [number for number, cell in by_draw.items() if cell is None]
         if missing:

@@ -16,6 +16,7 @@ from moco_dist.evaluate.cells import Cell
 def row(cells: Sequence[Cell]) -> dict[str, Any]:
     """Summarise the cells of one method, one a draw: mean and standard deviation (of the sample) over the draws."""
     key, accuracies = cells[0].key, [cell.accuracy for cell in cells]
+    notes = {name: statistics.fmean(cell.notes[name] for cell in cells) for name in cells[0].notes}
     return {
         "method": key.method,
         "labels": key.labels,
@@ -24,12 +25,8 @@ def row(cells: Sequence[Cell]) -> dict[str, Any]:
         f"{key.split}_accuracy_std": statistics.stdev(accuracies) if len(cells) > 1 else 0.0,
         "seconds": statistics.fmean(cell.seconds for cell in cells),
         "accuracies": accuracies,
-        "notes": _means([cell.notes for cell in cells]),
+        "notes": {name: mean for name, mean in notes.items() if math.isfinite(mean)},
     }
-
-
-def _means(notes: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: mean for name in notes[0] if math.isfinite(mean := statistics.fmean(n[name] for n in notes))}
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:

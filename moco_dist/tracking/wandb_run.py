@@ -85,7 +85,11 @@ class WandbRun:
             self._arrived = wandb_offline.last_steps(dict(self._run.summary))
             wandb_offline.retire(folder, run_id)
         else:
-            self._arrived = self._arrived_earlier(folder, run_id)  # before init opens a file of its own
+            try:  # before init opens a file of its own
+                self._arrived = wandb_offline.arrived(folder, run_id)
+            except Exception as error:  # another wandb, another format: rather a gap at W&B than rows twice
+                self.warn(f"W&B's files of earlier starts cannot be read ({reason(error)}); rows may be missing there")
+                self._arrived = dict.fromkeys(("train", "eval"), max((int(r["step"]) for r in self.rows), default=0))
             self._run = self._init("offline", run_id)
         # Steps of our own on every x axis: wandb's count changes meaning after a resume.
         self._run.define_metric("train/step")
@@ -142,13 +146,6 @@ class WandbRun:
             config=dict(self.config),
             settings=settings,
         )
-
-    def _arrived_earlier(self, folder: Path, run_id: str) -> dict[str, int]:
-        try:
-            return wandb_offline.arrived(folder, run_id)
-        except Exception as error:  # another wandb, another format: rather a gap at W&B than rows twice
-            self.warn(f"W&B's files of earlier starts cannot be read ({reason(error)}); rows may be missing there")
-            return dict.fromkeys(("train", "eval"), max((int(row["step"]) for row in self.rows), default=0))
 
 
 def core_processes() -> list[int]:
