@@ -15,7 +15,7 @@ setup: .venv/.installed
 	touch $@
 
 train: setup
-	$(BIN)/torchrun --nproc_per_node=$(NPROC) -m moco_dist.train $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(NPROC) -m moco_dist.train $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

@@ -125,8 +125,7 @@ def fit(
         total = PairwiseSum()
         for piece in zip(*(t.chunk(pieces) for t in batch), strict=True):
             total.add(of_piece(*piece))
-        means = total.total()
-        world.mean_(means)
+        world.mean_(means := total.total())
         loss, probe.weight.grad, probe.bias.grad = means
         lr = recipe.learning_rate(step // steps_per_epoch(len(source), recipe.batch))
         optimizer.param_groups[0]["lr"] = lr
