@@ -125,7 +125,11 @@ class Engine(ABC):
         for statistics in of_queries:
             batchnorm.fold_statistics_(method.trained, statistics, groups)
         values[len(means) :] *= self.world.size
-        return Figures((*names, *sums), values, {"lr": lr})
+        figures = Figures((*names, *sums), values, {"lr": lr})
+        assert len({*figures.names, *figures.used}) == len(figures.names) + 1, (
+            f"two figures of one name: {figures.names}"
+        )
+        return figures
 
     def _passes(self, queries: list[Tensor], keys: list[Keys]) -> tuple[list[str], Tensor, list[list[Tensor]]]:
         """Go forward and backward through all parts and directions.
@@ -156,11 +160,13 @@ class Engine(ABC):
 
     def _figures(self, terms: Terms, loss: Tensor, directions: int) -> tuple[list[str], Tensor]:
         """Name what one pass adds to the figures: its share of the loss, and of the means over the directions."""
-        figures = {"loss": loss}
+        names, values = ["loss"], [loss]
         if len(terms.loss) > 1:
-            figures |= {name: term.detach() / self.parts for name, term in terms.loss.items()}
-        figures |= {name: figure / (self.parts * directions) for name, figure in terms.figures.items()}
-        return [*figures], torch.stack([*figures.values()])
+            names += terms.loss
+            values += [term.detach() / self.parts for term in terms.loss.values()]
+        names += terms.figures
+        values += [figure / (self.parts * directions) for figure in terms.figures.values()]
+        return names, torch.stack(values)
 
     def _descend(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -52,14 +52,9 @@ class Books:
             )
         now = time.monotonic()
         speed = round(self._config.optim.global_batch / (now - self.recorded_at), 2)
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "loss": loss,
-            "lr": figures.pop("lr"),
-            **figures,
-            "images_per_second": speed,
-        }
+        own = {"step": step, "epoch": epoch, "loss": loss, "lr": figures.pop("lr")}
+        row = {**own, **figures, "images_per_second": speed}
+        assert len(row) == len(own) + len(figures) + 1, f"a figure has the name of another: {sorted(figures)}"
         self.recorded_at = now
         if replaced:
             row["unreadable"] = int(replaced)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from moco_dist.engine.engine import Engine
 from moco_dist.engine.exact import ExactEngine
 from moco_dist.engine.overlapped import OverlappedEngine
 from moco_dist.methods import moco
+from moco_dist.methods.method import Terms
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
@@ -93,6 +96,20 @@ def test_a_parameter_without_gradient_shifts_no_other(engine: str) -> None:
     gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
     assert gradients["unused.weight"] is None and gradients["frozen.weight"] is None
     assert gradients["first.weight"].shape == (8, 12) and gradients["last.weight"].shape == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "stop"])
+def test_no_two_figures_have_one_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = moco.MoCo.loss
+
+    def of_two_terms(self: moco.MoCo, *args: Any) -> Terms:
+        [term] = loss(self, *args).loss.values()
+        return Terms({name: term, "other": term * 0}, {})
+
+    monkeypatch.setattr(moco.MoCo, "loss", of_two_terms)
+    views = torch.randn(BATCH, 12).double(), torch.randn(BATCH, 12).double()
+    with pytest.raises(AssertionError, match="two figures of one name"):
+        engine_of(config_of("exact"), Plain).step(views, 0, 0.1, sums={"stop": 1})
 
 
 def both(world: World) -> list[list[float]]:
