@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from slurm.devcluster import Cluster, Settings, UserError
+from slurm.devcluster import Cluster, Settings, Misuse
 from tests import jobs
 from tests.slurm.events import EVENTS, Event
 from tests.slurm.jobs import STEPS, Sent
@@ -58,7 +58,7 @@ def reference(event: Event, cluster: Cluster, folder: Path) -> Path:
     return run_dir
 
 
-def clusters(folder: Path, proctracks: list[str]) -> Iterator[tuple[str, Cluster | UserError]]:
+def clusters(folder: Path, proctracks: list[str]) -> Iterator[tuple[str, Cluster | Misuse]]:
     """A cluster of each kind; where the machine cannot have one, why."""
     for proctrack in proctracks:
         for preempt_signal in (True, False):
@@ -66,7 +66,7 @@ def clusters(folder: Path, proctracks: list[str]) -> Iterator[tuple[str, Cluster
             home = folder / f"{proctrack[0]}{int(preempt_signal)}"
             try:
                 cluster = Cluster(home, Settings(proctrack=proctrack, preempt_signal=preempt_signal))
-            except UserError as error:
+            except Misuse as error:
                 yield name, error
                 continue
             with cluster:
@@ -84,7 +84,7 @@ def main() -> int:
     table = Table("event", "cluster", "verdict", "starts", "steps lost", "doubled", "difference", "seconds", box=None)
     bad = 0
     for name, cluster in clusters(folder, options.proctrack):
-        if isinstance(cluster, UserError):
+        if isinstance(cluster, Misuse):
             table.add_row("-", name, f"not on this machine: {cluster}")
             continue
         usual = cluster.settings.preempt_signal
