@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from slurm.devcluster import Cluster, Settings, Misuse
+from slurm.devcluster import Cluster, Misuse, Settings
 from tests import jobs
 from tests.slurm.events import EVENTS, Event
 from tests.slurm.jobs import STEPS, Sent
