@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from moco_dist.errors import UserError
-from moco_dist.evaluate import all_labels, few
+from moco_dist.evaluate import all_labels, few, linear, propagation
 from moco_dist.evaluate import labels as few_labels
 from moco_dist.evaluate.all_labels import AllLabels
 from moco_dist.evaluate.few import FewLabels
@@ -68,7 +68,7 @@ def _knn(on_all: AllLabels) -> EvaluationMethod:
 def _linear(on_all: AllLabels, solver: str) -> EvaluationMethod:
     suffix, settings = on_all.layer_settings()
     if solver == "lbfgs" or (solver == "auto" and on_all.features_fit()):
-        settings = [all_labels.REVISIONS["linear"], *settings, all_labels.VALIDATION_FRACTION]
+        settings = [all_labels.REVISIONS["linear"], *settings, all_labels.VALIDATION_FRACTION, linear.DECAYS]
         return EvaluationMethod(f"linear{suffix}", on_all.linear, on_all.shares, settings)
     recipe = on_all.sgd_recipe()
     run, settings = (
@@ -89,13 +89,20 @@ def _few_labels(f: FewLabels, o: Options) -> Iterator[EvaluationMethod]:
             "semi-supervised",
             f.semi_supervised,
             lambda: (f.labelled, f.graphs),
-            [few.SEMI_SUPERVISED, few.ROUNDS],
+            [few.SEMI_SUPERVISED, few.ROUNDS, propagation.SETTINGS],
         ),
         (o.supervised, "supervised", f.supervised, lambda: None, [few.FROM_SCRATCH]),
         (o.supervised, "supervised small net", f.supervised_small, lambda: None, [few.FROM_SCRATCH]),
     ]
     for chosen, name, run, before, settings in rows:
         if chosen:
-            settings = [few.REVISIONS[name], *settings, s.labelled_augmentation.recipe]
+            settings = [
+                few.REVISIONS[name],
+                *settings,
+                few.FOLDS,
+                few.DECAY_OF_ONE,
+                linear.DECAYS,
+                s.labelled_augmentation.recipe,
+            ]
             shown = f"supervised {s.config.model.arch}" if name == "supervised" else name
             yield EvaluationMethod(shown, run, before, settings, f.count, f.draws)

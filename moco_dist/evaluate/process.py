@@ -22,6 +22,7 @@ from moco_dist.evaluate.subject import Subject, open_subject
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.start import start
+from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
 
 LIBRARIES = "torch", "scipy", "scikit-learn"
 """Libraries whose versions all figures depend on."""
@@ -58,7 +59,7 @@ def evaluate(options: Options, config: Config, world: World) -> None:
     evaluation = Evaluation(options, open_subject(options.path, config, world, options.features))
     out = options.out or (options.path if options.path.is_dir() else options.path.parent)
     with writing(out):
-        cache = world.from_first(lambda: Cells(out / "evaluation"))
+        cache = world.from_first(lambda: Cells(RunPaths(out).evaluation))
     cells = [evaluation.cells_of(method, cache) for method in evaluation.methods]
     with writing(out):
         world.from_first(lambda: report(options.path, evaluation, cells, out))
@@ -72,10 +73,10 @@ def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], 
     rows = [results.row(of_method) for of_method in cells]
     about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
     about["settings"] = evaluation.all_settings
-    results.write(out / "evaluation.json", rows, about)
-    pictures.draw(subject, rows, cells, path, out / "evaluation")
+    results.write(out / EVALUATION_TABLE, rows, about)
+    pictures.draw(subject, rows, cells, path, RunPaths(out).evaluation)
     results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
-    print(f"results: {out} (evaluation.json, evaluation/)")
+    print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
 
 
 class Evaluation:

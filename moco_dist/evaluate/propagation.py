@@ -28,6 +28,7 @@ NEIGHBOURS = (10, 20, 50)
 """Numbers of an image's neighbours to choose from: 50 there, and fewer are less to compute."""
 BALANCE, MOST_BALANCE = 5, 2.0
 """Power of a class's share by which its scores are divided, and the most that this may change them."""
+SETTINGS = (POWER, ALPHA, NEIGHBOURS, BALANCE, MOST_BALANCE)
 
 _ROWS, _COLUMNS = 1024, 16384
 """Similarities computed at a time. Fixed, so that no number depends on which rank computes it."""

@@ -29,8 +29,7 @@ def start(
         OSError: torchrun is gone.
     """
     device = devices.pick(config, rank.local_rank)
+    devices.prepare(config, device)
     watchdog.start(rank.rank, timeout_seconds, last_words)
     with watchdog.waiting("their start"):
-        world = World.join(rank, device, timeout_seconds + _WATCHDOG_FIRST_SECONDS)
-    devices.prepare(config, device)
-    return world
+        return World.join(rank, device, timeout_seconds + _WATCHDOG_FIRST_SECONDS)

@@ -30,6 +30,7 @@ class Hang(Exception):
 class _Progress:
     last_beat = time.monotonic()
     waiting_for = ""
+    untimed = False
     over = threading.Event()
 
 
@@ -46,6 +47,17 @@ def waiting(what: str) -> Iterator[None]:
         yield
     finally:
         _Progress.waiting_for = ""
+
+
+@contextmanager
+def untimed() -> Iterator[None]:
+    """Within it, this process may take any time: it reads a large folder, say. Others that wait for it may not."""
+    _Progress.untimed = True
+    try:
+        yield
+    finally:
+        beat()
+        _Progress.untimed = False
 
 
 def start(rank: int, timeout_seconds: float, last_words: Callable[[Hang], None]) -> None:
@@ -82,7 +94,7 @@ def _watch(
             os._exit(1)
         waiting_for = _Progress.waiting_for
         still = time.monotonic() - _Progress.last_beat
-        if still > patience + (_GRACE_SECONDS if waiting_for else 0.0):
+        if not _Progress.untimed and still > patience + (_GRACE_SECONDS if waiting_for else 0.0):
             where = f"waits for other ranks in {waiting_for}" if waiting_for else "hangs by itself"
             hang = Hang(f"rank {rank} {where}: no step for {still:.0f} s (run.hang_timeout_seconds)")
             main = sys._current_frames()[threading.main_thread().ident or 0]

@@ -16,15 +16,10 @@ from moco_dist.run.paths import RunPaths
 
 
 class RunDirectory:
-    """A run directory. Nothing is written before `open`, and by rank 0 alone.
+    """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`."""
 
-    Args:
-        folder: the directory.
-        writes: whether this rank does.
-    """
-
-    def __init__(self, folder: Path, writes: bool) -> None:
-        self.paths, self._writes = RunPaths(folder), writes
+    def __init__(self, folder: Path) -> None:
+        self.paths = RunPaths(folder)
         self.ours = False
         """Whether this job has the lease; on every rank."""
         self._lease: Lease | None = None
@@ -43,6 +38,7 @@ class RunDirectory:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lease = Lease(self.folder)
+            self.paths.remove_unfinished()
         except OSError as error:
             rule = f"cannot be written: {error.strerror}"
             raise UserError.of("run.dir", self.folder, rule, "choose another") from None
@@ -62,7 +58,7 @@ class RunDirectory:
         """Note a mistake, unless another job is in the directory, or a result that the mistake leaves as it is."""
         before = status.read(self.folder)
         free = self._lease or not self.paths.lease.exists()
-        if self._writes and self.folder.is_dir() and free and before.state != "done":
+        if self.folder.is_dir() and free and before.state != "done":
             status.write(self.folder, "user_error", before.step, reason)
 
     def crashed(self, rank: int, error: BaseException) -> None:

@@ -10,6 +10,8 @@ METRICS = "metrics.jsonl"
 STATUS = "status.json"
 SUMMARY = "summary.json"
 ENCODER = "encoder.safetensors"
+EVALUATION = "evaluation"
+EVALUATION_TABLE = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -66,4 +68,10 @@ class RunPaths:
     @property
     def evaluation(self) -> Path:
         """Folder of the evaluation's cells and pictures."""
-        return self.folder / "evaluation"
+        return self.folder / EVALUATION
+
+    def remove_unfinished(self) -> None:
+        """Remove what a start that was killed while it wrote a file has left. Raises OSError."""
+        for path in (self.config, self.metrics, self.status, self.summary, self.encoder, self.pairs_picture):
+            for unfinished in self.folder.glob(f".{path.name}.*"):
+                unfinished.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from moco_dist.files import replacing
 
@@ -18,38 +18,38 @@ Row = Mapping[str, float | int | str]
 log = logging.getLogger(__name__)
 
 
-class TrainingRow(TypedDict, total=False):
-    """What a row of a training step holds, beside the method's own figures."""
+def training_row(
+    step: int, epoch: int, loss: float, lr: float, images_per_second: float, figures: Mapping[str, float], **counts: int
+) -> Row:
+    """Make the row of a training step.
 
-    step: int
-    epoch: int
-    """Counted from 0."""
-    loss: float
-    """Mean over the global batch; symmetric: the sum of both directions."""
-    lr: float
-    images_per_second: float
-    unreadable: int
-    """Images of the step that were replaced, where there were any."""
-    checkpoint_failures: int
-    """Checkpoints of this start that could not be written, where there were any."""
+    Args:
+        step: counted from 1.
+        epoch: counted from 0.
+        loss: mean over the global batch; symmetric: the sum of both directions.
+        lr: learning rate that the step used.
+        images_per_second: of all ranks.
+        figures: of the method, by name.
+        counts: of what went wrong, by name, where something did: images replaced, checkpoints not written.
+    """
+    own = {"step": step, "epoch": epoch, "loss": loss, "lr": lr}
+    row = {**own, **figures, "images_per_second": images_per_second, **counts}
+    assert len(row) == len(own) + len(figures) + 1 + len(counts), f"a figure has the name of another: {sorted(figures)}"
+    return row
 
 
-class EvaluationRow(TypedDict, total=False):
-    """What a row of an evaluation during training holds."""
-
-    step: int
-    epoch: int
-    knn_top1: float
-    linear_top1: float
+def evaluation_row(step: int, epoch: int, figures: Mapping[str, float]) -> Row:
+    """Make the row of an evaluation during training: its figures, `knn_top1` among them, after so many steps."""
+    return {"step": step, "epoch": epoch, **figures}
 
 
 def is_training(row: Row) -> bool:
-    """Whether a row is of a training step: only those have a loss."""
+    """Tell whether a row is of a training step: only those have a loss."""
     return "loss" in row
 
 
 def is_evaluation(row: Row) -> bool:
-    """Whether a row is of an evaluation during training."""
+    """Tell whether a row is of an evaluation during training."""
     return "knn_top1" in row and "loss" not in row
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moco_dist.files import write_text
 from moco_dist.run.paths import RunPaths
@@ -56,6 +56,8 @@ def read(run_dir: Path) -> Status:
     """Read the status of a run; it is empty where there is none to read."""
     try:
         content = json.loads(RunPaths(run_dir).status.read_text(encoding="utf-8"))
+        if content["state"] not in get_args(State):
+            return Status()
         lengths = (_length(content.get(name)) for name in ("total_steps", "epoch_steps"))
         return Status(content["state"], int(content["step"]), str(content["reason"]), *lengths)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):

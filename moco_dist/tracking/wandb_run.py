@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moco_dist.run.rows import Row
+from moco_dist.run.paths import RunPaths
+from moco_dist.run.rows import Row, is_training
 from moco_dist.tracking import wandb_offline
 from moco_dist.tracking.identity import fixed_id
 
@@ -67,7 +68,7 @@ class WandbRun:
         """Start W&B, and send the rows that it lacks."""
         import wandb
 
-        folder = self.run_dir / "wandb"
+        folder = RunPaths(self.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         run_id = fixed_id(folder)
         # Silent also means: no question for a key on a terminal.
@@ -103,7 +104,7 @@ class WandbRun:
 
     def send(self, row: Row) -> None:
         """Send a row of metrics.jsonl, unless W&B has it from before."""
-        kind = "train" if "loss" in row else "eval"
+        kind = "train" if is_training(row) else "eval"
         if int(row["step"]) > self._arrived[kind]:
             self._run.log({"train/step": row["step"], **{f"{kind}/{key}": value for key, value in row.items()}})
 

@@ -6,9 +6,10 @@ import math
 import time
 
 from moco_dist.config import Config
-from moco_dist.data import sources, stream
+from moco_dist.data import sources
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.ranks.collectives import World
+from moco_dist.run.rows import training_row
 from moco_dist.tracking import Tracker
 from moco_dist.train.ends import Diverged
 from moco_dist.train.readout import Reading
@@ -21,11 +22,17 @@ class Books:
     """Writes a row for each step, and counts the images that were replaced in an epoch."""
 
     def __init__(
-        self, config: Config, world: World, data: sources.Data, tracker: Tracker, checkpoints: Checkpoints
+        self,
+        config: Config,
+        world: World,
+        data: sources.Data,
+        tracker: Tracker,
+        checkpoints: Checkpoints,
+        epoch_steps: int,
     ) -> None:
         self._config, self._world, self._data = config, world, data
         self._tracker, self._checkpoints = tracker, checkpoints
-        self.epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
+        self._epoch_steps = epoch_steps
         self.unreadable = {"epoch": 0, "images": 0}
         self.recorded_at = time.monotonic()
 
@@ -40,7 +47,7 @@ class Books:
             UserError: too many images cannot be decoded.
         """
         step, figures = reading.step, dict(reading.figures)
-        loss, epoch = figures.pop("loss"), (step - 1) // self.epoch_steps
+        loss, epoch = figures.pop("loss"), (step - 1) // self._epoch_steps
         stop, save, replaced = (figures.pop(name) for name in (STOP, SAVE, UNREADABLE))
         if not math.isfinite(loss):
             self._checkpoints.wait()
@@ -52,16 +59,12 @@ class Books:
             )
         now = time.monotonic()
         speed = round(self._config.optim.global_batch / (now - self.recorded_at), 2)
-        own = {"step": step, "epoch": epoch, "loss": loss, "lr": figures.pop("lr")}
-        row = {**own, **figures, "images_per_second": speed}
-        assert len(row) == len(own) + len(figures) + 1, f"a figure has the name of another: {sorted(figures)}"
         self.recorded_at = now
+        counts = {"checkpoint_failures": self._checkpoints.failures} if self._checkpoints.failures else {}
         if replaced:
-            row["unreadable"] = int(replaced)
+            counts = {"unreadable": int(replaced), **counts}
             self._count_unreadable(epoch, int(replaced), reading.unreadable)
-        if self._checkpoints.failures:
-            row["checkpoint_failures"] = self._checkpoints.failures
-        self._tracker.log_step(row)
+        self._tracker.log_step(training_row(step, epoch, loss, figures.pop("lr"), speed, figures, **counts))
         return stop > 0, save > 0
 
     def _count_unreadable(self, epoch: int, images: int, names: list[str]) -> None:

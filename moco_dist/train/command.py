@@ -37,7 +37,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
         config = configs.load(*configs.parse_arguments(arguments))
         if not supervised and (code := restarts.ended_already(config.run_dir)):
             return code
-        run_dir = RunDirectory(config.run_dir, writes=rank.rank == 0)
+        run_dir = RunDirectory(config.run_dir)
         plan = configs.layout(config, rank.size)
     except UserError as error:
         return restarts.refuse(rank, run_dir, error)

@@ -28,6 +28,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory
 from moco_dist.run.paths import ENCODER, METRICS, SUMMARY
+from moco_dist.run.rows import evaluation_row
 from moco_dist.tracking import Tracker
 from moco_dist.train.advice import advice
 from moco_dist.train.books import SAVE, STOP, UNREADABLE, Books
@@ -81,7 +82,7 @@ class Training:
         self.run_dir.record(self.config)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
         self.tracker = Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total)
-        self.books = Books(self.config, self.world, self.data, self.tracker, self.checkpoints)
+        self.books = Books(self.config, self.world, self.data, self.tracker, self.checkpoints, self.epoch_steps)
         self.books.unreadable = unreadable
         code = 1
         try:
@@ -157,7 +158,7 @@ class Training:
         data = online.part(self.data, images)
         with devices.may_wait(self.world.device):
             figures = online.accuracies(self.config, self.engine, self.encoder, data, self.augmentation)
-        self.tracker.log_evaluation({"step": done, "epoch": done // self.epoch_steps, **figures})
+        self.tracker.log_evaluation(evaluation_row(done, done // self.epoch_steps, figures))
         watchdog.beat()
         self.books.recorded_at = time.monotonic()
 

@@ -42,6 +42,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
         world = start(config, rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, rank))
         data = load_data(config, world)
         encoder = world.agreed(lambda: first_encoder(config, data))
+        watchdog.beat()
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         world.from_first(run_dir.open)
         run_dir.ours = True
@@ -49,7 +50,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
     except UserError as error:
-        return restarts.refuse(rank, run_dir, error)
+        return restarts.refuse(rank, run_dir, error, met=world is not None)
     except Ended as end:
         rank.tell(f"moco_dist.train: {end}")
         code = restarts.end_for_good(rank, status.EXIT_CODES[end.state])
@@ -67,9 +68,12 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
 
 def load_data(config: Config, world: World) -> sources.Data:
     """Open the images on every rank; where they are downloaded, the first rank of a node goes ahead of its others."""
-    if config.data.download:
-        return world.first_then_others(lambda: sources.load(config))
-    return world.agreed(lambda: sources.load(config))
+
+    def load() -> sources.Data:
+        with watchdog.untimed():
+            return sources.load(config)
+
+    return world.first_then_others(load) if config.data.download else world.agreed(load)
 
 
 def last_words(run_dir: RunDirectory, rank: Rank, hang: watchdog.Hang) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 from moco_dist import files
@@ -14,7 +15,7 @@ from moco_dist.run.directory import RunDirectory
 
 
 def ended_already(run_dir: Path | None) -> int:
-    """Exit status of a run that torchrun starts again by itself though that would not help, else 0.
+    """Return the exit status of a run that torchrun starts again by itself though that would not help, else 0.
 
     The note is this torchrun's own, and there before the run directory is known; status.json may tell of an earlier
     one, and is asked where there is no place for notes.
@@ -27,24 +28,38 @@ def ended_already(run_dir: Path | None) -> int:
 
 
 def end_for_good(rank: Rank, code: int) -> int:
-    """Leave a note for `ended_already`, once told: whoever reads it ends without a word. Returns the exit status."""
+    """Write the note that this run has ended for good, which `ended_already` reads. Returns the exit status."""
     if rank.local_rank == 0 and (note := _note()):
         with contextlib.suppress(OSError):
             files.write_text(note, str(code))
     return code
 
 
-def refuse(rank: Rank, run_dir: RunDirectory | None, error: UserError) -> int:
-    """Tell a mistake of the user's in one line, and note it in the run directory. Returns the exit status."""
-    if run_dir:
-        run_dir.refused(str(error))
-    rank.tell(f"moco_dist.train: {error}")
+def refuse(rank: Rank, run_dir: RunDirectory | None, error: UserError, *, met: bool = False) -> int:
+    """Tell a mistake of the user's in one line, and note it in the run directory.
+
+    Args:
+        rank: this process.
+        run_dir: the run directory, where the config names one.
+        error: the mistake.
+        met: whether the ranks have met, so that all of them know the mistake and the first one speaks; else the first
+            rank of each node does, since the mistake may be one node's.
+
+    Returns:
+        The exit status.
+    """
+    speaks = (rank.rank if met else rank.local_rank) == 0
+    if speaks:
+        if run_dir:
+            run_dir.refused(str(error))
+        print(f"moco_dist.train: {error}", file=sys.stderr, flush=True)
     code = end_for_good(rank, status.EXIT_CODES["user_error"])
-    rank.let_rank_0_end_first()
+    if not speaks:
+        rank.let_rank_0_end_first()
     return code
 
 
 def _note() -> Path | None:
-    """A file in the folder that torchrun makes for itself on this node, and keeps over its restarts."""
+    """Return the path of the note, in the folder that torchrun makes for itself on a node and keeps over restarts."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_<n>/<local rank>/error.json
     return Path(error_file).parents[2] / "moco_dist_exit_status" if error_file else None

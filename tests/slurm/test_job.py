@@ -199,7 +199,9 @@ def test_a_job_runs_the_code_that_it_was_sent_with_and_stages_its_data(cluster: 
     done = launcher(cluster, *words, "--cluster", str(profile), "--after", f"any:{first}")
     assert done.returncode == 0, done.stderr
     [code] = (tmp_path / "run" / "launch" / "code").iterdir()
-    with (code / "moco_dist" / "learner.py").open("a") as copy:
+    copied = code / "moco_dist" / "engine" / "engine.py"
+    assert copied.is_file()
+    with copied.open("a") as copy:
         copy.write('print("a marked copy")\n')
     cluster.call("scancel", first)
     followed = launcher(cluster, "logs", "-f", str(tmp_path / "run"))
