@@ -2,7 +2,7 @@
 
 python -m benchmarks.checkpoint [CONFIG.yaml] [section.key=value ...]
 
-One process trains as train.py does. Blocks of steps that begin with a save alternate with blocks that do not, each
+One process trains as the trainer does. Blocks of steps that begin with a save alternate with blocks that do not, each
 followed by what the writer behind still takes away from the steps. Printed: the median over the saves of
 
     stall   the save call, in which the loop copies the state and does nothing else

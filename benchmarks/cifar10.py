@@ -32,17 +32,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--root", type=Path, required=True, help="folder with train/ and test/")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10_hour"), help="run directory")
     parser.add_argument("--ranks", type=int, default=2)
-    asked = parser.parse_args(arguments)
-    data = ("data.source=imagefolder", f"data.root={asked.root}")
-    train(asked.out, asked.ranks, "configs/cifar10.yaml", *data, *HOUR)
-    torchrun(asked.ranks, "moco_dist.evaluate", str(asked.out), data[1], "--knn")
-    untrained = asked.out / "untrained"
+    options = parser.parse_args(arguments)
+    data = ("data.source=imagefolder", f"data.root={options.root}")
+    train(options.out, options.ranks, "configs/cifar10.yaml", *data, *HOUR)
+    torchrun(options.ranks, "moco_dist.evaluate", str(options.out), data[1], "--knn")
+    untrained = options.out / "untrained"
     untrained.mkdir(exist_ok=True)
     config = configs.load(Path("configs/cifar10.yaml"), data)
     weights.save_backbone(build_encoder(config.model, 3, config.run.seed), untrained / "encoder.safetensors")
     encoder = str(untrained / "encoder.safetensors")
-    torchrun(asked.ranks, "moco_dist.evaluate", encoder, "configs/cifar10.yaml", *data, "--knn")
-    write(asked.out, untrained)
+    torchrun(options.ranks, "moco_dist.evaluate", encoder, "configs/cifar10.yaml", *data, "--knn")
+    write(options.out, untrained)
     return 0
 
 

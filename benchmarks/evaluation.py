@@ -2,7 +2,7 @@
 
 python -m benchmarks.evaluation [CONFIG.yaml] [section.key=value ...]
 
-One process trains as train.py does. Evaluations on `eval.online_images` alternate with blocks of steps, so that a
+One process trains as the trainer does. Evaluations on `eval.online_images` alternate with blocks of steps, so that a
 machine that others use slows down both. Printed: the median seconds of a step, of an evaluation and of its parts, and
 
     share = evaluation / (eval.knn_every * steps of an epoch * step)
@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
     shares = [100 * seconds / (interval_steps * step) for seconds in parts["evaluation"]]
     print(f"{config.run.name} on {world.device.type}: a step takes {1e3 * step:.1f} ms (median of {len(steps)})")
     print(f"eval.knn_every={every}: {interval_steps} steps to an evaluation, {interval_steps * step:.1f} s")
-    for name, found in parts.items():
-        print(f"{name}: {1e3 * statistics.median(found):.1f} ms (median of {len(found)})")
+    for name, seconds in parts.items():
+        print(f"{name}: {1e3 * statistics.median(seconds):.1f} ms (median of {len(seconds)})")
     print(f"share: median {statistics.median(shares):.3f} % of the training time, worst {max(shares):.3f} %")
     return 0 if statistics.median(shares) <= BOUND_PERCENT else 1
 
@@ -82,10 +82,10 @@ def _measure(config: configs.Config, data: sources.Data, world: World) -> tuple[
 
 def _block(step: Callable[[], float]) -> list[float]:
     """The seconds of each step of a block."""
-    found: list[float] = []
-    while len(found) < BLOCK_STEPS or sum(found) < BLOCK_SECONDS:
-        found.append(step())
-    return found
+    seconds: list[float] = []
+    while len(seconds) < BLOCK_STEPS or sum(seconds) < BLOCK_SECONDS:
+        seconds.append(step())
+    return seconds
 
 
 def _evaluation(evaluate: Callable[[], None], device: torch.device) -> dict[str, float]:

@@ -45,7 +45,7 @@ class Pretraining:
     """A run of the trainer, and how its encoder is evaluated."""
 
     name: str
-    told: str
+    label: str
     """What people call it."""
     overrides: tuple[str, ...]
     draws: int
@@ -76,11 +76,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_100_labels"), help="run directories")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=[p.name for p in STUDY], help="these alone")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for pretraining in STUDY:
-        if not asked.only or pretraining.name in asked.only:
-            _do(pretraining, asked.root, asked.out / pretraining.name, asked.ranks)
-            write(asked.out)
+        if not options.only or pretraining.name in options.only:
+            _do(pretraining, options.root, options.out / pretraining.name, options.ranks)
+            write(options.out)
     return 0
 
 
@@ -104,7 +104,7 @@ def write(out: Path) -> None:
     pictures.mkdir(exist_ok=True)
     put_table(DOCS / "mnist.md", "effects", _effects(rows))
     if len(done) == len(STUDY):
-        curves = {p.told: plots.Curve.read(out / p.name) for p in done if p.name != "main"}
+        curves = {p.label: plots.Curve.read(out / p.name) for p in done if p.name != "main"}
         plots.save(pictures / "ablations.png", plots.overlay(curves))
     for picture in ("accuracies", "confusion", "curves", "wrong"):
         file = out / f"main/evaluation/{picture}.png"
@@ -118,7 +118,7 @@ def _rows(pretraining: Pretraining, run_dir: Path) -> Iterator[dict[str, Any]]:
         supervised = row["method"].startswith("supervised")
         yield {
             "run": pretraining.name,
-            "pretraining": None if supervised else pretraining.told,
+            "pretraining": None if supervised else pretraining.label,
             **row,
             "pretraining_seconds": None if supervised else round(taken(run_dir).wall),
             "pretraining_steps": None if supervised else summary["step"],
@@ -152,8 +152,8 @@ def _effects(rows: Sequence[dict[str, Any]]) -> str:
             gains = [
                 [_gain(of[a, *m], of[b, *m]) for a, b in pairs if {(a, *m), (b, *m)} <= of.keys()] for m in methods
             ]
-            told = [f"{statistics.fmean(gain):+.2f}" if gain else "" for gain in gains]
-            lines.append(f"| {change} | {len(pairs)} | {' | '.join(told)} |")
+            cells = [f"{statistics.fmean(gain):+.2f}" if gain else "" for gain in gains]
+            lines.append(f"| {change} | {len(pairs)} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else "No pair of runs has been made yet."
 
 

@@ -63,6 +63,6 @@ def _cpu_seconds() -> float:
 def put_table(page: Path, mark: str, table: str) -> None:
     """Write a table between `<!-- table: mark -->` and `<!-- end of table -->` of a page."""
     begin, end = f"<!-- table: {mark} -->", "<!-- end of table -->"
-    before, found, rest = page.read_text().partition(begin)
-    assert found and end in rest, f"{page} has no {begin}"
+    before, mark_in_page, rest = page.read_text().partition(begin)
+    assert mark_in_page and end in rest, f"{page} has no {begin}"
     files.write_text(page, f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

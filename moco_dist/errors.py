@@ -1,4 +1,4 @@
-"""A user's mistake, told in one line."""
+"""Report a mistake of the user's in one line."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that names key, value, rule and fix. The process exits with 2."""
+    """A user has made a mistake; the line names key, value, rule and fix. The process exits with 2."""
 
     def __init__(self, line: str) -> None:
-        # A data worker's comes with its traceback before it.
+        # torch raises a data worker's UserError anew here, with the worker's traceback ahead of the line: drop that.
         super().__init__(line.rsplit("UserError: ", 1)[-1].rstrip())
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Files that a reader finds whole: the old content or the new one, never half of it."""
+"""Write files that a reader finds whole: the old content or the new one, never half of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages that a run can do without: whether one is here, whether it works, which version it has."""
+"""Tell of packages that a run can do without: whether one is here, whether it works, which version it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stateless random numbers, keyed by what they are for and not by what was drawn before.
+"""Random numbers are stateless: keyed by what they are for and not by what was drawn before.
 
 A counter-based generator (Philox-4x32-10; Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3")
 is a function of (seed, counter). So a sample's augmentation is the same on any rank, in any worker and after any
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Stream(IntEnum):
-    """What a number is for: streams of one seed never overlap."""
+    """A stream says what a number is for; the streams of one seed never overlap."""
 
     ORDER = 0
     SHUFFLE = 1
@@ -37,7 +37,7 @@ _HALF = np.uint64(32)
 
 
 def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """Philox-4x32-10.
+    """Compute random words from counters by Philox-4x32-10.
 
     Args:
         counter: [..., 4] 32-bit words.
@@ -57,7 +57,7 @@ def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 
 
 def words(seed: int, stream: Stream, major: int, minor: ArrayLike, count: int) -> NDArray[np.uint64]:
-    """Random 32-bit words for each element of `minor`.
+    """Draw random 32-bit words for each element of `minor`.
 
     Args:
         seed: of the run.
@@ -78,11 +78,11 @@ def words(seed: int, stream: Stream, major: int, minor: ArrayLike, count: int) -
 
 
 def uniform(seed: int, stream: Stream, major: int, minor: ArrayLike, count: int) -> NDArray[np.float32]:
-    """Uniform numbers in [0, 1), [..., count], of 24 bits, so that float32 holds them exactly."""
+    """Draw uniform numbers in [0, 1), [..., count], of 24 bits, so that float32 holds them exactly."""
     return ((words(seed, stream, major, minor, count) >> np.uint64(8)) * 2.0**-24).astype(np.float32)
 
 
 def permutation(seed: int, stream: Stream, major: int, minor: int, length: int) -> NDArray[np.int64]:
-    """A random permutation of 0 .. length-1: the order of `length` random 64-bit keys (ties by index)."""
+    """Draw a permutation of 0 .. length-1: the order of `length` random 64-bit keys (ties by index)."""
     high, low = words(seed, stream, major, np.array([2 * minor, 2 * minor + 1]), length)
     return np.argsort(high << _HALF | low, kind="stable")

@@ -1,4 +1,4 @@
-"""Sums whose order of additions depends on how many terms there are, and on nothing else.
+"""Add up in an order that depends on how many terms there are, and on nothing else.
 
 A float sum depends on its order. Added up pairwise, the gradients of 2^n BatchNorm groups meet in the same tree whether
 one rank holds them all or each rank one: the same bits on any number of ranks.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class PairwiseSum:
-    """Adds up lists of tensors as a binary counter carries, so that no more than log2 of them are kept."""
+    """A pairwise sum adds up lists of tensors as a binary counter carries, and keeps no more than log2 of them."""
 
     def __init__(self) -> None:
         self._levels: list[list[Tensor] | None] = []  # level i: the sum of 2^i lists, or nothing
@@ -31,7 +31,7 @@ class PairwiseSum:
         self._levels.append(carry)
 
     def total(self) -> list[Tensor]:
-        """The sum of all lists; nothing may be added after it."""
+        """Return the sum of all lists; nothing may be added after it."""
         left = [level for level in self._levels if level is not None]
         total = left[0]
         for level in left[1:]:
@@ -42,7 +42,7 @@ class PairwiseSum:
 
 
 def pairwise_sum(rows: Tensor) -> Tensor:
-    """The sum of the rows of [n, ...], overwriting them."""
+    """Add up the rows of [n, ...], overwriting them."""
     total = PairwiseSum()
     for row in rows.unbind():
         total.add([row])

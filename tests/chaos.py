@@ -73,8 +73,8 @@ class Chaos:
 
     def left_in_shared_memory(self) -> list[str]:
         """Files in /dev/shm that bear the number of one of our processes."""
-        found = [path.name for path in Path("/dev/shm").iterdir()]
-        return [name for name in found if {int(n) for n in re.findall(r"\d+", name)} & self.seen]
+        names = [path.name for path in Path("/dev/shm").iterdir()]
+        return [name for name in names if {int(n) for n in re.findall(r"\d+", name)} & self.seen]
 
 
 def kills(chaos: Chaos, count: int) -> bool:
@@ -186,12 +186,13 @@ def elastic(chaos: Chaos, ranks: list[int]) -> bool:
                 print(f"{precision}: {size} ranks until step {step}: {name}, status {said}", flush=True)
                 assert said == ("stopped" if "TERM" in name else "running"), job.log
         folder.end(folder.start("run", ranks[-1], settings=settings))
-        found = compare(folder.folder / "run", reference, steps)
+        comparison = compare(folder.folder / "run", reference, steps)
         print(
-            f"{precision}: ranks {ranks} against {ranks[0]} throughout, {steps} steps: {len(found.lost)} lost, "
-            f"{len(found.doubled)} doubled, largest difference of the losses {found.difference:.3g} (bound {bound:g})"
+            f"{precision}: ranks {ranks} against {ranks[0]} throughout, {steps} steps: {len(comparison.lost)} lost, "
+            f"{len(comparison.doubled)} doubled, "
+            f"largest difference of the losses {comparison.difference:.3g} (bound {bound:g})"
         )
-        good = good and not found.lost and not found.doubled and found.difference <= bound
+        good = good and not comparison.lost and not comparison.doubled and comparison.difference <= bound
     return good
 
 
@@ -204,10 +205,10 @@ def disk_full(chaos: Chaos) -> bool:
         kept = checkpoints(job.run_dir)
         job.until_step(20 + 3 * CHECKPOINT_EVERY)
         failures = [row.get("checkpoint_failures", 0) for row in rows(job.run_dir)]
-        told = [line for line in job.log.splitlines() if "not saved" in line]
+        warnings = [line for line in job.log.splitlines() if "not saved" in line]
         print(f"refused by the kernel, training went on to step {last_step(job.run_dir)}; failures told {failures[-1]}")
-        print("\n".join(told[:1]))
-        good = failures[-1] >= 2 and bool(told) and checkpoints(job.run_dir)[-1] >= kept[-1]
+        print("\n".join(warnings[:1]))
+        good = failures[-1] >= 2 and bool(warnings) and checkpoints(job.run_dir)[-1] >= kept[-1]
         job.kill_all()
         print(f"killed; kept: {[path.name for path in checkpoints(job.run_dir)]}")
     chaos.end(chaos.start("run"))
@@ -225,10 +226,10 @@ def _damaged(chaos: Chaos, damage: Callable[[Path], None], word: str) -> bool:
     damage(newest)
     again = chaos.start("run")
     chaos.end(again)
-    told = [line for line in again.log.splitlines() if newest.name in line]
-    print("\n".join(told))
+    messages = [line for line in again.log.splitlines() if newest.name in line]
+    print("\n".join(messages))
     print(comparison := compare(chaos.folder / "run", reference, chaos.steps))
-    return comparison.exact and any(word in line for line in told)
+    return comparison.exact and any(word in line for line in messages)
 
 
 def torn_checkpoint(chaos: Chaos) -> bool:
@@ -280,8 +281,8 @@ def hang(chaos: Chaos) -> bool:
     step = chaos.dice.randrange(10, 20)
     with chaos.start("sleep", module="tests.faulty", environment={"FAULT": f"sleep:{last}:{step}"}) as job:
         job.until_step(step)
-        told = f"rank {last} hangs by itself", rf"rank +: {last} "
-        good = _ends(chaos, f"rank {last} sleeps", job, time.monotonic(), HANG_SECONDS, *told)
+        expected = f"rank {last} hangs by itself", rf"rank +: {last} "
+        good = _ends(chaos, f"rank {last} sleeps", job, time.monotonic(), HANG_SECONDS, *expected)
     with chaos.start("stop") as job:
         job.until_step(step)
         send(job.ranks()[last], signal.SIGSTOP)
@@ -298,8 +299,8 @@ def oom(chaos: Chaos) -> bool:
         name = f"{fault}{rank}"
         with chaos.start(name, module="tests.faulty", environment={"FAULT": f"{fault}:{rank}:{step}"}) as job:
             job.until_step(step)
-            told = word, rf"rank +: {rank} "
-            good &= _ends(chaos, f"rank {rank}: {fault}", job, time.monotonic(), END_SECONDS, *told)
+            expected = word, rf"rank +: {rank} "
+            good &= _ends(chaos, f"rank {rank}: {fault}", job, time.monotonic(), END_SECONDS, *expected)
     return _continued(chaos, reference, "killed0", f"killed{last}", f"memory{last}") and good
 
 
@@ -311,8 +312,8 @@ def worker(chaos: Chaos) -> bool:
     for fault, word in (("worker-exception", "an exception of the test"), ("worker-killed", "worker .*killed")):
         with chaos.start(fault, module="tests.faulty", environment={"FAULT": f"{fault}:{last}:{step}"}) as job:
             job.until_step(step - 5)
-            told = word, rf"rank +: {last} "
-            good &= _ends(chaos, fault, job, time.monotonic(), END_SECONDS, *told)
+            expected = word, rf"rank +: {last} "
+            good &= _ends(chaos, fault, job, time.monotonic(), END_SECONDS, *expected)
     return _continued(chaos, reference, "worker-exception", "worker-killed") and good
 
 
@@ -335,25 +336,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, help="data workers a rank")
     parser.add_argument("--steps", type=int, help="of the run; 180 for --kills, 60 otherwise")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an end in order, which takes the job along
-    if not (given.kills or given.elastic or given.fault):
+    if not (options.kills or options.elastic or options.fault):
         parser.error("give --kills, --elastic or --fault")
     experiments: list[tuple[str, Callable[[Chaos], bool]]] = []
-    if given.kills:
-        experiments.append((f"{given.kills} kills", lambda chaos: kills(chaos, given.kills)))
-    if given.elastic:
-        sizes = [int(size) for size in given.elastic.split(",")]
-        experiments.append((f"elastic {given.elastic}", lambda chaos: elastic(chaos, sizes)))
-    experiments += [(name, FAULTS[name]) for name in given.fault or ()]
+    if options.kills:
+        experiments.append((f"{options.kills} kills", lambda chaos: kills(chaos, options.kills)))
+    if options.elastic:
+        sizes = [int(size) for size in options.elastic.split(",")]
+        experiments.append((f"elastic {options.elastic}", lambda chaos: elastic(chaos, sizes)))
+    experiments += [(name, FAULTS[name]) for name in options.fault or ()]
     failed = []
     for name, experiment in experiments:
         began = time.monotonic()
-        print(f"== {name}: {given.ranks} ranks, seed {given.seed}", flush=True)
-        steps = given.steps or (180 if name.endswith("kills") else 60)
+        print(f"== {name}: {options.ranks} ranks, seed {options.seed}", flush=True)
+        steps = options.steps or (180 if name.endswith("kills") else 60)
         with tempfile.TemporaryDirectory(prefix="moco-dist-chaos-") as folder:
             try:
-                good = experiment(Chaos(Path(folder), given.seed, given.ranks, given.workers, steps))
+                good = experiment(Chaos(Path(folder), options.seed, options.ranks, options.workers, steps))
             except AssertionError as error:
                 print(error)
                 good = False

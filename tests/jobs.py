@@ -85,19 +85,19 @@ class Job:
 
     def pids(self) -> set[int]:
         """Live processes of this job, whoever their parents are by now."""
-        found = set()
+        pids = set()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if self._mark.encode() in (folder / "environ").read_bytes():
-                    found.add(int(folder.name))
+                    pids.add(int(folder.name))
             except OSError:
                 continue
-        self.seen |= found
-        return found
+        self.seen |= pids
+        return pids
 
     def ranks(self) -> dict[int, int]:
         """Process of each rank that runs now: the children of torchrun."""
-        found = {}
+        pids = {}
         for pid in self.pids():
             try:
                 parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -106,8 +106,8 @@ class Job:
                 continue
             rank = [int(e.removeprefix(b"RANK=")) for e in environment if e.startswith(b"RANK=")]
             if rank and parent == self.process.pid:
-                found[rank[0]] = pid
-        return found
+                pids[rank[0]] = pid
+        return pids
 
     def workers(self, rank: int) -> list[int]:
         """Data workers of a rank."""
@@ -202,8 +202,8 @@ def knn(run_dir: Path) -> dict[int, float]:
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "status.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((run_dir / "status.json").read_text())
+    return content
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -212,8 +212,8 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def state(run_dir: Path) -> dict[str, Any]:
     """The state in the last checkpoint, read with torch alone."""
-    found: dict[str, Any] = torch.load(checkpoints(run_dir)[-1], weights_only=True)
-    return found
+    content: dict[str, Any] = torch.load(checkpoints(run_dir)[-1], weights_only=True)
+    return content
 
 
 @dataclass(frozen=True)
@@ -247,14 +247,14 @@ class Comparison:
 
 def compare(run: Path, reference: Path, steps: int) -> Comparison:
     """Hold a finished run against the reference, both of so many steps."""
-    found, wanted = losses(run), losses(reference)
-    assert set(wanted) == set(range(1, steps + 1)), "the reference itself lacks steps"
+    ours, theirs = losses(run), losses(reference)
+    assert set(theirs) == set(range(1, steps + 1)), "the reference itself lacks steps"
     times = Counter(("train" if "loss" in row else "eval", row["step"]) for row in rows(run))
     one, other = state(run), state(reference)
     return Comparison(
-        lost=sorted(set(wanted) - set(found)),
+        lost=sorted(set(theirs) - set(ours)),
         doubled=[key for key, count in times.items() if count > 1],
-        difference=max(abs(found[s] - wanted[s]) for s in found.keys() & wanted.keys()),
+        difference=max(abs(ours[s] - theirs[s]) for s in ours.keys() & theirs.keys()),
         knn_equal=knn(run) == knn(reference),
         unequal=[
             key for key in one.keys() | other.keys() if key != "config" and not equal(one.get(key), other.get(key))

@@ -37,8 +37,8 @@ def exchanges(world: World) -> None:
         assert world.all_to_all(mine, [1], [1]) is mine
         return
     counts = [world.rank + s for s in range(world.size)]
-    found = world.all_to_all(mine, sent=counts, received=counts)
-    assert found.tolist() == [[s, world.rank] for s in range(world.size) for _ in range(s + world.rank)]
+    received = world.all_to_all(mine, sent=counts, received=counts)
+    assert received.tolist() == [[s, world.rank] for s in range(world.size) for _ in range(s + world.rank)]
 
 
 def means(world: World) -> None:
@@ -67,29 +67,29 @@ def firsts(world: World, folder: str) -> list[Any]:
     assert world.from_first(action) == 42
     assert called.exists() == (world.rank == 0)
     assert world.from_first(lambda: None) is None
-    told = []
+    errors = []
     for faulty in (mistaken, broken):
         try:
             world.from_first(faulty)
         except Exception as error:
-            told.append((type(error), str(error)))
+            errors.append((type(error), str(error)))
     assert world.from_first(lambda: "they go on") == "they go on"
     assert world.agreed(lambda: world.rank) == world.rank
     try:
         world.agreed(lambda: mistaken() if world.rank == world.size - 1 else 0)
     except UserError as error:
-        told.append((type(error), str(error)))
+        errors.append((type(error), str(error)))
     assert world.first_then_others(lambda: world.rank) == world.rank
     world.barrier()
-    return told
+    return errors
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_collectives(ranks: Ranks, size: int, tmp_path: Path) -> None:
     for function in (gathers, exchanges, means):
         ranks.run(size, function)
-    told = ranks.run(size, firsts, str(tmp_path))
-    assert told == [
+    errors = ranks.run(size, firsts, str(tmp_path))
+    assert errors == [
         [
             (UserError, "optim.lr = 0: must be less; lower it"),
             (ZeroDivisionError, "on rank 0"),
@@ -120,8 +120,8 @@ def averages(world: World) -> list[float]:
 @pytest.mark.parametrize("size", SIZES)
 def test_gradients_gather_and_then_average(ranks: Ranks, size: int) -> None:
     scale = (1 + 1e-5) ** -0.5  # of BatchNorm in evaluation
-    found = ranks.run(size, averages)
-    for rank, (alone, mean) in enumerate(found):
+    of_ranks = ranks.run(size, averages)
+    for rank, (alone, mean) in enumerate(of_ranks):
         assert alone == pytest.approx((rank + 1) * scale)
         assert mean == pytest.approx(2 * (size + 1) / 2 * scale)
 

@@ -21,12 +21,12 @@ from moco_dist.ranks import devices
     ],
 )
 def test_the_limits_of_a_job(tmp_path: Path, group: str, files: dict[str, str], limits: set[int]) -> None:
-    for name, told in files.items():
+    for name, limit in files.items():
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "fs" / name).write_text(told + "\n")
+        (tmp_path / "fs" / name).write_text(limit + "\n")
     (tmp_path / "cgroup").write_text(group + "\n")
-    _, *found = devices._memory_limits(tmp_path / "cgroup", tmp_path / "fs")
-    assert set(found) == limits
+    _, *memory_limits = devices._memory_limits(tmp_path / "cgroup", tmp_path / "fs")
+    assert set(memory_limits) == limits
 
 
 def test_a_rank_counts_on_its_part_of_the_least(monkeypatch: pytest.MonkeyPatch) -> None:

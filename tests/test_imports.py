@@ -103,13 +103,13 @@ def test_nothing_imports_in_a_circle() -> None:
 
 @pytest.mark.parametrize("module", TREES)
 def test_outside_libraries_stay_where_they_belong(module: str) -> None:
-    found = set(imports(module, TREES[module]))
-    outside = {name.split(".")[0] for name in found}
+    imported = set(imports(module, TREES[module]))
+    outside = {name.split(".")[0] for name in imported}
     assert not outside & {"submitit", "launcher", "slurm", "tests", "benchmarks"}
     assert "wandb" not in outside or module.startswith("moco_dist.tracking")
     elastic = "torch.distributed.elastic.multiprocessing.errors"  # tells torchrun of an error, talks to no rank
     if module != "moco_dist.ranks.collectives":
-        assert not [n for n in found if n.startswith("torch.distributed") and not n.startswith(elastic)]
+        assert not [n for n in imported if n.startswith("torch.distributed") and not n.startswith(elastic)]
         attributes = {ast.unparse(n) for n in ast.walk(TREES[module]) if isinstance(n, ast.Attribute)}
         assert not {a for a in attributes if a.startswith(("torch.distributed", "dist."))}
 
@@ -121,12 +121,12 @@ def test_the_launcher_needs_no_torch_where_it_is_typed(module: str) -> None:
     So it is with submitit, which only what sends a job asks for.
     """
     at_the_top = [node for node in LAUNCHER[module].body if isinstance(node, ast.Import | ast.ImportFrom)]
-    found = {name for node in at_the_top for name in imports(module, node)}
+    imported = {name for node in at_the_top for name in imports(module, node)}
     needs_torch = {name for name, tree in TREES.items() if "torch" in {i.split(".")[0] for i in imports(name, tree)}}
-    assert not [name for name in found if name.split(".")[0] in ("torch", "torchvision", "wandb")]
-    assert not [name for name in found if within(name) in needs_torch]
+    assert not [name for name in imported if name.split(".")[0] in ("torch", "torchvision", "wandb")]
+    assert not [name for name in imported if within(name) in needs_torch]
     if module != "launcher.executors":
-        assert not [name for name in found if name.startswith(("submitit", "launcher.executors"))]
+        assert not [name for name in imported if name.startswith(("submitit", "launcher.executors"))]
 
 
 RUN_FILES = re.compile(r"metrics\.jsonl|summary\.json|status\.json|encoder\.safetensors|evaluation\.json|step_[*{\d]")

@@ -205,8 +205,8 @@ def test_max_restarts_does_not_retry_a_mistake_or_a_diverged_run(tmp_path: Path)
     assert status(run)["state"] == "diverged"
     assert checkpoints(run)
     for file in checkpoints(run):
-        found = checkpoint.load(file)
-        assert all(t.isfinite().all() for key in ("encoder_q", "encoder_k") for t in found[key].values())
+        state = checkpoint.load(file)
+        assert all(t.isfinite().all() for key in ("encoder_q", "encoder_k") for t in state[key].values())
 
 
 def test_a_rank_that_hangs_ends_the_job_and_is_named(tmp_path: Path) -> None:

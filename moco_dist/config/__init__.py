@@ -1,4 +1,4 @@
-"""The config of a run: a YAML file of sections (`optim: {lr: 0.03}`) plus overrides (`optim.lr=0.03`).
+"""The config of a run is a YAML file of sections (`optim: {lr: 0.03}`) plus overrides (`optim.lr=0.03`).
 
 Every mistake in it is told in one line that names key, value, rule and fix.
 """

@@ -1,4 +1,4 @@
-"""A mistake that pydantic found, in one line of the user's words."""
+"""Explain a mistake that pydantic has found, in one line of the user's words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moco_dist.errors import shown
 
 
 def keys(model: type[BaseModel]) -> list[str]:
-    """Every key of a model: `section.key`, or `key` where there are no sections."""
+    """Return every key of a model: `section.key`, or `key` where there are no sections."""
     sections = {name: field.annotation for name, field in model.model_fields.items()}
     return [
         f"{name}.{key}" if key else name
@@ -24,7 +24,7 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 
 def nearest(key: str, model: type[BaseModel] = Config) -> str:
-    """`; did you mean optim.lr?`: a key of that name in another section, else the most similar."""
+    """Return a hint for an unknown key: the key of that name in another section, else the most similar, else a list."""
     every_key = keys(model)
     same_name = [k for k in every_key if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_name or difflib.get_close_matches(key, [*every_key, *model.model_fields], n=1, cutoff=0.6)
@@ -38,7 +38,7 @@ def nearest(key: str, model: type[BaseModel] = Config) -> str:
 
 
 def explain(error: ErrorDetails, model: type[BaseModel]) -> str:
-    """One line for one of pydantic's errors."""
+    """Explain one of pydantic's errors in one line."""
     key = ".".join(str(part) for part in error["loc"])
     if not key:  # a rule across keys has worded itself
         return error["msg"].removeprefix("Value error, ")
@@ -63,7 +63,7 @@ def explain(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _default(place: Sequence[int | str], model: type[BaseModel]) -> str:
-    """`the default is optim.lr=0.03`, as the fix of a wrong value; `drop it or mend it` where there is none."""
+    """Return the fix of a wrong value: `the default is optim.lr=0.03`, or `mend it or drop it` if there is none."""
     value: Any = model()
     path: list[str] = []
     for part in place:

@@ -1,4 +1,4 @@
-"""How a global batch lies on the ranks."""
+"""Compute how a global batch lies on the ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moco_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """How a global batch lies on the ranks; the curve depends on `group_size` alone."""
+    """A layout says how a global batch lies on the ranks; the curve depends on `group_size` alone."""
 
     ranks: int
     batch_per_rank: int

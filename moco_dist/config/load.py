@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a validated config, and back to YAML."""
+"""Turn a YAML file and overrides into a validated config, and a config back into YAML."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def validate(model: type[S], tree: Mapping[str, Any]) -> S:
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML that `load` reads back."""
+    """Return the resolved config as YAML that `load` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -100,7 +100,7 @@ def _find(path: Path) -> Path:
 
 
 def read_tree(file: Path) -> dict[str, Any]:
-    """The keys in a YAML file, unchecked. Raises UserError."""
+    """Read the tree of keys in a YAML file, unchecked. Raises UserError."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -129,7 +129,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def usage() -> str:
-    """Every key with its default and meaning, a line each."""
+    """Describe every key in a line of its own, with its default and meaning."""
     lines = []
     for section, field in Config.model_fields.items():
         for name, key in field.annotation.model_fields.items():  # type: ignore[union-attr]
@@ -138,5 +138,5 @@ def usage() -> str:
 
 
 def schema() -> str:
-    """JSON schema of a config file, for editors."""
+    """Return the JSON schema of a config file, for editors."""
     return json.dumps(Config.model_json_schema(), indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""What a run that goes on may change: where and how fast it runs and what it tells, but not its curve."""
+"""A run that goes on may change where and how fast it runs and what it tells, but not its curve."""
 
 from __future__ import annotations
 

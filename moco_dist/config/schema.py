@@ -1,4 +1,4 @@
-"""The keys of a run: frozen sections that are validated when they are read.
+"""The keys of a run's config are the fields of frozen sections, which are validated when they are read.
 
 What needs no knowledge of the machine is checked here; `layout` checks what depends on the number of ranks.
 """
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 def _number(value: object) -> object:
-    """YAML 1.1 reads `1e-4` as text and `true` as a number: take the first, refuse the second."""
+    """Take `1e-4`, which YAML 1.1 reads as text, and refuse `true`, which pydantic would take for a number."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     if isinstance(value, str) and re.fullmatch(r"\s*[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value):
@@ -199,7 +199,7 @@ class TrackSection(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A config describes a whole run."""
 
     run: RunSection = RunSection()
     data: DataSection = DataSection()

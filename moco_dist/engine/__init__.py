@@ -1,1 +1,1 @@
-"""How a method is computed: in parts, on ranks, in a precision, and how its state is kept."""
+"""The engine computes a method in parts, on ranks, in a precision, and keeps its state."""

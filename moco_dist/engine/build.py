@@ -1,4 +1,4 @@
-"""From a config to an engine on this rank's device."""
+"""Make the engine that a config asks for, on this rank's device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(method: Method, config: Config, plan: Layout, world: World) -> Engine:
 
 
 def is_exact(config: Config, device: torch.device) -> bool:
-    """Whether bits count more than speed: on the CPU and where deterministic kernels are asked for, if not told."""
+    """Return whether the engine is the exact one; for device.engine=auto, on the CPU or with deterministic kernels."""
     if config.device.engine == "auto":
         return not devices.runs_ahead(device) or config.device.deterministic
     return config.device.engine == "exact"

@@ -1,4 +1,4 @@
-"""The state of a run in checkpoints: written in the background, whole or not at all, with a checksum."""
+"""Keep the state of a run in checkpoints, written in the background, whole or not at all, with a checksum."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run. Rank 0 writes them; every rank may read them.
+    """Rank 0 writes the checkpoints of a run; every rank may read them.
 
     Saving copies the state and returns; a thread writes it. Nothing that goes wrong there reaches training: it is
     logged and counted in `failures`, and the files of before stay.
@@ -42,7 +42,7 @@ class Checkpoints:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is still being written."""
+        """Tell whether a save is still being written."""
         return self._writer is not None and self._writer.is_alive()
 
     def save(self, step: int, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
@@ -62,13 +62,13 @@ class Checkpoints:
         self._writer.start()
 
     def wait(self) -> None:
-        """Until what was saved is on disk, or has failed."""
+        """Wait until the last save is on disk, or has failed."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state of a step, on the CPU. Raises Damaged or OSError."""
+        """Read the state after so many steps onto the CPU. Raises Damaged, OSError."""
         return load(self.index.path(step))
 
     def _write(self, step: int, state: dict[str, Any], before: Callable[[], object]) -> None:
@@ -96,13 +96,13 @@ def write(path: Path, state: dict[str, Any], before: Callable[[], object] = lamb
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A verified checkpoint's state, on the CPU. Raises Damaged, OSError."""
+    """Read the state in a checkpoint onto the CPU, after its checksum is verified. Raises Damaged, OSError."""
     state: dict[str, Any] = torch.load(io.BytesIO(verify(path)), map_location="cpu", weights_only=True)
     return state
 
 
 class _HashingFile(io.RawIOBase):
-    """Passes writes on and hashes them."""
+    """Hash all that is written, and pass it on to a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -116,7 +116,7 @@ class _HashingFile(io.RawIOBase):
 
 
 def _copy(state: Any) -> Any:
-    """The state with its tensors copied to the CPU; containers are copied too."""
+    """Return the state with its tensors copied to the CPU; containers are copied too."""
     match state:
         case Tensor():
             return state.detach().to("cpu", copy=True)
@@ -129,7 +129,7 @@ def _copy(state: Any) -> Any:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What began it: torch's writer covers a full disk with a RuntimeError of its own."""
+    """Return the first cause of an error: torch's writer covers a full disk with a RuntimeError of its own."""
     while isinstance(error, RuntimeError) and error.__context__ is not None:
         error = error.__context__
     return error

@@ -1,4 +1,4 @@
-"""One training step of any method: in parts, on any number of ranks, in any precision.
+"""Take a training step of any method: in parts, on any number of ranks, in any precision.
 
 `exact` and `overlapped` are the two ways to take it; what they share stands here.
 """
@@ -28,25 +28,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a step tells: numbers by name, most of them still on the device."""
+    """Figures are the numbers that a step tells, by name; most of them are still on the device."""
 
     names: tuple[str, ...]
     values: Tensor
     """[len(names)] means over the global batch, or sums over the ranks; the first is the loss."""
     used: Mapping[str, float]
-    """What the host chose for the step."""
+    """The learning rate by its name, `lr`: the one figure that the host knows."""
 
     def to_host(self) -> Figures:
         """Start to copy the values to the host; they are right when the device has come so far."""
         return replace(self, values=self.values.to("cpu", non_blocking=True))
 
     def numbers(self) -> dict[str, float]:
-        """Return every figure under its name. Of values on a device, that waits for it."""
+        """Return every figure under its name. Where the values are on a device, the host waits for it."""
         return {**dict(zip(self.names, self.values.tolist(), strict=True)), **self.used}
 
 
 class Engine(ABC):
-    """Takes the steps of a method, and keeps what a step changes: the method, the optimizer, the scaler.
+    """An engine takes the steps of a method, and keeps what a step changes: the method, the optimizer, the scaler.
 
     Args:
         method: on this rank's device.
@@ -70,34 +70,34 @@ class Engine(ABC):
         self.optimizer.register_step_post_hook(lambda *_: self._descended())
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False
-        """Whether the last step left the weights alone, since its fp16 gradients overflowed."""
+        """Tells whether the last step left the weights alone, since its fp16 gradients overflowed."""
 
     @abstractmethod
     def _parts(self) -> int:
-        """In how many parts, each of whole BatchNorm groups, a rank's batch is computed."""
+        """Return in how many parts, each of whole BatchNorm groups, a rank's share is computed."""
 
     @abstractmethod
     def _wrapped(self, trained: nn.Module) -> nn.Module:
-        """The trained module as the forward pass calls it."""
+        """Return the trained module as the forward pass calls it."""
 
     @abstractmethod
     def _one_pass(self, *, last: bool) -> AbstractContextManager[None]:
-        """Stands around the forward and the backward pass of one part in one direction, of which one is the last."""
+        """Return the context of a forward and a backward pass, of a part in one direction; `last`: the final one."""
 
     @abstractmethod
     def _part_is_done(self) -> None:
-        """All directions of a part have added their gradients."""
+        """Take note that all directions of a part have added their gradients."""
 
     @abstractmethod
     def _gradients(self) -> list[Tensor]:
         """Leave this rank's gradients in the parameters; return those that are not yet means over the ranks."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within it, the encoders compute in the precision of the config."""
+        """Return a context within which the encoders compute in the precision of the config."""
         return devices.autocast(self.world.device, self.image_dtype)
 
     def step(self, views: Views, step: int, lr: float, sums: Mapping[str, float] | None = None) -> Figures:
-        """Take one training step (He et al. 2020, algorithm 1).
+        """Take one training step.
 
         Args:
             views: this rank's two views of its images, each [n, ...].

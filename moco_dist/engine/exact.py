@@ -1,4 +1,4 @@
-"""The engine where bits count: the same losses on any number of ranks.
+"""The exact engine computes the same losses, bit for bit, on any number of ranks.
 
 One BatchNorm group is computed at a time, and gradients meet in an order that does not depend on the number of ranks.
 """
@@ -17,7 +17,7 @@ from moco_dist.summation import PairwiseSum
 
 
 class ExactEngine(Engine):
-    """Adds gradients up pairwise, over the groups of a rank and then over the ranks."""
+    """The exact engine adds gradients up pairwise, over the groups of a rank and then over the ranks."""
 
     def __init__(self, method: Method, config: Config, plan: Layout, world: World) -> None:
         super().__init__(method, config, plan, world)

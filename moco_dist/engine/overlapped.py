@@ -1,4 +1,4 @@
-"""The engine where speed counts: DDP averages gradients while the backward pass is still under way."""
+"""The overlapped engine is fast: DDP averages gradients while the backward pass is still under way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moco_dist.ranks import collectives
 
 
 class OverlappedEngine(Engine):
-    """Computes all BatchNorm groups of a part at once, and lets DDP exchange gradients with its last backward pass."""
+    """The overlapped engine computes a part's groups at once; DDP averages gradients during the last backward pass."""
 
     def _parts(self) -> int:
         return self.plan.parts

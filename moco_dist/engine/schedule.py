@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Compute the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from moco_dist.config.schema import OptimSection
 
 
 def total_steps(optim: OptimSection, steps_per_epoch: int) -> int:
-    """Length of the run in steps; `optim.steps`, where given, beats `optim.epochs`."""
+    """Return the length of the run in steps; `optim.steps`, where given, beats `optim.epochs`."""
     return optim.steps or optim.epochs * steps_per_epoch
 
 
 def learning_rate(optim: OptimSection, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step.
+    """Compute the learning rate of a step.
 
     Linear from 0 over the warm-up, then cosine `lr/2 (1 + cos(pi t))` with t from 0 to 1 over the rest of the run
     (MoCo v2, section 3; per step instead of per epoch), or `lr decay^n` after n milestones (MoCo v1, section 4), or

@@ -1,1 +1,1 @@
-"""Measures how good the features of an encoder are: during training, and by `python -m moco_dist.evaluate` after it."""
+"""Measure how good the features of an encoder are: during training, and by `python -m moco_dist.evaluate` after it."""

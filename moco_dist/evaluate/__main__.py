@@ -1,4 +1,4 @@
-"""Entry point of `python -m moco_dist.evaluate`."""
+"""Run `python -m moco_dist.evaluate`."""
 
 from __future__ import annotations
 

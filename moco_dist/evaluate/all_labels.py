@@ -1,4 +1,4 @@
-"""The methods that learn from the labels of all training images: kNN and the linear probe. Ranks share each of them."""
+"""Two methods learn from the labels of all training images: kNN and the linear probe. Ranks share each of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VALIDATION_FRACTION = 0.1
 
 @dataclass(frozen=True)
 class AllLabels:
-    """Methods that learn from the features of a layer and all labels."""
+    """These methods learn from the features of a layer and all labels."""
 
     subject: Subject
     layer: Layer

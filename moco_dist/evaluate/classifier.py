@@ -1,4 +1,4 @@
-"""Networks that are trained on labels: fine-tuned from MoCo's encoder, or from scratch as the baseline."""
+"""Train networks on labels: fine-tuned from MoCo's encoder, or from scratch as the baseline."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """The images and labels that a classifier is trained on."""
+    """A lesson is the images and labels that a classifier is trained on."""
 
     indices: Indices
     """[m] images of a source."""
@@ -63,7 +63,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The settings of SGD with Nesterov momentum: a short warm-up, then a cosine to zero."""
+    """A schedule holds the settings of SGD with Nesterov momentum: a short warm-up, then a cosine to zero."""
 
     steps: int
     batch: int

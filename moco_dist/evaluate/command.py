@@ -1,4 +1,4 @@
-"""What a run has learned: kNN, linear probe, few labels, and the supervised baseline beside them.
+"""Measure what a run has learned: kNN, linear probe, few labels, and the supervised baseline beside them.
 
 python -m moco_dist.evaluate RUN_DIR [--knn] [--linear] [--labels N] [...] [section.key=value ...]
 python -m moco_dist.evaluate WEIGHTS CONFIG.yaml data.root=FOLDER [...]

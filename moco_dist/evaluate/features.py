@@ -1,4 +1,4 @@
-"""Computes the features of a source's images, each on one rank."""
+"""Compute the features of a source's images, each on one rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHUNK = 256
 
 
 class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
-    """The images of a source in its order, CHUNK at a time, with their indices and the names of replaced ones."""
+    """The chunks are a source's images in order, CHUNK at a time, with their indices and the names of replaced ones."""
 
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size

@@ -1,4 +1,4 @@
-"""The methods that learn from the labels of a few images: one draw of labels at a time, on one rank."""
+"""These methods learn from the labels of a few images: one draw of labels at a time, on one rank."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ROUNDS = 4
 
 @dataclass(frozen=True)
 class FewLabels:
-    """Methods that learn from few labels, each a function of the draw alone."""
+    """Each of these methods learns from few labels, and is a function of the draw alone."""
 
     subject: Subject
     shares: Callable[[], tuple[Features, Features]]
@@ -106,7 +106,7 @@ class FewLabels:
 
     @cached_property
     def labelled(self) -> Features:
-        """Features of the images that any draw labels, the same on all ranks; a collective of all ranks."""
+        """Compute the features of the images that any draw labels, the same on all ranks; a collective of all ranks."""
         train, _ = self.shares()
         drawn = np.unique(np.concatenate([self.draw(number) for number in range(self.draws)]))
         mine = torch.isin(train.indices, torch.from_numpy(drawn))
@@ -115,12 +115,12 @@ class FewLabels:
 
     @cached_property
     def held_out(self) -> Features:
-        """Features of the held-out images, the same on all ranks; a collective of all ranks."""
+        """Compute the features of the held-out images, the same on all ranks; a collective of all ranks."""
         return self.shares()[1].gathered(self.subject.world)
 
     @cached_property
     def graphs(self) -> dict[int, Graph]:
-        """Graphs of all training images, by an image's number of neighbours; a collective. Raises UserError."""
+        """Make graphs of all training images, by an image's number of neighbours; a collective. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
         bytes_needed = 2 * 4 * images * self.subject.encoder.what_and_where_dim
         if not all(world.gather_objects(bytes_needed < devices.memory(world.device))):

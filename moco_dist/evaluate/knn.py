@@ -1,4 +1,4 @@
-"""The weighted kNN classifier, over a bank that is spread over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
+"""Classify by weighted kNN, over a bank that is spread over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
 
 from __future__ import annotations
 

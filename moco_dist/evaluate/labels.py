@@ -1,4 +1,4 @@
-"""Chooses which images of a training set count as labelled, and cuts labelled images into folds."""
+"""Choose which images of a training set count as labelled, and cut labelled images into folds."""
 
 from __future__ import annotations
 

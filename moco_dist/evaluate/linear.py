@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on frozen features, solved until it converges."""
+"""The linear probe is multinomial logistic regression on frozen features, solved until it converges."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_ITERATIONS = 2000
 
 
 class Probe(NamedTuple):
-    """A linear classifier."""
+    """A probe is a linear classifier of features."""
 
     weight: Tensor
     """[classes, D]"""

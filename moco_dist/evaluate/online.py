@@ -1,4 +1,4 @@
-"""The evaluation during training, by kNN and a linear probe on the features of the query encoder."""
+"""Evaluate during training, by kNN and a linear probe on the features of the query encoder."""
 
 from __future__ import annotations
 

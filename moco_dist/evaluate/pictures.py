@@ -1,4 +1,4 @@
-"""Which pictures an evaluation leaves: its accuracies, the run's curves, and what the best method gets wrong."""
+"""An evaluation leaves pictures: its accuracies, the run's curves, and what the best method gets wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation's pictures: PNG files whose bytes follow from what they show.
+"""The evaluation's pictures are PNG files whose bytes follow from what they show.
 
 Figures are drawn without pyplot, which has global state and wants a display: any thread of a headless machine may
 draw.
@@ -191,7 +191,7 @@ def _scale(percent: NDArray[np.float64]) -> tuple[list[float], float]:
 
 
 class Curve(NamedTuple):
-    """The rows of a run, and the steps of its epochs where its status tells them."""
+    """A curve is the rows of a run, and the steps of an epoch where its status tells them."""
 
     rows: Sequence[Row]
     epoch_steps: int | None

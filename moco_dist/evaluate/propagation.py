@@ -1,4 +1,4 @@
-"""Spreads few labels over the unlabelled images, along the graph of nearest features.
+"""Spread few labels over the unlabelled images, along the graph of nearest features.
 
 Label propagation (Zhou et al. 2004, "Learning with local and global consistency") on a graph of features, and the
 certainty of what it says (Iscen et al. 2019, "Label propagation for deep semi-supervised learning", section 3.2).
@@ -37,7 +37,7 @@ _ITERATIONS = 200
 
 
 class Spread(NamedTuple):
-    """The classes that propagation gives to all images."""
+    """A spread holds the classes that propagation gives to all images."""
 
     plain: Indices
     """[n] classes as they come out; of the labelled images, their own."""
@@ -52,7 +52,7 @@ class Spread(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The settings that labels are spread with."""
+    """A choice holds the settings that labels are spread with."""
 
     neighbours: int
     balanced: bool

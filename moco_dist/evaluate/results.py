@@ -1,4 +1,4 @@
-"""What an evaluation tells: a row for each method, as a table for people and as JSON for programs."""
+"""An evaluation tells a row for each method, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 

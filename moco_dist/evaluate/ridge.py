@@ -1,4 +1,4 @@
-"""A linear probe in closed form, cheap enough for training runs: ridge regression on the classes, over all ranks.
+"""Ridge regression on the classes is a linear probe in closed form, cheap enough for training runs, over all ranks.
 
 Accuracy is the same on any number of ranks to the last bit, since no sum in it is ever rounded. Features are at most
 1 and are rounded to multiples of 2^-15, so that their products are multiples of 2^-30. Sums of those over N images are

@@ -1,4 +1,4 @@
-"""The linear probe by SGD, for features that fit into no memory: the encoder is run on every step's crops.
+"""Train the linear probe by SGD, for features that fit into no memory: the encoder is run on every step's crops.
 
 The protocol of MoCo (He et al. 2020, section 4.1, and the authors' `main_lincls.py`): a linear layer on frozen features
 as they come out of the pooling, trained on random crops and flips. Nothing is stored; `linear.py` solves the problem

@@ -1,4 +1,4 @@
-"""Opens what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
+"""Open what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from moco_dist.run.paths import ENCODER, RunPaths
 
 @dataclass(frozen=True)
 class Features:
-    """The normalised features of a source's images: of all in their order, the same on all ranks, or a rank's share."""
+    """Features are the normalised outputs for a source's images: all in order on every rank, or a rank's share."""
 
     rows: Tensor
     """[n, D], on the device."""
@@ -51,7 +51,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The predictions of one method on one draw of labels."""
+    """An outcome holds the predictions of one method on one draw of labels."""
 
     predicted: Tensor
     """[n] classes of the held-out images, on the CPU."""
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and the images that it is tried on."""
+    """A subject is an encoder and the images that it is tried on."""
 
     config: Config
     world: World
@@ -80,7 +80,7 @@ class Subject:
 
     @property
     def split(self) -> str:
-        """What the held-out images are: test or validation."""
+        """Return what the held-out images are: test or validation."""
         return self.config.eval.knn_split
 
     @cached_property
@@ -90,7 +90,7 @@ class Subject:
 
     @cached_property
     def truth(self) -> Tensor:
-        """[n] classes of the held-out images."""
+        """Return the classes of the held-out images, [n]."""
         assert self.held_out.labels is not None
         return torch.from_numpy(self.held_out.labels)
 
@@ -108,12 +108,12 @@ class Subject:
 
     @cached_property
     def labelled_augmentation(self) -> Augment:
-        """The augmentation of images that are learnt with their labels."""
+        """Return the augmentation of images that are learnt with their labels."""
         return Augment(self.augmentation.recipe.gentler(), *self.train.pixel_statistics)
 
     @property
     def labelled_crops(self) -> DataSection:
-        """Size and limits of the crops of images that are learnt with their labels."""
+        """Return the size and limits of the crops of images that are learnt with their labels."""
         return self.config.data.model_copy(update={"crop_scale": self.labelled_augmentation.recipe.crop_scale})
 
     def accuracy(self, predicted: Tensor) -> float:

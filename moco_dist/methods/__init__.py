@@ -1,1 +1,1 @@
-"""What is computed: a method's loss, its keys, what it does before and after a step."""
+"""A method says what is computed: the loss, the keys, what is done before and after a step."""

@@ -1,4 +1,4 @@
-"""The maths of Momentum Contrast (He et al. 2020): pure functions and two updates in place."""
+"""Compute what Momentum Contrast (He et al. 2020) needs: pure functions and two updates in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def contrast_logits(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Similarity of each query to its positive key and to the queue, in float32 or wider.
+    """Compute the similarity of each query to its positive key and to the queue, in float32 or wider.
 
     `[q . k, q . queue_1, ..., q . queue_K] / temperature` (He et al. 2020, equation 1 and algorithm 1), positive
     first, so that the label of every row is 0.
@@ -33,13 +33,13 @@ def contrast_logits(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> 
 
 
 def info_nce(logits: Tensor) -> Tensor:
-    """Cross-entropy with the positive at index 0, the mean over the rows of [N, 1+K]: a scalar."""
+    """Compute the cross-entropy with the positive at index 0, the mean over the rows of [N, 1+K]: a scalar."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     return F.cross_entropy(logits, labels)
 
 
 def top_k_accuracy(logits: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
-    """Fractions of the rows of [N, 1+K] whose positive is among the k largest, for each of `ks`.
+    """Compute the fraction of the rows of [N, 1+K] whose positive is among the k largest, for each of `ks`.
 
     Counting the negatives that reach the positive is one pass, a sort is many; and ties count as misses, so that a
     collapsed encoder, to which all keys are alike, scores 0.
@@ -50,7 +50,7 @@ def top_k_accuracy(logits: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
 
 @torch.no_grad()
 def momentum_update_(key: Sequence[Tensor], query: Sequence[Tensor], momentum: float) -> None:
-    """`key <- momentum key + (1 - momentum) query`, in place (He et al. 2020, equation 2)."""
+    """Set `key <- momentum key + (1 - momentum) query`, in place (He et al. 2020, equation 2)."""
     torch._foreach_mul_(list(key), momentum)
     torch._foreach_add_(list(key), list(query), alpha=1 - momentum)
 

@@ -1,4 +1,4 @@
-"""The seam between what is computed and how: a method on this side, an engine on the other.
+"""A method says what is computed, an engine how; the interface between them stands here.
 
 A method knows nothing of parts, precision, optimizers and sums over ranks; the engine knows nothing of keys and queues.
 """
@@ -18,7 +18,7 @@ Views = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Keys:
-    """What the queries of one direction of the loss are contrasted with."""
+    """The queries of one direction of the loss are contrasted with these keys."""
 
     keys: Tensor
     """[size * n, C] keys of the global batch, in its order and without gradient."""
@@ -27,7 +27,7 @@ class Keys:
 
 
 class Terms(NamedTuple):
-    """What a method makes of some queries: scalars by name."""
+    """Terms are scalars by name that a method computes of some queries."""
 
     loss: dict[str, Tensor]
     """Terms of the loss, means over the queries; the gradient is that of their sum."""
@@ -36,7 +36,7 @@ class Terms(NamedTuple):
 
 
 class Method(nn.Module, ABC):
-    """A way to learn from pairs of views. Its submodules and buffers are moved to the device by the engine."""
+    """A method learns from pairs of views. The engine moves its submodules and buffers to the device."""
 
     trained: nn.Module
     """The encoder that the optimizer changes; its `features` are what an evaluation uses."""
@@ -46,7 +46,7 @@ class Method(nn.Module, ABC):
         """Return the images that go through `trained`, [n, ...] for each direction of the loss."""
 
     def before_step_(self) -> None:
-        """Change what is to change ahead of a step; left out after a step that the optimizer has skipped."""
+        """Change what is to change ahead of a step. After a step that the optimizer has skipped, it is not called."""
         return
 
     @abstractmethod

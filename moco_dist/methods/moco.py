@@ -1,4 +1,4 @@
-"""Momentum Contrast v1, v2 and symmetric (He et al. 2020, algorithm 1; Chen et al. 2020): two encoders and a queue."""
+"""Learn by Momentum Contrast, v1, v2 or symmetric (He et al. 2020, algorithm 1; Chen et al. 2020)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moco_dist.summation import PairwiseSum
 
 
 class MoCo(Method):
-    """The query encoder, the key encoder that follows it, and the queue of keys that all ranks hold alike.
+    """MoCo has a query encoder, a key encoder that follows it, and a queue of keys that all ranks hold alike.
 
     Args:
         encoder_q: images [n, ...] to [n, C]; its BatchNorms are `GroupBatchNorm2d`.
@@ -59,15 +59,15 @@ class MoCo(Method):
 
     @property
     def trained(self) -> nn.Module:  # type: ignore[override]  # it has one name in the paper and one for the engine
-        """The query encoder."""
+        """Return the query encoder."""
         return self.encoder_q
 
     def queries(self, views: Views) -> list[Tensor]:
-        """View 1; symmetric: view 2 is a query too, and view 1 its key."""
+        """Return view 1; for the symmetric loss also view 2, which is a query too, with view 1 for its key."""
         return list(views) if self.symmetric else [views[0]]
 
     def before_step_(self) -> None:
-        """K <- m k + (1 - m) q, the parameters alone: the key encoder's BatchNorm statistics are its own."""
+        """Set `k <- m k + (1 - m) q`, the parameters alone: the key encoder keeps BatchNorm statistics of its own."""
         losses.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
 
     def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
@@ -79,12 +79,12 @@ class MoCo(Method):
         ]
 
     def order(self, step: int, direction: int, length: int) -> shuffle.Permutation:
-        """The shuffle [length] of the global batch for the keys of one direction of a step."""
+        """Draw the shuffle [length] of the global batch for the keys of one direction of a step."""
         return shuffle.permutation(self.seed, step, direction, length)
 
     @torch.no_grad()
     def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> Keys:
-        """Keys of the global batch, in its order, from BatchNorm groups of the shuffled one.
+        """Compute the keys of the global batch, in its order, from BatchNorm groups of the shuffled one.
 
         Args:
             im_k: [n, ...] this rank's images.
@@ -103,7 +103,7 @@ class MoCo(Method):
         return Keys(shuffle.gathered_keys(k, order, self.world, self.shuffle_mode), statistics.total())
 
     def loss(self, outputs: Tensor, keys: Keys, rows: slice) -> Terms:
-        """InfoNCE of each query against its key and the queue: a (1+K)-way task with the positive at index 0."""
+        """Compute InfoNCE of each query against its key and the queue: a (1+K)-way task, the positive at index 0."""
         q = F.normalize(outputs.to(self.queue.dtype), dim=1)  # [r, C]
         logits = losses.contrast_logits(q, keys.keys[rows], self.queue, self.temperature)  # [r, 1+K]
         with torch.no_grad():
@@ -121,7 +121,7 @@ class MoCo(Method):
         self.cursor = losses.enqueue_(self.queue, keys, self.cursor)
 
     def state(self) -> dict[str, Any]:
-        """The two encoders, the queue and its cursor."""
+        """Return the state of both encoders, the queue and its cursor."""
         encoders = {"encoder_q": self.encoder_q.state_dict(), "encoder_k": self.encoder_k.state_dict()}
         return {**encoders, "queue": self.queue, "cursor": self.cursor}
 

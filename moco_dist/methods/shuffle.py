@@ -1,4 +1,4 @@
-"""Shuffle-BN across ranks (He et al. 2020, section 3.3).
+"""Shuffle the global batch across ranks for the keys: Shuffle-BN (He et al. 2020, section 3.3).
 
 Keys are encoded in the order of a random permutation of the global batch, so that the BatchNorm groups of a query
 and of its positive key differ and their statistics give nothing away. The permutation is a function of (seed, step):
@@ -19,7 +19,7 @@ Permutation = NDArray[np.int64]
 
 
 def permutation(seed: int, step: int, direction: int, length: int) -> Permutation:
-    """The shuffle of one step: position i of the shuffled global batch holds sample `permutation[i]`.
+    """Draw the shuffle of one step: position i of the shuffled global batch holds sample `permutation[i]`.
 
     Args:
         seed: of the run.
@@ -34,7 +34,7 @@ def permutation(seed: int, step: int, direction: int, length: int) -> Permutatio
 
 
 def shuffled_slice(images: Tensor, order: Permutation, world: World, mode: str) -> Tensor:
-    """This rank's slice of the shuffled global batch.
+    """Return this rank's slice of the shuffled global batch.
 
     Args:
         images: [n, ...] this rank's slice of the global batch.
@@ -64,7 +64,7 @@ def shuffled_slice(images: Tensor, order: Permutation, world: World, mode: str) 
 
 
 def gathered_keys(keys: Tensor, order: Permutation, world: World, mode: str) -> Tensor:
-    """All ranks' keys in the order of the global batch: one gather that serves the un-shuffle and the queue.
+    """Gather all ranks' keys in the order of the global batch: once, for the un-shuffle and the queue.
 
     Args:
         keys: [n, C] of this rank's slice of the shuffled batch.

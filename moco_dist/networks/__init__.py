@@ -1,1 +1,1 @@
-"""Encoders, their BatchNorm in groups, and their weights in files."""
+"""This package has the encoders, their BatchNorm in groups, and their weights in files."""

@@ -1,4 +1,4 @@
-"""BatchNorm over groups of the global batch.
+"""Normalise groups of the global batch, each by its own statistics.
 
 A group is a run of `group_size` neighbours of the batch. Its statistics are its own, whichever rank holds it, so the
 number of ranks does not change what is computed: one GPU that holds eight groups stands in for eight GPUs.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose batch is cut into groups, each normalised by itself.
+    """This BatchNorm cuts its batch into groups and normalises each by itself.
 
     In training, the statistics of the groups are gathered until `fold_statistics_` takes their mean into the running
     ones: once for a whole batch, however many parts it was computed in. Parameters and buffers are those of
@@ -30,7 +30,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         self.group_sums: Tensor  # [2, C] means and unbiased variances, added up over the groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to the same; in training N is a multiple of the group size."""
+        """Normalise [N, C, H, W]; in training N is a multiple of the group size."""
         if not self.training:
             return super().forward(x)
         groups = torch.split(x, self.group_size or len(x))
@@ -45,7 +45,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 def norms(module: nn.Module) -> list[GroupBatchNorm2d]:
-    """The group BatchNorms of a module."""
+    """Return the group BatchNorms of a module."""
     return [m for m in module.modules() if isinstance(m, GroupBatchNorm2d)]
 
 
@@ -56,12 +56,12 @@ def set_group_size(module: nn.Module, group_size: int) -> None:
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Running means and variances of the module."""
+    """Return the running means and variances of all BatchNorms of the module."""
     return [t for n in norms(module) for t in (n.running_mean, n.running_var) if t is not None]
 
 
 def take_group_sums_(module: nn.Module) -> list[Tensor]:
-    """The statistics [2, C] of each BatchNorm, added up over the groups since they were taken last."""
+    """Return the sums [2, C] of each BatchNorm's group statistics since the last call, and set them to zero."""
     sums = [n.group_sums for n in norms(module)]
     taken = [s.clone() for s in sums]
     if sums:

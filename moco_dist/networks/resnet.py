@@ -1,4 +1,4 @@
-"""ResNets with MoCo's heads, with a stem for large or for small images.
+"""Build ResNets with MoCo's heads, with a stem for large or for small images.
 
 The layers, their names and the weights of a seed are those of torchvision's ResNets. They are written here since
 importing torchvision takes longer than importing torch.
@@ -22,7 +22,10 @@ def _conv(channels: int, planes: int, kernel: int, stride: int = 1) -> nn.Conv2d
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity (He et al. 2015, "Deep residual learning", figure 5 left)."""
+    """The basic block is two 3x3 convolutions beside an identity (He et al. 2015, figure 5 left).
+
+    The paper is "Deep residual learning for image recognition".
+    """
 
     expansion = 1
 
@@ -36,7 +39,7 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, H, W] to [N, planes, H / stride, W / stride]."""
+        """Map [N, channels, H, W] to [N, planes, H / stride, W / stride]."""
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out += x if self.downsample is None else self.downsample(x)
@@ -45,7 +48,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside an identity (figure 5 right), the stride in the 3x3 one."""
+    """The bottleneck is 1x1, 3x3 and 1x1 convolutions beside an identity (figure 5 right); the 3x3 one strides."""
 
     expansion = 4
 
@@ -61,7 +64,7 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, H, W] to [N, 4 planes, H / stride, W / stride]."""
+        """Map [N, channels, H, W] to [N, 4 planes, H / stride, W / stride]."""
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -80,7 +83,7 @@ _DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 
 
 class Encoder(nn.Module):
-    """A ResNet of torchvision's layers and parameter names, whose `fc` is MoCo's projection head.
+    """An encoder is a ResNet of torchvision's layers and parameter names, whose `fc` is MoCo's projection head.
 
     `forward` gives the [N, dim] output of the head, not normalised; `features` the [N, D] input of the head, which is
     what an evaluation uses.
@@ -110,7 +113,7 @@ class Encoder(nn.Module):
         self._replace_head(model)
 
     def _stage(self, block: type[BasicBlock | Bottleneck], planes: int, depth: int, stride: int) -> nn.Sequential:
-        """A stage of residual blocks, of which the first may change the size and the number of channels."""
+        """Make a stage of residual blocks, of which the first may change the size and the number of channels."""
         blocks: list[nn.Module] = []
         for number in range(depth):
             downsample, step = None, stride if number == 0 else 1
@@ -136,11 +139,11 @@ class Encoder(nn.Module):
         self.fc = nn.Sequential(*head) if model.mlp else head[0]
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled output of the last stage, [N, feature_dim]."""
+        """Compute the pooled output of the last stage, [N, feature_dim]."""
         return self._pooled(self._second_stage(x))
 
     def what_and_where(self, x: Tensor) -> Tensor:
-        """The features, and beside them the second stage's map on a grid, each of length 1; [N, what_and_where_dim]."""
+        """Compute the features and the second stage's map on a grid, each of length 1: [N, what_and_where_dim]."""
         second = self._second_stage(x)
         places = F.adaptive_avg_pool2d(second, _GRID).flatten(1)
         return torch.cat([F.normalize(rows, dim=1) for rows in (self._pooled(second), places)], dim=1)
@@ -154,13 +157,13 @@ class Encoder(nn.Module):
         return pooled.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, channels, S, S] to [N, dim]."""
+        """Map [N, channels, S, S] to [N, dim]."""
         out: Tensor = self.fc(self.features(x))
         return out
 
 
 def build_encoder(model: ModelSection, channels: int, seed: int) -> Encoder:
-    """An encoder whose weights are a function of the seed, built on the CPU; the global RNG is left as it was."""
+    """Build an encoder on the CPU, its weights a function of the seed; the global RNG is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(model, channels)

@@ -1,4 +1,4 @@
-"""A small network for comparison: what one would train on digits otherwise."""
+"""Build the small network that a run on digits is compared with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class SmallNet(nn.Module):
-    """A small convolutional network without pretraining: what one would train on digits otherwise.
+    """A small convolutional network is what one would train on digits without pretraining.
 
     Two convolutions, each with ReLU and a pool of 2, and a hidden layer; `features` is its output, [N, feature_dim].
 
@@ -27,6 +27,6 @@ class SmallNet(nn.Module):
         )
 
     def features(self, x: Tensor) -> Tensor:
-        """[N, channels, size, size] to [N, feature_dim]."""
+        """Map [N, channels, size, size] to [N, feature_dim]."""
         out: Tensor = self.layers(x)
         return out

@@ -1,4 +1,4 @@
-"""Encoders in and out of files."""
+"""Write the weights of encoders to files and read them back."""
 
 from __future__ import annotations
 

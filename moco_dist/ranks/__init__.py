@@ -1,1 +1,1 @@
-"""The ranks of a run and the device of each: this package alone calls torch.distributed."""
+"""This package has the ranks of a run and the device of each; it alone calls torch.distributed."""

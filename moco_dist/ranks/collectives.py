@@ -1,4 +1,4 @@
-"""The ranks of a run and what they say to each other: the only file that calls torch.distributed."""
+"""The ranks of a run speak to each other through this file alone, which calls torch.distributed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SYNC_BUFFERS = (
 
 @dataclass(frozen=True)
 class World(Rank):
-    """This process among the ranks that it has met. A world of one talks to nobody and needs no process group."""
+    """A world is this process among the ranks that it has met. A world of one needs no process group."""
 
     device: torch.device
 
@@ -83,7 +83,7 @@ class World(Rank):
         )
 
     def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
-        """A name that all ranks of this start have agreed on, and no earlier one had.
+        """Agree with the other ranks on a name for this start, which no earlier start had.
 
         torchrun keeps its store over its restarts, and in it the addresses of dead ranks, under the same keys
         (pytorch/pytorch#135712); its count of restarts differs between nodes. So rank 0 thinks of a name, and each
@@ -155,7 +155,7 @@ class World(Rank):
         self.gather_objects(None)
 
     def gather_objects(self, item: T) -> list[T]:
-        """Every rank's item, in the order of ranks. For small things off the training path."""
+        """Gather every rank's item, in the order of ranks. It is for small things off the training path."""
         if self.size == 1:
             return [item]
         items: list[T] = [item] * self.size
@@ -164,7 +164,7 @@ class World(Rank):
         return items
 
     def agreed(self, action: Callable[[], T]) -> T:
-        """What the action, which needs no other rank, returns on this one.
+        """Run an action that needs no other rank, and return its result on this one.
 
         A mistake of the user's that one rank finds is raised on all of them.
         """
@@ -180,7 +180,7 @@ class World(Rank):
         return outcome[0]
 
     def share_out(self, tasks: Sequence[S], work: Callable[[S], T]) -> list[T]:
-        """Results of tasks that need no other rank, in their order and on all ranks; each rank does its share.
+        """Share out tasks that need no other rank, and return all their results, in their order, on all ranks.
 
         A mistake of the user's that one rank finds is raised on all of them.
         """
@@ -189,7 +189,7 @@ class World(Rank):
         return [of_rank[number % self.size][number // self.size] for number in range(len(tasks))]
 
     def from_first(self, action: Callable[[], T]) -> T:
-        """What the action returns, or raises, on rank 0, where alone it runs."""
+        """Run an action on rank 0 alone, and return its result, or raise its error, on all ranks."""
         outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
         if self.rank == 0:
             try:
@@ -205,7 +205,7 @@ class World(Rank):
         return cast(T, result)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
-        """Run an action on the first rank of each node, then on its others: a download, say. Mistakes as `agreed`."""
+        """Run an action, such as a download, on each node's first rank, then on its others. Mistakes as in `agreed`."""
         result = self.agreed(lambda: action() if self.local_rank == 0 else None)
         return self.agreed(lambda: action() if result is None else result)
 
@@ -219,7 +219,7 @@ class World(Rank):
 
 
 def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:
-    """Within it, a backward pass averages gradients over the ranks, or only adds to this rank's own."""
+    """Return the context in which a backward pass averages gradients over ranks, or only adds to this rank's own."""
     if not isinstance(module, DistributedDataParallel):
         return nullcontext()
     return _others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
@@ -227,7 +227,7 @@ def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager
 
 @contextmanager
 def _others(what: str) -> Iterator[None]:
-    """Around a collective: say that this rank waits, and tell a lost rank from an error of its own."""
+    """Tell the watchdog that this rank waits in a collective, and turn the loss of another rank into PeerLost."""
     with watchdog.waiting(what):
         try:
             yield

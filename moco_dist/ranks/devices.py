@@ -1,4 +1,4 @@
-"""The device of a rank, torch's global switches, and all that is done otherwise on a GPU than on the CPU.
+"""Choose a rank's device, set torch's global switches, and do all that differs between a GPU and the CPU.
 
 A device other than the CPU runs ahead: the host queues work on it and goes on. Its streams, events and memory are those
 of torch's module for it (`torch.cuda`), asked for by `of`, so that the suite's stand-in for a GPU runs the same lines.
@@ -24,27 +24,27 @@ ACCELERATOR = "cuda"
 
 
 def count() -> int:
-    """Devices beside the CPU on this node."""
+    """Count the devices beside the CPU on this node."""
     module = torch.get_device_module(ACCELERATOR)
     return int(module.device_count()) if module.is_available() else 0
 
 
 def pick(config: Config, local_rank: int) -> torch.device:
-    """The device of a node's rank that `device.type` asks for. Raises UserError."""
-    wanted, there = config.device.type, count()
+    """Return the device that `device.type` asks for, for one rank of a node. Raises UserError."""
+    device_type, available = config.device.type, count()
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if wanted == "cpu" or (wanted == "auto" and there < local_ranks):
+    if device_type == "cpu" or (device_type == "auto" and available < local_ranks):
         return torch.device("cpu")
-    if not there:
-        raise UserError.of("device.type", wanted, "there is no CUDA device here", "use device.type=cpu or auto")
-    if there < local_ranks:
-        rule = f"there are {there} CUDA devices for {local_ranks} ranks"
-        raise UserError.of("device.type", wanted, rule, f"use --nproc_per_node={there}")
+    if not available:
+        raise UserError.of("device.type", device_type, "there is no CUDA device here", "use device.type=cpu or auto")
+    if available < local_ranks:
+        rule = f"there are {available} CUDA devices for {local_ranks} ranks"
+        raise UserError.of("device.type", device_type, rule, f"use --nproc_per_node={available}")
     return torch.device(ACCELERATOR, local_rank)
 
 
 def prepare(config: Config, device: torch.device) -> None:
-    """Global switches of torch that the config asks for."""
+    """Set the global switches of torch that the config asks for."""
     torch.set_num_threads(config.device.threads)
     if config.device.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -53,17 +53,17 @@ def prepare(config: Config, device: torch.device) -> None:
 
 
 def runs_ahead(device: torch.device) -> bool:
-    """Whether the host queues work on the device and goes on, so that reading from it is waiting for it."""
+    """Return whether the host queues work on the device and goes on, so that reading from it is waiting for it."""
     return device.type != "cpu"
 
 
 def of(device: torch.device) -> Any:
-    """Torch's module for a device that runs ahead: `torch.cuda`, with `Stream`, `Event` and the like."""
+    """Return torch's module for a device that runs ahead: `torch.cuda`, with `Stream`, `Event` and the like."""
     return torch.get_device_module(device)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Within it, products and convolutions are computed in a half precision; of a wider dtype, nothing changes."""
+    """Return a context that computes products and convolutions in a half precision; a wider dtype changes nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
 
 
@@ -82,7 +82,7 @@ def may_wait(device: torch.device) -> Iterator[None]:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that a rank may count on: free ones of its GPU, or half its share of what the machine or the job has."""
+    """Return the bytes that a rank may use: its GPU's free ones, or half its share of the machine's or the job's."""
     if runs_ahead(device):
         free, _ = of(device).mem_get_info(device)
         return int(free + of(device).memory_reserved(device) - of(device).memory_allocated(device))
@@ -91,7 +91,7 @@ def memory(device: torch.device) -> int:
 
 
 def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Bytes that this process's control groups and those above them allow, as SLURM and containers set them."""
+    """Return the bytes that this process's control groups and those above them allow, set by SLURM or a container."""
     limits = [sys.maxsize]
     for line in groups.read_text().splitlines() if groups.exists() else ():
         number, controllers, path = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""Who this process is among the ranks of a run. Without torch, so that a mistake in a config is told at once."""
+"""Tell who this process is among the ranks of a run, without torch, so that a mistake in a config is told at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LET_RANK_0_SPEAK_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run, as torchrun's environment describes it; it has met no other yet."""
+    """A rank is one process of a run, as torchrun's environment describes it; it has met no other yet."""
 
     rank: int
     """Its number among all ranks."""

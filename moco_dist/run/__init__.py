@@ -1,1 +1,1 @@
-"""What a run is on disk: names, status, rows, checkpoints, and who may write; without torch."""
+"""On disk, a run is names, status, rows, checkpoints, and a lease that says who may write; torch is not needed."""

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has, and whether they are whole. Their content is the engine's, in torch's format.
+"""Tell which checkpoints a run has, and whether they are whole. Their content is the engine's, in torch's format.
 
 A checkpoint is the archive that torch writes, followed by a checksum: `torch.load` finds the end of a zip from behind,
 so the file opens without us too.
@@ -24,7 +24,7 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """The checkpoints in a folder, `step_<step>.pt`."""
+    """The index lists the checkpoints in a folder, `step_<step>.pt`."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""Who writes to a run directory: one job, by a lease that holds on NFS too (no flock)."""
+"""One job alone writes to a run directory, by a lease that holds on NFS too (no flock)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lost(Exception):
 
 
 class Lease:
-    """The right to write to a run directory: a file `lease.json` that a thread renews until `release`.
+    """A lease is the right to write to a run directory: a file `lease.json` that a thread renews until `release`.
 
     The owner is named by host, process and that process's start time. A dead owner on this host is found at once; one
     on another host is waited for, in case it still renews.
@@ -46,7 +46,7 @@ class Lease:
         self._renewer.start()
 
     def check(self) -> None:
-        """Raises Lost when another job has taken the lease, which it may when this one slept for longer."""
+        """Raise Lost when another job has taken the lease, which it may when this one has not renewed it in time."""
         if self._lost:
             raise Lost(f"{self._file} belongs to another job now; this one ends without writing")
 
@@ -59,7 +59,7 @@ class Lease:
                 self._file.unlink(missing_ok=True)
 
     def _create(self) -> bool:
-        """Whether the file could be made; a hard link is atomic on NFS, and the file is whole when it appears."""
+        """Make the file, and return whether that worked; a hard link is atomic on NFS, and the file appears whole."""
         aside = self._file.with_name(f".lease.{self._mine['token']}")
         write_text(aside, self._text())
         try:
@@ -97,7 +97,7 @@ class Lease:
                 grave.unlink()
 
     def _renewed_within(self, owner: dict[str, Any]) -> bool:
-        """Watch another host's file until its lease has run out; clocks are not compared, only change."""
+        """Return whether another host's file changes before its lease runs out; clocks are not compared."""
         deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._seconds / 10))
@@ -120,7 +120,7 @@ class Lease:
 
 
 def held_by(run_dir: Path) -> str:
-    """Who writes to a run directory, in words; empty for nobody. An owner on another host lives while it renews."""
+    """Name the process that writes to a run directory; "" for none. An owner on another host lives while it renews."""
     file = RunPaths(run_dir).lease
     owner = _read(file)
     try:
@@ -134,7 +134,7 @@ def held_by(run_dir: Path) -> str:
 
 
 def process_start(pid: int) -> str:
-    """Boot and clock tick at which a process of this host began; empty when there is none (or a zombie)."""
+    """Return the boot and clock tick at which a process of this host began; "" where it is gone or a zombie."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

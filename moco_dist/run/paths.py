@@ -1,4 +1,4 @@
-"""The names of all that a run directory contains. No other package spells them."""
+"""Name all that a run directory contains. No other package spells these names."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ EVALUATION_TABLE = "evaluation.json"
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the parts of a run lie on disk."""
+    """The paths say where the parts of a run lie on disk."""
 
     folder: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config, below a comment with the versions that ran it."""
+        """Return the file of the resolved config, below a comment with the versions that ran it."""
         return self.folder / CONFIG
 
     @property
     def metrics(self) -> Path:
-        """The rows of the run, one JSON object a line."""
+        """Return the file of the run's rows, one JSON object a line."""
         return self.folder / METRICS
 
     @property
     def status(self) -> Path:
-        """How the run stands, for launchers and scripts."""
+        """Return the file that tells launchers and scripts how the run stands."""
         return self.folder / STATUS
 
     @property
     def summary(self) -> Path:
-        """The final figures of a run that is done."""
+        """Return the file of the final figures of a run that is done."""
         return self.folder / SUMMARY
 
     @property
     def encoder(self) -> Path:
-        """The trained encoder without its head."""
+        """Return the file of the trained encoder without its head."""
         return self.folder / ENCODER
 
     @property
     def pairs_picture(self) -> Path:
-        """The two views of the first images, as the encoders see them."""
+        """Return the picture of the two views of the first images, as the encoders see them."""
         return self.folder / "augmented_pairs.png"
 
     @property
     def lease(self) -> Path:
-        """Which job writes to the directory."""
+        """Return the file that names the job that writes to the directory."""
         return self.folder / "lease.json"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Return the folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     @property
     def wandb(self) -> Path:
-        """Folder of W&B's own files."""
+        """Return the folder of W&B's own files."""
         return self.folder / "wandb"
 
     @property

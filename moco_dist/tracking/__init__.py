@@ -1,4 +1,4 @@
-"""Tells how a run goes: `metrics.jsonl`, Weights & Biases, and lines for people. Rank 0 speaks, others are silent."""
+"""Tell how a run goes: `metrics.jsonl`, Weights & Biases, and lines for people. Rank 0 speaks, others are silent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(config: Config, rank: int) -> None:
 
 
 class Tracker:
-    """Takes the figures of the training loop. This class itself serves the ranks other than 0, and does nothing."""
+    """A tracker takes the figures of the training loop. This class serves the ranks other than 0, and does nothing."""
 
     @staticmethod
     def open(config: Config, run_dir: Path, rank: int, start_step: int, total_steps: int) -> Tracker:
@@ -55,7 +55,7 @@ class Tracker:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether someone has pressed the stop button at W&B; it stops nothing by itself."""
+        """Tell whether someone has pressed the stop button at W&B; it stops nothing by itself."""
         return False
 
     def log_step(self, row: Row) -> None:
@@ -105,7 +105,7 @@ class Tracker:
 
 
 class _Speaker(Tracker):
-    """The tracker of rank 0."""
+    """The speaker is the tracker of rank 0."""
 
     def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
         self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every

@@ -1,4 +1,4 @@
-"""Fixes the run's id at W&B. It needs no wandb: the launcher makes the id when the job is sent."""
+"""Fix the run's id at W&B. It needs no wandb: the launcher makes the id when the job is sent."""
 
 from __future__ import annotations
 

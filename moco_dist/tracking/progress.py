@@ -1,4 +1,4 @@
-"""Shows progress to people: a bar on a terminal, a plain line now and then in a log file."""
+"""Show progress to people: a bar on a terminal, a plain line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PLAIN_SECONDS = 30.0
 
 
 class Progress:
-    """Shows the progress of the steps on stderr. A stream that is gone (`| head`) silences it and stops nothing.
+    """The progress shows the steps on stderr. A stream that is gone (`| head`) silences it and stops nothing.
 
     Args:
         total: steps of the whole run.

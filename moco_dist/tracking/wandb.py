@@ -1,4 +1,4 @@
-"""Weights & Biases, at arm's length: it may fail, hang or die, and training goes on.
+"""Weights & Biases is kept at arm's length: it may fail, hang or die, and training goes on.
 
 Every call into W&B is made by one thread of ours, fed by a queue, so that training waits for W&B at the start and at
 the end alone, and there no longer than the time limits.
@@ -24,7 +24,7 @@ _BACKLOG = 100_000  # rows that wait at most for a W&B that hangs; they stay in 
 
 
 class WandbSink:
-    """Sends rows and images to a run at W&B, from a thread of its own.
+    """The sink sends rows and images to a run at W&B, from a thread of its own.
 
     Nothing raises into training; what goes wrong is told once to the run's `warn`.
 

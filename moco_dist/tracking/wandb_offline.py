@@ -1,4 +1,4 @@
-"""The files that earlier starts of a run have left for W&B: what they hold, and putting them away."""
+"""Read what earlier starts of a run have left in files for W&B, and put these files away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer: its command line, the life of its process, and the one visible loop."""
+"""The trainer has its command line, the life of its process, and the one visible loop."""
 
 from moco_dist.train.command import run
 

@@ -1,4 +1,4 @@
-"""Entry point of `python -m moco_dist.train`."""
+"""Run `python -m moco_dist.train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is allowed but seldom meant, told at the start of a run."""
+"""Warn at the start of a run of what is allowed but seldom meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moco_dist.ranks import devices
 
 
 def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
-    """Lines on what is allowed but seldom meant."""
+    """Yield a line for each setting that is allowed but seldom meant."""
     queue, images = config.moco.queue_size, len(data.train)
     if queue > images:
         yield (
@@ -24,9 +24,9 @@ def advice(config: Config, plan: Layout, data: sources.Data, device: torch.devic
             f"optim.accumulate = {config.optim.accumulate}: a rank has too few BatchNorm groups for so many parts, it "
             f"computes in {plan.parts}; raise moco.bn_groups to save memory"
         )
-    if config.device.type == "auto" and device.type == "cpu" and (there := devices.count()):
+    if config.device.type == "auto" and device.type == "cpu" and (available := devices.count()):
         yield (
-            f"device.type = auto: more ranks than the {there} CUDA devices here, so the CPU "
+            f"device.type = auto: more ranks than the {available} CUDA devices here, so the CPU "
             "is used; start as many ranks as there are devices"
         )
     if data.train.labels is not None and data.queries is None and config.eval.knn_every:

@@ -1,4 +1,4 @@
-"""At which steps a run evaluates and saves."""
+"""Decide at which steps a run evaluates and saves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from moco_dist.config import Config
 
 
 class Due:
-    """What follows a step, as a function of the step; and a save by the clock, which the ranks have to agree on.
+    """This class decides by the step what follows it, and by the clock whether to save, on which the ranks must agree.
 
     Args:
         config: of the run.
@@ -24,19 +24,19 @@ class Due:
         self.saved_at = time.monotonic()
 
     def evaluation(self, done: int) -> bool:
-        """Whether to evaluate after so many steps."""
+        """Return whether to evaluate after so many steps."""
         return bool(self._knn_steps) and done > 0 and (done % self._knn_steps == 0 or done == self._total)
 
     def milestone(self, done: int) -> bool:
-        """Whether the checkpoint of so many steps is kept for good."""
+        """Return whether the checkpoint of so many steps is kept for good."""
         return bool(self._milestone_steps) and done % self._milestone_steps == 0
 
     def save(self, done: int) -> bool:
-        """Whether to save after so many steps."""
+        """Return whether to save after so many steps."""
         every = self._checkpoint.every_steps
         return done == self._total or self.milestone(done) or bool(every and done % every == 0)
 
     def save_by_the_clock(self) -> bool:
-        """Whether the last save is too long ago: a wish that the ranks share, since their clocks differ."""
+        """Return whether the last save is too long ago by this rank's clock; the ranks must agree, as clocks differ."""
         minutes = self._checkpoint.every_minutes
         return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes

@@ -1,4 +1,4 @@
-"""How a run ends other than by its last step, and who asks it to."""
+"""A run may end before its last step: on request, or because its loss is no number any more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moco_dist.run import status
 
 
 class Ended(Exception):
-    """An end that all ranks come to at once, other than the last step."""
+    """The run ends before its last step, on all ranks at once."""
 
     state: status.State
 
@@ -21,7 +21,7 @@ class Ended(Exception):
 
 
 class Stopped(Ended):
-    """Asked to stop, with the state saved."""
+    """The run was asked to stop, and its state is saved."""
 
     state = "stopped"
 
@@ -33,7 +33,7 @@ class Diverged(Ended):
 
 
 class StopRequest:
-    """A signal's flag, and the clock of `run.max_minutes`. No handler does more than set the flag.
+    """A stop is requested by a signal or by `run.max_minutes`. The signal handler does no more than set a flag.
 
     The handlers stay until the process ends: torchrun ends all ranks when one is done, and a rank that still saves
     must not be torn down.
@@ -49,5 +49,5 @@ class StopRequest:
         self._signalled = True
 
     def raised(self) -> bool:
-        """Whether this rank was asked to stop."""
+        """Return whether this rank was asked to stop."""
         return self._signalled or time.monotonic() > self._deadline

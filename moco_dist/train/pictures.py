@@ -1,4 +1,4 @@
-"""What the encoders see, as a picture."""
+"""Draw what the encoders see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moco_dist.data.store import PixelStatistics
 
 
 def pairs_picture(one: Tensor, two: Tensor, statistics: PixelStatistics, count: int = 8) -> NDArray[np.uint8]:
-    """The first images' two views, one above the other: [2 S, count S, C]."""
+    """Draw both views of the first images, one above the other: [2 S, count S, C]."""
     views = torch.stack([one[:count], two[:count]]).double().cpu()  # [2, n, C, S, S]
     mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in statistics)
     pixels = (views * std + mean).clamp(0, 1).permute(0, 3, 1, 4, 2)  # [2, S, n, S, C]

@@ -1,4 +1,4 @@
-"""Figures on their way from the device to the host."""
+"""Bring figures from the device to the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moco_dist.ranks import devices
 
 
 class Reading(NamedTuple):
-    """What the host reads of a step."""
+    """A reading is what the host learns of a step."""
 
     step: int
     """Counted from 1."""
@@ -22,7 +22,7 @@ class Reading(NamedTuple):
 
 
 class Readout:
-    """Figures of past steps on the host. On a GPU they are read one step later, so that it never runs out of work."""
+    """The readout brings figures to the host. On a GPU it reads them a step later, so that work never runs out."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

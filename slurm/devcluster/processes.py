@@ -66,13 +66,13 @@ def find(variables: Mapping[str, str], *programs: str) -> set[int]:
 
     A zombie has no environment and is not found; nor is this process itself.
     """
-    wanted = {f"{key}={value}".encode() for key, value in variables.items()}
+    entries = {f"{key}={value}".encode() for key, value in variables.items()}
     pids = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
             if programs and (folder / "comm").read_text().strip() not in programs:
                 continue
-            if wanted <= set((folder / "environ").read_bytes().split(b"\0")):
+            if entries <= set((folder / "environ").read_bytes().split(b"\0")):
                 pids.add(int(folder.name))
     return pids - {os.getpid()}
 

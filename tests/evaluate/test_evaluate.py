@@ -111,8 +111,8 @@ def test_what_has_been_computed_is_not_computed_again(
 ) -> None:
     arguments = [str(run_dir), "--labels", "20", "--draws", "2", "--no-semi", "--finetune"]
     assert command.run(arguments) == 0
-    first, told = rows(run_dir), capsys.readouterr().out
-    assert "fine-tuned" in told and "±" in told and "359 test images" in " ".join(told.split())
+    first, output = rows(run_dir), capsys.readouterr().out
+    assert "fine-tuned" in output and "±" in output and "359 test images" in " ".join(output.split())
     with (run_dir / "evaluation/cells.jsonl").open("a") as file:  # a process that was killed as it wrote
         file.write('\n{"key": {"method": "lin')
     drawn: list[int] = []
@@ -245,13 +245,13 @@ def test_images_that_cannot_be_decoded_are_named_and_a_hundredth_is_too_many(
     assert capsys.readouterr().err == f"moco_dist.evaluate: cannot be decoded, replaced by others: {broken}\n"
     broken.with_name("8.png").write_bytes(b"no image")
     assert command.run([*arguments, "--out", str(run_dir / "again")]) == 2
-    told = capsys.readouterr().err
-    assert re.search(r"data\.root = .*: 2 of 112 images cannot be decoded, more than 1 %; .*7\.png; mend", told)
+    errors = capsys.readouterr().err
+    assert re.search(r"data\.root = .*: 2 of 112 images cannot be decoded, more than 1 %; .*7\.png; mend", errors)
     for image in broken.parent.parent.glob("*/*.png"):
         image.write_bytes(b"no image")
     assert command.run([*arguments, "--out", str(run_dir / "again"), "data.workers=1"]) == 2  # found in a worker
-    told = capsys.readouterr().err
-    assert told.startswith("moco_dist.evaluate: data.root = ") and told.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("moco_dist.evaluate: data.root = ") and errors.count("\n") == 1
 
 
 @pytest.mark.usefixtures("_short")
@@ -259,8 +259,8 @@ def test_the_validation_split_is_cut_from_the_training_images(run_dir: Path) -> 
     assert command.run([str(run_dir), "--knn", "--split", "validation"]) == 0
     [row] = rows(run_dir)
     assert 0 < row["validation_accuracy_mean"] <= 1 and "test_accuracy_mean" not in row
-    told = json.loads((run_dir / "evaluation.json").read_text())
-    assert (told["split"], told["held_out"]) == ("validation", 144)
+    results = json.loads((run_dir / "evaluation.json").read_text())
+    assert (results["split"], results["held_out"]) == ("validation", 144)
 
 
 def folder_of(images: Path, classes: int, shade: int = 255) -> list[str]:
@@ -364,11 +364,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_in_one_line(name: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, told = MISTAKES[name]
+    arguments, message = MISTAKES[name]
     assert command.run(arguments(run_dir)) == 2
     error = capsys.readouterr().err
     assert error.startswith("moco_dist.evaluate: ") and error.count("\n") == 1
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert not (run_dir / "evaluation.json").exists()
 
 

@@ -62,17 +62,17 @@ def slow(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: flo
 def predict(world: World, data: tuple[Tensor, ...], k: int, temperature: float, how: str) -> list[int]:
     bank, labels, queries, _ = data
     mine = torch.from_numpy(SHARES[how](world.size)[world.rank].copy())
-    found = knn.predict(queries, bank[mine], labels[mine], mine, k=k, temperature=temperature, world=world)
-    assert found.dtype == torch.int64
-    return found.tolist()
+    predicted = knn.predict(queries, bank[mine], labels[mine], mine, k=k, temperature=temperature, world=world)
+    assert predicted.dtype == torch.int64
+    return predicted.tolist()
 
 
 def everything(world: World) -> list[list[int]]:
-    found = []
+    predictions = []
     for data in (clusters(), duplicated()):
         for how in SHARES if world.size > 1 else ["in turns", "backwards"]:
-            found += [predict(world, data, k, t, how) for k, t in SETTINGS]
-    return found
+            predictions += [predict(world, data, k, t, how) for k, t in SETTINGS]
+    return predictions
 
 
 SETTINGS = [(1, 0.1), (7, 0.1), (20, 0.07), (20, 1.0), (211, 0.1), (1000, 0.5)]
@@ -96,8 +96,8 @@ def test_against_scikit_learn(k: int, temperature: float) -> None:
 
 def test_temperature_and_k_count() -> None:
     world = World(0, 1, 0, torch.device("cpu"))
-    found = {tuple(predict(world, clusters(), k, t, "one")) for k, t in SETTINGS}
-    assert len(found) >= 5
+    predictions = {tuple(predict(world, clusters(), k, t, "one")) for k, t in SETTINGS}
+    assert len(predictions) >= 5
 
 
 def test_any_number_of_ranks_and_any_shares_give_equal_predictions(ranks: Ranks) -> None:
@@ -108,8 +108,8 @@ def test_any_number_of_ranks_and_any_shares_give_equal_predictions(ranks: Ranks)
         bank, labels, queries, _ = data
         assert expected[-1] == [slow(bank, labels, queries, k, t) for k, t in SETTINGS]
     for size, ways in ((1, 2), (2, len(SHARES)), (4, len(SHARES))):
-        for found in ranks.run(size, everything):
-            assert found == [p for of_data in expected for _ in range(ways) for p in of_data], f"{size} ranks"
+        for predictions in ranks.run(size, everything):
+            assert predictions == [p for of_data in expected for _ in range(ways) for p in of_data], f"{size} ranks"
 
 
 def ties(world: World) -> list[int]:
@@ -123,15 +123,15 @@ def ties(world: World) -> list[int]:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ties_go_to_the_lower_index(ranks: Ranks, size: int) -> None:
     # Votes 2:1, 5:3, 5:4, 5:4:4, 5:4:5 (the lower class of equal votes), 5:4:6, 5:4:31.
-    for found in ranks.run(size, ties):
-        assert found == [2, 2, 2, 2, 1, 1, 1]
+    for predicted in ranks.run(size, ties):
+        assert predicted == [2, 2, 2, 2, 1, 1, 1]
 
 
 def test_no_temperature_is_too_low() -> None:
     bank, labels, queries, _ = clusters()
     arguments = queries, bank, labels, torch.arange(BANK)
-    found = knn.predict(*arguments, k=9, temperature=1e-4, world=World(0, 1, 0, torch.device("cpu")))
-    assert torch.equal(found, labels[(queries @ bank.T).argmax(1)])  # the nearest alone counts
+    predicted = knn.predict(*arguments, k=9, temperature=1e-4, world=World(0, 1, 0, torch.device("cpu")))
+    assert torch.equal(predicted, labels[(queries @ bank.T).argmax(1)])  # the nearest alone counts
 
 
 def uneven(world: World) -> dict[str, Any]:
@@ -159,10 +159,10 @@ def uneven(world: World) -> dict[str, Any]:
 def test_uneven_rows_and_accuracy(ranks: Ranks, size: int) -> None:
     bank, labels, queries, truth = clusters()
     expected = np.mean(np.array(slow(bank, labels, queries, 7, 0.1)) == truth.numpy())
-    for found in ranks.run(size, uneven):
-        assert found["rows"] == [[n, n] for n in range(10)]
-        assert found["labels"] == list(range(10))
-        assert found["accuracy"] == pytest.approx(expected)
+    for result in ranks.run(size, uneven):
+        assert result["rows"] == [[n, n] for n in range(10)]
+        assert result["labels"] == list(range(10))
+        assert result["accuracy"] == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- features
@@ -188,20 +188,20 @@ def shares(world: World, count: int, dtype: torch.dtype) -> tuple[np.ndarray, np
         seen.append(len(images))
         return images.flatten(1)[:, :4] * 3
 
-    found, indices = features.extract(
+    rows, indices = features.extract(
         encode, numbered(count), world, size=8, augmentation=plain(), dtype=dtype, workers=0
     )
-    assert found.shape == (len(indices), 4)
-    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert rows.shape == (len(indices), 4)
+    assert rows.dtype == torch.promote_types(dtype, torch.float32)
     assert max(seen) <= features.CHUNK
-    return found.double().numpy().copy(), indices.numpy().copy()
+    return rows.double().numpy().copy(), indices.numpy().copy()
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_features_cover_each_image_once(ranks: Ranks, size: int) -> None:
     for count in (5, features.CHUNK + 1, 3 * features.CHUNK):
-        found = ranks.run(size, shares, count, torch.float32)
-        rows, indices = (np.concatenate(part) for part in zip(*found, strict=True))
+        of_ranks = ranks.run(size, shares, count, torch.float32)
+        rows, indices = (np.concatenate(part) for part in zip(*of_ranks, strict=True))
         np.testing.assert_array_equal(np.sort(indices), np.arange(count))
         raw = numbered(count).images.double().flatten(1)[:, :4].numpy() / 255
         expected = (raw - 0.25) / 0.5

@@ -27,7 +27,7 @@ METHODS: list[dict[str, Any]] = [
 
 
 def run(per_epoch: int, epochs: int, *, log_every: int = 1, knn_every: int = 1) -> list[dict[str, Any]]:
-    """The rows of a run as train.py logs them; the loss is the step's number, kNN a hundredth of the epoch's."""
+    """Make rows of a run as the trainer writes them; the loss is the step's number, kNN a hundredth of the epoch's."""
     rows: list[dict[str, Any]] = []
     for step in range(1, per_epoch * epochs + 1):
         if step % log_every == 0:

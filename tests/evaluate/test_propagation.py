@@ -53,7 +53,7 @@ def test_it_solves_the_papers_equation() -> None:
     indices, cosines = neighbours(ALONE)
     edges = propagation.graph(indices, cosines)
     labelled = np.array([5, 395])
-    found = propagation.spread(edges, labelled, truth[labelled], 2)
+    spread = propagation.spread(edges, labelled, truth[labelled], 2)
     # by hand, densely
     weights = np.zeros((400, 400))
     for i, (js, cs) in enumerate(zip(indices.tolist(), cosines.tolist(), strict=True)):
@@ -68,9 +68,9 @@ def test_it_solves_the_papers_equation() -> None:
     certainty = 1 + xlogy(shares, shares).sum(1) / np.log(2)
     certainty[labelled] = 1
     balanced = shares * np.clip((200 / np.bincount(shares.argmax(1))) ** 5, 0.5, 2)
-    assert np.array_equal(found.balanced, balanced.argmax(1))
-    np.testing.assert_allclose(found.certainty, certainty, atol=1e-3)
-    assert (found.balanced == truth).mean() > 0.97
+    assert np.array_equal(spread.balanced, balanced.argmax(1))
+    np.testing.assert_allclose(spread.certainty, certainty, atol=1e-3)
+    assert (spread.balanced == truth).mean() > 0.97
     nearest = labelled[(features @ features[labelled].T).argmax(1).numpy()]
     assert (truth[nearest] == truth).mean() < 0.95  # the graph knows more than the nearest label
 
@@ -80,19 +80,19 @@ def test_a_class_that_has_too_many_images_gives_away_the_uncertain_ones() -> Non
     centres[2, :2] = torch.tensor([0.2, 0.18])  # half of the second class, a little nearer to the first
     rows = centres.repeat_interleave(10, 0) + 0.1 * torch.rand(30, 3, generator=torch.Generator().manual_seed(0))
     edges = propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))
-    known = np.array([0, 1, 10, 11]), np.array([0, 0, 1, 1])
-    found = propagation.spread(edges, *known, 2)
-    assert found.balanced.tolist() == [0] * 10 + [1] * 20
-    assert found.certainty[20:].max() < found.certainty[:20].min()
-    assert found.plain.tolist() == [0] * 10 + [1] * 10 + [0] * 10
+    labels = np.array([0, 1, 10, 11]), np.array([0, 0, 1, 1])
+    spread = propagation.spread(edges, *labels, 2)
+    assert spread.balanced.tolist() == [0] * 10 + [1] * 20
+    assert spread.certainty[20:].max() < spread.certainty[:20].min()
+    assert spread.plain.tolist() == [0] * 10 + [1] * 10 + [0] * 10
 
 
 def test_an_image_far_from_every_label_is_not_certain() -> None:
     features = F.normalize(torch.cat([torch.eye(3).repeat_interleave(5, 0)]) + 1e-3 * torch.rand(15, 3), dim=1)
     edges = propagation.graph(*propagation.nearest(features, 4, ALONE))
-    found = propagation.spread(edges, np.array([0, 5]), np.array([0, 1]), 2)
-    assert found.balanced[:10].tolist() == [0] * 5 + [1] * 5
-    assert (found.certainty[:10] > 0.9).all() and (found.certainty[10:] < 0.01).all()
+    spread = propagation.spread(edges, np.array([0, 5]), np.array([0, 1]), 2)
+    assert spread.balanced[:10].tolist() == [0] * 5 + [1] * 5
+    assert (spread.certainty[:10] > 0.9).all() and (spread.certainty[10:] < 0.01).all()
 
 
 def leaving_out(count: int, *hidden: list[int]) -> list[Fold]:
@@ -105,10 +105,10 @@ def test_classes_of_equal_size_are_given_up_where_the_labels_speak_against_them(
     islands[2:, :2] = torch.tensor([0.2, 0.18])
     rows = islands.repeat_interleave(10, 0) + 0.1 * torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
     graphs = {11: propagation.graph(*propagation.nearest(F.normalize(rows, dim=1), 11, ALONE))}
-    known = np.array([0, 1, 10, 11, 20, 30, 40, 50]), np.array([0, 0, 1, 1, 0, 0, 0, 0])
-    assert propagation.choose(graphs, *known, 2, leaving_out(8, [4], [5], [6], [7])) == (11, False)
-    assert propagation.choose(graphs, *known, 2, leaving_out(8, [4])) == (11, True)  # one label is chance
-    assert propagation.choose(graphs, *known, 2, []) == (11, True)
+    labels = np.array([0, 1, 10, 11, 20, 30, 40, 50]), np.array([0, 0, 1, 1, 0, 0, 0, 0])
+    assert propagation.choose(graphs, *labels, 2, leaving_out(8, [4], [5], [6], [7])) == (11, False)
+    assert propagation.choose(graphs, *labels, 2, leaving_out(8, [4])) == (11, True)  # one label is chance
+    assert propagation.choose(graphs, *labels, 2, []) == (11, True)
 
 
 def test_more_neighbours_are_taken_where_the_labels_speak_for_them() -> None:
@@ -120,6 +120,6 @@ def test_more_neighbours_are_taken_where_the_labels_speak_for_them() -> None:
     where, cosines = propagation.nearest(rows, 20, ALONE)
     graphs = {k: propagation.graph(where[:, :k], cosines[:, :k]) for k in (20, 4)}
     labelled = np.arange(0, 96, 6)
-    known = labelled, truth[labelled]
-    assert propagation.choose(graphs, *known, 2, leaving_out(16, *([n, n + 8] for n in range(8)))) == (20, True)
-    assert propagation.choose(graphs, *known, 2, leaving_out(16, [0, 8])) == (4, True)
+    labels = labelled, truth[labelled]
+    assert propagation.choose(graphs, *labels, 2, leaving_out(16, *([n, n + 8] for n in range(8)))) == (20, True)
+    assert propagation.choose(graphs, *labels, 2, leaving_out(16, [0, 8])) == (4, True)

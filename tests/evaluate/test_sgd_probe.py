@@ -108,8 +108,8 @@ def by_hand(source: ArraySource, recipe: ProbeRecipe, rates: list[float], steps:
     return w.detach(), b.detach()
 
 
-def assert_equal_to(found: Probe, expected: tuple[Tensor, Tensor], error: float) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_equal_to(probe: Probe, expected: tuple[Tensor, Tensor], error: float) -> None:
+    for ours, theirs in zip(probe, expected, strict=True):
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, rtol=error, atol=error)
 
@@ -122,10 +122,10 @@ def test_defaults_are_the_papers() -> None:
 def test_the_first_step_is_the_one_by_hand() -> None:
     source = images(70)  # one batch of 64; 6 images are left over
     recipe = replace(RECIPE, epochs=1)
-    found = fit(ALONE, source, recipe, dtype=torch.float64)
+    probe = fit(ALONE, source, recipe, dtype=torch.float64)
     expected = by_hand(source, recipe, [2.0], 1)  # 8 * 64 / 256
-    assert found.weight.dtype == torch.float64
-    assert_equal_to(found, expected, 1e-12)
+    assert probe.weight.dtype == torch.float64
+    assert_equal_to(probe, expected, 1e-12)
     assert (expected[0].abs() > 0.1).any()  # it has left its beginning, of 0.01
 
 
@@ -133,10 +133,10 @@ def test_the_first_step_is_the_one_by_hand() -> None:
 def test_a_training_over_the_milestones_is_the_one_by_hand(recipe: ProbeRecipe) -> None:
     source = images(150)  # two batches an epoch
     base = recipe.lr * recipe.batch / 256
-    found = fit(ALONE, source, recipe, dtype=torch.float64)
-    assert_equal_to(found, by_hand(source, recipe, [base, base, base / 10, base / 100], 8), 1e-12)
+    probe = fit(ALONE, source, recipe, dtype=torch.float64)
+    assert_equal_to(probe, by_hand(source, recipe, [base, base, base / 10, base / 100], 8), 1e-12)
     # the learning rate and each epoch's order and crops count
-    assert (found.weight - by_hand(source, recipe, [base] * 4, 8)[0]).abs().max() > 1e-3
+    assert (probe.weight - by_hand(source, recipe, [base] * 4, 8)[0]).abs().max() > 1e-3
 
 
 def test_the_learning_rate_follows_the_milestones() -> None:
@@ -196,16 +196,16 @@ def test_ranks_change_no_bit(ranks: Ranks, batch: int) -> None:
     (expected,) = ranks.run(1, training, count, recipe)
     assert len(expected[1]) == 6
     for size in (2, 4):
-        for found in ranks.run(size, training, count, recipe):
-            assert found == expected, f"{size} ranks"
+        for trained in ranks.run(size, training, count, recipe):
+            assert trained == expected, f"{size} ranks"
 
 
 def test_three_ranks_agree_to_float_error(ranks: Ranks) -> None:
     recipe = replace(RECIPE, batch=36)
     (expected,) = ranks.run(1, training, 80, recipe)
-    found = ranks.run(3, training, 80, recipe)
-    assert found[0] == found[1] == found[2]
-    np.testing.assert_allclose(found[0][0][0], expected[0][0], rtol=1e-4, atol=1e-5)
+    trained = ranks.run(3, training, 80, recipe)
+    assert trained[0] == trained[1] == trained[2]
+    np.testing.assert_allclose(trained[0][0][0], expected[0][0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_predictions_are_in_the_order_of_the_source(ranks: Ranks, count: int) ->
     expected = (encode((source.images / 255 - mean) / std) @ weight.T + bias).argmax(1).tolist()
     assert len(set(expected)) > 1
     for size in (1, 2, 4):
-        for found in ranks.run(size, prediction, count):
-            assert found == expected, f"{size} ranks"
+        for predicted in ranks.run(size, prediction, count):
+            assert predicted == expected, f"{size} ranks"
 
 
 # ------------------------------------------------------------------------------------------------ mistakes of the user

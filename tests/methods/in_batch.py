@@ -42,8 +42,8 @@ class InBatch(Method):
         logits = q @ keys.keys.T / self.temperature  # [r, size * n]
         places = torch.arange(rows.start, rows.stop, device=q.device)
         attraction = -logits[torch.arange(len(q), device=q.device), places].mean()
-        found = (logits.argmax(dim=1) == places).float().mean()
-        return Terms({"attraction": attraction, "repulsion": logits.logsumexp(dim=1).mean()}, {"top1": found})
+        top1 = (logits.argmax(dim=1) == places).float().mean()
+        return Terms({"attraction": attraction, "repulsion": logits.logsumexp(dim=1).mean()}, {"top1": top1})
 
     def state(self) -> dict[str, Any]:
         return {"encoder_q": self.trained.state_dict()}

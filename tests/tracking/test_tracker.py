@@ -1,4 +1,4 @@
-"""The tracker as train.py sees it."""
+"""The tracker records rows and prints lines, as the training loop asks it to."""
 
 from __future__ import annotations
 

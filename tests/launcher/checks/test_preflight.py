@@ -147,8 +147,8 @@ def test_shapes(tmp_path: Path, overrides: list[str], nodes: int, keys: dict[str
         name: section for section in ("data", "moco", "optim") for name in type(getattr(load(), section)).model_fields
     }
     words = [f"{sections[word.partition('=')[0]]}.{word}" for word in ("bn_groups=null", *overrides)]
-    found = lines(local(load("digits", *words), tmp_path / "run", nodes=nodes, **keys), level)
-    assert [text for text in found if text.startswith(line)], found
+    findings = lines(local(load("digits", *words), tmp_path / "run", nodes=nodes, **keys), level)
+    assert [text for text in findings if text.startswith(line)], findings
 
 
 @pytest.mark.parametrize("overrides", [["optim.lr=0.06"], ["optim.lr=0.0038"], ["moco.queue_size=1438"]])
@@ -299,18 +299,18 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("source", ["mnist", "cifar10"])
 def test_the_files_of_torchvision(tmp_path: Path, source: str) -> None:
-    def found() -> list[str]:
+    def findings() -> list[str]:
         return lines(list(dataset.check(load(source, f"data.root={tmp_path}"), None)))
 
-    assert len(found()) == 1
+    assert len(findings()) == 1
     for file in dataset._FILES[source]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    assert not found()
+    assert not findings()
     for file in dataset._FILES[source]:
         (tmp_path / file).unlink()
         rule = f"has no {file}, as torchvision lays {source} out; mend the path, or add data.download=true"
-        assert found() == [f"data.root = {tmp_path}: {rule}"]
+        assert findings() == [f"data.root = {tmp_path}: {rule}"]
         (tmp_path / file).touch()
     assert not lines(list(dataset.check(load(source, "data.root=/nowhere", "data.download=true"), None)))
 
@@ -359,8 +359,8 @@ def test_an_archive_that_is_none(
     Path("notes.txt").write_text("no archive\n" * 100)
     with tarfile.open("images.tar", "w") as packed:
         packed.add("notes.txt")
-    [found] = lines(local(load("imagenet_v2", f"data.root={root}"), tmp_path / "run", stage=archive))
-    assert found.startswith(line)
+    [finding] = lines(local(load("imagenet_v2", f"data.root={root}"), tmp_path / "run", stage=archive))
+    assert finding.startswith(line)
 
 
 # The run directory.
@@ -404,9 +404,9 @@ def test_room_for_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one = estimate.checkpoint_bytes(load(), estimate.encoder_cost(load()))
 
     def level(*overrides: str) -> str:
-        found = at(local(load("digits", *overrides), tmp_path / "run"), "run.dir")
-        assert len(found) < 2
-        return found[0][0] if found else ""
+        findings = at(local(load("digits", *overrides), tmp_path / "run"), "run.dir")
+        assert len(findings) < 2
+        return findings[0][0] if findings else ""
 
     for checkpoints, expected in ((2.9, "error"), (3.1, "warning"), (10, "")):
         free[0] = int(checkpoints * one)
@@ -470,8 +470,8 @@ def test_a_config_that_would_change_the_curve(
     tmp_path: Path, made_up: MadeUp, before: list[str], now: list[str], ranks: int, expected: str
 ) -> None:
     begin(tmp_path / "run", *before)
-    found = lines(local(load("digits", *now), tmp_path / "run", gpus_per_node=ranks))
-    assert len(found) == bool(expected) and all(line.startswith(expected) for line in found), found
+    findings = lines(local(load("digits", *now), tmp_path / "run", gpus_per_node=ranks))
+    assert len(findings) == bool(expected) and all(line.startswith(expected) for line in findings), findings
 
 
 def test_a_job_in_the_queue(tmp_path: Path, made_up: MadeUp) -> None:
@@ -548,8 +548,8 @@ def test_a_job_that_fits() -> None:
 )
 def test_a_job_that_does_not_fit(keys: dict[str, Any], line: str) -> None:
     nodes = keys.pop("nodes", 2)
-    found = lines(against(nodes, **keys))
-    assert [text for text in found if text.startswith(line)], found
+    findings = lines(against(nodes, **keys))
+    assert [text for text in findings if text.startswith(line)], findings
 
 
 def test_the_fix_is_what_so_many_nodes_have() -> None:
@@ -598,8 +598,8 @@ def test_nodes_out_of_service() -> None:
 
 
 def test_no_default_partition() -> None:
-    found = against(replaced={"partitions": PARTITIONS.replace("Default=YES", "Default=NO")})
-    assert "partition = null: the cluster has no default partition; choose empty, gpu, old" in lines(found)
+    findings = against(replaced={"partitions": PARTITIONS.replace("Default=YES", "Default=NO")})
+    assert "partition = null: the cluster has no default partition; choose empty, gpu, old" in lines(findings)
 
 
 @pytest.mark.parametrize(
@@ -663,9 +663,9 @@ def test_memory_is_never_an_error(tmp_path: Path) -> None:
     def warned(gib: float, *more: str) -> str:
         config = load("imagenet_v2", "data.root=x", "data.source=synthetic", "device.precision=fp32", *more)
         findings = local(config, tmp_path / "run", gpu_memory_gib=gib)
-        found = [(level, line) for level, line in at(findings, "optim.global_batch") if "of memory a GPU" in line]
-        assert all(level == "warning" for level, _ in found)
-        return found[0][1] if found else ""
+        warnings = [(level, line) for level, line in at(findings, "optim.global_batch") if "of memory a GPU" in line]
+        assert all(level == "warning" for level, _ in warnings)
+        return warnings[0][1] if warnings else ""
 
     assert not warned(80)
     assert warned(1).endswith("which has 1; use more GPUs, a smaller batch, or device.precision=bf16")
@@ -714,24 +714,24 @@ def test_wandb_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     online = load("digits", "track.wandb=online")
 
-    def found() -> list[tuple[str, str]]:
+    def findings() -> list[tuple[str, str]]:
         findings = local(online, tmp_path / "run")
         assert not any("secret0key" in one.text for one in findings)
         return at(findings, "track.wandb")
 
-    [(level, line)] = found()
+    [(level, line)] = findings()
     assert level == "warning" and "no key for api.wandb.ai, so the run will be offline; run wandb login" in line
     assert not at(local(load("digits", "track.wandb=offline"), tmp_path / "run"), "track.wandb")
     (tmp_path / ".netrc").write_text("machine other.host login user password secret0key\n")
-    assert found()
+    assert findings()
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret0key\n")
-    assert not found()
+    assert not findings()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.mine:8080")
-    assert "wandb.mine" in found()[0][1]
+    assert "wandb.mine" in findings()[0][1]
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login\n")
-    assert found()
+    assert findings()
     monkeypatch.setenv("WANDB_API_KEY", "secret0key")
-    assert not found()
+    assert not findings()
 
 
 # The command line.

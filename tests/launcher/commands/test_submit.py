@@ -112,9 +112,11 @@ def sbatch(
 
 def parameters(text: str) -> dict[str, str]:
     """What the lines for sbatch say, read by a shell's rules."""
-    found = [shlex.split(line.removeprefix("#SBATCH --")) for line in text.splitlines() if line.startswith("#SBATCH ")]
-    assert all(len(words) == 1 for words in found)
-    return {key: value for (word,) in found for key, _, value in [word.partition("=")]}
+    directives = [
+        shlex.split(line.removeprefix("#SBATCH --")) for line in text.splitlines() if line.startswith("#SBATCH ")
+    ]
+    assert all(len(words) == 1 for words in directives)
+    return {key: value for (word,) in directives for key, _, value in [word.partition("=")]}
 
 
 def the_line(text: str, start: str) -> list[str]:
@@ -157,8 +159,8 @@ def test_a_profile_of_nothing_asks_for_no_more_than_it_must() -> None:
 
 def test_one_task_a_rank() -> None:
     text = sbatch(tasks="rank", gpus_per_node=4, cpus_per_gpu=3).text()
-    asked, srun = parameters(text), the_line(text, "srun ")
-    assert (asked["ntasks-per-node"], asked["cpus-per-task"], asked["gpus-per-node"]) == ("4", "3", "4")
+    directives, srun = parameters(text), the_line(text, "srun ")
+    assert (directives["ntasks-per-node"], directives["cpus-per-task"], directives["gpus-per-node"]) == ("4", "3", "4")
     assert {"--cpus-per-task=3", "--kill-on-bad-exit=1"} <= set(srun)
 
 
@@ -186,11 +188,11 @@ def test_pyxis() -> None:
 
 def test_strange_names_are_words_of_sbatch() -> None:
     run_dir = Path("/runs") / STRANGE.replace("/", "")
-    asked = parameters(sbatch(run_dir, name=STRANGE, constraint=STRANGE, account="$(id)").text())
-    assert (asked["job-name"], asked["constraint"], asked["account"]) == (STRANGE, STRANGE, "$(id)")
-    assert asked["comment"] == str(run_dir)
-    assert asked["chdir"] == f"{run_dir}/launch/code/c0de"
-    assert asked["output"] == f"{run_dir}/launch/submitit/%j_0_log.out"
+    directives = parameters(sbatch(run_dir, name=STRANGE, constraint=STRANGE, account="$(id)").text())
+    assert (directives["job-name"], directives["constraint"], directives["account"]) == (STRANGE, STRANGE, "$(id)")
+    assert directives["comment"] == str(run_dir)
+    assert directives["chdir"] == f"{run_dir}/launch/code/c0de"
+    assert directives["output"] == f"{run_dir}/launch/submitit/%j_0_log.out"
 
 
 @pytest.mark.skipif(not shutil.which("sbatch"), reason="SLURM is not installed")
@@ -208,8 +210,8 @@ def test_sbatch_itself_reads_them_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
     understood = dict(re.findall(r"^sbatch: ([\w-]+) +: (.*)$", done.stderr, re.MULTILINE))
     if not understood:
         pytest.skip(f"this sbatch does not come so far: {done.stderr}")
-    told = ("job-name", "comment", "chdir", "output", "constraint", "account", "exclude", "dependency")
-    assert {key: understood[key] for key in told} == {key: parameters(text)[key] for key in told}
+    keys = ("job-name", "comment", "chdir", "output", "constraint", "account", "exclude", "dependency")
+    assert {key: understood[key] for key in keys} == {key: parameters(text)[key] for key in keys}
     assert (understood["signal"], understood["mem"], understood["time"]) == ("USR2@90", "960G", "1-00:00:00")
 
 
@@ -369,12 +371,12 @@ def test_options_and_overrides_stand_anywhere(programs: Programs, capsys: Said) 
         "submit --nodes=2 optim.lr=0.02 --gpus-per-node 2 digits --cpus-per-gpu 1 run.name=a --dry-run",
         "submit --dry-run --cpus-per-gpu=1 run.name=a --nodes 2 optim.lr=0.02 --gpus-per-node=2 digits",
     )
-    told = set()
+    outputs = set()
     for line in lines:
         assert main(line.split()) == 0
-        told.add(capsys.readouterr().out)
-    assert len(told) == 1
-    assert "#SBATCH --nodes=2" in told.pop()
+        outputs.add(capsys.readouterr().out)
+    assert len(outputs) == 1
+    assert "#SBATCH --nodes=2" in outputs.pop()
 
 
 def test_paths_are_whole_in_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,9 +551,9 @@ def test_several_trainings_are_an_array(programs: Programs, tmp_path: Path) -> N
     programs.keeps("srun")
     assert array.send(sent) == ["12_0", "12_1", "12_2"]
     text = (programs.sent / "12.sh").read_text()
-    asked = parameters(text)
-    assert (asked["array"], asked["constraint"], asked["comment"]) == ("0-2%2", "it's", str(tmp_path))
-    assert asked["output"] == f"{tmp_path}/sweep/%A_%a_0_log.out"
+    directives = parameters(text)
+    assert (directives["array"], directives["constraint"], directives["comment"]) == ("0-2%2", "it's", str(tmp_path))
+    assert directives["output"] == f"{tmp_path}/sweep/%A_%a_0_log.out"
     assert f"-m launcher.job.after {tmp_path})" in text
     pickles = [DelayedSubmission.load(tmp_path / f"sweep/12_{n}_submitted.pkl") for n in range(3)]
     assert [pickled.function for pickled in pickles] == sent

@@ -49,9 +49,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
-    found = Programs(tmp_path / "slurm", monkeypatch)
-    found.keeps("srun")
-    return found
+    programs = Programs(tmp_path / "slurm", monkeypatch)
+    programs.keeps("srun")
+    return programs
 
 
 def write(text: str, name: str = "temperatures.yaml") -> Path:
@@ -71,46 +71,46 @@ def mistake(text: str) -> str:
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
-    found = sweep.member_configs(sweep.read(write(GRID)), [], staged=False)
-    assert [(run.moco.temperature, run.optim.lr) for run in found] == [
+    members = sweep.member_configs(sweep.read(write(GRID)), [], staged=False)
+    assert [(run.moco.temperature, run.optim.lr) for run in members] == [
         (0.1, 0.03),
         (0.1, 0.06),
         (0.2, 0.03),
         (0.2, 0.06),
     ]
-    assert [run.run.name for run in found] == [
+    assert [run.run.name for run in members] == [
         "00_temperature=0.1_lr=0.03",
         "01_temperature=0.1_lr=0.06",
         "02_temperature=0.2_lr=0.03",
         "03_temperature=0.2_lr=0.06",
     ]
-    assert {run.track.group for run in found} == {"temperatures"}
-    assert [run.run_dir for run in found] == [Path.cwd() / "runs/temperatures" / run.run.name for run in found]
+    assert {run.track.group for run in members} == {"temperatures"}
+    assert [run.run_dir for run in members] == [Path.cwd() / "runs/temperatures" / run.run.name for run in members]
 
 
 def test_each_case_goes_with_every_combination_which_beats_it() -> None:
-    found = sweep.member_configs(sweep.read(write(CASES)), [], staged=False)
-    values = [(run.moco.symmetric, run.optim.epochs, run.optim.lr) for run in found]
+    members = sweep.member_configs(sweep.read(write(CASES)), [], staged=False)
+    values = [(run.moco.symmetric, run.optim.epochs, run.optim.lr) for run in members]
     assert values == [(True, 10, 0.03), (True, 10, 0.06), (False, 20, 0.03), (False, 20, 0.06)]
-    assert {run.track.group for run in found} == {"both"}
-    assert found[0].run_dir.parent == Path.cwd() / "runs/both"
+    assert {run.track.group for run in members} == {"both"}
+    assert members[0].run_dir.parent == Path.cwd() / "runs/both"
 
 
 def test_cases_alone() -> None:
     file = write("cases: [{optim.lr: 1}, {model.width: 8}]")
-    found = sweep.member_configs(sweep.read(file), [], staged=False)
-    assert [run.run.name for run in found] == ["00_lr=1", "01_width=8"]
+    members = sweep.member_configs(sweep.read(file), [], staged=False)
+    assert [run.run.name for run in members] == ["00_lr=1", "01_width=8"]
     assert [run.run.name for run in sweep.member_configs(sweep.read(write("cases: [{}]")), [], staged=False)] == ["00"]
 
 
 def test_members_share_the_overrides_but_not_a_place() -> None:
     words = ["optim.lr=0.5", "optim.epochs=3", "run.dir=elsewhere", "run.name=x", "data.root=a", "track.group=y"]
-    found = sweep.member_configs(sweep.read(write(GRID)), words, staged=False)
-    assert {run.optim.epochs for run in found} == {3}
-    assert {run.optim.lr for run in found} == {0.03, 0.06}  # what is swept is swept
-    assert {run.data.root for run in found} == {str(Path.cwd() / "a")}
-    assert {run.run_dir.parent for run in found} == {Path.cwd() / "runs/temperatures"}
-    assert {run.track.group for run in found} == {"temperatures"}
+    members = sweep.member_configs(sweep.read(write(GRID)), words, staged=False)
+    assert {run.optim.epochs for run in members} == {3}
+    assert {run.optim.lr for run in members} == {0.03, 0.06}  # what is swept is swept
+    assert {run.data.root for run in members} == {str(Path.cwd() / "a")}
+    assert {run.run_dir.parent for run in members} == {Path.cwd() / "runs/temperatures"}
+    assert {run.track.group for run in members} == {"temperatures"}
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_no_value_moves_a_member() -> None:
 
 @pytest.mark.parametrize("name", ["2024-11-24", "007", "1e3", "no"])
 def test_a_sweep_may_be_named_like_a_number_or_a_day(name: str) -> None:
-    found = sweep.member_configs(sweep.read(write(GRID, f"{name}.yaml")), [], staged=False)
-    assert {(run.track.group, run.run_dir.parent.name) for run in found} == {(name, name)}
+    members = sweep.member_configs(sweep.read(write(GRID, f"{name}.yaml")), [], staged=False)
+    assert {(run.track.group, run.run_dir.parent.name) for run in members} == {(name, name)}
 
 
 @pytest.mark.parametrize(
@@ -312,5 +312,5 @@ def test_the_best_member_comes_first(monkeypatch: pytest.MonkeyPatch, capsys: Sa
         launch = make_run(Path(f"runs/s/{number:02}"), job=f"12_{number}", starts=1, state="running", rows=rows)
         made_up.queues(f"12_{number}", "RUNNING", launch.run_dir.absolute())
     assert main(["sweep", "status", "runs/s", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [row["knn_top1"] for row in told] == [0.9, 0.5, None]
+    members = json.loads(capsys.readouterr().out)
+    assert [row["knn_top1"] for row in members] == [0.9, 0.5, None]

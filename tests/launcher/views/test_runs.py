@@ -188,8 +188,8 @@ def test_slurm_is_asked_once_or_twice_for_any_number_of_runs(here: Path, made_up
         make_run(here / f"runs/{number}", job=str(number), starts=1, state="running")
     made_up.queues("3", "RUNNING", here / "runs/3")
     made_up.accounts("4", "TIMEOUT")
-    found, slurm_error = runs.survey()
-    assert {run.name: run.state for run in found if run.name in "345"} == {
+    surveyed, slurm_error = runs.survey()
+    assert {run.name: run.state for run in surveyed if run.name in "345"} == {
         "3": "running",
         "4": "time limit",
         "5": "lost",
@@ -231,10 +231,10 @@ def test_the_live_jobs_of_other_folders_are_seen(here: Path, made_up: MadeUp) ->
     made_up.queues("13", "PENDING", away.run_dir)
     made_up.queues("14", "COMPLETED", over.run_dir)
     made_up.queues("15", "RUNNING", "/no/such/run")
-    found, _ = runs.survey()
-    assert [(run.name, run.state) for run in found] == [("a", "running"), ("elsewhere/b", "pending")]
-    found, _ = runs.survey([here / "elsewhere"])
-    assert [run.name for run in found] == ["elsewhere/b", "elsewhere/c"]
+    surveyed, _ = runs.survey()
+    assert [(run.name, run.state) for run in surveyed] == [("a", "running"), ("elsewhere/b", "pending")]
+    surveyed, _ = runs.survey([here / "elsewhere"])
+    assert [run.name for run in surveyed] == ["elsewhere/b", "elsewhere/c"]
 
 
 @pytest.mark.parametrize(
@@ -259,11 +259,11 @@ def test_a_damaged_file_spoils_one_row_at_most(here: Path, made_up: MadeUp, file
     (bad.run_dir / file).write_bytes(content)
     made_up.queues("12", "RUNNING", bad.run_dir)
     made_up.queues("13", "RUNNING", good.run_dir)
-    found, _ = runs.survey()
-    assert [run.name for run in found] == ["bad", "good"]
-    assert found[1].state == "running"
-    assert found[0].state in (["unreadable"] if file == "launch/job.json" else ["running", "unreadable"])
-    assert found[0].state == "running" or found[0].reason
+    surveyed, _ = runs.survey()
+    assert [run.name for run in surveyed] == ["bad", "good"]
+    assert surveyed[1].state == "running"
+    assert surveyed[0].state in (["unreadable"] if file == "launch/job.json" else ["running", "unreadable"])
+    assert surveyed[0].state == "running" or surveyed[0].reason
 
 
 def test_another_users_run_says_so(here: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,10 +299,12 @@ def test_a_directory_that_cannot_be_entered_is_a_row(anybody: Path, made_up: Mad
     (anybody / "places").mkdir()
     for folder in (closed, anybody / "places"):
         folder.chmod(0)
-    found, _ = runs.survey()
-    assert [(run.name, *stand(run)) for run in found] == [("closed", "unreadable", "Permission denied", False, False)]
-    found, _ = runs.survey([Path("places")])
-    assert [(run.name, run.reason) for run in found] == [("places", "Permission denied")]
+    surveyed, _ = runs.survey()
+    assert [(run.name, *stand(run)) for run in surveyed] == [
+        ("closed", "unreadable", "Permission denied", False, False)
+    ]
+    surveyed, _ = runs.survey([Path("places")])
+    assert [(run.name, run.reason) for run in surveyed] == [("places", "Permission denied")]
     with pytest.raises(UserError, match="cannot be read"):
         find_run("closed")
     for folder in (closed, anybody / "places"):
@@ -352,10 +354,10 @@ def test_figures_of_the_last_rows(here: Path) -> None:
     rows.insert(20, knn_row(200, 0.5))
     rows[-1]["images_per_second"] = 1.0  # one slow step is chance
     launch = make_run(here / "runs/a", rows=rows, state="running")
-    known = figures.read(launch)
-    assert (known.step, known.epoch, known.loss, known.knn_top1) == (290, 2, 2.9, 0.5)
-    assert (known.images_per_second, known.total_steps) == (640, 1000)
-    assert known.seconds_left == pytest.approx((1000 - 290) * 64 / 640)
+    latest = figures.read(launch)
+    assert (latest.step, latest.epoch, latest.loss, latest.knn_top1) == (290, 2, 2.9, 0.5)
+    assert (latest.images_per_second, latest.total_steps) == (640, 1000)
+    assert latest.seconds_left == pytest.approx((1000 - 290) * 64 / 640)
 
 
 def test_the_length_in_steps_needs_no_epoch(here: Path) -> None:
@@ -389,8 +391,14 @@ def test_numbers_that_are_none_are_left_out(here: Path) -> None:
     (launch.run_dir / "metrics.jsonl").write_text(
         '{"step": 7, "epoch": true, "loss": NaN, "images_per_second": Infinity}\n{"step": 8, "knn_top1": "high"}\n'
     )
-    known = figures.read(launch)
-    assert (known.step, known.epoch, known.loss, known.images_per_second, known.knn_top1) == (7, None, None, None, None)
+    latest = figures.read(launch)
+    assert (latest.step, latest.epoch, latest.loss, latest.images_per_second, latest.knn_top1) == (
+        7,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def test_the_host_of_the_lease_is_this_one(here: Path) -> None:
