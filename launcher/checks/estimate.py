@@ -87,7 +87,7 @@ def checkpoint_bytes(config: Config, cost: EncoderCost) -> int:
 def memory_bytes(config: Config, layout: Layout, cost: EncoderCost) -> float:
     """Estimate the memory of a rank's GPU, at the peak of a step."""
     element, master = _BYTES[config.device.precision], _master_bytes(config)
-    images = layout.group_size if config.device.deterministic else layout.batch_per_rank // layout.parts
+    images = layout.group_size if config.device.is_exact(on_cpu=False) else layout.batch_per_rank // layout.parts
     # Both encoders, gradients, DDP's copy of them, momentum; the queue.
     states = master * (5 * cost.parameters + config.moco.queue_size * config.model.dim)
     activations = images * cost.saved_bytes(element)

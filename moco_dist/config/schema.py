@@ -160,6 +160,10 @@ class DeviceSection(Section):
     deterministic: bool = False
     """Deterministic CUDA kernels: resuming is then bit-exact on CUDA too."""
 
+    def is_exact(self, *, on_cpu: bool) -> bool:
+        """Tell whether a step is taken by the exact engine, on the CPU or on a GPU."""
+        return self.engine == "exact" or (self.engine == "auto" and (on_cpu or self.deterministic))
+
 
 class CheckpointSection(Section):
     every_steps: Positive | None = 1000

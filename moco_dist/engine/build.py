@@ -23,12 +23,6 @@ def build(method: Method, config: Config, plan: Layout, world: World) -> Engine:
     if config.device.compile:
         for network in method.children():
             network.compile()
-    engine = ExactEngine if is_exact(config, world.device) else OverlappedEngine
+    exact = config.device.is_exact(on_cpu=not devices.runs_ahead(world.device))
+    engine = ExactEngine if exact else OverlappedEngine
     return engine(method, config, plan, world)
-
-
-def is_exact(config: Config, device: torch.device) -> bool:
-    """Return whether the engine is the exact one; for device.engine=auto, on the CPU or with deterministic kernels."""
-    if config.device.engine == "auto":
-        return not devices.runs_ahead(device) or config.device.deterministic
-    return config.device.engine == "exact"

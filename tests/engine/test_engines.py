@@ -79,10 +79,10 @@ def test_the_config_chooses_the_engine(engine: str, overrides: list[str], expect
 
 
 def test_auto_is_overlapped_on_a_gpu_unless_deterministic() -> None:
-    gpu = torch.device("cuda")
-    assert not engines.is_exact(config_of("auto"), gpu)
-    assert engines.is_exact(config_of("auto", "device.deterministic=true"), gpu)
-    assert engines.is_exact(config_of("exact"), gpu)
+    assert not config_of("auto").device.is_exact(on_cpu=False)
+    assert config_of("auto", "device.deterministic=true").device.is_exact(on_cpu=False)
+    assert config_of("exact").device.is_exact(on_cpu=False)
+    assert not config_of("overlapped", "device.deterministic=true").device.is_exact(on_cpu=True)
 
 
 @pytest.mark.parametrize("engine", ["exact", "overlapped"])
