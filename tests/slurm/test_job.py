@@ -214,7 +214,7 @@ def test_a_job_runs_the_code_that_it_was_sent_with_and_stages_its_data(cluster: 
 def test_a_job_on_this_machine(cluster: Cluster, tmp_path: Path) -> None:
     """--local needs no SLURM: it ends with its kNN, is told to save by cancel, and goes on."""
     run_dir = tmp_path / "run"
-    words = ["submit", str(FAST), f"run.dir={run_dir}", "optim.steps=110", "--local", "--gpus-per-node", "2"]
+    words = ["submit", str(FAST), f"run.dir={run_dir}", "optim.steps=440", "--local", "--gpus-per-node", "2"]
     assert launcher(cluster, *words).returncode == 0
     deadline = time.monotonic() + 60
     while jobs.last_step(run_dir) < 10:
@@ -226,7 +226,7 @@ def test_a_job_on_this_machine(cluster: Cluster, tmp_path: Path) -> None:
     assert jobs.status(run_dir)["state"] == "stopped"
     again = launcher(cluster, *words, "--wait")
     assert again.returncode == 0, again.stderr
-    assert [row["step"] for row in jobs.rows(run_dir) if "loss" in row] == list(range(1, 111))
+    assert [row["step"] for row in jobs.rows(run_dir) if "loss" in row] == list(range(1, 441))
 
 
 def test_a_sweep_is_one_array_of_runs(cluster: Cluster, tmp_path: Path) -> None:
