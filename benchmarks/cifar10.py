@@ -21,6 +21,7 @@ from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
+from moco_dist.run.paths import RunPaths
 
 HOUR = ("optim.epochs=11", "device.precision=bf16")
 """As many epochs as two cores do in an hour."""
@@ -39,16 +40,16 @@ def main(arguments: Sequence[str]) -> int:
     untrained = options.out / "untrained"
     untrained.mkdir(exist_ok=True)
     config = configs.load(Path("configs/cifar10.yaml"), data)
-    weights.save_backbone(build_encoder(config.model, 3, config.run.seed), untrained / "encoder.safetensors")
-    encoder = str(untrained / "encoder.safetensors")
-    torchrun(options.ranks, "moco_dist.evaluate", encoder, "configs/cifar10.yaml", *data, "--knn")
+    encoder = RunPaths(untrained).encoder
+    weights.save_backbone(build_encoder(config.model, 3, config.run.seed), encoder)
+    torchrun(options.ranks, "moco_dist.evaluate", str(encoder), "configs/cifar10.yaml", *data, "--knn")
     write(options.out, untrained)
     return 0
 
 
 def write(run_dir: Path, untrained: Path) -> None:
     """The results and the table."""
-    summary, used = json.loads((run_dir / "summary.json").read_text()), taken(run_dir)
+    summary, used = json.loads(RunPaths(run_dir).summary.read_text()), taken(run_dir)
     rows: list[dict[str, Any]] = [
         {"encoder": f"MoCo v1, {summary['epoch']} epochs", **_knn(run_dir), "steps": summary["step"], **used._asdict()},
         {"encoder": "as it began", **_knn(untrained), "steps": 0, "wall": 0.0, "cpu": 0.0},
@@ -63,7 +64,7 @@ def write(run_dir: Path, untrained: Path) -> None:
 
 
 def _knn(folder: Path) -> dict[str, Any]:
-    rows = json.loads((folder / "evaluation.json").read_text())["rows"]
+    rows = json.loads(RunPaths(folder).evaluation_table.read_text())["rows"]
     row = next(row for row in rows if row["method"] == "kNN")
     return {name: row[name] for name in ("method", "test_accuracy_mean", "seconds")}
 

@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.runs import DOCS, RESULTS, put_table, taken, torchrun, train
 from moco_dist import files
 from moco_dist.evaluate import plots
+from moco_dist.run.paths import RunPaths
 
 LABELS = 100
 
@@ -92,7 +93,7 @@ def _do(pretraining: Pretraining, root: Path, run_dir: Path, ranks: int) -> None
 
 def write(out: Path) -> None:
     """The results, the tables and the pictures; rows of runs that are not in this folder stay as they were."""
-    file, done = RESULTS / "mnist_100_labels.json", [p for p in STUDY if (out / p.name / "evaluation.json").exists()]
+    file, done = RESULTS / "mnist_100_labels.json", [p for p in STUDY if RunPaths(out / p.name).evaluation_table.exists()]
     before = json.loads(file.read_text())["rows"] if file.exists() else []
     rows: list[dict[str, Any]] = []
     for p in STUDY:
@@ -113,8 +114,8 @@ def write(out: Path) -> None:
 
 
 def _rows(pretraining: Pretraining, run_dir: Path) -> Iterator[dict[str, Any]]:
-    summary = json.loads((run_dir / "summary.json").read_text())
-    for row in json.loads((run_dir / "evaluation.json").read_text())["rows"]:
+    summary = json.loads(RunPaths(run_dir).summary.read_text())
+    for row in json.loads(RunPaths(run_dir).evaluation_table.read_text())["rows"]:
         supervised = row["method"].startswith("supervised")
         yield {
             "run": pretraining.name,

@@ -50,6 +50,7 @@ def trees(package: Path) -> dict[str, ast.Module]:
 TREES = trees(PACKAGE)
 LAUNCHER = trees(PACKAGE.parent / "launcher")
 CLUSTER = trees(PACKAGE.parent / "slurm")
+BENCHMARKS = trees(PACKAGE.parent / "benchmarks")
 
 
 def imports(module: str, tree: ast.AST) -> Iterator[str]:
@@ -147,9 +148,9 @@ def literals(tree: ast.Module) -> Iterator[str]:
             yield node.value
 
 
-@pytest.mark.parametrize("module", TREES | LAUNCHER)
+@pytest.mark.parametrize("module", TREES | LAUNCHER | CLUSTER | BENCHMARKS)
 def test_a_run_directory_has_one_owner(module: str) -> None:
-    spelt = [text for text in literals((TREES | LAUNCHER)[module]) if RUN_FILES.search(text)]
+    spelt = [text for text in literals((TREES | LAUNCHER | CLUSTER | BENCHMARKS)[module]) if RUN_FILES.search(text)]
     assert not spelt or module.startswith("moco_dist.run."), spelt
 
 

@@ -73,7 +73,7 @@ def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], 
     rows = [results.row(of_method) for of_method in cells]
     about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
     about["settings"] = evaluation.all_settings
-    results.write(out / EVALUATION_TABLE, rows, about)
+    results.write(RunPaths(out).evaluation_table, rows, about)
     pictures.draw(subject, rows, cells, path, RunPaths(out).evaluation)
     results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
     print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")

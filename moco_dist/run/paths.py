@@ -70,6 +70,11 @@ class RunPaths:
         """Folder of the evaluation's cells and pictures."""
         return self.folder / EVALUATION
 
+    @property
+    def evaluation_table(self) -> Path:
+        """Return the file of the evaluation's table."""
+        return self.folder / EVALUATION_TABLE
+
     def remove_unfinished(self) -> None:
         """Remove what a start that was killed while it wrote a file has left. Raises OSError."""
         for path in (self.config, self.metrics, self.status, self.summary, self.encoder, self.pairs_picture):
