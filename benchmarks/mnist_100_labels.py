@@ -93,7 +93,8 @@ def _do(pretraining: Pretraining, root: Path, run_dir: Path, ranks: int) -> None
 
 def write(out: Path) -> None:
     """The results, the tables and the pictures; rows of runs that are not in this folder stay as they were."""
-    file, done = RESULTS / "mnist_100_labels.json", [p for p in STUDY if RunPaths(out / p.name).evaluation_table.exists()]
+    file = RESULTS / "mnist_100_labels.json"
+    done = [p for p in STUDY if RunPaths(out / p.name).evaluation_table.exists()]
     before = json.loads(file.read_text())["rows"] if file.exists() else []
     rows: list[dict[str, Any]] = []
     for p in STUDY:
