@@ -1,0 +1,69 @@
+"""The run directory: who notes what, and what a killed start leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moco_dist import train
+from moco_dist.run import status
+from moco_dist.run.directory import RunDirectory
+from moco_dist.run.paths import RunPaths
+from moco_dist.run.rows import evaluation_row, is_evaluation, is_training, training_row
+
+
+def test_unfinished_files_of_a_killed_start_are_removed(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    left = [tmp_path / f".{path.name}.4711" for path in (paths.encoder, paths.metrics, paths.pairs_picture)]
+    kept = [tmp_path / "mine", tmp_path / ".hidden", paths.metrics]
+    for file in (*left, *kept):
+        file.write_text("x")
+    run_dir = RunDirectory(tmp_path)
+    run_dir.open()
+    run_dir.close()
+    assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
+
+
+def test_a_status_keeps_what_a_later_one_does_not_tell(tmp_path: Path) -> None:
+    assert status.read(tmp_path) == status.Status()
+    status.write(tmp_path, "running", 3, total_steps=90, epoch_steps=9)
+    status.write(tmp_path, "stopped", 7, "asked to")
+    assert status.read(tmp_path) == status.Status("stopped", 7, "asked to", 90, 9)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"state": [], "step": 1, "reason": ""}', '{"state": "dreaming", "step": 1, "reason": ""}'],
+)
+def test_a_damaged_status_is_none(tmp_path: Path, content: str) -> None:
+    RunPaths(tmp_path).status.write_text(content)
+    assert status.read(tmp_path) == status.Status()
+
+
+@pytest.mark.parametrize("length", [None, 0, -1, True, 2.5, "9"])
+def test_a_length_that_is_none_is_passed_over(tmp_path: Path, length: object) -> None:
+    content = {"state": "running", "step": 1, "reason": "", "total_steps": length}
+    RunPaths(tmp_path).status.write_text(json.dumps(content))
+    assert status.read(tmp_path) == status.Status("running", 1)
+
+
+def test_rows_have_every_name_once() -> None:
+    row = training_row(3, 0, 1.5, 0.1, 640.0, {"top1": 0.5}, unreadable=2)
+    assert [*row] == ["step", "epoch", "loss", "lr", "top1", "images_per_second", "unreadable"]
+    assert is_training(row) and not is_evaluation(row)
+    assert is_evaluation(evaluation_row(3, 0, {"knn_top1": 0.5}))
+    with pytest.raises(AssertionError, match="has the name of another"):
+        training_row(3, 0, 1.5, 0.1, 640.0, {"lr": 0.5})
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "speaks"), [(0, 0, True), (2, 0, True), (3, 1, False)])
+def test_a_mistake_of_one_node_is_told_by_it(
+    rank: int, local_rank: int, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("moco_dist.ranks.rank._LET_RANK_0_SPEAK_SECONDS", 0.0)
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", 4)):
+        monkeypatch.setenv(name, str(value))
+    assert train.run(["optim.lr=fast"]) == 2
+    assert ("moco_dist.train: optim.lr = fast" in capsys.readouterr().err) == speaks
