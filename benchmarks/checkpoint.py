@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
 
 
 def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Engine, Iterator[float]]:
-    """An engine, and its endless steps: the seconds that each took."""
+    """Return an engine, and an endless iterator that takes its steps and yields the seconds of each."""
     plan = configs.layout(config, 1)
     engine = build(moco.build(config, world, first_encoder(config, data)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)

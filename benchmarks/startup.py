@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cpu_seconds(command: list[str], rounds: int) -> float:
-    """The least CPU time of a Python command over some rounds, after one that fills the disk's cache."""
+    """Return the least CPU time of a Python command over some rounds, after one that fills the disk's cache."""
     times = []
     for _ in range(rounds + 1):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

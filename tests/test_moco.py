@@ -258,7 +258,7 @@ def digest(engine: Engine) -> str:
 
 
 def curves(world: World, runs: dict[str, config.Config]) -> dict[str, tuple[list[list[float]], np.ndarray, str]]:
-    found = {}
+    by_name = {}
     for name, run in runs.items():
         engine = engine_of(world, run)
         figures = take_steps(engine, 0, STEPS)
@@ -266,8 +266,8 @@ def curves(world: World, runs: dict[str, config.Config]) -> dict[str, tuple[list
         assert all(p.grad is None and not p.requires_grad for p in engine.method.encoder_k.parameters())
         state = {key: engine.state()[key] for key in ("encoder_q", "encoder_k", "queue")}
         numbers = torch.cat([t.detach().double().reshape(-1) for t in flat(state)]).numpy().copy()
-        found[name] = figures, numbers, digest(engine)
-    return found
+        by_name[name] = figures, numbers, digest(engine)
+    return by_name
 
 
 RUNS = {
@@ -307,7 +307,7 @@ def test_all_ranks_hold_the_same_bits(by_size: dict[int, Any]) -> None:
 
 def test_the_curve_does_depend_on_what_it_should(by_size: dict[int, Any]) -> None:
     """Else the test above could not fail."""
-    losses = {name: np.array(found[0])[:, 0] for name, found in by_size[1][0].items()}
+    losses = {name: np.array(curve[0])[:, 0] for name, curve in by_size[1][0].items()}
     assert np.abs(losses["none plain in 1"] - losses["all_gather plain in 1"]).max() > 1e-4
     assert np.abs(losses["all_gather symmetric in 1"] - losses["all_gather plain in 1"]).min() > 0.5
     fewer = curves(ALONE, {"two": run_of(bn_groups=2)})["two"][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from moco_dist.config.schema import DataSection
 from moco_dist.data.index import Split, is_empty, list_folder
 from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, Source, general_statistics
 from moco_dist.errors import UserError
+from moco_dist.ranks import watchdog
+from moco_dist.ranks.collectives import World
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,20 @@ def load(config: Config) -> Data:
         rule = f"the training set has {len(data.train)} images, less than one batch"
         raise UserError.of("optim.global_batch", batch, rule, f"use at most {len(data.train)}")
     return data
+
+
+def on_all_ranks(config: Config, world: World, load: Callable[[Config], Data]) -> Data:
+    """Open the images on every rank, untimed; where they are downloaded, the first rank of a node goes ahead.
+
+    Raises:
+        UserError: on all ranks, what `load` raises on one.
+    """
+
+    def untimed() -> Data:
+        with watchdog.untimed():
+            return load(config)
+
+    return world.first_then_others(untimed) if config.data.download else world.agreed(untimed)
 
 
 def open_splits(config: Config) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,10 @@ def load_config(options: Options) -> Config:
     return configs.load(file, ["data.download=false", *overrides, *fixed])
 
 
-def refuse(rank: Rank, error: UserError) -> int:
+def refuse(rank: Rank, error: UserError, *, met: bool = False) -> int:
     """Print the user's mistake once, and return the exit status for it."""
-    rank.tell(f"moco_dist.evaluate: {error}")
-    rank.let_rank_0_end_first()
+    if rank.speaks(met=met):
+        print(f"moco_dist.evaluate: {error}", file=sys.stderr, flush=True)
+    else:
+        rank.let_rank_0_end_first()
     return status.EXIT_CODES["user_error"]

@@ -43,6 +43,7 @@ def run(options: Options, config: Config, rank: Rank) -> int:
     Returns:
         The exit status; raises whatever else goes wrong.
     """
+    world: World | None = None
     try:
         world = start(config, rank, _PATIENCE_SECONDS)
         try:
@@ -51,7 +52,7 @@ def run(options: Options, config: Config, rank: Rank) -> int:
             world.leave()
         return 0
     except UserError as error:
-        return refuse(rank, error)
+        return refuse(rank, error, met=world is not None)
 
 
 def evaluate(options: Options, config: Config, world: World) -> None:

@@ -189,8 +189,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: the weights, the images and the config do not fit together.
     """
-    in_turn = world.first_then_others if config.data.download else world.agreed
-    data = in_turn(lambda: sources.open_splits(config))
+    data = sources.on_all_ranks(config, world, sources.open_splits)
     if data.bank is None or data.queries is None:
         rule = "no labels" if data.bank is None else "no held-out images with labels"
         fix = "give a folder with train/ and val/ of class folders, or --split validation"

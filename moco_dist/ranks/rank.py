@@ -32,6 +32,10 @@ class Rank:
         if self.rank == 0:
             print(line, file=sys.stderr, flush=True)
 
+    def speaks(self, *, met: bool) -> bool:
+        """Tell whether this rank tells a mistake: the first of all that have met and share it, else of its node."""
+        return (self.rank if met else self.local_rank) == 0
+
     def let_rank_0_end_first(self) -> None:
         """Wait a little: torchrun ends all ranks when one exits, and that one should have told why."""
         if self.rank != 0:

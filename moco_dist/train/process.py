@@ -40,7 +40,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
     try:
         tracking.check(config, rank.rank)
         world = start(config, rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, rank))
-        data = load_data(config, world)
+        data = sources.on_all_ranks(config, world, sources.load)
         encoder = world.agreed(lambda: first_encoder(config, data))
         watchdog.beat()
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
@@ -64,16 +64,6 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
         run_dir.close()
         if world is not None:
             world.leave()
-
-
-def load_data(config: Config, world: World) -> sources.Data:
-    """Open the images on every rank; where they are downloaded, the first rank of a node goes ahead of its others."""
-
-    def load() -> sources.Data:
-        with watchdog.untimed():
-            return sources.load(config)
-
-    return world.first_then_others(load) if config.data.download else world.agreed(load)
 
 
 def last_words(run_dir: RunDirectory, rank: Rank, hang: watchdog.Hang) -> None:

@@ -42,13 +42,12 @@ def refuse(rank: Rank, run_dir: RunDirectory | None, error: UserError, *, met: b
         rank: this process.
         run_dir: the run directory, where the config names one.
         error: the mistake.
-        met: whether the ranks have met, so that all of them know the mistake and the first one speaks; else the first
-            rank of each node does, since the mistake may be one node's.
+        met: whether the ranks have met; before, the mistake may be one node's.
 
     Returns:
         The exit status.
     """
-    speaks = (rank.rank if met else rank.local_rank) == 0
+    speaks = rank.speaks(met=met)
     if speaks:
         if run_dir:
             run_dir.refused(str(error))

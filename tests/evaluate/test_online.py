@@ -78,13 +78,13 @@ def figures(world: World, images: int | None, precision: str = "fp32") -> tuple[
     seen = []
     encoder.conv1.register_forward_hook(lambda _, __, out: seen.append(len(out)))
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    found = online.accuracies(config, engine, encoder, online.part(data, images), augmentation)
+    accuracies = online.accuracies(config, engine, encoder, online.part(data, images), augmentation)
     assert encoder.training
-    return found, sum(seen)
+    return accuracies, sum(seen)
 
 
 def test_both_figures_are_of_the_encoder_as_it_is() -> None:
-    found, seen = figures(ALONE, None)
+    accuracies, seen = figures(ALONE, None)
     assert seen == 1438 + 359  # once
     config = configs.load(None, OVERRIDES)
     data, encoder = sources.load(config), build_encoder(config.model, 1, seed=0).eval()
@@ -96,13 +96,14 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
             for source in (data.bank, data.queries)
         )
     labels, truth = (torch.from_numpy(source.labels) for source in (data.bank, data.queries))
-    assert found == {
+    assert accuracies == {
         "knn_top1": knn.accuracy(
             (queries, truth), (bank, labels, torch.arange(1438)), k=7, temperature=0.1, world=ALONE
         ),
         "linear_top1": ridge.accuracy((queries, truth), (bank, labels), world=ALONE),
     }
-    assert 0.5 < found["knn_top1"] < 1 and 0.5 < found["linear_top1"] < 1 and len(set(found.values())) == 2
+    assert 0.5 < accuracies["knn_top1"] < 1 and 0.5 < accuracies["linear_top1"] < 1
+    assert len(set(accuracies.values())) == 2
 
 
 def test_half_precision_tells_nearly_as_much() -> None:
@@ -114,7 +115,7 @@ def test_half_precision_tells_nearly_as_much() -> None:
 def test_any_number_of_ranks_gives_the_same_figures(ranks: Ranks, images: int | None) -> None:
     expected, count = figures(ALONE, images)
     for size in (1, 2, 4):
-        found = ranks.run(size, figures, images)
-        assert [accuracies for accuracies, _ in found] == [expected] * size, f"{size} ranks"
+        of_ranks = ranks.run(size, figures, images)
+        assert [accuracies for accuracies, _ in of_ranks] == [expected] * size, f"{size} ranks"
         # Each image on one rank; a rank without any computes one for the width.
-        assert count <= sum(seen for _, seen in found) <= count + 2 * (size - 1)
+        assert count <= sum(seen for _, seen in of_ranks) <= count + 2 * (size - 1)

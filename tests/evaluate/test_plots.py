@@ -147,11 +147,11 @@ def test_one_error_among_thousands_is_seen_and_the_diagonal_has_no_colour() -> N
 
 def test_confusion_shows_shares_of_the_true_class() -> None:
     truth, predicted = np.array([0] * 4 + [1] * 40 + [2]), np.array([1] + [0] * 3 + [2] + [1] * 39 + [2])
-    found = plots.confusion(truth, predicted, DIGITS[:4]).axes[0].images[0].get_array()
-    assert found is not None
-    assert found[0, 1] == 25 and found[1, 2] == 2.5  # % of 4 and of 40; class 3 has no image
-    assert found[0, 2] == found[3, 0] == -1  # none
-    assert np.ma.getmaskarray(found).tolist() == np.eye(4, dtype=bool).tolist()
+    drawn = plots.confusion(truth, predicted, DIGITS[:4]).axes[0].images[0].get_array()
+    assert drawn is not None
+    assert drawn[0, 1] == 25 and drawn[1, 2] == 2.5  # % of 4 and of 40; class 3 has no image
+    assert drawn[0, 2] == drawn[3, 0] == -1  # none
+    assert np.ma.getmaskarray(drawn).tolist() == np.eye(4, dtype=bool).tolist()
 
 
 def test_many_classes_have_no_counts_and_few_ticks() -> None:
@@ -178,8 +178,8 @@ def test_wrong_images_stand_under_their_classes() -> None:
 def test_channels_are_colours() -> None:
     red = np.zeros((1, 3, 4, 5), dtype=np.uint8)
     red[:, 0] = 200
-    found = plots.wrong_images(red, np.array([1]), np.array([2]), DIGITS).axes[0].images[0].get_array()
-    assert np.asarray(found)[3, 4].tolist() == [200, 0, 0]
+    drawn = plots.wrong_images(red, np.array([1]), np.array([2]), DIGITS).axes[0].images[0].get_array()
+    assert np.asarray(drawn)[3, 4].tolist() == [200, 0, 0]
 
 
 def test_long_names_are_cut_and_take_two_lines() -> None:

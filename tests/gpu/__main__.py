@@ -99,12 +99,12 @@ def in_process(name: str, kind: str, traces: Path) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
         errors += f"\nstill running after {LIMIT_SECONDS} s"
-    told = [text for text in output.splitlines() if text.startswith(("ok", "FAIL"))]
+    lines = [text for text in output.splitlines() if text.startswith(("ok", "FAIL"))]
     last_words = [text for text in errors.splitlines() if text.strip()] or [f"exit status {process.returncode}"]
-    print(told[-1] if told else line(name, False, last_words[-1], time.monotonic() - began), flush=True)
-    if process.returncode and not told:
+    print(lines[-1] if lines else line(name, False, last_words[-1], time.monotonic() - began), flush=True)
+    if process.returncode and not lines:
         print(errors, file=sys.stderr, flush=True)
-    return process.returncode == 0 and bool(told)
+    return process.returncode == 0 and bool(lines)
 
 
 def line(name: str, passed: bool, figures: str, seconds: float) -> str:

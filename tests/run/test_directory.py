@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moco_dist import train
+from moco_dist.evaluate import command
 from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory
 from moco_dist.run.paths import RunPaths
@@ -67,3 +68,5 @@ def test_a_mistake_of_one_node_is_told_by_it(
         monkeypatch.setenv(name, str(value))
     assert train.run(["optim.lr=fast"]) == 2
     assert ("moco_dist.train: optim.lr = fast" in capsys.readouterr().err) == speaks
+    assert command.run(["no/such/run"]) == 2
+    assert ("moco_dist.evaluate: RUN_DIR|WEIGHTS = no/such/run" in capsys.readouterr().err) == speaks

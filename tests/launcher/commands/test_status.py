@@ -91,8 +91,8 @@ def test_the_same_as_json(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -
         "sweep": None,
     }
     assert status_command.__doc__ is not None
-    told = set(status_command.__doc__.replace(",", " ").split())
-    assert row.keys() <= told
+    documented = set(status_command.__doc__.replace(",", " ").split())
+    assert row.keys() <= documented
 
 
 def test_json_of_a_run_that_nothing_is_known_of(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
