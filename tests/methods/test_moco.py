@@ -27,7 +27,7 @@ from tests import oracle, replay
 from tests.ranks import Ranks
 from tests.replay import TOLERANCE, Trace, TraceEncoder
 
-GOLDENS = Path(__file__).parents[2] / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[3] / "shared" / "goldens"
 ALONE = World(0, 1, 0, torch.device("cpu"))
 
 

@@ -257,7 +257,7 @@ def test_a_killed_writer_leaves_a_whole_one(tmp_path: Path) -> None:
     reached = 0
     for _ in range(2):
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
         ) as process:
             assert process.stdout
             for _ in range(3):
