@@ -1,0 +1,92 @@
+"""Measure one image file: its size, its pixels, and whether it can be decoded at all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageChops, ImageStat
+
+from moco_dist.data import decode
+from moco_dist.data.decode import Planes, Unreadable
+from moco_dist.data.index import ARRAY_SUFFIX, array_shape, opened
+
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1}
+"""Channels of PIL's modes that do not have colours; modes that begin with I;16 have one, all others three."""
+
+
+class Measured(NamedTuple):
+    """What was measured of an image that can be decoded."""
+
+    name: str
+    """Path of the file."""
+    size: tuple[int, int]
+    """Width and height in pixels, as they lie in the file."""
+    channels: int
+    """1 where it is gray, whatever its file could hold; else 3, or the channels of an array."""
+    bits: int
+    """Bits of a channel in the file."""
+    digest: bytes
+    """sha256 of the file."""
+    extremes: tuple[float, float] | None
+    """Least and greatest value where a channel has more than 8 bits, else None."""
+    in_range: bool
+    """Whether the values can be scaled to 8 bits without `data.value_range`."""
+    pixels: int
+    """Pixels of a channel."""
+    sums: tuple[float, ...]
+    """Sum of the pixels of each channel, of pixels in [0, 1]."""
+    squares: tuple[float, ...]
+    """Sum of their squares."""
+
+
+def measure(name: str) -> Measured | Unreadable:
+    """Read an image file from its first byte to its last pixel."""
+    path = Path(name)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        size, channels, bits = _head(path)
+        values = decode.deep_values(path, channels) if bits > 8 else None
+        extremes = None if values is None else decode.extremes(values)
+        try:
+            planes, in_range = decode.decode(path, channels, None), True
+        except decode.RangeError:
+            if extremes is None:
+                raise
+            planes, in_range = decode.decode(path, channels, (extremes[0], max(extremes[1], extremes[0] + 1))), False
+    except Exception as error:  # decoders raise errors of their own kinds, and here none of them ends the rest
+        return Unreadable.of(path, error)
+    if channels == 3 and _is_gray(planes):
+        channels, planes = 1, [planes[0].getchannel(0)]
+    pixels, sums, squares = _moments(planes)
+    return Measured(name, size, channels, bits, digest, extremes, in_range, pixels, sums, squares)
+
+
+def _head(path: Path) -> tuple[tuple[int, int], int, int]:
+    """Read size, channels and bits of a channel from the head of a file."""
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        shape = array_shape(path)
+        *shape, channels = shape if len(shape) == 3 else (*shape, 1)
+        bits = 8 * np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize
+        return (shape[1], shape[0]), channels, bits
+    with opened(path) as image:
+        gray = image.mode.startswith("I;16")
+        bits = 16 if gray or decode.is_deep_colour(image) else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
+        return image.size, 1 if gray else _CHANNELS.get(image.mode, 3), bits
+
+
+def _is_gray(planes: Planes) -> bool:
+    """Tell whether the three channels of a colour image are equal."""
+    red, green, blue = planes[0].split()
+    return not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+
+
+def _moments(planes: Planes) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Add up the pixels, scaled to [0, 1], and their squares, of each channel."""
+    channels: list[Image.Image] = [channel for plane in planes for channel in plane.split()]
+    moments = [ImageStat.Stat(channel) for channel in channels]
+    sums = tuple(moment.sum[0] / 255 for moment in moments)
+    return moments[0].count[0], sums, tuple(moment.sum2[0] / 255**2 for moment in moments)

@@ -1,0 +1,166 @@
+"""Survey a folder of images: list all names, read some or all of the files, and add up what they are."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+from moco_dist.data import index, tree
+from moco_dist.data.decode import Unreadable
+from moco_dist.data.look.measure import Measured, measure
+from moco_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A survey tells what a folder of images holds."""
+
+    root: Path
+    splits: dict[str, int]
+    """Images of each split folder, or of the root where there is none."""
+    classes: dict[str, int]
+    """Training images of each class, of those that have one; empty where the images have no classes."""
+    training_images: int
+    held_out_images: int
+    """Images with a class that the training images have too."""
+    suffixes: Counter[str]
+    """Images by the suffix of their names, in small letters."""
+    remarks: tuple[str, ...]
+    """A line for each kind of what was passed over."""
+    measured: tuple[Measured, ...]
+    """What was measured of the images that were read."""
+    damaged: tuple[Unreadable, ...]
+    """Images that were read and cannot be decoded."""
+
+    @property
+    def images(self) -> int:
+        """Return the number of images of all splits."""
+        return sum(self.splits.values())
+
+    @property
+    def read(self) -> int:
+        """Return how many of the images were read."""
+        return len(self.measured) + len(self.damaged)
+
+    @property
+    def labelled(self) -> bool:
+        """Tell whether the training images have classes."""
+        return bool(self.classes)
+
+    @cached_property
+    def sides(self) -> list[int]:
+        """Return the shorter sides of the images that were read, in pixels, in ascending order."""
+        return sorted(min(image.size) for image in self.measured)
+
+    @property
+    def typical_side(self) -> int:
+        """Return the median of the shorter sides in pixels."""
+        return int(median(self.sides))
+
+    @cached_property
+    def channels(self) -> int:
+        """Return the channels to train with: 1 where all images are gray, else those of most of the others."""
+        others = Counter(image.channels for image in self.measured if image.channels != 1)
+        return others.most_common(1)[0][0] if others else 1
+
+    @cached_property
+    def duplicates(self) -> list[list[str]]:
+        """Return the groups of files of equal content among those that were read, the largest first."""
+        groups: defaultdict[bytes, list[str]] = defaultdict(list)
+        for image in self.measured:
+            groups[image.digest].append(image.name)
+        return sorted((names for names in groups.values() if len(names) > 1), key=len, reverse=True)
+
+    @cached_property
+    def extremes(self) -> tuple[float, float] | None:
+        """Return the least and greatest value of the images of more than 8 bits a channel; None where there is none."""
+        deep = [image.extremes for image in self.measured if image.extremes]
+        return (min(low for low, _ in deep), max(high for _, high in deep)) if deep else None
+
+    @cached_property
+    def value_range(self) -> tuple[float, float] | None:
+        """Return the range that the pixels' values need; None where that of their kind serves."""
+        if self.extremes is None:
+            return None
+        (low, high), whole = self.extremes, 65535 if any(image.bits == 16 for image in self.measured) else 1
+        if all(image.in_range for image in self.measured) and high - low >= whole / 8:
+            return None
+        if low < 0 or high <= 1:
+            return (low, high) if high > low else None
+        return 0.0, float(2 ** max(8, math.ceil(math.log2(high + 1))) - 1)
+
+    @cached_property
+    def pixel_statistics(self) -> tuple[list[float], list[float]]:
+        """Return each channel's mean and standard deviation, of pixels in [0, 1]; every pixel counts the same."""
+        images = [image for image in self.measured if image.channels in (1, self.channels)]
+        pixels = sum(image.pixels for image in images)
+        mean, std = [], []
+        for channel in range(self.channels):
+            # A gray image among coloured ones has its one channel three times.
+            sums, squares = (
+                math.fsum(moments[min(channel, len(moments) - 1)] for moments in of_images)
+                for of_images in ([image.sums for image in images], [image.squares for image in images])
+            )
+            mean.append(sums / pixels)
+            std.append(math.sqrt(max(0.0, squares / pixels - mean[-1] ** 2)))
+        return mean, std
+
+
+def survey(root: Path, sample: int | None) -> Survey:
+    """Survey a folder of images, on all cores, with a progress bar on stderr.
+
+    Args:
+        root: the folder, as `data.root` would name it.
+        sample: images to read, spread evenly over all; None: all of them.
+
+    Raises:
+        UserError: the folder cannot be read or holds no image, or none that can be decoded.
+    """
+    folders = index.Folders.of(root)
+    trees = [index.read_tree(root, folder) for folder in (folders.train, folders.held_out) if folder]
+    listings = [index.listing_of(folders, of_split) for of_split in trees]
+    paths = [os.path.join(of_split.root, name) for of_split in trees for name in of_split.images]  # noqa: PTH118
+    if not paths:
+        rule = f"no image below it ({', '.join(tree.SUFFIXES)})"
+        raise UserError.of("FOLDER", root, rule, "give the folder that holds the images")
+    results = _measure(paths if sample is None else tree.some(paths, sample), root)
+    measured = tuple(result for result in results if isinstance(result, Measured))
+    damaged = tuple(result for result in results if isinstance(result, Unreadable))
+    if not measured:
+        rule = f"none of {len(damaged)} images can be decoded, such as {damaged[0]}"
+        raise UserError.of("FOLDER", root, rule, "mend the files")
+    training = listings[0]
+    held_out = listings[1] if len(listings) > 1 else None
+    labels = Counter(training.labels or ())
+    return Survey(
+        root=root,
+        splits={str(of_split.root.relative_to(root)): len(of_split.images) for of_split in trees},
+        classes={name: labels[place] for place, name in enumerate(training.classes) if labels[place]},
+        training_images=len(training.names),
+        held_out_images=len(held_out.names) if held_out and training.labels else 0,
+        suffixes=Counter(os.path.splitext(path)[1].lower() for path in paths),  # noqa: PTH122
+        remarks=tuple(remark for listing in listings for remark in listing.remarks),
+        measured=measured,
+        damaged=damaged,
+    )
+
+
+def _measure(paths: Sequence[str], root: Path) -> list[Measured | Unreadable]:
+    """Measure files in processes of their own, one for each core. Raises UserError where one of them dies."""
+    try:
+        with ProcessPoolExecutor(os.cpu_count()) as processes:
+            chunk = max(1, min(64, len(paths) // (8 * (os.cpu_count() or 1))))
+            return list(tqdm(processes.map(measure, paths, chunksize=chunk), "reading", len(paths), unit=" images"))
+    except BrokenProcessPool:
+        rule = "a process that read its images was killed, for its memory or by a damaged file"
+        raise UserError.of("FOLDER", root, rule, "look at a part of it, such as one class") from None
