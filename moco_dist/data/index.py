@@ -19,9 +19,6 @@ Split = Literal["train", "test"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """A file is an image where its name ends with one of these, in small or capital letters."""
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""The errors that PIL raises at broken files, by format."""
-
 
 class Listing(NamedTuple):
     """A listing names the images of one split of an image folder, in an order that no file system decides."""
@@ -96,7 +93,9 @@ def shorter_side(path: str | Path) -> int | None:
     try:
         with Image.open(path) as image:
             return min(image.size)
-    except UNREADABLE:
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise errors of their own kinds
         return None
 
 

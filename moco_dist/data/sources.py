@@ -12,6 +12,7 @@ import torch
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.index import Split, is_empty, list_folder
 from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, Source, general_statistics
 from moco_dist.errors import UserError
@@ -71,10 +72,10 @@ def open_splits(config: Config) -> Data:
     return Data(train, train, test if test is not None and len(test) else None)
 
 
-def check_unreadable(count: int, names: Sequence[str], source: Source, data: DataSection) -> None:
+def check_unreadable(count: int, unreadable: Sequence[Unreadable], source: Source, data: DataSection) -> None:
     """Refuse a source of which more than 1 % cannot be decoded. Raises UserError, which names the first such image."""
     if count > len(source) / 100:
-        rule = f"{count} of {len(source)} images cannot be decoded, more than 1 %; {names[0]}"
+        rule = f"{count} of {len(source)} images cannot be decoded, more than 1 %; {unreadable[0]}"
         raise UserError.of("data.root", data.root, rule, "mend or remove them")
 
 

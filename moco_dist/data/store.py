@@ -16,7 +16,8 @@ from torch import Tensor
 
 from moco_dist.config.schema import DataSection
 from moco_dist.data import crops
-from moco_dist.data.index import UNREADABLE, shorter_side
+from moco_dist.data.decode import Unreadable
+from moco_dist.data.index import shorter_side
 from moco_dist.errors import UserError
 
 Indices = NDArray[np.int64]
@@ -68,7 +69,7 @@ class Source(Protocol):
     def shortest_side(self) -> int | None:
         """Return the shorter side of a typical image in pixels; None where no image can be read."""
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         """Crop some random views of each image; a file is decoded once for all its views.
 
         Args:
@@ -77,10 +78,10 @@ class Source(Protocol):
             data: size of the crops, and limits of their area and ratio.
 
         Returns:
-            uint8 [V, n, C, S, S], and the names of images that could not be read and were replaced.
+            uint8 [V, n, C, S, S], and the images that could not be read and were replaced.
         """
 
-    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         """Cut out the centre of each image, as an evaluation sees it.
 
         Args:
@@ -88,7 +89,7 @@ class Source(Protocol):
             size: side S of the result in pixels.
 
         Returns:
-            uint8 [n, C, S, S], and the names of images that could not be read and were replaced.
+            uint8 [n, C, S, S], and the images that could not be read and were replaced.
         """
 
     def digest(self) -> str:
@@ -117,13 +118,13 @@ class ArraySource:
     def shortest_side(self) -> int:
         return min(self.images.shape[2:])
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         images = self.images[indices]  # [n, C, H, W]
         height, width = (np.full(len(indices), side) for side in images.shape[2:])
         boxes = (crops.crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws)
         return torch.stack([crops.resized_crop(images, of_view, data.image_size) for of_view in boxes]), []
 
-    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         return crops.centre_batch(self.images[indices], size), []
 
     def digest(self) -> str:
@@ -157,14 +158,14 @@ class FileSource:
         sides = [side for place in places.tolist() if (side := shorter_side(self.path(place))) is not None]
         return int(np.median(sides)) if sides else None
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
-        unreadable: list[str] = []
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
+        unreadable: list[Unreadable] = []
         places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
         views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
         return torch.stack(views, dim=1), unreadable
 
-    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
-        unreadable: list[str] = []
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
+        unreadable: list[Unreadable] = []
         return torch.stack([crops.centre(self._decode(n, unreadable), size) for n in indices.tolist()]), unreadable
 
     def digest(self) -> str:
@@ -174,12 +175,12 @@ class FileSource:
         """Return the path of one image."""
         return self.folder / os.fsdecode(self.names[place])
 
-    def _decode(self, place: int, unreadable: list[str]) -> Image.Image:
+    def _decode(self, place: int, unreadable: list[Unreadable]) -> Image.Image:
         """Decode the image at a place, or the next readable one, in mode RGB or L.
 
         Args:
             place: of the image in the source.
-            unreadable: the names of images that were passed over are added to it.
+            unreadable: the images that were passed over are added to it.
 
         Raises:
             UserError: the source has no readable image.
@@ -189,8 +190,10 @@ class FileSource:
             try:
                 with Image.open(path) as image:
                     return image.convert("L" if self.channels == 1 else "RGB")
-            except UNREADABLE:
-                unreadable.append(str(path))
+            except MemoryError:
+                raise  # the process's own, which another image would not mend
+            except Exception as error:  # decoders raise errors of their own kinds
+                unreadable.append(Unreadable.of(path, error))
         rule = f"none of its {len(self)} images can be decoded; mend the files"
         raise UserError(f"data.root = {self.folder}: {rule}")
 

@@ -42,7 +42,7 @@ def test_a_file_is_decoded_once_for_both_views(tmp_path: Path, monkeypatch: pyte
     indices, numbers = np.array([2, 1]), draws(2, views=2)
     together, unreadable = source.crops(indices, numbers, data)
     assert opened == ["2.png", "1.png", "2.png"]  # the last in place of the second
-    assert unreadable == [str(tmp_path / "1.png")]
+    assert [image.name for image in unreadable] == [str(tmp_path / "1.png")]
     for view in range(2):
         alone, replaced = source.crops(indices, numbers[view : view + 1], data)
         assert torch.equal(alone[0], together[view])
@@ -112,10 +112,11 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named(tree: Path, corru
     names = [str(tree / "train" / "cat" / name) for name in ("20.jpg", "30.jpg")]
     images, unreadable = source.centred(np.array([0, 1, 4]), 8)
     assert values(images) == [10, 100, 110]
-    assert unreadable == names
+    assert [image.name for image in unreadable] == names
+    assert all(image.reason for image in unreadable)
     images, unreadable = source.crops(np.array([2, 0]), draws(2), folder_of(tree).data)
     assert values(images[0]) == [100, 10]
-    assert unreadable == names[1:]
+    assert [image.name for image in unreadable] == names[1:]
 
 
 def test_the_last_image_is_followed_by_the_first(tree: Path) -> None:
