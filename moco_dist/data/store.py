@@ -11,12 +11,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection
+from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import crops
-from moco_dist.data.decode import Unreadable
+from moco_dist.data.decode import Planes, Unreadable, decode
 from moco_dist.data.index import shorter_side
 from moco_dist.errors import UserError
 
@@ -41,8 +40,18 @@ PIXEL_STATISTICS = {
 
 
 def general_statistics(channels: int) -> PixelStatistics:
-    """Return ImageNet's pixel statistics, which serve for colour (3) or gray (1) images whose own are not known."""
-    return PIXEL_STATISTICS["colour" if channels == 3 else "grayscale"]
+    """Return pixel statistics for images whose own are not known.
+
+    ImageNet's serve for colour (3) and gray (1); of other channels, whose statistics are measured, those of pixels of
+    which each value is as frequent.
+    """
+    name = {1: "grayscale", 3: "colour"}.get(channels)
+    return PIXEL_STATISTICS[name] if name else PixelStatistics((0.5,) * channels, (0.2887,) * channels)
+
+
+def shown_channels(channels: int) -> int:
+    """Return how many of an image's channels, from the first on, a picture of it shows: 1 or 3."""
+    return 3 if channels >= 3 else 1
 
 
 class Source(Protocol):
@@ -142,10 +151,9 @@ class FileSource:
     labels: Labels | None
     classes: tuple[str, ...]
     channels: int
-
-    @property
-    def pixel_statistics(self) -> PixelStatistics:
-        return general_statistics(self.channels)
+    pixel_statistics: PixelStatistics
+    value_range: Interval | None = None
+    """The values of more than 8 bits a channel that become 0 and 255, as `decode` takes them."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -154,9 +162,12 @@ class FileSource:
         return replace(self, names=self.names[indices], labels=None if self.labels is None else self.labels[indices])
 
     def shortest_side(self) -> int | None:
-        places = np.linspace(0, len(self) - 1, num=min(9, len(self)), dtype=int)
-        sides = [side for place in places.tolist() if (side := shorter_side(self.path(place))) is not None]
+        sides = [side for path in self.sample(9) if (side := shorter_side(path)) is not None]
         return int(np.median(sides)) if sides else None
+
+    def sample(self, images: int) -> list[Path]:
+        """Return the paths of at most so many images, spread over the source; always the same."""
+        return [self.path(int(place)) for place in np.linspace(0, len(self) - 1, num=min(images, len(self)), dtype=int)]
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
@@ -166,7 +177,7 @@ class FileSource:
 
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
-        return torch.stack([crops.centre(self._decode(n, unreadable), size) for n in indices.tolist()]), unreadable
+        return torch.stack([self._centre(n, size, unreadable) for n in indices.tolist()]), unreadable
 
     def digest(self) -> str:
         return _sha256(self.labels, os.fsencode(self.folder.resolve()), self.names.tobytes())
@@ -175,8 +186,11 @@ class FileSource:
         """Return the path of one image."""
         return self.folder / os.fsdecode(self.names[place])
 
-    def _decode(self, place: int, unreadable: list[Unreadable]) -> Image.Image:
-        """Decode the image at a place, or the next readable one, in mode RGB or L.
+    def _centre(self, place: int, size: int, unreadable: list[Unreadable]) -> Tensor:
+        return torch.cat([crops.centre(plane, size) for plane in self._decode(place, unreadable)])
+
+    def _decode(self, place: int, unreadable: list[Unreadable]) -> Planes:
+        """Decode the image at a place, or the next readable one.
 
         Args:
             place: of the image in the source.
@@ -188,8 +202,7 @@ class FileSource:
         for offset in range(len(self)):
             path = self.path((place + offset) % len(self))
             try:
-                with Image.open(path) as image:
-                    return image.convert("L" if self.channels == 1 else "RGB")
+                return decode(path, self.channels, self.value_range)
             except MemoryError:
                 raise  # the process's own, which another image would not mend
             except Exception as error:  # decoders raise errors of their own kinds

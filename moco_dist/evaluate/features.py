@@ -20,7 +20,7 @@ from moco_dist.ranks.collectives import World
 
 # The revision is part of the key of every cell: raise it whenever the features of an image change, be it by the way it
 # is decoded, cropped, normalised, augmented or encoded.
-REVISION = 1
+REVISION = 2
 
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
