@@ -79,11 +79,11 @@ def check(config: Config, stage: str | None) -> Iterator[Finding]:
     if stage:
         yield from _staged(Path(stage), data.root)
     elif data.root and not data.download and data.source in ("mnist", "cifar10", "imagefolder"):
-        yield from _root(data.source, Path(data.root), data.image_size)
+        yield from _root(data.source, Path(data.root), 0 if data.enlarge else data.image_size)
     side = _SIDES.get(data.source)
-    if side and data.image_size > side:
+    if side and data.image_size > side and not data.enlarge:
         rule = f"the images of {data.source} have {side} pixels a side"
-        yield finding.error("data.image_size", data.image_size, rule, f"use data.image_size={side} or less")
+        yield finding.error("data.image_size", data.image_size, rule, _smaller(side))
     start = config.run.init_from
     if start and not _is(Path.is_file, start):
         yield finding.error("run.init_from", start, "no such file", "give a .safetensors or .pt")
@@ -134,7 +134,11 @@ def _tree(root: Path, image_size: int) -> Iterator[Finding]:
     if folder.sides and (typical := int(median(folder.sides))) < image_size:
         rule = f"the images have about {typical} pixels a side, less than the crop"
         tell = finding.error if max(folder.sides) < image_size else finding.warning  # the trainer looks at others
-        yield tell("data.image_size", image_size, rule, f"use data.image_size={typical} or less")
+        yield tell("data.image_size", image_size, rule, _smaller(typical))
+
+
+def _smaller(side: int) -> str:
+    return f"use data.image_size={side} or less, or data.enlarge=true to scale them up"
 
 
 @functools.cache  # a sweep checks each of its members

@@ -76,7 +76,7 @@ def _measured(model: str, channels: int, image_size: int) -> EncoderCost:
 
 def channels(data: DataSection) -> int:
     """Return the channels of an image."""
-    return 1 if data.source in ("digits", "mnist") else data.channels or 3
+    return data.channel_count
 
 
 def checkpoint_bytes(config: Config, cost: EncoderCost) -> int:

@@ -9,8 +9,8 @@ from moco_dist.config.layout import Layout
 from moco_dist.config.schema import Config
 from moco_dist.errors import UserError, shown
 
-_FREE = {"run", "data.root", "data.download", "data.workers", "moco.bn_groups", "optim.accumulate", "device"}
-_FREE |= {"checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k", "eval.knn_temperature", "track"}
+_FREE = {"run", "data.root", "data.download", "data.workers", "data.enlarge", "moco.bn_groups", "optim.accumulate"}
+_FREE |= {"device", "checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k", "eval.knn_temperature", "track"}
 
 
 def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> None:
@@ -32,14 +32,14 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
         free.add("optim.epochs")  # it does not count
     if "none" not in (config.moco.shuffle, begun["moco"]["shuffle"]):
         free.add("moco.shuffle")  # the two ways to shuffle give equal keys
-    now = config.model_dump(mode="json")
+    now, default = config.model_dump(mode="json"), Config().model_dump(mode="json")
     changed = [
         f"{key} = {shown(new)} (was {shown(old)})"
         for section, keys in now.items()
         for name, new in keys.items()
         if section not in free
         if (key := f"{section}.{name}") not in free
-        if (old := begun[section].get(name)) != new
+        if (old := begun[section].get(name, default[section][name])) != new  # a key that came later
     ]
     for key in ("run.seed", "device.precision"):
         section, name = key.split(".")

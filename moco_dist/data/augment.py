@@ -121,7 +121,7 @@ class Augment:
         """Make one view of each image.
 
         Args:
-            images: uint8 [B, C, S, S], C = 1 or 3, on the device.
+            images: uint8 [B, C, S, S], on the device.
             draws: float32 [B, COLOUR_DRAWS] uniform numbers in [0, 1), on the CPU.
             dtype: float32 or float64, of the arithmetic and of the result.
 

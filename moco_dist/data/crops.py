@@ -15,11 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from moco_dist.config.schema import DataSection, Interval
+from moco_dist.data.decode import Planes
 from moco_dist.data.separable import interpolation, separable
 
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES
 """Uniform numbers for a view's crop: area, ratio, top and left of each try."""
+
+_LONGEST = 16
+"""Longer over shorter side, beyond which the ends of an image are cut off before its centre is resized; even, so that
+what is cut off is even too."""
 
 
 def crop_boxes(
@@ -60,20 +65,20 @@ def _central_crop(image: NDArray[np.int64], ratio: Interval) -> NDArray[np.int64
     return np.concatenate([(image - crop) // 2, crop])
 
 
-def crop_views(image: Image.Image, draws: NDArray[np.float32], data: DataSection) -> Tensor:
+def crop_views(planes: Planes, draws: NDArray[np.float32], data: DataSection) -> Tensor:
     """Crop some random views out of one decoded image.
 
     Args:
-        image: mode RGB or L.
+        planes: of the image.
         draws: [V, CROP_DRAWS] uniform numbers in [0, 1), a row for each view.
         data: size S of the views in pixels, and limits of their area and ratio.
 
     Returns:
         uint8 [V, C, S, S]
     """
-    width, height = (np.full(len(draws), side) for side in image.size)
+    width, height = (np.full(len(draws), side) for side in planes[0].size)
     boxes = crop_boxes(draws, height, width, data.crop_scale, data.crop_ratio)
-    return torch.stack([crop_file(image, box, data.image_size) for box in boxes])
+    return torch.stack([torch.cat([crop_file(plane, box, data.image_size) for plane in planes]) for box in boxes])
 
 
 def crop_file(image: Image.Image, box: Sequence[int] | NDArray[np.int64], size: int) -> Tensor:
@@ -103,11 +108,24 @@ def centre(image: Image.Image, size: int) -> Tensor:
     Returns:
         uint8 [C, size, size]
     """
+    image = _without_far_ends(image)
     short = round(size * 256 / 224)
     width, height = (short * side // min(image.size) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return _tensor(resized.crop((left, top, left + size, top + size)))
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Cut both ends off an image that is many times as long as it is wide; the middle stays where it is.
+
+    Resized whole, a line of 60000 pixels would be a gigabyte of which a square is seen.
+    """
+    middle = [min(side, _LONGEST * min(image.size) + side % 2) for side in image.size]
+    if tuple(middle) == image.size:
+        return image
+    left, top = ((side - kept) // 2 for side, kept in zip(image.size, middle, strict=True))
+    return image.crop((left, top, left + middle[0], top + middle[1]))
 
 
 def _tensor(image: Image.Image) -> Tensor:

@@ -5,8 +5,11 @@ Nothing here needs torch or numpy, so that the launcher can look into a folder o
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,13 +17,15 @@ from PIL import Image
 
 from moco_dist.errors import UserError
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints what it raises too, in each worker
+
 Split = Literal["train", "test"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 """A file is an image where its name ends with one of these, in small or capital letters."""
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""The errors that PIL raises at broken files, by format."""
+ARRAY_SUFFIX = ".npy"
+"""Ends the name of an image that is a NumPy array."""
 
 
 class Listing(NamedTuple):
@@ -94,10 +99,44 @@ def list_folder(root: Path, split: Split) -> Listing:
 def shorter_side(path: str | Path) -> int | None:
     """Read the shorter side of an image in pixels from the head of its file; None where that cannot be read."""
     try:
-        with Image.open(path) as image:
+        if Path(path).suffix.lower() == ARRAY_SUFFIX:
+            return sorted(array_shape(path))[-2]  # the channels are fewer than the pixels of a side
+        with opened(path) as image:
             return min(image.size)
-    except UNREADABLE:
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise errors of their own kinds
         return None
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file without PIL's warnings, which each worker would tell anew.
+
+    They are about metadata, and about images of more pixels than usual; PIL refuses those of 179 million and more.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            yield image
+
+
+def array_shape(path: str | Path) -> tuple[int, ...]:
+    """Read the shape of an image that is a NumPy array from the head of its file.
+
+    Raises:
+        OSError, ValueError: it is no such array, of other than two or three axes, or cut short.
+        DecompressionBombError: it has more pixels than PIL allows an image.
+    """
+    from numpy.lib.format import open_memmap  # a launcher that looks at other images has no need of it
+
+    shape: tuple[int, ...] = open_memmap(path, mode="r").shape
+    if len(shape) not in (2, 3):
+        raise ValueError(f"has the shape {list(shape)}; save [H, W] or [H, W, C]")
+    height, width = sorted(shape)[-2:]
+    if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"has {height * width} pixels, more than {2 * Image.MAX_IMAGE_PIXELS}")
+    return shape
 
 
 def is_empty(folder: Path) -> bool:

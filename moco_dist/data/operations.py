@@ -1,11 +1,13 @@
 """Operations change a batch of images, each image by a parameter of its own.
 
-They are torchvision's (`transforms.v2.functional`) and take float images [B, C, H, W] in [0, 1], C = 1 or 3, on any
-device. What an image becomes does not depend on its neighbours in the batch; on the CPU not even in the last bit.
+They are torchvision's (`transforms.v2.functional`) and take float images [B, C, H, W] in [0, 1] on any device; of
+other channels than three, those about colour leave an image as it is. What an image becomes does not depend on its
+neighbours in the batch; on the CPU not even in the last bit.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -32,12 +34,12 @@ def contrast(x: Tensor, factor: Tensor) -> Tensor:
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with the gray image and clip: `factor x + (1 - factor) gray`; factor [B] not negative."""
-    return x if x.shape[1] == 1 else _blend(x, _gray(x), factor)
+    return _blend(x, _gray(x), factor) if x.shape[1] == 3 else x
 
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of HSV; shift [B] in turns, -0.5 to 0.5."""
-    if x.shape[1] == 1:
+    if x.shape[1] != 3:
         return x
     r, g, b = x.unbind(1)
     low, high = x.aminmax(dim=1)  # [B, H, W]
@@ -57,7 +59,7 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
 
 def grayscale(x: Tensor) -> Tensor:
     """Put the luma in all channels."""
-    return x if x.shape[1] == 1 else _gray(x).expand_as(x)
+    return _gray(x).expand_as(x) if x.shape[1] == 3 else x
 
 
 def flip(x: Tensor) -> Tensor:
@@ -131,9 +133,12 @@ def _blur_matrix(sigma: Tensor, radius: int, size: int) -> Tensor:
 
 
 def _gray(x: Tensor) -> Tensor:
-    """Compute the luma of ITU-R 601, [B, 1, H, W]."""
+    """Compute the luma of ITU-R 601, [B, 1, H, W]; of other channels than three, their mean."""
     if x.shape[1] == 1:
         return x
+    if x.shape[1] != 3:
+        total: Tensor = functools.reduce(torch.add, x.split(1, dim=1))  # in the same order for any batch
+        return total / x.shape[1]
     r, g, b = x.chunk(3, dim=1)
     return r * 0.2989 + g * 0.587 + b * 0.114
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
+from moco_dist.data import sampling
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.index import Split, is_empty, list_folder
-from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, Source, general_statistics
+from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, PixelStatistics, Source, general_statistics
 from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
@@ -26,6 +28,8 @@ class Data:
     train: Source
     bank: Source | None
     queries: Source | None
+    notes: tuple[str, ...] = ()
+    """What is allowed but seldom meant, a line each."""
 
 
 def load(config: Config) -> Data:
@@ -55,32 +59,48 @@ def open_splits(config: Config) -> Data:
     """Open the sources that the config names, however few images they have.
 
     Raises:
-        UserError: missing or empty root, no images, unknown classes, images smaller than the crop.
+        UserError: missing or empty root, no images, unknown classes, images smaller than the crop, values out of range.
     """
     train = open_source(config, "train")
     test = None if train.labels is None else open_source(config, "test")
     _check_size(train, config.data)
+    notes = tuple(_notes(train, test, config))
+    if not config.data.mean and isinstance(train, FileSource) and train.channels not in (1, 3):
+        train = replace(train, pixel_statistics=sampling.statistics(train))
     if train.labels is None or config.eval.knn_every == 0:
-        return Data(train, None, None)
+        return Data(train, None, None, notes)
     if config.eval.knn_split == "validation":
         # The same cut whatever run.seed is, so that runs of several seeds compare.
         order = randomness.permutation(0, randomness.Stream.SPLIT, 0, 0, len(train))
         cut = max(1, round(len(train) * config.eval.validation_fraction))
         kept, held_out = train.subset(np.sort(order[cut:])), train.subset(np.sort(order[:cut]))
-        return Data(kept, kept, held_out)
-    return Data(train, train, test if test is not None and len(test) else None)
+        return Data(kept, kept, held_out, notes)
+    return Data(train, train, test if test is not None and len(test) else None, notes)
 
 
-def check_unreadable(count: int, names: Sequence[str], source: Source, data: DataSection) -> None:
+def with_statistics(config: Config, train: Source) -> Config:
+    """Return the config with the pixel statistics that were measured, so that they are kept with the run."""
+    if train.channels in (1, 3):
+        return config
+    mean, std = train.pixel_statistics
+    return config.model_copy(update={"data": config.data.model_copy(update={"mean": mean, "std": std})})
+
+
+def check_unreadable(count: int, unreadable: Sequence[Unreadable], source: Source, data: DataSection) -> None:
     """Refuse a source of which more than 1 % cannot be decoded. Raises UserError, which names the first such image."""
     if count > len(source) / 100:
-        rule = f"{count} of {len(source)} images cannot be decoded, more than 1 %; {names[0]}"
+        rule = f"{count} of {len(source)} images cannot be decoded, more than 1 %; {unreadable[0]}"
         raise UserError.of("data.root", data.root, rule, "mend or remove them")
 
 
-def open_source(config: Config, split: Split) -> Source:
+def open_source(config: Config, split: Split) -> ArraySource | FileSource:
     """Open one split of the config's source; where there is no test set, an empty one. Raises UserError."""
-    data = config.data
+    source = _open(config.data, split)
+    mean, std = config.data.mean, config.data.std
+    return replace(source, pixel_statistics=PixelStatistics(mean, std)) if mean and std else source
+
+
+def _open(data: DataSection, split: Split) -> ArraySource | FileSource:
     match data.source:
         case "digits":
             return _digits(split)
@@ -125,7 +145,8 @@ def _folder(data: DataSection, split: Split) -> FileSource:
     assert data.root is not None
     folder, names, labels, classes, _ = list_folder(Path(data.root), split)
     numbers = None if labels is None else np.array(labels, dtype=np.int64)
-    return FileSource(folder, np.array(names, dtype=bytes), numbers, classes, data.channels or 3)
+    names_array, channels = np.array(names, dtype=bytes), data.channels or 3
+    return FileSource(folder, names_array, numbers, classes, channels, general_statistics(channels), data.value_range)
 
 
 def _synthetic(data: DataSection, split: Split) -> ArraySource:
@@ -136,7 +157,15 @@ def _synthetic(data: DataSection, split: Split) -> ArraySource:
 
 
 def _check_size(source: Source, data: DataSection) -> None:
-    side = source.shortest_side()
+    side = None if data.enlarge else source.shortest_side()
     if side is not None and side < data.image_size:
         rule = f"the images have {side} pixels a side, less than the crop"
-        raise UserError.of("data.image_size", data.image_size, rule, f"use data.image_size={side} or less")
+        fix = f"use data.image_size={side} or less, or data.enlarge=true to scale them up"
+        raise UserError.of("data.image_size", data.image_size, rule, fix)
+
+
+def _notes(train: Source, test: Source | None, config: Config) -> Iterator[str]:
+    """Yield what to tell of the images that a run begins with. Raises UserError, as `sampling.range_notes`."""
+    yield from sampling.range_notes([s for s in (train, test) if isinstance(s, FileSource)], config.data)
+    if train.channels not in (1, 3) and config.data.augmentation != "crop_blur":
+        yield f"data.channels = {train.channels}: saturation, hue and grayscale are for colour, and are left out"

@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection
+from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import crops
-from moco_dist.data.index import UNREADABLE, shorter_side
+from moco_dist.data.decode import Planes, Unreadable, decode
+from moco_dist.data.index import shorter_side
 from moco_dist.errors import UserError
 
 Indices = NDArray[np.int64]
@@ -40,8 +40,18 @@ PIXEL_STATISTICS = {
 
 
 def general_statistics(channels: int) -> PixelStatistics:
-    """Return ImageNet's pixel statistics, which serve for colour (3) or gray (1) images whose own are not known."""
-    return PIXEL_STATISTICS["colour" if channels == 3 else "grayscale"]
+    """Return pixel statistics for images whose own are not known.
+
+    ImageNet's serve for colour (3) and gray (1); of other channels, whose statistics are measured, those of pixels of
+    which each value is as frequent.
+    """
+    name = {1: "grayscale", 3: "colour"}.get(channels)
+    return PIXEL_STATISTICS[name] if name else PixelStatistics((0.5,) * channels, (0.2887,) * channels)
+
+
+def shown_channels(channels: int) -> int:
+    """Return how many of an image's channels, from the first on, a picture of it shows: 1 or 3."""
+    return 3 if channels >= 3 else 1
 
 
 class Source(Protocol):
@@ -68,7 +78,7 @@ class Source(Protocol):
     def shortest_side(self) -> int | None:
         """Return the shorter side of a typical image in pixels; None where no image can be read."""
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         """Crop some random views of each image; a file is decoded once for all its views.
 
         Args:
@@ -77,10 +87,10 @@ class Source(Protocol):
             data: size of the crops, and limits of their area and ratio.
 
         Returns:
-            uint8 [V, n, C, S, S], and the names of images that could not be read and were replaced.
+            uint8 [V, n, C, S, S], and the images that could not be read and were replaced.
         """
 
-    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         """Cut out the centre of each image, as an evaluation sees it.
 
         Args:
@@ -88,7 +98,7 @@ class Source(Protocol):
             size: side S of the result in pixels.
 
         Returns:
-            uint8 [n, C, S, S], and the names of images that could not be read and were replaced.
+            uint8 [n, C, S, S], and the images that could not be read and were replaced.
         """
 
     def digest(self) -> str:
@@ -117,13 +127,13 @@ class ArraySource:
     def shortest_side(self) -> int:
         return min(self.images.shape[2:])
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         images = self.images[indices]  # [n, C, H, W]
         height, width = (np.full(len(indices), side) for side in images.shape[2:])
         boxes = (crops.crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws)
         return torch.stack([crops.resized_crop(images, of_view, data.image_size) for of_view in boxes]), []
 
-    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         return crops.centre_batch(self.images[indices], size), []
 
     def digest(self) -> str:
@@ -141,10 +151,9 @@ class FileSource:
     labels: Labels | None
     classes: tuple[str, ...]
     channels: int
-
-    @property
-    def pixel_statistics(self) -> PixelStatistics:
-        return general_statistics(self.channels)
+    pixel_statistics: PixelStatistics
+    value_range: Interval | None = None
+    """The values of more than 8 bits a channel that become 0 and 255, as `decode` takes them."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -153,19 +162,22 @@ class FileSource:
         return replace(self, names=self.names[indices], labels=None if self.labels is None else self.labels[indices])
 
     def shortest_side(self) -> int | None:
-        places = np.linspace(0, len(self) - 1, num=min(9, len(self)), dtype=int)
-        sides = [side for place in places.tolist() if (side := shorter_side(self.path(place))) is not None]
+        sides = [side for path in self.sample(9) if (side := shorter_side(path)) is not None]
         return int(np.median(sides)) if sides else None
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
-        unreadable: list[str] = []
+    def sample(self, images: int) -> list[Path]:
+        """Return the paths of at most so many images, spread over the source; always the same."""
+        return [self.path(int(place)) for place in np.linspace(0, len(self) - 1, num=min(images, len(self)), dtype=int)]
+
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
+        unreadable: list[Unreadable] = []
         places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
         views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
         return torch.stack(views, dim=1), unreadable
 
-    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[str]]:
-        unreadable: list[str] = []
-        return torch.stack([crops.centre(self._decode(n, unreadable), size) for n in indices.tolist()]), unreadable
+    def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
+        unreadable: list[Unreadable] = []
+        return torch.stack([self._centre(n, size, unreadable) for n in indices.tolist()]), unreadable
 
     def digest(self) -> str:
         return _sha256(self.labels, os.fsencode(self.folder.resolve()), self.names.tobytes())
@@ -174,12 +186,15 @@ class FileSource:
         """Return the path of one image."""
         return self.folder / os.fsdecode(self.names[place])
 
-    def _decode(self, place: int, unreadable: list[str]) -> Image.Image:
-        """Decode the image at a place, or the next readable one, in mode RGB or L.
+    def _centre(self, place: int, size: int, unreadable: list[Unreadable]) -> Tensor:
+        return torch.cat([crops.centre(plane, size) for plane in self._decode(place, unreadable)])
+
+    def _decode(self, place: int, unreadable: list[Unreadable]) -> Planes:
+        """Decode the image at a place, or the next readable one.
 
         Args:
             place: of the image in the source.
-            unreadable: the names of images that were passed over are added to it.
+            unreadable: the images that were passed over are added to it.
 
         Raises:
             UserError: the source has no readable image.
@@ -187,10 +202,11 @@ class FileSource:
         for offset in range(len(self)):
             path = self.path((place + offset) % len(self))
             try:
-                with Image.open(path) as image:
-                    return image.convert("L" if self.channels == 1 else "RGB")
-            except UNREADABLE:
-                unreadable.append(str(path))
+                return decode(path, self.channels, self.value_range)
+            except MemoryError:
+                raise  # the process's own, which another image would not mend
+            except Exception as error:  # decoders raise errors of their own kinds
+                unreadable.append(Unreadable.of(path, error))
         rule = f"none of its {len(self)} images can be decoded; mend the files"
         raise UserError(f"data.root = {self.folder}: {rule}")
 

@@ -17,6 +17,7 @@ from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
 from moco_dist.data.augment import DRAWS, Augment
 from moco_dist.data.crops import CROP_DRAWS
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import Indices, Source
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
@@ -31,8 +32,8 @@ class Batch(NamedTuple):
     """float32 [V, n, COLOUR_DRAWS] uniform numbers for the augmentation on the device."""
     samples: Tensor
     """int64 [n] places of the images among those that the stream is about."""
-    unreadable: list[str]
-    """Names of the images that were replaced, sorted, each once."""
+    unreadable: list[Unreadable]
+    """The images that were replaced, sorted, each once."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,13 @@ def pretraining(source: Source, config: Config, world: World) -> BatchStream:
 
 def on_device(
     batches: DataLoader[Batch], augmentation: Augment, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """Yield both augmented views of each batch, [n, C, S, S] each, and the names of replaced images.
+) -> Iterator[tuple[Tensor, Tensor, list[Unreadable]]]:
+    """Yield both augmented views of each batch, [n, C, S, S] each, and the replaced images.
 
     On a GPU the next step's copy and augmentation run on a stream of their own while the current step computes.
     """
 
-    def prepare(batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
+    def prepare(batch: Batch) -> tuple[Tensor, Tensor, list[Unreadable]]:
         images = batch.views.to(device, non_blocking=True)
         wide = torch.promote_types(dtype, torch.float32)  # colours and blur are not for half precision
         one, two = (augmentation(images[v], batch.draws[v], wide).to(dtype) for v in range(2))
@@ -135,7 +136,7 @@ def on_device(
         return
     of_device = devices.of(device)
     stream = of_device.Stream(device)
-    ahead: list[tuple[Tensor, Tensor, list[str]]] = []  # the batch that is prepared and not yet taken
+    ahead: list[tuple[Tensor, Tensor, list[Unreadable]]] = []  # the batch that is prepared and not yet taken
     for batch in batches:
         with of_device.stream(stream):
             following = prepare(batch)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from moco_dist.data.augment import Augment
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.loader import make_loader
 from moco_dist.data.store import Source
 from moco_dist.evaluate import knn
@@ -19,14 +20,14 @@ from moco_dist.ranks.collectives import World
 
 # The revision is part of the key of every cell: raise it whenever the features of an image change, be it by the way it
 # is decoded, cropped, normalised, augmented or encoded.
-REVISION = 1
+REVISION = 2
 
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
 
 
-class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
-    """The chunks are a source's images in order, CHUNK at a time, with their indices and the names of replaced ones."""
+class _Chunks(Dataset[tuple[Tensor, Tensor, list[Unreadable]]]):
+    """The chunks are a source's images in order, CHUNK at a time, with their indices and the replaced ones."""
 
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
@@ -34,7 +35,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
     def __len__(self) -> int:
         return -(-len(self.source) // CHUNK)
 
-    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor, list[str]]:
+    def __getitem__(self, chunk: int) -> tuple[Tensor, Tensor, list[Unreadable]]:
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.source)))
         images, replaced = self.source.centred(indices, self.size)
         return images, torch.from_numpy(indices), replaced
@@ -50,7 +51,7 @@ def extract(
     augmentation: Augment,
     dtype: torch.dtype,
     workers: int = 0,
-    unreadable: list[str] | None = None,
+    unreadable: list[Unreadable] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute this rank's share of a source's features; shares differ in size, no image is in two.
 
@@ -62,7 +63,7 @@ def extract(
         augmentation: of the run, for its plain view.
         dtype: of the images.
         workers: processes that decode.
-        unreadable: to it are added the names of this rank's images that could not be read and were replaced.
+        unreadable: to it are added this rank's images that could not be read and were replaced.
 
     Returns:
         [n, D] features, normalised, in float32 or wider, and [n] the indices of their images.

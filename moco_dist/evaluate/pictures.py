@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moco_dist.data.store import shown_channels
 from moco_dist.evaluate import plots
 from moco_dist.evaluate.cells import Cell
 from moco_dist.evaluate.subject import Subject
@@ -43,6 +44,7 @@ def draw(
     shown, images = wrong[:_MOST_SHOWN], np.zeros((0, 1, 1, 1), dtype=np.uint8)
     if len(shown):
         images = subject.held_out.centred(shown, subject.config.data.image_size)[0].numpy()
+        images = images[:, : shown_channels(images.shape[1])]
     plots.save(folder / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
     figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))
     plots.save(folder / "wrong.png", figure)

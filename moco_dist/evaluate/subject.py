@@ -16,6 +16,7 @@ from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
 from moco_dist.data import sources
 from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import Source
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.errors import UserError
@@ -75,7 +76,7 @@ class Subject:
     """Labelled images to learn from."""
     held_out: Source
     """Labelled images to be classified."""
-    _named: set[str] = field(default_factory=set)
+    _named: set[Unreadable] = field(default_factory=set)
     """Images that cannot be decoded and have been named."""
 
     @property
@@ -154,7 +155,7 @@ class Subject:
         return features.in_order(outputs.argmax(1), indices, world).cpu()
 
     def _share(self, encode: Callable[[Tensor], Tensor], source: Source, world: World) -> tuple[Tensor, Tensor]:
-        unreadable: list[str] = []
+        unreadable: list[Unreadable] = []
         share = features.extract(
             encode,
             source,
@@ -165,16 +166,17 @@ class Subject:
             workers=self.config.data.workers,
             unreadable=unreadable,
         )
-        self._name(sorted({name for names in world.gather_objects(unreadable) for name in names}), source)
+        self._name(sorted({image for images in world.gather_objects(unreadable) for image in images}), source)
         return share
 
-    def _name(self, unreadable: Sequence[str], source: Source) -> None:
+    def _name(self, unreadable: Sequence[Unreadable], source: Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
-        if new := [name for name in unreadable if name not in self._named]:
+        if new := [image for image in unreadable if image not in self._named]:
             self._named.update(new)
             more = f" and {len(new) - 3} more" if len(new) > 3 else ""
-            self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {', '.join(new[:3])}{more}")
+            names = ", ".join(map(str, new[:3]))
+            self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}{more}")
 
 
 def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:

@@ -13,6 +13,7 @@ from moco_dist.ranks import devices
 
 def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
     """Yield a line for each setting that is allowed but seldom meant."""
+    yield from data.notes
     queue, images = config.moco.queue_size, len(data.train)
     if queue > images:
         yield (

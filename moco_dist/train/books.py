@@ -7,6 +7,7 @@ import time
 
 from moco_dist.config import Config
 from moco_dist.data import sources
+from moco_dist.data.decode import Unreadable
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.ranks.collectives import World
 from moco_dist.run.rows import training_row
@@ -67,10 +68,10 @@ class Books:
         self._tracker.log_step(training_row(step, epoch, loss, figures.pop("lr"), speed, figures, **counts))
         return stop > 0, save > 0
 
-    def _count_unreadable(self, epoch: int, images: int, names: list[str]) -> None:
+    def _count_unreadable(self, epoch: int, images: int, unreadable: list[Unreadable]) -> None:
         """Name replaced images; more than 1 % of an epoch's are a mistake in the data. Raises UserError."""
         before = self.unreadable["images"] if self.unreadable["epoch"] == epoch else 0
         self.unreadable = {"epoch": epoch, "images": before + images}
-        everyone = sorted({name for names in self._world.gather_objects(names) for name in names})
-        self._tracker.unreadable(everyone)
+        everyone = sorted({image for images in self._world.gather_objects(unreadable) for image in images})
+        self._tracker.unreadable([str(image) for image in everyone])
         sources.check_unreadable(before + images, everyone, self._data.train, self._config.data)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from moco_dist.data.decode import Unreadable
 from moco_dist.engine.engine import Figures
 from moco_dist.ranks import devices
 
@@ -17,8 +18,8 @@ class Reading(NamedTuple):
     step: int
     """Counted from 1."""
     figures: dict[str, float]
-    unreadable: list[str]
-    """Names of this rank's images that were replaced."""
+    unreadable: list[Unreadable]
+    """This rank's images that were replaced."""
 
 
 class Readout:
@@ -26,9 +27,9 @@ class Readout:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._waiting: list[tuple[int, Figures, list[str], torch.Event | None]] = []
+        self._waiting: list[tuple[int, Figures, list[Unreadable], torch.Event | None]] = []
 
-    def push(self, step: int, figures: Figures, unreadable: list[str]) -> None:
+    def push(self, step: int, figures: Figures, unreadable: list[Unreadable]) -> None:
         """Start to copy the figures of a step to the host."""
         ready = devices.of(self._device).Event() if devices.runs_ahead(self._device) else None
         self._waiting.append((step, figures.to_host(), unreadable, ready))

@@ -115,6 +115,11 @@ def test_it_is_frozen() -> None:
         ("data.source=mnist", "data.root = null: data.source=mnist needs a folder; add data.root=FOLDER"),
         ("data.download=true", "data.download = true: nothing to download for data.source=digits; drop it"),
         ("data.channels=3", "data.channels = 3: digits has its own; drop it"),
+        ("data.channels=13", "data.channels = 13: must be less than or equal to 12; the default is data.channels=null"),
+        ("data.mean=[0.5]", "data.mean = [0.5]: mean and std go together; give both or none"),
+        ("data.std=[0]", "data.std.0 = 0: must be greater than 0; the default is data.std=null"),
+        ("data.value_range=[5,5]", "data.value_range = [5.0, 5.0]: must be [low, high]; swap or raise them"),
+        ("data.value_range=[0,.inf]", "data.value_range.1 = inf: must be a finite number; the default is data.value"),
         ("moco.bn_groups=3", "optim.global_batch = 128: must be divisible by moco.bn_groups=3; use optim.global_batch"),
         ("moco.bn_groups=128", "moco.bn_groups = 128: BatchNorm needs at least 2 images a group; use moco.bn_groups="),
         ("device.precision=fp8", "device.precision = fp8: must be 'fp32', 'bf16', 'fp16' or 'fp64'; the default is"),
@@ -127,6 +132,21 @@ def test_mistakes_are_one_line_that_names_key_value_rule_and_fix(override: str, 
     assert text.startswith(message)
     assert "\n" not in text
     assert ";" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.mean=[0,0]", "data.std=[1,1]"), "data.mean = [0.0, 0.0]: must have 1 numbers, one a channel; add"),
+        (("data.mean=[0]", "data.std=[1,1]"), "data.std = [1.0, 1.0]: must have 1 numbers, one a channel; add or"),
+        (
+            ("data.source=synthetic", "data.channels=5", "data.mean=[0,0,0]", "data.std=[1,1,1]"),
+            "data.mean = [0.0, 0.0, 0.0]: must have 5 numbers, one a channel; add or drop some, or mend data.channels",
+        ),
+    ],
+)
+def test_pixel_statistics_have_a_number_for_each_channel(overrides: tuple[str, ...], message: str) -> None:
+    assert mistake(*overrides).startswith(message)
 
 
 def test_the_fix_that_a_message_proposes_works() -> None:
@@ -308,7 +328,7 @@ def resumed(*overrides: str, ranks: int = 2, before: tuple[str, ...] = ()) -> No
         ((), 2),
         ((), 4),
         (("device.channels_last=true", "track.log_every=7", "checkpoint.keep=9", "run.max_minutes=3"), 1),
-        (("data.workers=2", "data.root=/elsewhere", "optim.accumulate=2", "eval.knn_every=3"), 2),
+        (("data.workers=2", "data.root=/elsewhere", "optim.accumulate=2", "eval.knn_every=3", "data.enlarge=true"), 2),
         (("eval.online_images=null", "eval.knn_k=5", "eval.knn_temperature=0.2"), 4),
         (("moco.shuffle=all_to_all",), 2),
     ],
@@ -340,6 +360,19 @@ def test_changes_that_would_bend_the_curve_are_refused(override: str, message: s
 def test_ranks_count_where_the_groups_follow_them() -> None:
     with pytest.raises(UserError, match=r"moco.bn_groups = null on 4 ranks \(was 2\)"):
         resumed(ranks=4, before=("moco.bn_groups=null",))
+
+
+def test_a_key_that_came_after_the_run_compares_as_its_default() -> None:
+    run = load()
+    begun = run.model_dump(mode="json")
+    for name in ("enlarge", "value_range", "mean", "std", "samples"):
+        del begun["data"][name]
+    del begun["optim"]["accumulate"], begun["optim"]["decay"]
+    group_size = layout(run, 2).group_size
+    config.check_resumable(begun, group_size, run, layout(run, 2))
+    for override, was in (("data.value_range=[0,9]", "null"), ("optim.decay=0.2", "0.1")):
+        with pytest.raises(UserError, match=rf"\(was {was}\): would change the curve"):
+            config.check_resumable(begun, group_size, load(None, [override]), layout(run, 2))
 
 
 def test_length_is_free_where_the_schedule_does_not_depend_on_it() -> None:

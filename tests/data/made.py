@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,21 @@ def colour_draws(batch: int, seed: int = 0) -> Tensor:
 
 def recipe(name: str = "v2", **changes: object) -> Recipe:
     return Recipe.of(DataSection.model_validate({"augmentation": name, **changes}))
+
+
+def damaged_avif(path: Path) -> None:
+    """Write an AVIF at which the decoder raises an error of its own kind."""
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "AVIF")
+    for place in range(len(file.getvalue()) // 2, len(file.getvalue())):
+        content = bytearray(file.getvalue())
+        content[place] ^= 255
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+        except RuntimeError:
+            path.write_bytes(content)
+            return
+        except (OSError, SyntaxError, ValueError):
+            continue
+    raise AssertionError("no such error")

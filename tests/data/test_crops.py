@@ -140,6 +140,15 @@ def test_centre_is_torchvisions(channels: int, height: int, width: int, size: in
     assert torch.equal(crops.centre(image, size), tv.pil_to_tensor(theirs))
 
 
+@pytest.mark.parametrize(("height", "width"), [(5, 300), (300, 5), (4, 301), (7, 2000)])
+def test_the_centre_of_a_long_image_is_torchvisions(height: int, width: int) -> None:
+    wave = 127 + 100 * np.sin((np.arange(height)[:, None] + np.arange(width)) / 20)
+    image = Image.fromarray(wave.astype(np.uint8))
+    theirs = tv.center_crop(tv.resize(image, [round(8 * 256 / 224)], antialias=True), [8, 8])
+    ours = crops.centre(image, 8)
+    assert (ours.int() - tv.pil_to_tensor(theirs).int()).abs().max() <= 5  # the place of a pixel is rounded
+
+
 def test_centre_batch() -> None:
     images = pixels(3, 3, 28)
     assert crops.centre_batch(images, 28) is images

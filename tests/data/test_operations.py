@@ -95,3 +95,17 @@ def test_nor_does_a_large_image(ours: Callable) -> None:
     x, parameter = pixels(3, 3, 224) / 255, torch.tensor([0.1, 0.2, 0.4])  # kernels use several threads for it
     one_by_one = [ours(image, p) for image, p in zip(x.split(1), parameter.split(1), strict=True)]
     assert torch.equal(ours(x, parameter), torch.cat(one_by_one))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 12])
+def test_colours_of_other_channels_are_left_alone(channels: int) -> None:
+    x = torch.rand(5, channels, 6, 7, generator=torch.Generator().manual_seed(0))
+    factor = torch.linspace(0, 0.5, 5)
+    assert torch.equal(operations.saturation(x, factor), x)
+    assert torch.equal(operations.hue(x, factor), x)
+    assert torch.equal(operations.grayscale(x), x)
+    gray = x.mean((1, 2, 3), keepdim=True)
+    mixed = factor[:, None, None, None] * x + (1 - factor[:, None, None, None]) * gray
+    torch.testing.assert_close(operations.contrast(x, factor), mixed)
+    for i in range(5):  # not even in the last bit
+        assert torch.equal(operations.contrast(x[i : i + 1], factor[i : i + 1])[0], operations.contrast(x, factor)[i])

@@ -15,7 +15,7 @@ from PIL import Image
 from moco_dist.data import sources
 from moco_dist.data.store import FileSource
 from moco_dist.errors import UserError
-from tests.data.made import config_of, draw, draws, folder_of, values
+from tests.data.made import config_of, damaged_avif, draw, draws, folder_of, values
 
 
 def test_crops_of_a_batch_are_those_of_each_image_and_view() -> None:
@@ -42,7 +42,7 @@ def test_a_file_is_decoded_once_for_both_views(tmp_path: Path, monkeypatch: pyte
     indices, numbers = np.array([2, 1]), draws(2, views=2)
     together, unreadable = source.crops(indices, numbers, data)
     assert opened == ["2.png", "1.png", "2.png"]  # the last in place of the second
-    assert unreadable == [str(tmp_path / "1.png")]
+    assert [image.name for image in unreadable] == [str(tmp_path / "1.png")]
     for view in range(2):
         alone, replaced = source.crops(indices, numbers[view : view + 1], data)
         assert torch.equal(alone[0], together[view])
@@ -93,6 +93,14 @@ def huge_header(path: Path) -> None:
     path.write_bytes(content)
 
 
+def turned_cut_short(path: Path) -> None:
+    image = Image.new("RGB", (64, 64))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
 CORRUPTIONS: list[Callable[[Path], Any]] = [
     cut_short,
     huge_header,
@@ -100,6 +108,9 @@ CORRUPTIONS: list[Callable[[Path], Any]] = [
     lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(40)),
     lambda path: path.write_text("<html>404</html>"),
     lambda path: path.unlink(),
+    damaged_avif,
+    lambda path: Image.new("F", (16, 16), 300).save(path, "TIFF"),
+    turned_cut_short,
 ]
 
 
@@ -112,10 +123,11 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named(tree: Path, corru
     names = [str(tree / "train" / "cat" / name) for name in ("20.jpg", "30.jpg")]
     images, unreadable = source.centred(np.array([0, 1, 4]), 8)
     assert values(images) == [10, 100, 110]
-    assert unreadable == names
+    assert [image.name for image in unreadable] == names
+    assert all(image.reason for image in unreadable)
     images, unreadable = source.crops(np.array([2, 0]), draws(2), folder_of(tree).data)
     assert values(images[0]) == [100, 10]
-    assert unreadable == names[1:]
+    assert [image.name for image in unreadable] == names[1:]
 
 
 def test_the_last_image_is_followed_by_the_first(tree: Path) -> None:
@@ -142,3 +154,71 @@ def test_the_digest_tells_names_labels_and_folders_apart(tree: Path, monkeypatch
     more = sources.load(folder_of(tree)).train
     relabelled = more.subset(np.arange(1, 6))  # the images of before
     assert len({before, more.digest(), relabelled.digest()}) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
+def test_the_process_own_errors_are_no_unreadable_image(
+    tree: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources.load(folder_of(tree)).train
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(error):
+        source.centred(np.array([0]), 8)
+
+
+def test_a_bomb_is_refused_with_its_reason_and_a_large_image_is_not(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    source = sources.load(folder_of(tree)).train
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16 * 16 - 1)  # PIL warns of more, and refuses twice as many
+    assert not source.centred(np.arange(5), 8)[1]
+    draw(tree / "train" / "cat" / "20.jpg", 20, side=40)
+    [bomb] = source.centred(np.arange(5), 8)[1]
+    assert "exceeds limit of 510 pixels" in bomb.reason
+    assert not recwarn.list
+
+
+def test_both_splits_are_upright(tmp_path: Path) -> None:
+    """Images of one class alone lie on their side: upright, all are dark above and light below."""
+    ramp = np.tile(np.linspace(0, 255, 24).astype(np.uint8)[:, None, None], (1, 24, 3))
+    for split in ("train", "val"):
+        for name, turn, orientation in (("a", 0, 1), ("b", 1, 6), ("c", 2, 3)):
+            (tmp_path / split / name).mkdir(parents=True)
+            image = Image.fromarray(np.ascontiguousarray(np.rot90(ramp, turn)))
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.save(tmp_path / split / name / "0.jpg", exif=exif)
+    data = sources.load(folder_of(tmp_path))
+    assert data.queries is not None
+    for source in (data.train, data.queries):
+        for images in (
+            source.centred(np.arange(3), 8)[0],
+            source.crops(np.arange(3), draws(3), folder_of(tmp_path).data)[0][0],
+        ):
+            rows = images.double().mean((1, 3))  # [3, 8]
+            assert (rows.diff(dim=1) > 3).all()
+            assert images.double().std(3).max() < 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 60000), (60000, 1), (1, 1), (2, 30001), (3, 7000)])
+def test_extreme_shapes_take_the_memory_of_a_crop(tmp_path: Path, height: int, width: int) -> None:
+    Image.new("RGB", (width, height), (9, 200, 3)).save(tmp_path / "0.png")
+    run = folder_of(tmp_path, enlarge=True, image_size=224)
+    source = sources.open_source(run, "train")
+    shapes = list[tuple[int, int]]()
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *args: Any) -> Image.Image:
+        shapes.append(size)
+        return resize(image, size, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", watched)
+        centre, crop = source.centred(np.array([0]), 224)[0], source.crops(np.array([0]), draws(1), run.data)[0][0]
+    for images in (centre, crop):
+        assert (images == torch.tensor([9, 200, 3])[:, None, None]).all() and images.shape == (1, 3, 224, 224)
+    assert len(shapes) == 2 and all(a * b <= 17 * 256**2 for a, b in shapes)
