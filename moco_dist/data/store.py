@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 from moco_dist.config.schema import DataSection
 from moco_dist.data import crops
 from moco_dist.data.index import UNREADABLE, shorter_side
+from moco_dist.data.tree import some
 from moco_dist.errors import UserError
 
 Indices = NDArray[np.int64]
@@ -53,6 +55,10 @@ class Source(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes; none where classes have numbers alone."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return a line for each kind of files that were passed over."""
 
     @property
     def channels(self) -> int: ...
@@ -92,7 +98,13 @@ class Source(Protocol):
         """
 
     def digest(self) -> str:
-        """Return the sha256 of what tells it from other sources: pixels in memory or names of files, and labels."""
+        """Return the sha256 of what tells it from other sources: pixels in memory or names of files, and labels.
+
+        It does not depend on where a folder lies, nor on what its files hold, for which there is `sample_digest`.
+        """
+
+    def sample_digest(self) -> str:
+        """Return the sha256 of the contents of a few files; empty for images in memory."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,7 @@ class ArraySource:
     labels: Labels | None
     pixel_statistics: PixelStatistics
     classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -129,6 +142,9 @@ class ArraySource:
     def digest(self) -> str:
         return _sha256(self.labels, self.images.numpy().tobytes())
 
+    def sample_digest(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -141,6 +157,7 @@ class FileSource:
     labels: Labels | None
     classes: tuple[str, ...]
     channels: int
+    remarks: tuple[str, ...] = ()
 
     @property
     def pixel_statistics(self) -> PixelStatistics:
@@ -153,8 +170,8 @@ class FileSource:
         return replace(self, names=self.names[indices], labels=None if self.labels is None else self.labels[indices])
 
     def shortest_side(self) -> int | None:
-        places = np.linspace(0, len(self) - 1, num=min(9, len(self)), dtype=int)
-        sides = [side for place in places.tolist() if (side := shorter_side(self.path(place))) is not None]
+        places = some(range(len(self)), 9)
+        sides = [side for place in places if (side := shorter_side(self.path(place))) is not None]
         return int(np.median(sides)) if sides else None
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[str]]:
@@ -168,7 +185,14 @@ class FileSource:
         return torch.stack([crops.centre(self._decode(n, unreadable), size) for n in indices.tolist()]), unreadable
 
     def digest(self) -> str:
-        return _sha256(self.labels, os.fsencode(self.folder.resolve()), self.names.tobytes())
+        return _sha256(self.labels, b"\0".join(self.names.tolist()))
+
+    def sample_digest(self) -> str:
+        contents = []
+        for place in some(range(len(self)), 16):
+            with contextlib.suppress(OSError):  # a file that cannot be read is told of where it is decoded
+                contents.append(self.path(place).read_bytes())
+        return _sha256(None, *(hashlib.sha256(content).digest() for content in contents))
 
     def path(self, place: int) -> Path:
         """Return the path of one image."""
