@@ -11,6 +11,7 @@ import os
 import tarfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from statistics import median
 from launcher.checks import finding
 from launcher.checks.finding import Finding
 from moco_dist.config import Config
-from moco_dist.data.index import SUFFIXES, Folders, shorter_side
+from moco_dist.data.index import Folders, listing_of, read_tree, shorter_side
+from moco_dist.data.tree import SUFFIXES, Tree, some, top_folder
+from moco_dist.errors import UserError
 
 _SECONDS = 1.5
 """For a look into a folder of a million images on a shared disk."""
@@ -45,7 +48,7 @@ class Folder:
     sides: tuple[int, ...] = ()
     """Shorter sides of some images, in pixels."""
     trouble: str = ""
-    """Why it cannot be read."""
+    """Why it cannot be read, as the trainer would tell it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def check(config: Config, stage: str | None) -> Iterator[Finding]:
     if stage:
         yield from _staged(Path(stage), data.root)
     elif data.root and not data.download and data.source in ("mnist", "cifar10", "imagefolder"):
-        yield from _root(data.source, Path(data.root), 0 if data.enlarge else data.image_size)
+        yield from _root(config, Path(data.root))
     side = _SIDES.get(data.source)
     if side and data.image_size > side and not data.enlarge:
         rule = f"the images of {data.source} have {side} pixels a side"
@@ -105,13 +108,14 @@ def _staged(archive: Path, root: str | None) -> Iterator[Finding]:
         )
 
 
-def _root(source: str, root: Path, image_size: int) -> Iterator[Finding]:
+def _root(config: Config, root: Path) -> Iterator[Finding]:
+    source = config.data.source
     if not _is(Path.is_dir, root):
         yield finding.error("data.root", root, "no such folder from here", "give the folder of the data")
     elif not os.access(root, os.R_OK | os.X_OK):
         yield finding.error("data.root", root, "cannot be read by you", "ask for access, or copy it")
     elif source == "imagefolder":
-        yield from _tree(root, image_size)
+        yield from _tree(config, root)
     else:
         missing = [name for name in _FILES[source] if not _is(Path.is_file, root / name)]
         processed = (root / f"MNIST/processed/{name}.pt" for name in ("training", "test"))
@@ -121,14 +125,14 @@ def _root(source: str, root: Path, image_size: int) -> Iterator[Finding]:
             yield finding.error("data.root", root, rule, "mend the path, or add data.download=true")
 
 
-def _tree(root: Path, image_size: int) -> Iterator[Finding]:
-    folder = look(str(root))
+def _tree(config: Config, root: Path) -> Iterator[Finding]:
+    folder, image_size = look(str(root)), 0 if config.data.enlarge else config.data.image_size
     if folder.trouble:
-        yield finding.error("data.root", root, folder.trouble, "ask for access, or remove it")
+        yield Finding("error", folder.trouble)
     elif folder.exact and not folder.images:
         rule = f"no image below it ({', '.join(SUFFIXES)})"
         yield finding.error("data.root", root, rule, "give the folder that holds the images")
-    if folder.foreign:
+    if folder.foreign and config.eval.knn_every and config.eval.knn_split == "test":
         rule = f"its held-out images have a class that train/ lacks: {folder.foreign}"
         yield finding.error("data.root", root, rule, "rename or remove it")
     if folder.sides and (typical := int(median(folder.sides))) < image_size:
@@ -145,21 +149,27 @@ def _smaller(side: int) -> str:
 def look(root: str) -> Folder:
     """What a tree of images holds, as far as it can be read in a second or two."""
     top, deadline = Path(root), time.monotonic() + _SECONDS
-    counts, samples = [], []
     try:
         folders = Folders.of(top)
-        classes = folders.classes or ("",)
-        for name in classes:
-            images, first = _count(folders.train / name, deadline)
-            samples += first[: 1 if folders.classes else _SAMPLES]
-            if images is None:
-                break
-            counts.append(images)
-    except OSError as error:
-        return Folder(None, False, False, trouble=f"{error.filename} cannot be read: {error.strerror}")
-    expected = sum(counts) * len(classes) // len(counts) if counts else None
-    whole = len(counts) == len(classes)
-    return Folder(expected, whole, bool(folders.classes), folders.unknown_class, _sides(samples))
+        tree = read_tree(top, folders.train, lambda: time.monotonic() > deadline)
+    except UserError as error:
+        return Folder(None, False, False, trouble=str(error))
+    if tree.unfinished is None:
+        listing = listing_of(folders, tree)
+        images: int | None = len(listing.names)
+        labelled = listing.labels is not None
+    else:
+        images, labelled = _expected(tree, folders.classes), bool(folders.classes)
+    sides = _sides([str(tree.root / name) for name in some(tree.images, _SAMPLES)])
+    return Folder(images, tree.unfinished is None, labelled, folders.unknown_class, sides)
+
+
+def _expected(tree: Tree, classes: tuple[str, ...]) -> int | None:
+    """Images of all classes, as those that were read to their ends let expect; None: there is none such."""
+    assert tree.unfinished is not None
+    counts = Counter(map(top_folder, tree.images))
+    read = [name for name in classes if name in counts and name != top_folder(tree.unfinished)]
+    return sum(counts[name] for name in read) * len(classes) // len(read) if read else None
 
 
 def _is(kind: Callable[[Path], bool], path: str | Path) -> bool:
@@ -169,26 +179,6 @@ def _is(kind: Callable[[Path], bool], path: str | Path) -> bool:
     return False
 
 
-def _count(folder: Path, deadline: float) -> tuple[int | None, list[str]]:
-    """Images below a folder, None where the time was too short; and the first of them. Raises OSError."""
-    images, samples, folders = 0, list[str](), [str(folder)]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if time.monotonic() > deadline:
-                    return None, samples
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    images += 1
-                    if images <= _SAMPLES:
-                        samples.append(entry.path)
-    return images, samples
-
-
 def _sides(paths: list[str]) -> tuple[int, ...]:
-    """Shorter sides of some of the images, as far as they can be read."""
-    some = paths[:: max(1, len(paths) // _SAMPLES)][:_SAMPLES]
-    return tuple(side for path in some if (side := shorter_side(path)) is not None)
+    """Shorter sides of images, as far as they can be read."""
+    return tuple(side for path in paths if (side := shorter_side(path)) is not None)

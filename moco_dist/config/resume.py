@@ -33,6 +33,9 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
     if "none" not in (config.moco.shuffle, begun["moco"]["shuffle"]):
         free.add("moco.shuffle")  # the two ways to shuffle give equal keys
     now, default = config.model_dump(mode="json"), Config().model_dump(mode="json")
+    watches = [section["eval"]["knn_every"] > 0 for section in (begun, now)]
+    if config.eval.knn_split == "validation" and watches[0] != watches[1]:
+        free.remove("eval.knn_every")  # only a run that evaluates cuts its validation images off
     changed = [
         f"{key} = {shown(new)} (was {shown(old)})"
         for section, keys in now.items()

@@ -11,7 +11,8 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from moco_dist.config.schema import Interval
-from moco_dist.data.index import ARRAY_SUFFIX, array_shape, opened
+from moco_dist.data.index import array_shape, opened
+from moco_dist.data.tree import ARRAY_SUFFIX
 
 Planes = list[Image.Image]
 """A decoded image: one PIL image of mode L or RGB, or one of mode L for each channel."""
@@ -73,7 +74,7 @@ def decode(path: Path, channels: int, value_range: Interval | None) -> Planes:
             return _with_channels(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), channels)
         return [Image.fromarray(np.ascontiguousarray(pixels[:, :, channel])) for channel in range(channels)]
     with opened(path) as image:
-        if value_range and _is_deep_colour(image):
+        if value_range and is_deep_colour(image):
             raise RangeError("has 16 bits a channel, of which PIL reads 8 alone in colour; save it as .npy [H, W, 3]")
         image.load()
         # A TIFF turns itself and drops its tag while it is loaded, so that the tag is read after that.
@@ -130,7 +131,7 @@ def deep_values(path: Path, channels: int) -> NDArray[Any] | None:
         values = _array(path, channels)
         return None if values.dtype in (np.uint8, np.bool_) else values
     with opened(path) as image:
-        if _is_deep_colour(image):
+        if is_deep_colour(image):
             return np.asarray(image.convert("RGB")).astype(np.uint16) * 257
         return np.asarray(image) if image.mode in _DEEP else None
 
@@ -160,7 +161,7 @@ def _with_channels(image: Image.Image, channels: int) -> Planes:
     return list(image.split())
 
 
-def _is_deep_colour(image: Image.Image) -> bool:
+def is_deep_colour(image: Image.Image) -> bool:
     """Tell whether an image that is not loaded yet has 16 bits a channel in the file, and 8 when it is loaded."""
     return image.mode not in _DEEP and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 

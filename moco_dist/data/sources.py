@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
 from moco_dist.data import sampling
 from moco_dist.data.decode import Unreadable
-from moco_dist.data.index import Split, is_empty, list_folder
+from moco_dist.data.identity import Identity, check_ranks
+from moco_dist.data.index import Split, is_empty, is_folder, list_folder
 from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, PixelStatistics, Source, general_statistics
 from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
@@ -28,8 +30,13 @@ class Data:
     train: Source
     bank: Source | None
     queries: Source | None
-    notes: tuple[str, ...] = ()
-    """What is allowed but seldom meant, a line each."""
+    remarks: tuple[str, ...] = ()
+    """A line for each kind of files that were passed over, and for what is allowed but seldom meant."""
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Return what tells the training set from others, wherever it lies."""
+        return Identity.of(self.train)
 
 
 def load(config: Config) -> Data:
@@ -45,14 +52,18 @@ def on_all_ranks(config: Config, world: World, load: Callable[[Config], Data]) -
     """Open the images on every rank, untimed; where they are downloaded, the first rank of a node goes ahead.
 
     Raises:
-        UserError: on all ranks, what `load` raises on one.
+        UserError: on all ranks, what `load` raises on one, or that the ranks see different images.
     """
 
-    def untimed() -> Data:
+    def untimed() -> tuple[Data, Identity]:
         with watchdog.untimed():
-            return load(config)
+            data = load(config)
+            _ = data.identity  # computed while nobody waits with a clock
+            return data, Identity.of(data.queries)
 
-    return world.first_then_others(untimed) if config.data.download else world.agreed(untimed)
+    data, of_queries = world.first_then_others(untimed) if config.data.download else world.agreed(untimed)
+    check_ranks({"training": data.identity, "held-out": of_queries}, config, world)
+    return data
 
 
 def open_splits(config: Config) -> Data:
@@ -62,20 +73,21 @@ def open_splits(config: Config) -> Data:
         UserError: missing or empty root, no images, unknown classes, images smaller than the crop, values out of range.
     """
     train = open_source(config, "train")
-    test = None if train.labels is None else open_source(config, "test")
     _check_size(train, config.data)
-    notes = tuple(_notes(train, test, config))
+    watched = train.labels is not None and config.eval.knn_every > 0
+    test = open_source(config, "test") if watched and config.eval.knn_split == "test" else None
+    remarks = (*train.remarks, *(test.remarks if test else ()), *_notes(train, test, config))
     if not config.data.mean and isinstance(train, FileSource) and train.channels not in (1, 3):
         train = replace(train, pixel_statistics=sampling.statistics(train))
-    if train.labels is None or config.eval.knn_every == 0:
-        return Data(train, None, None, notes)
+    if not watched:
+        return Data(train, None, None, remarks)
     if config.eval.knn_split == "validation":
         # The same cut whatever run.seed is, so that runs of several seeds compare.
         order = randomness.permutation(0, randomness.Stream.SPLIT, 0, 0, len(train))
         cut = max(1, round(len(train) * config.eval.validation_fraction))
         kept, held_out = train.subset(np.sort(order[cut:])), train.subset(np.sort(order[:cut]))
-        return Data(kept, kept, held_out, notes)
-    return Data(train, train, test if test is not None and len(test) else None, notes)
+        return Data(kept, kept, held_out, remarks)
+    return Data(train, train, test if test is not None and len(test) else None, remarks)
 
 
 def with_statistics(config: Config, train: Source) -> Config:
@@ -134,7 +146,7 @@ def _torchvision(data: DataSection, split: Split) -> ArraySource:
         if data.download:
             raise UserError.of("data.root", data.root, f"download failed: {error}", "copy the files there") from None
         rule = "is empty" if is_empty(Path(data.root)) else f"holds no {data.source} of torchvision's layout"
-        rule = rule if Path(data.root).is_dir() else "no such folder"
+        rule = rule if is_folder(Path(data.root)) else "no such folder"
         raise UserError.of("data.root", data.root, rule, "mend the path, or add data.download=true") from None
     images = torch.as_tensor(opened.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -143,10 +155,13 @@ def _torchvision(data: DataSection, split: Split) -> ArraySource:
 
 def _folder(data: DataSection, split: Split) -> FileSource:
     assert data.root is not None
-    folder, names, labels, classes, _ = list_folder(Path(data.root), split)
-    numbers = None if labels is None else np.array(labels, dtype=np.int64)
-    names_array, channels = np.array(names, dtype=bytes), data.channels or 3
-    return FileSource(folder, names_array, numbers, classes, channels, general_statistics(channels), data.value_range)
+    listing = list_folder(Path(data.root), split)
+    names, channels = np.array(listing.names, dtype=bytes), data.channels or 3
+    labels = None if listing.labels is None else np.array(listing.labels, dtype=np.int64)
+    statistics = general_statistics(channels)
+    return FileSource(
+        listing.folder, names, labels, listing.classes, channels, statistics, data.value_range, listing.remarks
+    )
 
 
 def _synthetic(data: DataSection, split: Split) -> ArraySource:

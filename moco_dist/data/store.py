@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import crops
 from moco_dist.data.decode import Planes, Unreadable, decode
 from moco_dist.data.index import shorter_side
+from moco_dist.data.tree import some
 from moco_dist.errors import UserError
 
 Indices = NDArray[np.int64]
@@ -65,6 +67,10 @@ class Source(Protocol):
         """Return the names of the classes; none where classes have numbers alone."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return a line for each kind of files that were passed over."""
+
+    @property
     def channels(self) -> int: ...
 
     @property
@@ -102,7 +108,13 @@ class Source(Protocol):
         """
 
     def digest(self) -> str:
-        """Return the sha256 of what tells it from other sources: pixels in memory or names of files, and labels."""
+        """Return the sha256 of what tells it from other sources: pixels in memory or names of files, and labels.
+
+        It does not depend on where a folder lies, nor on what its files hold, for which there is `sample_digest`.
+        """
+
+    def sample_digest(self) -> str:
+        """Return the sha256 of the contents of a few files; empty for images in memory."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,7 @@ class ArraySource:
     labels: Labels | None
     pixel_statistics: PixelStatistics
     classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -139,6 +152,9 @@ class ArraySource:
     def digest(self) -> str:
         return _sha256(self.labels, self.images.numpy().tobytes())
 
+    def sample_digest(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -154,6 +170,7 @@ class FileSource:
     pixel_statistics: PixelStatistics
     value_range: Interval | None = None
     """The values of more than 8 bits a channel that become 0 and 255, as `decode` takes them."""
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -167,7 +184,7 @@ class FileSource:
 
     def sample(self, images: int) -> list[Path]:
         """Return the paths of at most so many images, spread over the source; always the same."""
-        return [self.path(int(place)) for place in np.linspace(0, len(self) - 1, num=min(images, len(self)), dtype=int)]
+        return [self.path(place) for place in some(range(len(self)), images)]
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
@@ -180,7 +197,14 @@ class FileSource:
         return torch.stack([self._centre(n, size, unreadable) for n in indices.tolist()]), unreadable
 
     def digest(self) -> str:
-        return _sha256(self.labels, os.fsencode(self.folder.resolve()), self.names.tobytes())
+        return _sha256(self.labels, b"\0".join(self.names.tolist()))
+
+    def sample_digest(self) -> str:
+        contents = []
+        for place in some(range(len(self)), 16):
+            with contextlib.suppress(OSError):  # a file that cannot be read is told of where it is decoded
+                contents.append(self.path(place).read_bytes())
+        return _sha256(None, *(hashlib.sha256(content).digest() for content in contents))
 
     def path(self, place: int) -> Path:
         """Return the path of one image."""

@@ -55,7 +55,7 @@ class FewLabels:
     def draw(self, number: int) -> Indices:
         """Choose the labelled images of a draw, counted from 0. Raises UserError."""
         s = self.subject
-        return few.draw(s.train_labels, s.classes, self.count, s.config.run.seed, number)
+        return few.draw(s.train_labels, s.classes, self.count, s.config.run.seed, number, s.class_names)
 
     def linear(self, number: int) -> Outcome:
         """Fit a linear probe to the labelled images' features, its regularisation chosen by cross-validation."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,9 @@ Fold = tuple[Indices, Indices]
 """Images to fit a classifier to, and images to judge it by."""
 
 
-def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> Indices:
+def draw(
+    labels: Indices, classes: int, count: int, seed: int, number: int, names: Sequence[str] | None = None
+) -> Indices:
     """Choose labelled images, equally many of each class.
 
     Where the number of images is no multiple of the number of classes, some classes get one image more. A smaller draw
@@ -26,6 +30,7 @@ def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> I
         count: images to choose.
         seed: of the run.
         number: of the draw.
+        names: of the classes, for messages; None: their numbers.
 
     Returns:
         [count] indices, ascending.
@@ -40,10 +45,10 @@ def draw(labels: Indices, classes: int, count: int, seed: int, number: int) -> I
     of_class = [np.flatnonzero(labels == which) for which in range(classes)]
     least = min(range(classes), key=lambda which: len(of_class[which]))
     if len(of_class[least]) < -(-count // classes):
-        available, per_class = len(of_class[least]), -(-count // classes)
+        available, per_class, name = len(of_class[least]), -(-count // classes), names[least] if names else least
         if not available:
-            raise UserError.of("--labels", count, f"class {least} has no image", "remove it, or add images to it")
-        rule = f"class {least} has {available} images, and {per_class} of each are asked for"
+            raise UserError.of("--labels", count, f"class {name} has no image", "remove it, or add images to it")
+        rule = f"class {name} has {available} images, and {per_class} of each are asked for"
         raise UserError.of("--labels", count, rule, f"use at most --labels {classes * available}")
     one_more = permutation(seed, Stream.LABELS, number, classes, classes)[: count % classes]
     chosen = [

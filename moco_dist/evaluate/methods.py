@@ -80,7 +80,7 @@ def _linear(on_all: AllLabels, solver: str) -> EvaluationMethod:
 
 def _few_labels(f: FewLabels, o: Options) -> Iterator[EvaluationMethod]:
     s = f.subject
-    few_labels.draw(s.train_labels, s.classes, f.count, 0, 0)  # a mistake is told before long work
+    few_labels.draw(s.train_labels, s.classes, f.count, 0, 0, s.class_names)  # a mistake is told before long work
     rows: list[tuple[bool, str, Callable[[int], Outcome], Callable[[], object], list[object]]] = [
         (True, "linear", f.linear, lambda: (f.labelled, f.held_out), []),
         (o.finetune, "fine-tuned", f.fine_tuned, lambda: f.labelled, [few.FINE_TUNING]),

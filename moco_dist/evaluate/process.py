@@ -123,7 +123,7 @@ class Evaluation:
         sections = config.model_dump(mode="json", include={"data": True, "model": True})
         for free in ("root", "workers", "download"):
             del sections["data"][free]
-        images = [source.digest() for source in (s.train, s.held_out)]
+        images = [source.digest() + source.sample_digest() for source in (s.train, s.held_out)]
         text, revision = json.dumps(sections, sort_keys=True), features.REVISION
         libraries = packages.versions(*LIBRARIES)
         return digest(s.digest, *images, config.run.seed, text, revision, *libraries)

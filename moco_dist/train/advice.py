@@ -13,7 +13,6 @@ from moco_dist.ranks import devices
 
 def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
     """Yield a line for each setting that is allowed but seldom meant."""
-    yield from data.notes
     queue, images = config.moco.queue_size, len(data.train)
     if queue > images:
         yield (
@@ -30,5 +29,8 @@ def advice(config: Config, plan: Layout, data: sources.Data, device: torch.devic
             f"device.type = auto: more ranks than the {available} CUDA devices here, so the CPU "
             "is used; start as many ranks as there are devices"
         )
-    if data.train.labels is not None and data.queries is None and config.eval.knn_every:
-        yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of train/"
+    yield from data.remarks
+    if config.eval.knn_every and data.train.labels is None:
+        yield "data.root: no class folders, so no kNN"
+    elif config.eval.knn_every and data.queries is None:
+        yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of the images"

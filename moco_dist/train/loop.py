@@ -13,6 +13,7 @@ from moco_dist import config as configs
 from moco_dist.config import Config, Layout
 from moco_dist.data import sources, stream
 from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data.identity import check_begun
 from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
@@ -74,7 +75,9 @@ class Training:
         if start:
             state = self.checkpoints.load(start)
             configs.check_resumable(state["config"], state["group_size"], self.config, self.plan)
-            if start >= self.total and self.world.from_first(lambda: status.read(self.run_dir.folder).state) == "done":
+            earlier = self.world.from_first(lambda: status.read(self.run_dir.folder))
+            check_begun(state.get("data"), earlier.epoch_steps, self.data.identity, self.epoch_steps, self.config)
+            if start >= self.total and earlier.state == "done":
                 self.world.tell(f"moco_dist.train: {self.run_dir.folder} is done: nothing left to do")
                 return
             self.engine.restore_(state)
@@ -145,7 +148,8 @@ class Training:
         self.run_dir.status("running", done)
         begun = self.config.model_dump(mode="json")
         with devices.may_wait(self.world.device):
-            state = {"step": done, "config": begun, "unreadable": self.books.unreadable, **self.engine.state()}
+            state = {"step": done, "config": begun, "data": self.data.identity._asdict()}
+            state |= {"unreadable": self.books.unreadable, **self.engine.state()}
             self.checkpoints.save(done, state, before=self._sync_rows)
 
     def _sync_rows(self) -> None:

@@ -136,15 +136,41 @@ def test_a_tree_of_classes(tree: Path) -> None:
 
 
 def test_a_tree_without_classes(tmp_path: Path) -> None:
-    for value in (10, 20, 30):
+    for value in (10, 20):
         draw(tmp_path / f"folder {value // 20}" / f"{value}.jpg", value)
+    draw(tmp_path / "loose.jpg", 30)
     draw(tmp_path / ".hidden" / "x.jpg", 50)
     draw(tmp_path / "folder 0" / "._resource.jpg", 50)
     (tmp_path / "readme.txt").write_text("no image")
-    data = sources.load(folder_of(tmp_path))
+    data = sources.load(folder_of(tmp_path, knn_split="validation"))
     assert (data.bank, data.queries) == (None, None)
     assert data.train.labels is None
     assert values(data.train.centred(np.arange(len(data.train)), 8)[0]) == [10, 20, 30]
+
+
+def test_classes_without_split_folders(tree: Path) -> None:
+    """They change neither which images there are nor their order; a part of them can be held out."""
+    data = sources.load(folder_of(tree / "train"))
+    assert data.queries is None
+    assert values(data.train.centred(np.arange(5), 8)[0]) == [10, 20, 30, 100, 110]
+    cut = sources.load(folder_of(tree / "train", knn_split="validation", validation_fraction=0.4))
+    assert cut.queries is not None and cut.queries.labels is not None and cut.train.labels is not None
+    assert (len(cut.train), len(cut.queries)) == (3, 2)
+    assert sorted([*cut.train.labels, *cut.queries.labels]) == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("mistake", ["empty", "surplus", "loop"])
+def test_held_out_images_are_not_looked_at_where_nothing_is_evaluated_on_them(tree: Path, mistake: str) -> None:
+    for image in (tree / "val").rglob("*.*") if mistake == "empty" else ():
+        image.unlink()
+    if mistake != "empty":
+        draw(tree / "val" / "emu" / "a.png", 10)
+    if mistake == "loop":
+        (tree / "val" / "loop").symlink_to(tree / "val" / "loop")
+    with pytest.raises(UserError, match="val/"):
+        sources.load(folder_of(tree))
+    for key, value in (("knn_every", 0), ("knn_split", "validation")):
+        assert sources.load(folder_of(tree, **{key: value})).train.labels is not None
 
 
 def test_train_without_val(tree: Path) -> None:

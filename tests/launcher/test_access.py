@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,27 +15,9 @@ from launcher.checks import dataset, estimate, preflight
 from launcher.cluster import Profile
 from launcher.commands import sweep
 from moco_dist import config as configs
+from tests.nobody import as_nobody
 
-NOBODY = 65534
 assert sweep and submitit  # imported ahead: nobody may be kept out of where they lie
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without root's rights, which pass every mode; others keep their own."""
-    if os.getuid() != 0:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, 0)
-    os.setresuid(NOBODY, NOBODY, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
-        os.setgroups(groups)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from PIL import Image, ImageChops, ImageStat
 
 from moco_dist.data import decode
 from moco_dist.data.decode import Planes, Unreadable
-from moco_dist.data.index import ARRAY_SUFFIX, array_shape, opened
+from moco_dist.data.index import array_shape, opened
+from moco_dist.data.tree import ARRAY_SUFFIX
 
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1}
 """Channels of PIL's modes that do not have colours; modes that begin with I;16 have one, all others three."""
@@ -69,9 +70,9 @@ def _head(path: Path) -> tuple[tuple[int, int], int, int]:
     """Read size, channels and bits of a channel from the head of a file."""
     if path.suffix.lower() == ARRAY_SUFFIX:
         shape = array_shape(path)
-        *shape, channels = shape if len(shape) == 3 else (*shape, 1)
+        height, width, channels = shape if len(shape) == 3 else (*shape, 1)
         bits = 8 * np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize
-        return (shape[1], shape[0]), channels, bits
+        return (width, height), channels, bits
     with opened(path) as image:
         gray = image.mode.startswith("I;16")
         bits = 16 if gray or decode.is_deep_colour(image) else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)

@@ -154,9 +154,11 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
     reason = "256 in MoCo v1, in groups of 32 images; less where the images are few, more where there are many GPUs"
     yield Setting("optim.global_batch", batch, reason)
     lr = float(f"{0.03 * batch / 256:.2g}")
-    yield Setting("optim.lr", lr, "0.03 for a batch of 256 (MoCo v1, section 4.1), in proportion to it (Goyal et al. 2017)")
+    yield Setting("optim.lr", lr, "0.03 for a batch of 256 (MoCo v1, section 4.1), in proportion (Goyal et al. 2017)")
     if large:
-        yield Setting("optim.epochs", 200, "the papers' 200; 800 gave 3.6 points more of linear probe in MoCo v2, table 2")
+        yield Setting(
+            "optim.epochs", 200, "the papers' 200; 800 gave 3.6 points of linear probe more in MoCo v2, table 2"
+        )
     else:
         epochs = min(2000, max(200, round(_DEMO_STEPS / steps, -1)))
         reason = f"{epochs * steps} steps of {steps} an epoch; the CIFAR-10 demo has {_DEMO_STEPS}, in 200 epochs"

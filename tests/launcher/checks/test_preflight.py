@@ -269,10 +269,10 @@ def test_a_tree_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             draw(tmp_path / "train" / f"class{number}" / f"{image}.png", side=8)
     ticks = iter(range(10_000))
     monkeypatch.setattr(dataset, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    monkeypatch.setattr(dataset, "_SECONDS", 14)  # three classes, and two images of the fourth
+    monkeypatch.setattr(dataset, "_SECONDS", 24)  # ten folders, three classes, and two images of the fourth
     folder = dataset.look(str(tmp_path))
     assert (folder.images, folder.exact) == (40, False)
-    assert folder.sides == (8, 8, 8, 8)
+    assert folder.sides == (8,) * 9
     config = load("imagenet_v2", f"data.root={tmp_path}", "data.image_size=8")
     findings = local(config, tmp_path / "run", gpu_tflops=100)  # 40 images would be less than a batch, if it were sure
     assert not lines(findings) and any("an epoch" in line for line in lines(findings, "note"))
