@@ -52,7 +52,7 @@ def levels(low: float, high: float, kind: Any, count: int = 4) -> np.ndarray:
 def test_a_doubtful_range_is_told(
     tmp_path: Path, values: np.ndarray, suffix: str, value_range: tuple[float, float] | None, note: str
 ) -> None:
-    notes = sources.load(folder_of(folder(tmp_path, values, suffix), value_range=value_range)).notes
+    notes = sources.load(folder_of(folder(tmp_path, values, suffix), value_range=value_range)).remarks
     assert len(notes) == bool(note)
     assert all(re.search(note, line) for line in notes)
 
@@ -68,7 +68,7 @@ def test_floats_beyond_their_range_end_the_run_at_its_start(tmp_path: Path, spoi
         sources.load(folder_of(folder(tmp_path, values, "tif")))
     assert "\n" not in str(caught.value)
     if np.isfinite(value):
-        assert sources.load(folder_of(tmp_path, value_range=[-1, 2])).notes == ()
+        assert sources.load(folder_of(tmp_path, value_range=[-1, 2])).remarks == ()
 
 
 def test_floats_beyond_their_range_that_are_met_later_are_unreadable(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_statistics_of_other_channels_are_measured(tmp_path: Path, channels: int
     np.testing.assert_allclose(mean, train.mean((0, 1, 2)), atol=1e-4)
     np.testing.assert_allclose(std[1:], train.std((0, 1, 2))[1:], atol=1e-4)
     assert std[0] == pytest.approx(1 / 255, abs=1e-4)
-    assert data.notes == (
+    assert data.remarks == (
         f"data.channels = {channels}: saturation, hue and grayscale are for colour, and are left out",
     )
     kept = sources.with_statistics(run, data.train)

@@ -22,7 +22,7 @@ class Measured(NamedTuple):
     """What was measured of an image that can be decoded."""
 
     name: str
-    """Path of the file."""
+    """Path of the file; in a survey, below its folder."""
     size: tuple[int, int]
     """Width and height in pixels, as they lie in the file."""
     channels: int

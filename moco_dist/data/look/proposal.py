@@ -79,9 +79,14 @@ def as_yaml(settings: list[Setting], heading: str) -> str:
         for name, value in keys.items():
             reason = next(s.reason for s in settings if s.key == f"{section}.{name}")
             lines += textwrap.wrap(reason, 112, initial_indent="  # ", subsequent_indent="  # ")
-            text = yaml.safe_dump({name: value}, default_flow_style=None, width=math.inf, allow_unicode=True)
-            lines += [f"  {line}" for line in text.splitlines()]
+            lines.append(f"  {name}: {in_yaml(value)}")
     return "\n".join(lines) + "\n"
+
+
+def in_yaml(value: object) -> str:
+    """Write a value in YAML, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
@@ -115,12 +120,12 @@ def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
             yield Setting("data.blur_probability", 0.0, reason)
     cores = os.cpu_count() or 1
     workers = max(1, min(8, cores // gpus))
-    reason = f"the {cores} cores of this machine shared by {gpus} ranks, 8 each at most; no figure depends on it"
+    reason = f"the {cores} cores of this machine shared by {_ranks(gpus)}, 8 each at most; no figure depends on it"
     yield Setting("data.workers", workers, reason)
 
 
 def _encoder(survey: Survey) -> Iterator[Setting]:
-    side, large = _side(survey), survey.training_images >= _LARGE
+    side, large = _side(survey), survey.trained_images >= _LARGE
     small = side <= _SMALL_SIDE
     if small:
         reason = "3x3 without a pool: images of so few pixels lose too much in the ImageNet stem (CIFAR-10 demo)"
@@ -135,7 +140,7 @@ def _encoder(survey: Survey) -> Iterator[Setting]:
 
 
 def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
-    images, large = survey.training_images, survey.training_images >= _LARGE
+    images, large = survey.trained_images, survey.trained_images >= _LARGE
     groups, batch = _batch(images, gpus)
     steps = images // batch
     queue = _queue(images, batch)
@@ -149,7 +154,7 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
         yield Setting("moco.temperature", 0.1, "the CIFAR-10 demo, for tens of thousands of images or fewer")
         reason = "each view is query and key once: twice the time of a step, 2.7 points of kNN in the CIFAR-10 demo"
         yield Setting("moco.symmetric", True, reason)
-    reason = f"a multiple of {gpus} ranks, about 8 as in MoCo v1, section 3.3; groups of {batch // groups} images"
+    reason = f"a multiple of {_ranks(gpus)}, about 8 as in MoCo v1, section 3.3; groups of {batch // groups} images"
     yield Setting("moco.bn_groups", groups, reason)
     reason = "256 in MoCo v1, in groups of 32 images; less where the images are few, more where there are many GPUs"
     yield Setting("optim.global_batch", batch, reason)
@@ -170,12 +175,16 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
 def _evaluation(survey: Survey) -> Iterator[Setting]:
     if not survey.labelled:
         return
-    if not survey.held_out_images:
+    if survey.cut_off:
         reason = "there are no held-out images, so a tenth of the labelled ones is cut off to watch kNN by"
         yield Setting("eval.knn_split", "validation", reason)
     neighbours = max(1, min(200, min(survey.classes.values()) // 2))
     reason = "200 in Wu et al. 2018 and the CIFAR-10 demo; at most half of the smallest class"
     yield Setting("eval.knn_k", neighbours, reason)
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number > 1)}"
 
 
 def _side(survey: Survey) -> int:
@@ -185,9 +194,9 @@ def _side(survey: Survey) -> int:
 
 def _batch(images: int, gpus: int) -> tuple[int, int]:
     """Choose BatchNorm groups and global batch, which divide by the ranks. Raises UserError."""
+    wanted = max(images // 8, min(64, images // 2))  # eight steps an epoch, but no tiny batch
     for groups in (gpus * max(1, round(8 / gpus)), gpus):
-        # At least eight steps an epoch, in groups of 32 images where there are enough, of 2 at least.
-        group = 1 << (min(32, images // (8 * groups)) or 1).bit_length() - 1
+        group = 1 << (min(32, wanted // groups) or 1).bit_length() - 1  # images, a power of two
         if group >= 8:
             break
     group = max(2, group)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from moco_dist.data.look.proposal import Setting
+from moco_dist.data.look.proposal import Setting, in_yaml
 from moco_dist.data.look.survey import Survey
 
 _MOST_DAMAGED = 0.01
@@ -28,15 +27,14 @@ def settings_table(settings: Sequence[Setting]) -> Table:
     """Return the table of the proposed config, with the reason for each key."""
     table = Table("key", "value", "reason", title="A config to begin with", title_justify="left")
     for setting in settings:
-        value = yaml.safe_dump(setting.value, default_flow_style=True).removesuffix("\n...\n").strip()
-        table.add_row(setting.key, escape(value), escape(setting.reason))
+        table.add_row(setting.key, escape(in_yaml(setting.value)), escape(setting.reason))
     return table
 
 
 def _facts(survey: Survey) -> Iterator[tuple[str, str]]:
     sampled = "" if survey.read == survey.images else f", of {survey.read} that were read"
     yield "images", f"{survey.images}" + (f", {survey.read} of them read" if sampled else ", all of them read")
-    yield "splits", ", ".join(f"{name} {images}" for name, images in survey.splits.items())
+    yield "splits", ", ".join(f"{name} {images}" for name, images in survey.splits.items() if name != ".") or "none"
     if survey.classes:
         fewest, most = min(survey.classes.values()), max(survey.classes.values())
         yield "classes", f"{len(survey.classes)}, of {fewest} to {most} training images"

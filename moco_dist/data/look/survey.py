@@ -15,6 +15,7 @@ from statistics import median
 
 from tqdm import tqdm
 
+from moco_dist.config.schema import EvalSection
 from moco_dist.data import index, tree
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.look.measure import Measured, measure
@@ -56,6 +57,18 @@ class Survey:
     def labelled(self) -> bool:
         """Tell whether the training images have classes."""
         return bool(self.classes)
+
+    @property
+    def cut_off(self) -> int:
+        """Return how many labelled images `eval.knn_split=validation` would cut off where none are held out."""
+        if not self.labelled or self.held_out_images:
+            return 0
+        return max(1, round(self.training_images * EvalSection().validation_fraction))
+
+    @property
+    def trained_images(self) -> int:
+        """Return how many images a run would be trained on."""
+        return self.training_images - self.cut_off
 
     @cached_property
     def sides(self) -> list[int]:
@@ -133,7 +146,10 @@ def survey(root: Path, sample: int | None) -> Survey:
     if not paths:
         rule = f"no image below it ({', '.join(tree.SUFFIXES)})"
         raise UserError.of("FOLDER", root, rule, "give the folder that holds the images")
-    results = _measure(paths if sample is None else tree.some(paths, sample), root)
+    results = [
+        result._replace(name=os.path.relpath(result.name, root))
+        for result in _measure(paths if sample is None else tree.some(paths, sample), root)
+    ]
     measured = tuple(result for result in results if isinstance(result, Measured))
     damaged = tuple(result for result in results if isinstance(result, Unreadable))
     if not measured:

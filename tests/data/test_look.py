@@ -1,0 +1,268 @@
+"""The look at a folder: what it tells, and whether the config that it proposes can be trained from."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from moco_dist import config as configs
+from moco_dist.data.look import command, proposal, report
+from moco_dist.data.look.measure import Measured, measure
+from moco_dist.data.look.survey import Survey, survey
+from moco_dist.errors import UserError
+from moco_dist.train import command as trainer
+from tests.data.made import MNIST, draw
+
+CIFAR10 = MNIST.parent / "cifar10-jpeg-test.tar"
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text is broken into lines."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+def noise(side: int, seed: int = 0, channels: int = 3) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, channels), dtype=np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+def tree_of(root: Path, train: int, held_out: int = 0, side: int = 16) -> Path:
+    """A folder of noise, in two classes."""
+    for split, images in (("train", train), ("val", held_out)):
+        for number in range(images):
+            path = root / split / "ab"[number % 2] / f"{number:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise(side, 2 * number + (split == "val")).save(path)
+    return root
+
+
+def looked_at(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What the command prints, on one line, so that the width of the table does not count."""
+    assert command.run(["look", *map(str, arguments)]) == 0, capsys.readouterr().err
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def survey_of(images: int, side: int, channels: int = 3, held_out: int = 0, classes: int = 2) -> Survey:
+    """A survey of images that are not there."""
+    of_class = {str(number): images // classes for number in range(classes)} if images >= classes else {}
+    measured = Measured(
+        "a.png", (side, side), channels, 8, b"", None, True, side**2, (1.0,) * channels, (1.0,) * channels
+    )
+    return Survey(Path("/images"), {"train": images}, of_class, images, held_out, Counter(), (), (measured,), ())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    images=st.integers(2, 3_000_000),
+    side=st.integers(4, 3000),
+    channels=st.integers(1, 12),
+    held_out=st.sampled_from((0, 500)),
+    classes=st.sampled_from((0, 2, 100)),
+    gpus=st.integers(1, 24),
+)
+def test_every_proposal_is_a_config_that_fits(
+    images: int, side: int, channels: int, held_out: int, classes: int, gpus: int
+) -> None:
+    """For any folder: the config is valid, the batch lies on the ranks, neither it nor the queue exceeds the data."""
+    folder = survey_of(images, side, channels, held_out, classes or images + 1)
+    if folder.trained_images < 2 * gpus:
+        with pytest.raises(UserError, match=r"--gpus"):
+            proposal.propose(folder, gpus)
+        return
+    found = proposal.propose(folder, gpus)
+    config = configs.parse(yaml.safe_load(proposal.as_yaml(found, "A heading.")))
+    assert configs.layout(config, gpus).group_size >= 2
+    assert config.optim.global_batch <= folder.trained_images and config.data.image_size <= side
+    assert config.moco.queue_size <= max(folder.trained_images, config.optim.global_batch)
+    assert config.moco.queue_size % config.optim.global_batch == 0
+    assert all(setting.reason for setting in found)
+
+
+def test_the_papers_settings_come_out_for_the_papers_data() -> None:
+    """ImageNet on 8 GPUs is MoCo v2, CIFAR-10 on one is the authors' demo, but for the batch."""
+    imagenet = configs.parse(proposal.tree(proposal.propose(survey_of(1_281_167, 375, held_out=50_000), 8)))
+    theirs = configs.load(Path("imagenet_v2"), ["data.root=x"])
+    for section, keys in {
+        "data": ("image_size", "augmentation", "crop_scale", "blur_probability"),
+        "model": ("arch", "stem", "mlp"),
+        "moco": ("queue_size", "momentum", "temperature", "bn_groups", "symmetric"),
+        "optim": ("global_batch", "lr", "epochs", "weight_decay"),
+    }.items():
+        for key in keys:
+            assert getattr(getattr(imagenet, section), key) == getattr(getattr(theirs, section), key), key
+    cifar10 = configs.parse(proposal.tree(proposal.propose(survey_of(50_000, 32, held_out=10_000, classes=10), 1)))
+    theirs = configs.load(Path("cifar10"), ["data.root=x"])
+    for section, keys in {
+        "data": ("image_size", "augmentation", "blur_probability"),
+        "model": ("arch", "stem"),
+        "moco": ("queue_size", "momentum", "temperature", "bn_groups"),
+        "optim": ("weight_decay",),
+        "eval": ("knn_k",),
+    }.items():
+        for key in keys:
+            assert getattr(getattr(cifar10, section), key) == getattr(getattr(theirs, section), key), key
+    assert cifar10.optim.lr / cifar10.optim.global_batch == theirs.optim.lr / theirs.optim.global_batch
+
+
+def test_the_proposed_config_is_trained_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The written file is accepted as it is: digits as files in class folders, without held-out images."""
+    digits = load_digits()
+    for number in range(200):
+        path = tmp_path / "my digits" / str(digits.target[number]) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(path)
+    written = tmp_path / "my.yaml"
+    text = looked_at(capsys, tmp_path / "my digits", "--write", written)
+    assert "200, all of them read" in text and "10, of 19 to 21 training images" in text
+    assert configs.load(written).data.channels == 1 and "# " in written.read_text()
+    run_dir = tmp_path / "run"
+    assert trainer.run([str(written), f"run.dir={run_dir}", "optim.steps=2", "data.workers=0"]) == 0
+    assert "knn_top1" in (run_dir / "summary.json").read_text()
+    before = written.read_text()
+    assert command.run(["look", str(tmp_path / "my digits"), "--write", str(written)]) == 2
+    assert "is there already" in capsys.readouterr().err and written.read_text() == before
+
+
+def test_a_folder_of_everything_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind of trouble in one folder: it is counted, with its reason, and none of it ends the look."""
+    root = tree_of(tmp_path, train=60, held_out=8)
+    train = root / "train"
+    (train / "a" / "broken.png").write_bytes(b"no image")
+    (train / "a" / "empty.jpg").touch()
+    whole = io.BytesIO()
+    noise(16).save(whole, "PNG")
+    (train / "b" / "half.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    for name in ("x.png", "y.png", "z.png"):
+        (train / "a" / name).write_bytes(whole.getvalue())  # 0000.png is one more
+    Image.new("RGB", (6000, 1)).save(train / "b" / "thin.png")
+    Image.fromarray(np.full((16, 16), 4095, np.uint16)).save(train / "b" / "deep.png")
+    noise(16).save(train / "beside.jfif", "JPEG")
+    (train / "notes.txt").touch()
+    (train / "a" / "loop").symlink_to("..")
+    text = looked_at(capsys, root)
+    assert "train 69, val 8" in text
+    assert "3 cannot be decoded" in text and "broken.png: cannot identify image file" in text and "half.png" in text
+    assert "More than 1 %: the trainer will refuse" in text
+    assert "3 files repeat the content of another" in text
+    assert "16 to 6000 pixels" in text and "1 to 16 pixels" in text
+    assert "colour 72, gray 2" in text and "8 73, 16 1" in text and "4095 to 4095" in text
+    assert ".png 75, .jpg 1, .jfif 1" in text
+    for remark in (
+        "1 image beside the class folders",
+        "1 file with other suffixes",
+        "(.txt 1)",
+        "1 folder reached again",
+    ):
+        assert remark in text, remark
+
+
+@pytest.mark.parametrize(
+    ("values", "value_range"),
+    [
+        (np.linspace(0, 4095, 256).reshape(16, 16).astype(np.uint16), [0.0, 4095.0]),  # a camera of 12 bits
+        (np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16), None),
+        (np.linspace(-3, 5, 256).reshape(16, 16).astype(np.float32), [-3.0, 5.0]),
+        (np.linspace(0, 1, 256).reshape(16, 16).astype(np.float32), None),
+        (np.linspace(0, 250, 256).reshape(16, 16).astype(np.float32), [0.0, 255.0]),
+    ],
+)
+def test_deep_images_are_proposed_a_range(values: np.ndarray, value_range: list[float] | None, tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(values).save(path)
+    proposed = proposal.tree(proposal.propose(survey(tmp_path, None), 1))["data"]
+    assert proposed.get("value_range") == value_range
+    assert proposed["channels"] == 1
+
+
+def test_arrays_of_many_channels(tmp_path: Path) -> None:
+    """Statistics are those of all pixels; the channels those of most images."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 5), dtype=np.uint8)
+    for number, image in enumerate(images):
+        np.save(tmp_path / f"{number}.npy", image)
+    folder = survey(tmp_path, None)
+    mean, std = folder.pixel_statistics
+    pixels = images.reshape(-1, 5) / 255
+    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(std, pixels.std(0), rtol=1e-6)
+    assert folder.channels == 5 and not folder.labelled
+
+
+def test_gray_is_told_from_colour_by_its_pixels(tmp_path: Path) -> None:
+    """A colour file whose channels are equal is gray; one pixel of colour makes it coloured."""
+    gray, coloured = draw(tmp_path / "gray.png", 90), draw(tmp_path / "coloured.png", 90)
+    with Image.open(coloured) as image:
+        image.putpixel((3, 3), (90, 91, 90))
+        image.save(coloured)
+    channels = []
+    for path in (gray, coloured):
+        measured = measure(str(path))
+        assert isinstance(measured, Measured)
+        channels.append(measured.channels)
+    assert channels == [1, 3]
+
+
+def test_a_sample_is_read_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree_of(tmp_path, train=40)
+    assert "40, 5 of them read" in looked_at(capsys, root, "--sample", 5)
+    assert "40, all of them read" in looked_at(capsys, root, "--sample", 5, "--all")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["look"], "the following arguments are required: FOLDER"),
+        (["look", "nowhere"], "data.root = nowhere: no such folder"),
+        (["look", ".", "--gpus", "0"], "argument --gpus: 0: must be a number above 0"),
+        (["gaze", "."], "invalid choice: 'gaze'"),
+        (["look", "empty"], "no image below it"),
+        (["look", "broken"], "none of 2 images can be decoded"),
+        (["look", "few", "--gpus", "4"], "--gpus = 4: BatchNorm needs 2 images a rank"),
+        (["look", "few", "--write", "nowhere/my.yaml"], "--write = nowhere/my.yaml: cannot be written"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "broken", "few"):
+        Path(name).mkdir()
+    for number in range(2):
+        Path("broken", f"{number}.jpg").touch()
+        draw(Path("few", f"{number}.jpg"), 90 + number)
+    assert command.run(arguments) == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert told.startswith("moco_dist.data: ") and line in told
+
+
+def test_it_runs_as_a_command_without_torch(tmp_path: Path) -> None:
+    tree_of(tmp_path, train=4)
+    script = (
+        "import sys; from moco_dist.data.look import command; "
+        f"code = command.run(['look', {str(tmp_path)!r}]); sys.exit(code or 3 * ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    helped = subprocess.run(
+        [sys.executable, "-m", "moco_dist.data", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert helped.returncode == 0 and "--write" in helped.stdout
+
+
+def test_report_names_only_what_is_there() -> None:
+    """A folder without classes says that there will be no kNN; one without deep images says nothing of values."""
+    rows = dict(report._facts(survey_of(100, 32, classes=1000)))
+    assert "no kNN" in rows["classes"] and "values" not in rows and "passed over" not in rows
