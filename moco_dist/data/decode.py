@@ -154,7 +154,8 @@ def _with_channels(image: Image.Image, channels: int) -> Planes:
     if image.mode in ("P", "PA"):  # by way of RGBA, as PIL advises where colours of the palette are transparent
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if channels in (1, 3):
-        return [image.convert("L" if channels == 1 else "RGB")]
+        mode = "L" if channels == 1 else "RGB"
+        return [image if image.mode == mode else image.convert(mode)]  # convert would copy it
     if len(image.getbands()) != channels:
         rule = f"has {len(image.getbands())} channels as PIL reads it, not {channels} as data.channels says"
         raise ValueError(f"{rule}; more than PIL reads are saved as .npy")
