@@ -31,7 +31,8 @@ class Identity(NamedTuple):
         return cls(len(source), len(source.classes) or numbered, source.digest())
 
     def __str__(self) -> str:
-        return f"{self.images} images of {self.classes} classes, sha256 {self.digest[:12]}"
+        numbers = f"{self.images} images of {self.classes} classes, sha256 {self.digest[:12]}"
+        return numbers if self.images else "no images"
 
 
 def check_begun(

@@ -212,6 +212,8 @@ def _remarks(folders: Folders, tree: Tree, skipped: int = 0, empty: Sequence[str
     if tree.repeated:
         names = _some(tree.repeated)
         yield f"{here}: {_count(len(tree.repeated), 'folder')} reached again by links, and read only once ({names})"
+    if tree.runs:
+        yield f"{here}: run directories passed over ({_some(tree.runs)})"
     if empty:
         yield f"{here}: {_count(len(empty), 'class folder')} without an image ({_some(empty)})"
     if trains and folders.beside:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from moco_dist.run.paths import METRICS
+
 T = TypeVar("T")
 
 ARRAY_SUFFIX = ".npy"
@@ -39,6 +41,8 @@ class Tree:
     """Folders that had been entered by another path, such as a link to a folder above; they are not entered again."""
     no_files: list[str] = field(default_factory=list)
     """Links that lead nowhere, and what is neither file nor folder, such as a socket."""
+    runs: list[str] = field(default_factory=list)
+    """Run directories, whose pictures are no data; they are not entered."""
     closed: dict[str, str] = field(default_factory=dict)
     """Folders that could not be read, and why."""
     unfinished: str | None = None
@@ -67,6 +71,9 @@ def walk(root: Path, ended: Callable[[], bool] | None = None) -> Tree:
                 tree.repeated.append(folder)
                 continue
             entered.add((status.st_dev, status.st_ino))
+            if folder and os.path.exists(os.path.join(path, METRICS)):  # noqa: PTH110, PTH118
+                tree.runs.append(folder)
+                continue
             inside[folder] = []
             subfolders, linked = _enter(tree, folder, inside[folder], ended)
         except OSError as error:

@@ -337,6 +337,16 @@ def test_a_run_goes_on_under_changes_that_leave_its_curve(overrides: tuple[str, 
     resumed(*overrides, ranks=ranks)
 
 
+def test_only_a_run_that_evaluates_cuts_its_validation_images_off() -> None:
+    cut = ("eval.knn_split=validation",)
+    resumed("eval.knn_every=3", before=cut)
+    with pytest.raises(UserError, match=r"eval\.knn_every = 0 \(was 10\)"):
+        resumed("eval.knn_every=0", before=cut)
+    with pytest.raises(UserError, match=r"eval\.knn_every = 1 \(was 0\)"):
+        resumed("eval.knn_every=1", before=(*cut, "eval.knn_every=0"))
+    resumed("eval.knn_every=0")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

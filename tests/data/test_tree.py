@@ -127,6 +127,15 @@ def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
     assert walk(tmp_path).images == ["x.jpg/1.png", "x.jpg/y.png/2.png"]
 
 
+def test_pictures_of_a_run_are_no_images(tmp_path: Path) -> None:
+    plant(tmp_path, "1.png", "z/2.png", "runs/one/augmented_pairs.png", "runs/two/evaluation/knn.png")
+    assert len(walk(tmp_path).images) == 4
+    plant(tmp_path, "runs/one/metrics.jsonl", "runs/two/metrics.jsonl")
+    assert walk(tmp_path).images == ["1.png", "z/2.png"]
+    assert list_folder(tmp_path, "train").remarks == (f"{tmp_path}: run directories passed over (runs/one, runs/two)",)
+    assert walk(tmp_path / "runs" / "one").images  # it was named
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """Pytest's own folders are closed to nobody as a whole."""

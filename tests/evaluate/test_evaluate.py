@@ -283,7 +283,19 @@ def test_folders_of_a_few_images_all_told_right(run_dir: Path, capsys: pytest.Ca
     other = folder_of(run_dir / "others", 3, shade=40)  # other images of the same names
     assert command.run([str(run_dir), *other, "--knn"]) == 0
     assert [row["method"] for row in rows(run_dir)] == ["kNN"]  # rows of other images do not stay
-    assert len((run_dir / "evaluation/cells.jsonl").read_text().splitlines()) == 4
+    cells = (run_dir / "evaluation/cells.jsonl").read_bytes()
+    assert len(cells.splitlines()) == 4
+    (run_dir / "others").rename(run_dir / "moved")
+    (run_dir / "moved/train/beside.txt").touch()
+    capsys.readouterr()
+    assert command.run([str(run_dir), *other, f"data.root={run_dir}/moved", "--knn"]) == 0
+    assert (run_dir / "evaluation/cells.jsonl").read_bytes() == cells  # where the images lie is no part of a key
+    line = f"moco_dist.evaluate: {run_dir}/moved/train: 1 file with other suffixes passed over (.txt 1)\n"
+    assert capsys.readouterr().err == line
+    for image in (run_dir / "moved/train/shade [1]").iterdir():
+        image.unlink()
+    assert command.run([str(run_dir), *other, f"data.root={run_dir}/moved", "--labels", "6"]) == 2
+    assert "--labels = 6: class shade [1] has no image; " in capsys.readouterr().err
 
 
 def test_the_probe_by_sgd(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

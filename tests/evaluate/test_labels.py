@@ -45,6 +45,14 @@ def test_too_few(count: int, told: str) -> None:
         labels.draw(OF_ALL, 10, count, seed=0, number=0)
 
 
+def test_messages_name_the_class_by_its_folder() -> None:
+    of, names = np.array([0, 0, 0, 2, 2, 2, 2]), ("ant", "bee", "cow")
+    with pytest.raises(UserError, match="--labels = 3: class bee has no image; remove it, or add images to it"):
+        labels.draw(of, 3, 3, seed=0, number=0, names=names)
+    with pytest.raises(UserError, match="class ant has 1 images, and 2 of each are asked for"):
+        labels.draw(np.array([0, 1, 1, 1, 2, 2]), 3, 5, seed=0, number=0, names=names)
+
+
 @given(st.lists(st.integers(0, 4), min_size=10, max_size=80), st.integers(2, 5))
 def test_folds_part_the_images_and_share_out_each_class(of_images: list[int], count: int) -> None:
     of = np.array(of_images)

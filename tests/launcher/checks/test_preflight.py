@@ -210,6 +210,29 @@ def foreign(root: Path) -> None:
     draw(root / "val" / "emu" / "f.png")
 
 
+def classes_in_root(root: Path) -> None:
+    for number in range(20):
+        draw(root / "cat" / f"{number}.png")
+        draw(root / "dog" / f"{number}.jfif" if number == 7 else root / "dog" / f"{number}.png")
+
+
+def capitals(root: Path) -> None:
+    classes(root)
+    (root / "train").rename(root / "Training")
+    (root / "val").rename(root / "VALID")
+
+
+def rivals(root: Path) -> None:
+    classes(root)
+    (root / "Train").mkdir()
+
+
+def looped(root: Path) -> None:
+    classes(root)
+    (root / "train" / "cat" / "loop").symlink_to("..")
+    (root / "train" / "cat" / "again").symlink_to("../dog")
+
+
 def empty(root: Path) -> None:
     root.mkdir()
 
@@ -231,17 +254,22 @@ def mixed(root: Path) -> None:
         draw(root / f"{name}.png", side=side)
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize(
-    "make", [flat, classes, beside, linked, train_alone, foreign, empty, no_image, small, mixed, lambda root: None]
+    "make",
+    [
+        *(flat, classes, beside, linked, train_alone, foreign, empty, no_image, small, mixed, lambda root: None),
+        *(classes_in_root, capitals, rivals, looped),
+    ],
 )
-def test_a_tree_is_as_the_trainer_finds_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_tree_is_as_the_trainer_finds_it(tmp_path: Path, make: Callable[[Path], None], split: str) -> None:
     root = tmp_path / "data"
     make(root)
     config = configs.parse(
         {
             "data": {"source": "imagefolder", "root": str(root), "image_size": 12},
             "optim": {"global_batch": 2},
-            "eval": {"knn_split": "validation"},
+            "eval": {"knn_split": split},
         }
     )
     errors = lines(list(dataset.check(config, None)))
