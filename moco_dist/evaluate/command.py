@@ -19,8 +19,9 @@ from moco_dist.ranks.rank import Rank
 
 def run(arguments: Sequence[str]) -> int:
     """Evaluate as the arguments of the command line say. Returns the exit status; raises whatever else goes wrong."""
-    rank = Rank.from_environment()
+    rank = Rank(0, 1, 0)  # who tells that the environment is wrong
     try:
+        rank = Rank.from_environment(arguments)
         options = command_line.parse(arguments, __doc__)
         config = command_line.load_config(options)
     except UserError as error:

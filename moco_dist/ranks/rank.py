@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moco_dist.errors import UserError
+
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""What a launcher of ranks tells each of them."""
+_OF_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+"""What it tells beside, where there are several: the place where they meet."""
 _LET_RANK_0_SPEAK_SECONDS = 10.0
 
 
@@ -22,10 +29,34 @@ class Rank:
     """Its number among the ranks of its node."""
 
     @classmethod
-    def from_environment(cls) -> Rank:
-        """Read torchrun's variables; without them this is the one rank of a world of one."""
-        variables = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-        return cls(*(int(os.environ.get(name, default)) for name, default in variables))
+    def from_environment(cls, arguments: Sequence[str] = ()) -> Rank:
+        """Read torchrun's variables; without them this is the one rank of a world of one.
+
+        Args:
+            arguments: of the command line, to which an old launcher adds one of its own.
+
+        Raises:
+            UserError: some of the variables are missing, are no numbers or do not fit together.
+        """
+        start = "start the ranks with torchrun"
+        if of_launcher := [a for a in arguments if a.partition("=")[0] in ("--local-rank", "--local_rank")]:
+            raise UserError(f"argument {of_launcher[0]}: comes from torch.distributed.launch; {start} instead")
+        present = [name for name in _OF_TORCHRUN if os.environ.get(name)]
+        if not present:
+            return cls(0, 1, 0)
+        wanted = _OF_TORCHRUN if os.environ.get("WORLD_SIZE") == "1" else (*_OF_TORCHRUN, *_OF_MEETING)
+        if missing := ", ".join(name for name in wanted if not os.environ.get(name)):
+            rule = f"set in the environment without {missing}"
+            raise UserError.of(present[0], os.environ[present[0]], rule, f"{start}, or unset {', '.join(present)}")
+        numbers = {name: os.environ.get(name, "1") for name in (*wanted, "LOCAL_WORLD_SIZE") if name != "MASTER_ADDR"}
+        for name, text in numbers.items():
+            if not (text.isascii() and text.isdecimal()):
+                raise UserError.of(name, text, "must be a whole number, 0 or more", start)
+        rank, size, local_rank = (int(numbers[name]) for name in _OF_TORCHRUN)
+        for name, number in (("RANK", rank), ("LOCAL_RANK", local_rank)):
+            if number >= size:
+                raise UserError.of(name, number, f"must be below WORLD_SIZE={size}", start)
+        return cls(rank, size, local_rank)
 
     def tell(self, line: str) -> None:
         """Print on stderr what all ranks know, once."""

@@ -30,10 +30,11 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
     Returns:
         The exit status; raises whatever else goes wrong.
     """
-    rank, run_dir = Rank.from_environment(), None
-    if not supervised and (code := restarts.ended_already(None)):
-        return code
+    rank, run_dir = Rank(0, 1, 0), None  # who tells that the environment is wrong
     try:
+        rank = Rank.from_environment(arguments)
+        if not supervised and (code := restarts.ended_already(None)):
+            return code
         config = configs.load(*configs.parse_arguments(arguments))
         if not supervised and (code := restarts.ended_already(config.run_dir)):
             return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_dist.errors import UserError
 from moco_dist.ranks.collectives import PeerLost, World, gradients
-from moco_dist.ranks.rank import Rank
 from tests.ranks import Ranks
 
 SIZES = [1, 2, 4]
@@ -124,14 +122,6 @@ def test_gradients_gather_and_then_average(ranks: Ranks, size: int) -> None:
     for rank, (alone, mean) in enumerate(of_ranks):
         assert alone == pytest.approx((rank + 1) * scale)
         assert mean == pytest.approx(2 * (size + 1) / 2 * scale)
-
-
-def test_the_world_that_torchrun_describes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert Rank.from_environment() == Rank(0, 1, 0)
-    monkeypatch.setattr(os, "environ", {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
-    assert Rank.from_environment() == Rank(5, 8, 1)
 
 
 def leave_early(world: World) -> str:

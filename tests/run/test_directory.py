@@ -64,7 +64,8 @@ def test_a_mistake_of_one_node_is_told_by_it(
     rank: int, local_rank: int, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("moco_dist.ranks.rank._LET_RANK_0_SPEAK_SECONDS", 0.0)
-    for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", 4)):
+    variables = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 4, "MASTER_ADDR": "here", "MASTER_PORT": 1}
+    for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
     assert train.run(["optim.lr=fast"]) == 2
     assert ("moco_dist.train: optim.lr = fast" in capsys.readouterr().err) == speaks

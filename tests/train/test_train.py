@@ -22,6 +22,7 @@ from moco_dist.errors import UserError
 from moco_dist.networks import batchnorm, weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.run import status
+from tests.ranks.test_rank import ONE_OF_TWO
 from tests.replay import TraceEncoder
 from tests.without import without
 
@@ -215,7 +216,8 @@ def test_cuda_without_cuda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_ranks_that_do_not_divide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for ranks, told in (("3", r"optim\.global_batch = 128: .*3 ranks"), ("8", r"moco\.bn_groups = 4: .*8 ranks")):
-        monkeypatch.setenv("WORLD_SIZE", ranks)
+        for name, value in {**ONE_OF_TWO, "WORLD_SIZE": ranks, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
         assert train.run([]) == 2
         assert re.search(told, capsys.readouterr().err)
 
