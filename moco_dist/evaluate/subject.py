@@ -204,9 +204,11 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     encoder = build_encoder(config.model, data.train.channels, config.run.seed)
     if step := _checkpoint(path, layer, world):
         world.agreed(lambda: _load_checkpoint_(encoder, *step))
+    elif path.is_dir():
+        world.agreed(lambda: weights.load_backbone_(encoder, RunPaths(path).encoder, key="RUN_DIR"))
     else:
-        file = RunPaths(path).encoder if path.is_dir() else path
-        world.agreed(lambda: weights.load_backbone_(encoder, file, key="RUN_DIR" if path.is_dir() else "WEIGHTS"))
+        taken = world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS"))
+        world.tell(f"moco_dist.evaluate: {taken}")
     digests = _digest(encoder, head=False), _digest(encoder, head=True)
     return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
 

@@ -73,13 +73,14 @@ class Bottleneck(nn.Module):
         return relu
 
 
-_DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
     "resnet152": (Bottleneck, [3, 8, 36, 3]),
 }
+"""The block of each architecture, and how many of it each stage has."""
 
 
 class Encoder(nn.Module):
@@ -91,7 +92,7 @@ class Encoder(nn.Module):
 
     def __init__(self, model: ModelSection, channels: int) -> None:
         super().__init__()
-        block, depths = _DEPTHS[model.arch]
+        block, depths = DEPTHS[model.arch]
         # Random numbers are drawn in torchvision's order, also those of the layers that are replaced below.
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = GroupBatchNorm2d(model.width)

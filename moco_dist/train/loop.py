@@ -202,9 +202,9 @@ class Training:
             self.tracker.say(f"next, MNIST: {command}")
 
 
-def first_encoder(config: Config, data: sources.Data) -> Encoder:
-    """The query encoder as the run begins. Raises UserError."""
+def first_encoder(config: Config, data: sources.Data, world: World) -> Encoder:
+    """Build the query encoder as the run begins. Raises UserError."""
     encoder = build_encoder(config.model, data.train.channels, config.run.seed)
     if config.run.init_from:
-        weights.load_backbone_(encoder, Path(config.run.init_from))
+        world.tell(f"moco_dist.train: {weights.load_backbone_(encoder, Path(config.run.init_from))}")
     return encoder

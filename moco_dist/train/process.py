@@ -42,7 +42,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
         world = start(config, rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, rank))
         data = sources.on_all_ranks(config, world, sources.load)
         config = sources.with_statistics(config, data.train)
-        encoder = world.agreed(lambda: first_encoder(config, data))
+        encoder = world.agreed(lambda: first_encoder(config, data, world))
         watchdog.beat()
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         world.from_first(run_dir.open)
