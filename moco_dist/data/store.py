@@ -218,7 +218,8 @@ class FileSource:
 
         Args:
             place: of the image in the source.
-            unreadable: the images that were passed over are added to it.
+            unreadable: the image is added to it where another one replaces it. Those passed over in search of one are
+                not: each is counted where it is asked for itself, and so once an epoch.
 
         Raises:
             UserError: the source has no readable image.
@@ -230,7 +231,8 @@ class FileSource:
             except MemoryError:
                 raise  # the process's own, which another image would not mend
             except Exception as error:  # decoders raise errors of their own kinds
-                unreadable.append(Unreadable.of(path, error))
+                if offset == 0:
+                    unreadable.append(Unreadable.of(path, error))
         rule = f"none of its {len(self)} images can be decoded; mend the files"
         raise UserError(f"data.root = {self.folder}: {rule}")
 
