@@ -3,22 +3,86 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
+import multiprocessing.util
+import os
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from moco_dist.ranks import devices
+from moco_dist.errors import UserError
+from moco_dist.ranks import devices, watchdog
 
 T = TypeVar("T")
 
+_LOOK_SECONDS = 1.0
+"""How often a rank that waits for its workers' batch looks whether it shall stop."""
+_STOP_SECONDS = 5.0
+"""How long a rank that shall stop still waits for a batch: with it, all ranks stop together after a step."""
+_SOCKET_PATH_BYTES = 107
+"""What a socket's path may have on Linux."""
+_SHORT_PLACE = "/tmp"
 
-def make_loader(batches: Dataset[T], steps: range, workers: int, device: torch.device) -> DataLoader[T]:
+
+class Withheld(Exception):
+    """A batch has not come, and it is waited for no longer since a stop was requested."""
+
+
+class _Stop:
+    requested: Callable[[], bool] = staticmethod(lambda: False)
+
+
+@contextmanager
+def heeding(stop_requested: Callable[[], bool]) -> Iterator[None]:
+    """Within it, a wait for a batch ends with Withheld a while after a stop was requested."""
+    before, _Stop.requested = _Stop.requested, staticmethod(stop_requested)
+    try:
+        yield
+    finally:
+        _Stop.requested = before
+
+
+@dataclass(frozen=True)
+class Loader(Iterable[T]):
+    """A loader yields batches that workers make ahead of time; the watchdog knows when a batch is awaited.
+
+    Iterating raises Withheld where a stop is requested and workers give no batch. Without workers, this process makes
+    the batch itself, and is not interrupted.
+    """
+
+    _loader: DataLoader[T]
+
+    def __iter__(self) -> Iterator[T]:
+        batches = iter(self._loader)
+        for _ in range(len(self._loader)):
+            with watchdog.awaiting_batch():
+                batch = self._next(batches)
+            yield batch
+
+    def _next(self, batches: Iterator[T]) -> T:
+        give_up_at = math.inf
+        while True:
+            try:
+                return next(batches)
+            except RuntimeError as error:  # after _LOOK_SECONDS; it can be asked again
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+            if _Stop.requested():
+                give_up_at = min(give_up_at, time.monotonic() + _STOP_SECONDS)
+            if time.monotonic() > give_up_at:
+                raise Withheld("a batch of the data loader does not come")
+
+
+def make_loader(batches: Dataset[T], steps: range, workers: int, device: torch.device) -> Loader[T]:
     """Load whole batches in the order of their steps.
 
     Args:
@@ -26,15 +90,47 @@ def make_loader(batches: Dataset[T], steps: range, workers: int, device: torch.d
         steps: the steps to load.
         workers: processes that make batches ahead of time; with 0, this process makes each when it is asked for.
         device: where the batches go; for one that runs ahead, they lie in pinned memory.
+
+    Raises:
+        UserError: the workers' sockets have no place.
     """
-    return DataLoader(
+    workers = min(workers, len(steps))
+    if workers:
+        _place_sockets()
+    loader = DataLoader(
         batches,
         batch_size=None,
         sampler=steps,
-        num_workers=min(workers, len(steps)),
+        num_workers=workers,
         pin_memory=devices.runs_ahead(device),
         worker_init_fn=_heed_signals,
+        timeout=_LOOK_SECONDS if workers else 0,
     )
+    return Loader(loader)
+
+
+def _place_sockets() -> None:
+    """Make the folder of the workers' sockets, private to the user, where their paths are short enough.
+
+    A worker hands over its batch by a socket in a folder below TMPDIR. Where that has too long a path, the worker's
+    thread fails, and the batch never comes.
+
+    Raises:
+        UserError: there is no such place.
+    """
+    longest = _SOCKET_PATH_BYTES - len("/pymp-12345678/listener-12345678")
+    place = tempfile.gettempdir()
+    try:
+        tempfile.tempdir = place if len(os.fsencode(place)) <= longest else _SHORT_PLACE
+        folder = multiprocessing.util.get_temp_dir()  # made once, and kept by the workers
+    except OSError as error:
+        rule = f"too long for the sockets of data workers, and {_SHORT_PLACE} cannot be written: {error.strerror}"
+        raise UserError.of("TMPDIR", place, rule, f"set it to a folder of at most {longest} bytes") from None
+    finally:
+        tempfile.tempdir = place
+    if len(os.fsencode(folder)) + len("/listener-12345678") > _SOCKET_PATH_BYTES:
+        rule = "too long for the sockets of data workers"
+        raise UserError.of("TMPDIR", place, rule, f"set it to a folder of at most {longest} bytes")
 
 
 def _heed_signals(worker: int) -> None:

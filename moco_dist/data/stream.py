@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from moco_dist import randomness
 from moco_dist.config import Config
@@ -118,7 +118,7 @@ def pretraining(source: Source, config: Config, world: World) -> BatchStream:
 
 
 def on_device(
-    batches: DataLoader[Batch], augmentation: Augment, device: torch.device, dtype: torch.dtype
+    batches: Iterable[Batch], augmentation: Augment, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, list[Unreadable]]]:
     """Yield both augmented views of each batch, [n, C, S, S] each, and the replaced images.
 

@@ -30,6 +30,7 @@ class Hang(Exception):
 class _Progress:
     last_beat = time.monotonic()
     waiting_for = ""
+    batch_awaited = False
     untimed = False
     over = threading.Event()
 
@@ -47,6 +48,16 @@ def waiting(what: str) -> Iterator[None]:
         yield
     finally:
         _Progress.waiting_for = ""
+
+
+@contextmanager
+def awaiting_batch() -> Iterator[None]:
+    """Within it, this process waits for the data loader, or reads the images itself: what hangs is the reading."""
+    _Progress.batch_awaited = True
+    try:
+        yield
+    finally:
+        _Progress.batch_awaited = False
 
 
 @contextmanager
@@ -95,7 +106,8 @@ def _watch(
         waiting_for = _Progress.waiting_for
         still = time.monotonic() - _Progress.last_beat
         if not _Progress.untimed and still > patience + (_GRACE_SECONDS if waiting_for else 0.0):
-            where = f"waits for other ranks in {waiting_for}" if waiting_for else "hangs by itself"
+            itself = "waits for a batch of the data loader" if _Progress.batch_awaited else "hangs by itself"
+            where = f"waits for other ranks in {waiting_for}" if waiting_for else itself
             hang = Hang(f"rank {rank} {where}: no step for {still:.0f} s (run.hang_timeout_seconds)")
             main = sys._current_frames()[threading.main_thread().ident or 0]
             hang.add_note("".join(["at\n", *traceback.format_stack(main)]))

@@ -68,6 +68,11 @@ class RunDirectory:
             reason = " ".join(str(error).split())[-500:]  # a data worker's own error stands last
             status.write(self.folder, "crashed", before.step, f"rank {rank}: {type(error).__name__}: {reason}")
 
+    def stopped_alone(self, step: int, reason: str) -> None:
+        """Note a stop, from any rank that the others wait for in vain; who ends after it changes nothing any more."""
+        if self.ours and status.read(self.folder).state == "running":
+            status.write(self.folder, "stopped", step, reason)
+
     def close(self) -> None:
         """Give the lease back."""
         if self._lease:

@@ -26,6 +26,13 @@ class Stopped(Ended):
     state = "stopped"
 
 
+class StoppedAlone(Stopped):
+    """The run was asked to stop while this rank waited for a batch in vain; it may not meet the other ranks any more.
+
+    They may wait for it in the midst of a step, and end when it is gone.
+    """
+
+
 class Diverged(Ended):
     """The loss is no number any more."""
 

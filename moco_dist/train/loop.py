@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +15,7 @@ from moco_dist.config import Config, Layout
 from moco_dist.data import sources, stream
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.data.identity import check_begun
-from moco_dist.data.loader import make_loader
+from moco_dist.data.loader import Withheld, make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.engine.checkpoint import Checkpoints
@@ -34,7 +35,7 @@ from moco_dist.tracking import Tracker
 from moco_dist.train.advice import advice
 from moco_dist.train.books import SAVE, STOP, UNREADABLE, Books
 from moco_dist.train.due import Due
-from moco_dist.train.ends import Ended, Stopped, StopRequest
+from moco_dist.train.ends import Ended, Stopped, StoppedAlone, StopRequest
 from moco_dist.train.pictures import pairs_picture
 from moco_dist.train.readout import Readout
 
@@ -67,6 +68,8 @@ class Training:
             run_dir.paths.checkpoints, config.checkpoint.keep, milestone=self.due.milestone, writes=world.rank == 0
         )
         self.readout = Readout(world.device)
+        self.done = 0
+        """Steps done."""
 
     def run(self) -> None:
         """Train to the end. Raises Ended, UserError."""
@@ -81,6 +84,7 @@ class Training:
                 self.world.tell(f"moco_dist.train: {self.run_dir.folder} is done: nothing left to do")
                 return
             self.engine.restore_(state)
+            self.done = start
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
@@ -89,7 +93,8 @@ class Training:
         self.books.unreadable = unreadable
         code = 1
         try:
-            self._loop(start)
+            with self._stopping_alone():
+                self._loop(start)
             self.world.from_first(self._conclude)
             code = 0
         except Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
@@ -121,7 +126,8 @@ class Training:
             }
             figures = self.engine.step((one, two), step, lr, sums=wishes)
             self.readout.push(step + 1, figures, unreadable)
-            self._after(step + 1)
+            self.done = step + 1
+            self._after(self.done)
         self.checkpoints.wait()
 
     def _after(self, done: int) -> None:
@@ -142,6 +148,22 @@ class Training:
             self.checkpoints.wait()
             saved = "saved" if done in self.checkpoints.index.steps() else "NOT saved, its checkpoint failed"
             raise Stopped(done, f"stopped on request after step {done}, {saved}; the same command goes on from there")
+
+    @contextmanager
+    def _stopping_alone(self) -> Iterator[None]:
+        """Turn the end of a wait for a batch into StoppedAlone; save first, where that needs no other rank."""
+        begun_at, world = self.done, self.world
+        try:
+            yield
+        except Withheld as reason:
+            if self.done > begun_at and (world.size == 1 or not devices.runs_ahead(world.device)):
+                for reading in self.readout.pop(everything=True):
+                    self.books.record(reading)
+                self._save(self.done)
+                self.checkpoints.wait()
+            last = self.checkpoints.index.last()
+            line = f"stopped on request, {reason}; the last checkpoint is of step {last}, from which the same command "
+            raise StoppedAlone(last, f"{line}goes on") from None
 
     def _save(self, done: int) -> None:
         self.due.saved_at = time.monotonic()

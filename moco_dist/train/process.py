@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from moco_dist import tracking
 from moco_dist.config import Config, Layout
 from moco_dist.data import sources
-from moco_dist.data.loader import no_workers_left
+from moco_dist.data.loader import heeding, no_workers_left
 from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
@@ -18,7 +19,7 @@ from moco_dist.ranks.start import start
 from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory
 from moco_dist.train import restarts
-from moco_dist.train.ends import Ended, StopRequest
+from moco_dist.train.ends import Ended, StoppedAlone, StopRequest
 from moco_dist.train.loop import MakeMethod, Training, first_encoder
 
 
@@ -47,11 +48,16 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
         stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         world.from_first(run_dir.open)
         run_dir.ours = True
-        Training(config, world, plan, data, encoder, make_method, run_dir, stop).run()
+        with heeding(stop.raised):
+            Training(config, world, plan, data, encoder, make_method, run_dir, stop).run()
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
     except UserError as error:
         return restarts.refuse(rank, run_dir, error, met=world is not None)
+    except StoppedAlone as end:
+        run_dir.stopped_alone(end.step, str(end))
+        print(f"moco_dist.train: rank {rank.rank}: {end}", file=sys.stderr, flush=True)
+        return restarts.end_for_good(rank, status.EXIT_CODES[end.state], alone=True)
     except Ended as end:
         rank.tell(f"moco_dist.train: {end}")
         code = restarts.end_for_good(rank, status.EXIT_CODES[end.state])

@@ -27,9 +27,15 @@ def ended_already(run_dir: Path | None) -> int:
     return status.EXIT_CODES[state] if again and state in status.FINAL else 0
 
 
-def end_for_good(rank: Rank, code: int) -> int:
-    """Write the note that this run has ended for good, which `ended_already` reads. Returns the exit status."""
-    if rank.local_rank == 0 and (note := _note()):
+def end_for_good(rank: Rank, code: int, *, alone: bool = False) -> int:
+    """Write the note that this run has ended for good, which `ended_already` reads. Returns the exit status.
+
+    Args:
+        rank: this process.
+        code: the exit status.
+        alone: whether the other ranks end otherwise; else the first of a node writes for all.
+    """
+    if (alone or rank.local_rank == 0) and (note := _note()):
         with contextlib.suppress(OSError):
             files.write_text(note, str(code))
     return code
