@@ -139,7 +139,7 @@ def _prefix(names: Mapping[str, object], key: str, path: Path) -> str:
     prefixes = [name.removesuffix(_LANDMARK) for name in ends]
     prefixes = [p for p in prefixes if not any(word in p for word in _COPIES)] or prefixes
     if not prefixes:
-        first = ", ".join(list(names)[:5]) or "nothing"
+        first = " ".join(", ".join(list(names)[:5]).split())[:200] or "nothing"
         raise UserError.of(key, path, f"holds no ResNet's layers, but {first}", "give a ResNet in torchvision's names")
     if len(prefixes) > 1:
         rule = f"holds several encoders: {', '.join(prefix or '(no prefix)' for prefix in prefixes[:5])}"

@@ -7,6 +7,7 @@ at a clock that the training loop winds: `beat`, once a step.
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -102,7 +103,7 @@ def _watch(
     while not over.wait(0.5):
         if agent is not None and os.getppid() != agent:
             print(f"rank {rank}: torchrun is gone, so this rank ends", file=sys.stderr, flush=True)
-            os._exit(1)
+            _end()
         waiting_for = _Progress.waiting_for
         still = time.monotonic() - _Progress.last_beat
         if not _Progress.untimed and still > patience + (_GRACE_SECONDS if waiting_for else 0.0):
@@ -114,4 +115,11 @@ def _watch(
             print(hang, file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
             last_words(hang)
-            os._exit(1)
+            _end()
+
+
+def _end() -> None:
+    """End this process at once, and its data workers, which may hang for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(1)

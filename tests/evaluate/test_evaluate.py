@@ -132,13 +132,21 @@ def test_what_has_been_computed_is_not_computed_again(
 
 
 @pytest.mark.usefixtures("_short")
-def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(run_dir: Path, tmp_path: Path) -> None:
+def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.run([str(run_dir)]) == 0
     expected = [row["accuracies"] for row in rows(run_dir)]
     assert [row["method"] for row in rows(run_dir)] == ["kNN", "linear"]
     alone = Path(shutil.copy(run_dir / "encoder.safetensors", tmp_path / "alone.safetensors"))
-    assert command.run([str(alone), "digits", "model.width=8"]) == 0
-    assert [row["accuracies"] for row in rows(tmp_path)] == expected
+    tensors = {f"module.encoder_q.{name}": tensor for name, tensor in load_file(alone).items()}
+    theirs = tmp_path / "theirs" / "moco.pth.tar"
+    theirs.parent.mkdir()
+    torch.save({"epoch": 200, "state_dict": tensors}, theirs)
+    for file in (alone, theirs):
+        assert command.run([str(file), "digits", "model.width=8"]) == 0
+        assert [row["accuracies"] for row in rows(file.parent)] == expected
+    assert f"moco_dist.evaluate: WEIGHTS = {theirs}: took the 100 layers of state_dict." in capsys.readouterr().err
     (run_dir / "encoder.safetensors").unlink()
     assert command.run([str(run_dir), "--out", str(tmp_path / "of checkpoint")]) == 0
     assert [row["accuracies"] for row in rows(tmp_path / "of checkpoint")] == expected
