@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 
 from launcher import cluster
 from launcher.cluster import Profile
+from moco_dist import config as configs
 
 _OVERRIDES = (
-    ("--partition", str, "PARTITION"),
-    ("--account", str, "ACCOUNT"),
-    ("--qos", str, "QOS"),
-    ("--constraint", str, "FEATURES"),
-    ("--reservation", str, "NAME"),
-    ("--gpus-per-node", int, "N"),
-    ("--cpus-per-gpu", int, "N"),
-    ("--memory-gib", int, "GIB"),
-    ("--time-minutes", int, "MINUTES"),
-    ("--signal-seconds", int, "SECONDS"),
-    ("--min-nodes", int, "N"),
-    ("--max-restarts", int, "N"),
-    ("--tasks", str, "node|rank"),
+    ("--partition", "PARTITION"),
+    ("--account", "ACCOUNT"),
+    ("--qos", "QOS"),
+    ("--constraint", "FEATURES"),
+    ("--reservation", "NAME"),
+    ("--gpus-per-node", "N"),
+    ("--cpus-per-gpu", "N"),
+    ("--memory-gib", "GIB"),
+    ("--time-minutes", "MINUTES"),
+    ("--signal-seconds", "SECONDS"),
+    ("--min-nodes", "N"),
+    ("--max-restarts", "N"),
+    ("--tasks", "node|rank"),
 )
 
 
@@ -36,24 +39,30 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
     parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
-    for option, kind, metavar in _OVERRIDES:
+    for option, metavar in _OVERRIDES:
         key = option[2:].replace("-", "_")
-        parser.add_argument(option, type=kind, metavar=metavar, help=f"instead of the profile's {key}")
+        parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
-    parser.add_argument("--stage", metavar="ARCHIVE", help="tar or zip of the data, unpacked on each node's own disk")
+    parser.add_argument(
+        "--stage", type=path_of("--stage"), metavar="ARCHIVE", help="tar or zip, unpacked on each node's own disk"
+    )
     parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
-    parser.add_argument(
-        "run_dirs", nargs="+", metavar="RUN", help="run directories, names of runs in runs/, or ids of jobs"
-    )
+    runs = "run directories, names of runs in runs/, or ids of jobs"
+    parser.add_argument("run_dirs", type=path_of("RUN"), nargs="+", metavar="RUN", help=runs)
+
+
+def path_of(name: str) -> Callable[[str], str]:
+    """Return what expands `~` and `$NAME` in the argument of that name; it raises UserError."""
+    return functools.partial(configs.expanded, name)
 
 
 def profile_of(options: argparse.Namespace) -> Profile:
     """Load the profile that the options name, with their overrides. Raises UserError."""
-    keys = [option[2:].replace("-", "_") for option, _, _ in _OVERRIDES]
+    keys = [option[2:].replace("-", "_") for option, _ in _OVERRIDES]
     overrides = {key: getattr(options, key) for key in keys}
     overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
     return cluster.load(options.cluster, overrides)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run.directory import RunDirectory
+from moco_dist.run.directory import RunDirectory, load_config
 from moco_dist.train import restarts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
     if not supervised and (code := restarts.ended_already(None)):
         return code
     try:
-        config = configs.load(*configs.parse_arguments(arguments))
+        config = load_config(*configs.parse_arguments(arguments))
         if not supervised and (code := restarts.ended_already(config.run_dir)):
             return code
         run_dir = RunDirectory(config.run_dir)
