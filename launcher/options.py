@@ -11,19 +11,19 @@ from launcher.cluster import Profile
 from moco_dist import config as configs
 
 _OVERRIDES = (
-    ("--partition", "PARTITION"),
-    ("--account", "ACCOUNT"),
-    ("--qos", "QOS"),
-    ("--constraint", "FEATURES"),
-    ("--reservation", "NAME"),
-    ("--gpus-per-node", "N"),
-    ("--cpus-per-gpu", "N"),
-    ("--memory-gib", "GIB"),
-    ("--time-minutes", "MINUTES"),
-    ("--signal-seconds", "SECONDS"),
-    ("--min-nodes", "N"),
-    ("--max-restarts", "N"),
-    ("--tasks", "node|rank"),
+    ("--partition", str, "PARTITION"),
+    ("--account", str, "ACCOUNT"),
+    ("--qos", str, "QOS"),
+    ("--constraint", str, "FEATURES"),
+    ("--reservation", str, "NAME"),
+    ("--gpus-per-node", int, "N"),
+    ("--cpus-per-gpu", int, "N"),
+    ("--memory-gib", int, "GIB"),
+    ("--time-minutes", int, "MINUTES"),
+    ("--signal-seconds", int, "SECONDS"),
+    ("--min-nodes", int, "N"),
+    ("--max-restarts", int, "N"),
+    ("--tasks", str, "node|rank"),
 )
 
 
@@ -39,9 +39,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
     parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
-    for option, metavar in _OVERRIDES:
+    for option, kind, metavar in _OVERRIDES:
         key = option[2:].replace("-", "_")
-        parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
+        parser.add_argument(option, type=kind, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
     parser.add_argument(
         "--stage", type=path_of("--stage"), metavar="ARCHIVE", help="tar or zip, unpacked on each node's own disk"
@@ -62,7 +62,7 @@ def path_of(name: str) -> Callable[[str], str]:
 
 def profile_of(options: argparse.Namespace) -> Profile:
     """Load the profile that the options name, with their overrides. Raises UserError."""
-    keys = [option[2:].replace("-", "_") for option, _ in _OVERRIDES]
+    keys = [option[2:].replace("-", "_") for option, _, _ in _OVERRIDES]
     overrides = {key: getattr(options, key) for key in keys}
     overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
     return cluster.load(options.cluster, overrides)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -21,11 +21,6 @@ class _Repeated(Exception):
 
 
 class _TextSafeLoader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar = {  # what is not among them is text
-        first: [resolver for resolver in resolvers if resolver[0] in (_NULL, _MERGE)]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping, in which no key may stand twice; `<<` is followed later, and repeats no key."""
         node = super().compose_mapping_node(anchor)
@@ -40,7 +35,11 @@ class _TextSafeLoader(yaml.SafeLoader):
         return node
 
 
-_TextSafeLoader.add_constructor(_MERGE, yaml.SafeLoader.construct_yaml_str)  # << as a value
+_TextSafeLoader.yaml_implicit_resolvers = {  # what is not among them is text
+    first: [resolver for resolver in resolvers if resolver[0] in (_NULL, _MERGE)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_TextSafeLoader.add_constructor(_MERGE, lambda _, node: str(node.value))  # << as a value
 
 
 def read_tree(file: Path) -> dict[str, Any]:

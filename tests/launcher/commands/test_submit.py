@@ -381,7 +381,7 @@ def test_options_and_overrides_stand_anywhere(programs: Programs, capsys: Said) 
 
 def test_paths_are_whole_in_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["data.source=imagefolder", "data.root=images/a", "run.init_from=b.pt", "run.dir=~c/../d"]
+    words = ["data.source=imagefolder", "data.root=images/a", "run.init_from=b.pt", "run.dir=./~c/../d"]
     config = sending.absolute(configs.load(None, words), staged=False)
     assert config.data.root == str(tmp_path / "images/a")
     assert config.run.init_from == str(tmp_path / "b.pt")
