@@ -124,4 +124,4 @@ def usage() -> str:
 
 def schema() -> str:
     """Return the JSON schema of a config file, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=1) + "\n"
+    return json.dumps(Config.model_json_schema() | {"patternProperties": {"^x-": {}}}, indent=1) + "\n"

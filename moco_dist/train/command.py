@@ -1,6 +1,8 @@
 """The trainer's command: a config first, and torch only when that is valid.
 
 torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value ...]
+
+Of two overrides of one key the last one counts. RUN_DIR/config.yaml goes on with the run in that directory.
 """
 
 from __future__ import annotations

@@ -575,11 +575,14 @@ def test_sent_again_as_it_was_sent_last(programs: Programs, capsys: Said) -> Non
         sending.send_again(Launch(Path("runs/other")))
 
 
-def test_an_archive_is_named_in_whole_and_the_root_lies_in_it(programs: Programs, capsys: Said) -> None:
+def test_an_archive_is_named_in_whole_and_the_root_lies_in_it(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("in").mkdir()
     subprocess.run(["tar", "cf", "data.tar", "in"], check=True)
-    words = ["data.source=imagefolder", "data.root=in", "run.name=a", "--stage", "data.tar"]
-    assert main(["submit", *SMALL, *words]) == 0
+    words = ["data.source=imagefolder", "data.root=in", "run.name=a"]
+    monkeypatch.setenv("ARCHIVES", str(Path.cwd()))
+    assert main(["submit", *SMALL, *words, "--stage", "$ARCHIVES/data.tar"]) == 0
     launch = Launch(Path("runs/a").absolute())
     sent = launch.submission()
     assert sent and sent.stage == str(Path("data.tar").absolute())
