@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field
 
 import slurm
 from moco_dist import config as configs
-from moco_dist.config.schema import Float, Natural, Positive, Section
+from moco_dist.config.paths import PathText
+from moco_dist.config.schema import Float, Int, Natural, Positive, Section
 from moco_dist.errors import UserError
 
 SHIPPED = Path(slurm.__file__).parent / "clusters"
@@ -33,18 +34,19 @@ def _one_line(text: str) -> str:
 
 Word = Annotated[str, AfterValidator(_one_word)]
 Line = Annotated[str, AfterValidator(_one_line)]
+PathLine = Annotated[PathText, AfterValidator(_one_line)]
 
 
 class Container(Section):
     """The container that the job's Python runs in; it uses the copy of the code in the run directory."""
 
-    image: Line
+    image: PathLine
     """Image: a file, or what the runtime takes."""
     runtime: Literal["apptainer", "pyxis"] = "apptainer"
     """apptainer exec --nv, or pyxis's srun --container-image."""
-    mounts: tuple[Line, ...] = ()
+    mounts: tuple[PathLine, ...] = ()
     """Folders to mount, FROM[:TO]; the run directory must be among what the site mounts."""
-    python: Line = "python3"
+    python: PathLine = "python3"
     """Python in the container."""
 
 
@@ -75,7 +77,7 @@ class Profile(Section):
     """Time limit of one start; the job goes on after it by itself."""
     exclusive: bool = False
     """Whole nodes."""
-    signal_seconds: Annotated[int, Field(ge=15, le=3600)] = 120
+    signal_seconds: Annotated[Int, Field(ge=15, le=3600)] = 120
     """How long before the time limit the job is told to save."""
     network_interface: Word | None = None
     """Network interface of NCCL and gloo."""
@@ -86,13 +88,13 @@ class Profile(Section):
     max_restarts: Natural = 2
     """Restarts of crashed workers within one start of the job."""
     environment: dict[str, str] = Field({})
-    """Variables of the job."""
+    """Variables of the job, as they are written: nothing is expanded in them."""
     setup: tuple[Line, ...] = ()
     """Shell lines ahead of the job: module load ..."""
     container: Container | None = None
     """Container that the job runs in."""
     local_disk: Line = "/tmp"
-    """Folder on a node's own disk that --stage unpacks the data into."""
+    """Folder on a node's own disk that --stage unpacks the data into; ~ and $NAME are expanded there."""
     gpu_memory_gib: Annotated[Float, Field(gt=0)] | None = None
     """Memory of a GPU, for preflight."""
     gpu_tflops: Annotated[Float, Field(gt=0)] | None = None
@@ -134,7 +136,7 @@ def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
 
 
 def _find(name: str) -> Path:
-    path = Path(name)
+    path = Path(configs.expanded("--cluster", name))
     if path.is_file():
         return path
     shipped = SHIPPED / f"{path.stem}.yaml"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 
 from launcher import cluster
 from launcher.cluster import Profile
+from moco_dist import config as configs
 
 _OVERRIDES = (
     ("--partition", str, "PARTITION"),
@@ -40,15 +43,21 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         key = option[2:].replace("-", "_")
         parser.add_argument(option, type=kind, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
-    parser.add_argument("--stage", metavar="ARCHIVE", help="tar or zip of the data, unpacked on each node's own disk")
+    parser.add_argument(
+        "--stage", type=path_of("--stage"), metavar="ARCHIVE", help="tar or zip, unpacked on each node's own disk"
+    )
     parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
-    parser.add_argument(
-        "run_dirs", nargs="+", metavar="RUN", help="run directories, names of runs in runs/, or ids of jobs"
-    )
+    runs = "run directories, names of runs in runs/, or ids of jobs"
+    parser.add_argument("run_dirs", type=path_of("RUN"), nargs="+", metavar="RUN", help=runs)
+
+
+def path_of(name: str) -> Callable[[str], str]:
+    """Return what expands `~` and `$NAME` in the argument of that name; it raises UserError."""
+    return functools.partial(configs.expanded, name)
 
 
 def profile_of(options: argparse.Namespace) -> Profile:

@@ -122,8 +122,8 @@ class Launch:
             return None
 
     def config(self) -> Config:
-        """Load the config as it was sent. Raises UserError."""
-        return configs.load(self.config_file)
+        """Load the config as it was sent, with this run directory, which may have been moved. Raises UserError."""
+        return configs.load(self.config_file).at(self.run_dir)
 
     def write(self, submission: Submission) -> None:
         """Write a submission as the last one. Raises OSError."""

@@ -20,6 +20,16 @@ class UserError(Exception):
 
 def shown(value: object) -> str:
     """Write a value as the user would write it in YAML, on one line and not longer than a line."""
-    text = json.dumps(value) if isinstance(value, bool | list | dict | type(None)) else str(value)
-    text = " ".join(text.split())
+    text = " ".join(_flow(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _flow(value: object) -> str:
+    match value:
+        case bool() | None:
+            return json.dumps(value)
+        case list() | tuple():
+            return f"[{', '.join(map(_flow, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
+    return str(value)

@@ -29,7 +29,8 @@ settings.load_profile("shared machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_wish_of_the_user() -> None:
-    os.environ.pop("WANDB_MODE", None)  # it is the default of track.wandb
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT"):  # they are defaults of track.*
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from launcher.checks import finding
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
+from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.config import Config
 
@@ -45,6 +46,7 @@ def check_sender() -> Iterator[Finding]:
 
 def check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
     """Check whether the job will have wandb, and W&B will know who we are."""
+    yield from map(finding.note, configs.overruled(config.track))
     mode = config.track.wandb
     if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
         rule = "wandb is not installed here, and the job runs this Python"

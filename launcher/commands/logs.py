@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.options import path_of
 from launcher.record import Launch
 from launcher.views import runs
 from launcher.views.find import find_run
@@ -27,7 +28,9 @@ _ANSWER_SECONDS = 2.0  # logs wait while SLURM is asked
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    parser.add_argument("run_dir", metavar="RUN", help="a run directory, the name of one in runs/, or a job's id")
+    parser.add_argument(
+        "run_dir", type=path_of("RUN"), metavar="RUN", help="a run directory, the name of one in runs/, or a job's id"
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="go on, over requeues, until the run has ended")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="the log of this rank; unset, rank 0's")

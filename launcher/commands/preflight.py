@@ -8,6 +8,7 @@ from launcher.checks import preflight
 from launcher.checks.preflight import Executor
 from launcher.options import add_job_options, profile_of
 from moco_dist import config as configs
+from moco_dist.run.directory import load_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns 2 where there is an error, else 0."""
     profile = profile_of(options)
-    config = configs.load(*configs.parse_arguments(options.words))
+    config = load_config(*configs.parse_arguments(options.words))
     executor: Executor = "local" if options.local else "slurm"
     findings = preflight.check(
         config, profile, options.nodes, run_dir=config.run_dir, stage=options.stage, executor=executor

@@ -31,6 +31,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.options import path_of
 from launcher.views import runs
 from launcher.views.find import find_run
 from launcher.views.table import as_row, live_table, show_table
@@ -43,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     parser.add_argument(
         "places",
+        type=path_of("RUN"),
         nargs="*",
         metavar="RUN",
         help="runs, or folders of them; without any, those in runs/ and those of your live jobs",
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     places, every = [Path(place) for place in options.places], options.watch
     if every is not None and not re.fullmatch(r"\d+(\.\d+)?", every):  # `--watch runs/a`: what follows is a place
-        places, every = [Path(every), *places], "5"
+        places, every = [Path(path_of("RUN")(every)), *places], "5"
     places = [place if os.path.lexists(place) else find_run(str(place)).run_dir for place in places]
     if every is None:
         _once(places, options.json, _ANSWER_SECONDS)

@@ -16,6 +16,7 @@ from launcher.views.follow import follow
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.errors import UserError
+from moco_dist.run.directory import load_config
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     sending.need_submitit()
     profile, staged = profile_of(options), options.stage is not None
-    config = sending.absolute(configs.load(*configs.parse_arguments(options.words)), staged=staged)
+    config = sending.absolute(load_config(*configs.parse_arguments(options.words)), staged=staged)
     submission = Submission(
         executor="local" if options.local else "slurm",
         name=_job_name(options.job_name) if options.job_name else config.run.name[:200],

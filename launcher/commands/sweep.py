@@ -40,6 +40,7 @@ from launcher.views.find import list_runs
 from launcher.views.table import as_row, show_table
 from moco_dist import config as configs
 from moco_dist.config import Config
+from moco_dist.config.paths import PathText
 from moco_dist.config.schema import Section
 from moco_dist.errors import UserError, shown
 
@@ -59,7 +60,7 @@ class Sweep(Section):
 
     name: Annotated[str, AfterValidator(_file_name)] = "sweep"
     """Name of the sweep."""
-    config: str | None = None
+    config: PathText | None = None
     """Config that the members share."""
     grid: dict[str, list[Any]] = Field({})
     """Values by key; every combination of them."""
@@ -85,11 +86,11 @@ def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     match options.words:
         case ["status", folder]:
-            return _status(Path(folder), as_json=options.json)
+            return _status(Path(configs.expanded("DIR", folder)), as_json=options.json)
         case ["again", folder, *names]:
-            return _again(Path(folder), names)
+            return _again(Path(configs.expanded("DIR", folder)), names)
         case [file, *overrides] if "=" not in file:
-            return _send(Path(file), overrides, options)
+            return _send(Path(configs.expanded("SWEEP.yaml", file)), overrides, options)
     raise UserError("sweep: takes SWEEP.yaml, status DIR or again DIR [MEMBER ...]; see sweep --help")
 
 
@@ -123,18 +124,12 @@ def member_configs(sweep: Sweep, overrides: list[str], *, staged: bool) -> list[
     for number, values in enumerate(sweep.members()):
         name = member_name(number, values)
         where = {"run.name": name, "run.dir": str(folder / name), "track.group": sweep.name}
-        own = [f"{key}={_quoted(value)}" for key, value in {**values, **where}.items()]
         try:
-            config = configs.load(Path(sweep.config) if sweep.config else None, [*overrides, *own])
+            config = configs.load(Path(sweep.config) if sweep.config else None, overrides, {**values, **where})
             members.append(sending.absolute(config, staged=staged))
         except UserError as error:
             raise UserError(f"member {name}: {error}") from None
     return members
-
-
-def _quoted(value: object) -> str:
-    """Write a value so that YAML reads it back as it is: a name of digits stays a name."""
-    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:

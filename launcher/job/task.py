@@ -18,6 +18,7 @@ from launcher.job import ranks, stage
 from launcher.job.start import Start
 from launcher.job.stop import Stop
 from launcher.record import STARTS_WITHOUT_PROGRESS, Submission, refuse_others
+from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.run import status
 
@@ -87,12 +88,13 @@ def _staged(start: Start) -> list[str]:
     if not start.submission.stage:
         return []
     try:
-        folder = stage.unpack(Path(start.submission.stage), Path(start.profile.local_disk))
+        local_disk = configs.expanded("local_disk", start.profile.local_disk)  # by the node's own variables
+        folder = stage.unpack(Path(start.submission.stage), Path(local_disk))
     except UserError as error:
         status.write(start.launch.run_dir, "user_error", start.launch.checkpoint_step(), str(error))
         start.say(str(error))
         raise SystemExit(status.EXIT_CODES["user_error"]) from None
-    return [f"data.root={folder / start.data_root}"]
+    return [f"data.root={configs.literal(folder / start.data_root)}"]
 
 
 def _end_after_signal(start: Start, stop: Stop) -> None:

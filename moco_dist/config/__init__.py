@@ -3,6 +3,7 @@
 Every mistake in it is told in one line that names key, value, rule and fix.
 """
 
+from moco_dist.config.environment import overruled
 from moco_dist.config.layout import Layout, layout
 from moco_dist.config.load import (
     DEFAULT_CONFIG,
@@ -11,11 +12,12 @@ from moco_dist.config.load import (
     load,
     parse,
     parse_arguments,
-    read_tree,
     schema,
     usage,
     validate,
 )
+from moco_dist.config.paths import expanded, literal
+from moco_dist.config.read import read_tree
 from moco_dist.config.resume import check_resumable
 from moco_dist.config.schema import Config
 
@@ -26,8 +28,11 @@ __all__ = [
     "Layout",
     "check_resumable",
     "dump",
+    "expanded",
     "layout",
+    "literal",
     "load",
+    "overruled",
     "parse",
     "parse_arguments",
     "read_tree",

@@ -42,8 +42,6 @@ def explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if not key:  # a rule across keys has worded itself
         return error["msg"].removeprefix("Value error, ")
-    if error["type"] == "invalid_key":  # YAML reads `3: ...` and `yes: ...` as something else than text
-        return f"{key}: unknown key{nearest(key, model)}"
     if error["type"] == "extra_forbidden":
         if isinstance(error["input"], dict) and len(error["input"]) == 1:
             key += "." + next(iter(error["input"]))
@@ -56,9 +54,12 @@ def explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         .removeprefix("Value error, ")
         .replace("Input should be", "must be")
         .replace("a valid integer", "an integer")
+        .replace("a valid tuple", "a list, such as [60, 80]")
         .replace("valid ", "")
     )
     rule = rule.split(", unable to parse")[0].split(" after validation")[0]
+    if error["type"] == "string_type" and error["input"] is None:
+        rule = "must be text; where the word null is meant, put it in quotes"
     return f"{key} = {shown(error['input'])}: {rule[0].lower() + rule[1:]}; {_default(error['loc'], model)}"
 
 

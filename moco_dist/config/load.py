@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from moco_dist.config import environment
 from moco_dist.config.explain import explain, nearest
+from moco_dist.config.paths import expanded
+from moco_dist.config.read import read_tree, read_value
 from moco_dist.config.schema import Config, Section
 from moco_dist.errors import UserError, shown
 
@@ -21,15 +23,16 @@ DEFAULT_CONFIG = SHIPPED_CONFIGS / "digits.yaml"
 S = TypeVar("S", bound=Section)
 
 
-def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply `section.key=value` overrides.
+def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] = {}) -> Config:
+    """Read a config file and apply `section.key=value` overrides; in its paths `~` and `$NAME` are expanded.
 
     Args:
         path: YAML file; None means the embedded default, `configs/digits.yaml`. A name that is no file but
             a shipped config's (`configs/mnist.yaml`, `mnist`) is that config.
-        overrides: each `section.key=value`, value in YAML.
+        overrides: each `section.key=value`; where one key stands twice, the last one counts.
+        values: further ones by key, as `read_tree` has read them.
 
-    Unset, `run.name` is the name of the file, and `track.wandb` what the variable WANDB_MODE says.
+    Unset, `run.name` is the name of the file, and `track.wandb` and `track.project` are what W&B's variables say.
 
     Raises:
         UserError: whatever is wrong with it, in one line.
@@ -37,34 +40,34 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     file = _find(path) if path else DEFAULT_CONFIG
     tree = read_tree(file)
     for override in overrides:
-        _apply(tree, override)
+        key, _, text = override.partition("=")
+        _set(tree, key, read_value(text))
+    for key, value in values.items():
+        _set(tree, key, value)
     run = tree.setdefault("run", {})
     if isinstance(run, dict):
         run.setdefault("name", file.stem)
     track = tree.setdefault("track", {})
-    if isinstance(track, dict) and "wandb" not in track:
-        track["wandb"] = _wandb_mode()
-    return parse(tree)
-
-
-def _wandb_mode() -> str:
-    """Return what the variable WANDB_MODE says, in the words of track.wandb, or offline. Raises UserError."""
-    mode = os.environ.get("WANDB_MODE") or "offline"
-    modes = {"offline": "offline", "online": "online", "disabled": "disabled", "dryrun": "offline", "run": "online"}
-    if mode not in modes:
-        raise UserError.of("WANDB_MODE", mode, "must be offline, online or disabled", "unset it, or set track.wandb")
-    return modes[mode]
-
-
-def parse(tree: Mapping[str, Any]) -> Config:
-    """Validate a tree of sections. Raises UserError for the first mistake, and counts the others."""
+    if isinstance(track, dict):
+        environment.complete_(track)
     return validate(Config, tree)
 
 
-def validate(model: type[S], tree: Mapping[str, Any]) -> S:
-    """Make a model of a tree of keys. Raises UserError for the first mistake, and counts the others."""
+def parse(tree: Mapping[str, Any]) -> Config:
+    """Validate a tree of sections, whose paths stay as they are. Raises UserError, as `validate`."""
+    return validate(Config, tree, expand=False)
+
+
+def validate(model: type[S], tree: Mapping[str, Any], *, expand: bool = True) -> S:
+    """Make a model of a tree of keys. Raises UserError for the first mistake, and counts the others.
+
+    Args:
+        model: what the keys are of.
+        tree: the keys.
+        expand: whether `~` and `$NAME` are expanded in paths, as they are where a user has typed them.
+    """
     try:
-        return model.model_validate(tree)
+        return model.model_validate(tree, context=expand)
     except ValidationError as error:
         first, *others = error.errors()
         more = f" (and {len(others)} more)" if others else ""
@@ -73,7 +76,7 @@ def validate(model: type[S], tree: Mapping[str, Any]) -> S:
 
 def dump(config: Config) -> str:
     """Return the resolved config as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json", context=True), sort_keys=False, allow_unicode=True)
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -86,7 +89,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
             raise UserError(f"argument {argument}: options are not known here; write section.key=value")
     if len(files) > 1:
         raise UserError(f"argument {files[1]}: one config file at most, {files[0]} came first; drop one of them")
-    return (Path(files[0]) if files else None), overrides
+    return (Path(expanded("CONFIG", files[0])) if files else None), overrides
 
 
 def _find(path: Path) -> Path:
@@ -99,29 +102,11 @@ def _find(path: Path) -> Path:
     raise UserError(f"config {path}: no such file; give a YAML file or one of the shipped: {names}")
 
 
-def read_tree(file: Path) -> dict[str, Any]:
-    """Read the tree of keys in a YAML file, unchecked. Raises UserError."""
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"config {file}: cannot be read as YAML: {' '.join(str(error).split())}; mend it") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"config {file}: must be keys with values (optim: {{lr: 0.03}}); it is a {type(tree).__name__}")
-    tree.pop("$schema", None)
-    return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, _, text = override.partition("=")
+def _set(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a key of a tree of sections. Raises UserError where it is no `section.key`."""
     section, dot, name = key.partition(".")
     if not (section and dot and name):
-        raise UserError(f"override {override}: must be section.key=value{nearest(key)}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+        raise UserError(f"override {key}={shown(value)}: must be section.key=value{nearest(key)}")
     keys = tree.setdefault(section, {})
     if not isinstance(keys, dict):
         raise UserError(f"{section} = {shown(keys)}: must be a section of keys; write {section}: {{{name}: ...}}")
@@ -139,4 +124,4 @@ def usage() -> str:
 
 def schema() -> str:
     """Return the JSON schema of a config file, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=1) + "\n"
+    return json.dumps(Config.model_json_schema() | {"patternProperties": {"^x-": {}}}, indent=1) + "\n"

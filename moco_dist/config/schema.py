@@ -9,16 +9,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-
-def _number(value: object) -> object:
-    """Take `1e-4`, which YAML 1.1 reads as text, and refuse `true`, which pydantic would take for a number."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value):
-        return float(value)
-    return value
+from moco_dist.config.meaning import as_meant, number
+from moco_dist.config.paths import PathText
 
 
 def _file_name(text: str) -> str:
@@ -27,8 +30,8 @@ def _file_name(text: str) -> str:
     return text
 
 
-Int = Annotated[int, BeforeValidator(_number)]
-Float = Annotated[float, BeforeValidator(_number)]
+Int = Annotated[int, BeforeValidator(number)]
+Float = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Int, Field(gt=0)]
 Natural = Annotated[Int, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
@@ -40,17 +43,22 @@ class Section(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, use_attribute_docstrings=True
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: object, info: ValidationInfo) -> object:
+        return as_meant(value, cls.model_fields[info.field_name or ""].annotation)
+
 
 class RunSection(Section):
     name: Annotated[str, AfterValidator(_file_name)] = "run"
     """Name of the run; unset, the name of the config file."""
-    dir: str | None = None
+    dir: PathText | None = None
     """Run directory; unset, runs/<name>."""
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random number: weights, queue, batch order, augmentation, shuffle."""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the last checkpoint in the run directory; never: refuse a directory that has one."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Weights to begin from: an encoder.safetensors, or a .pt of torchvision's names; shapes must match."""
     max_minutes: Annotated[Float, Field(gt=0)] | None = None
     """Save and exit with 75 after so many minutes of this start, ahead of a time limit."""
@@ -61,7 +69,7 @@ class RunSection(Section):
 class DataSection(Section):
     source: Literal["digits", "mnist", "cifar10", "imagefolder", "synthetic"] = "digits"
     """Where the images come from."""
-    root: str | None = None
+    root: PathText | None = None
     """Folder of the data: a torchvision root (mnist, cifar10) or a tree of images (imagefolder)."""
     download: bool = False
     """Let torchvision download mnist or cifar10 into root."""
@@ -217,9 +225,9 @@ class EvalSection(Section):
 
 class TrackSection(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """Weights & Biases; offline needs no account; unset, WANDB_MODE where that is set."""
+    """Weights & Biases; offline needs no account; unset, WANDB_DISABLED and WANDB_MODE where they are set."""
     project: str = "moco-dist"
-    """Project at W&B."""
+    """Project at W&B; unset, WANDB_PROJECT where that is set."""
     group: str | None = None
     """Group of the run at W&B: the members of a sweep share one."""
     log_every: Positive = 10
@@ -274,6 +282,12 @@ class Config(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.run.dir) if self.run.dir else Path("runs") / self.run.name
+
+    def at(self, run_dir: Path) -> Config:
+        """Return the config of a run that lies in the directory, wherever it was begun."""
+        if self.run_dir.resolve() == run_dir.resolve():
+            return self
+        return self.model_copy(update={"run": self.run.model_copy(update={"dir": str(run_dir)})})
 
 
 def round_up(number: int, divisor: int) -> int:

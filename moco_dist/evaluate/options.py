@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -14,7 +14,8 @@ from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
-from moco_dist.run.paths import CONFIG, RunPaths
+from moco_dist.run.directory import load_config as load
+from moco_dist.run.paths import CONFIG, RunPaths, run_of
 
 Layer = Literal["backbone", "head"]
 
@@ -46,6 +47,11 @@ class _OptionParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def _path(name: str) -> Callable[[str], Path]:
+    """Return what reads the path that is the argument of that name; it raises UserError."""
+    return lambda text: Path(configs.expanded(name, text))
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
     p = _OptionParser(
         prog="python -m moco_dist.evaluate",
@@ -53,7 +59,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("path", metavar="RUN_DIR|WEIGHTS", type=Path, help="a run directory, or .safetensors or .pt")
+    p.add_argument(
+        "path", metavar="RUN_DIR|WEIGHTS", type=_path("RUN_DIR|WEIGHTS"), help="a run directory, or .safetensors or .pt"
+    )
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
     p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
@@ -68,13 +76,14 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
     splits, split_help = ("test", "validation"), "judge by it; validation: for tuning"
     p.add_argument("--split", choices=splits, default="test", help=split_help)
-    p.add_argument("--out", type=Path, metavar="DIR", help="where results go; RUN_DIR, or beside the weights")
+    p.add_argument("--out", type=_path("--out"), metavar="DIR", help="where results go; RUN_DIR, or beside the weights")
     return p
 
 
 def parse(arguments: Sequence[str], description: str = "") -> Options:
     """Parse the command line, whose --help begins with the description. Raises UserError."""
     options = Options(**vars(_parser(description).parse_intermixed_args(arguments)))
+    options = replace(options, path=run_of(options.path) or options.path)
     fraction = options.label_fraction
     if options.draws is not None and options.draws < 1:
         raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
@@ -108,7 +117,7 @@ def load_config(options: Options) -> Config:
         raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
     fixed = [f"eval.knn_split={options.split}", "eval.knn_every=1"]
-    return configs.load(file, ["data.download=false", *overrides, *fixed])
+    return load(file, ["data.download=false", *overrides, *fixed])
 
 
 def refuse(rank: Rank, error: UserError, *, met: bool = False) -> int:

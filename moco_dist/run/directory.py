@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from moco_dist import __version__, config, packages
@@ -12,7 +13,23 @@ from moco_dist.errors import UserError
 from moco_dist.files import write_text
 from moco_dist.run import status
 from moco_dist.run.lease import Lease
-from moco_dist.run.paths import RunPaths
+from moco_dist.run.paths import RunPaths, run_of
+
+
+def load_config(file: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Load a config as `config.load` does; one that lies in a run directory means that directory, even a moved one.
+
+    An override of `run.dir` means another one, and of `run.name` alone the directory `runs/<name>`.
+
+    Raises:
+        UserError: whatever is wrong with it.
+    """
+    run_dir = run_of(file)
+    if run_dir is None or any(override.startswith("run.dir=") for override in overrides):
+        return config.load(file, overrides)
+    if any(override.startswith("run.name=") for override in overrides):
+        return config.load(file, overrides, {"run.dir": None})
+    return config.load(file, overrides).at(run_dir)
 
 
 class RunDirectory:

@@ -80,3 +80,11 @@ class RunPaths:
         for path in (self.config, self.metrics, self.status, self.summary, self.encoder, self.pairs_picture):
             for unfinished in self.folder.glob(f".{path.name}.*"):
                 unfinished.unlink(missing_ok=True)
+
+
+def run_of(file: Path | None) -> Path | None:
+    """Return the run directory whose resolved config a file is; None for any other file."""
+    if file is None or file.name != CONFIG or not file.is_file():
+        return None
+    paths = RunPaths(file.parent)
+    return paths.folder if paths.status.is_file() or paths.checkpoints.is_dir() else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from moco_dist import packages
-from moco_dist.config import Config
+from moco_dist.config import Config, overruled
 from moco_dist.errors import UserError
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
@@ -25,6 +25,8 @@ from moco_dist.tracking.wandb_run import WandbRun
 def check(config: Config, rank: int) -> None:
     """Import what the tracker of this rank needs, so that a missing package is named before anything slow begins.
 
+    Rank 0 tells on stderr which of W&B's variables do not count.
+
     Raises:
         UserError: the run is to be shown at W&B, and wandb is missing or broken.
     """
@@ -32,6 +34,8 @@ def check(config: Config, rank: int) -> None:
     if rank == 0 and mode != "disabled" and (rule := packages.fault("wandb")):
         fix = "install it (pip install wandb), or use track.wandb=disabled"
         raise UserError.of("track.wandb", mode, rule, fix)
+    for line in overruled(config.track) if rank == 0 else ():
+        print(f"moco_dist.train: {line}", file=sys.stderr, flush=True)
 
 
 class Tracker:

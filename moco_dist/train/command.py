@@ -1,6 +1,8 @@
 """The trainer's command: a config first, and torch only when that is valid.
 
 torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value ...]
+
+Of two overrides of one key the last one counts. RUN_DIR/config.yaml goes on with the run in that directory.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run.directory import RunDirectory
+from moco_dist.run.directory import RunDirectory, load_config
 from moco_dist.train import restarts
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
         rank = Rank.from_environment(arguments)
         if not supervised and (code := restarts.ended_already(None)):
             return code
-        config = configs.load(*configs.parse_arguments(arguments))
+        config = load_config(*configs.parse_arguments(arguments))
         if not supervised and (code := restarts.ended_already(config.run_dir)):
             return code
         run_dir = RunDirectory(config.run_dir)

@@ -45,6 +45,19 @@ def test_options_take_the_place_of_keys(tmp_path: Path) -> None:
         ("gpus_per_nodes: 4", "gpus_per_nodes = 4: unknown key; did you mean gpus_per_node?"),
         ("colour: red", "colour = red: unknown key; keys are partition, account, qos"),
         ("tasks: job", "tasks = job: must be 'node' or 'rank'; the default is tasks=node"),
+        ("signal_seconds: 0123", "signal_seconds = 0123: must be a plain decimal number, such as 12"),
+        ("time_minutes: 1:30:00", "time_minutes = 1:30:00: must be a plain decimal number, such as 12"),
+        ("gpu_memory_gib: 0x50", "gpu_memory_gib = 0x50: must be a plain decimal number, such as 12"),
+        (
+            "environment: {LEVEL: null}",
+            "environment.LEVEL = null: must be text; where the word null is meant, put it in",
+        ),
+        ("qos: a\naccount: b\nqos: c", "qos stands twice, in line 1 and in line 3, and one would hide the other"),
+        ("environment: {A: 1,\nB: 2, A: 3}", "A stands twice, in line 1 and in line 2"),
+        (
+            "container: {image: $NO_SUCH_VARIABLE/x.sif}",
+            "container.image = $NO_SUCH_VARIABLE/x.sif: the variable NO_SUCH",
+        ),
         ("signal_seconds: 5", "signal_seconds = 5: must be greater than or equal to 15; the default is signal_seconds"),
         ("time_minutes: -1", "time_minutes = -1: must be greater than 0; the default is time_minutes=1440"),
         ("partition: two words", "partition = two words: must be one word without quotes; the default is"),
@@ -72,6 +85,35 @@ def test_a_mistake_is_one_line(tmp_path: Path, text: str, message: str | None) -
     assert message in line
     assert line.isprintable() and len(line) < 400
     assert "hush" not in line
+
+
+def test_text_is_kept_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "x-common: &common {TZ: 1:30, LEVEL: 010, FLAG: yes, DAY: 2024-11-24, PLACE: ~/$HOME}\n"
+        "account: 0123\nqos: no\npartition: 1.10\nreservation: 1e3\ngpu_type: on\nexclude: n[1,3],n7\n"
+        "setup: module load cuda, gcc\nenvironment: {<<: *common, LEVEL: 020, EMPTY: ''}\ntime_minutes: 1_440\n"
+    )
+    profile = cluster.load(str(file))
+    words = (profile.account, profile.qos, profile.partition, profile.reservation, profile.gpu_type)
+    assert words == ("0123", "no", "1.10", "1e3", "on")
+    assert (profile.exclude, profile.setup) == (("n[1,3],n7",), ("module load cuda, gcc",))
+    variables = {"TZ": "1:30", "LEVEL": "020", "FLAG": "yes", "DAY": "2024-11-24", "PLACE": "~/$HOME", "EMPTY": ""}
+    assert profile.environment == variables and profile.time_minutes == 1440
+    assert cluster.load(None, {"account": "010"}).account == "010"
+
+
+def test_paths_are_expanded_but_the_node_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    text = "container: {image: ~/x.sif, mounts: [$SCRATCH, '~/a:/a'], python: $SCRATCH/python}\nlocal_disk: $TMPDIR/x\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    profile = cluster.load("~/mine.yaml")
+    assert profile.container is not None
+    assert profile.container.mounts == ("/scratch", f"{tmp_path}/a:/a")
+    assert (profile.container.image, profile.container.python) == (f"{tmp_path}/x.sif", "/scratch/python")
+    assert profile.local_disk == "$TMPDIR/x"  # which the job expands
+    assert profile == Profile.model_validate_json(profile.model_dump_json())
 
 
 def test_a_profile_that_is_not_there() -> None:

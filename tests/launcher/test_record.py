@@ -43,6 +43,17 @@ def test_a_submission_reads_back(launch: Launch) -> None:
     assert sent.ranks == 8
 
 
+def test_a_run_that_was_moved_is_sent_from_where_it_lies(launch: Launch, tmp_path: Path) -> None:
+    launch.config_file.write_text(f"run: {{name: x, dir: {launch.run_dir}}}\n")
+    assert launch.config().run.dir == str(launch.run_dir)
+    (tmp_path / "link").symlink_to(launch.run_dir)
+    assert Launch(tmp_path / "link").config().run.dir == str(launch.run_dir)  # as it was sent
+    for name in ("moved", "moved to $HOME"):
+        moved = Launch(launch.run_dir.rename(tmp_path / name))
+        assert moved.config().run_dir == tmp_path / name
+        launch = moved
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"nodes": 0}', '{"from": "a later version"}', "\ufffd\x00"])
 def test_a_submission_that_cannot_be_read_is_none(launch: Launch, text: str) -> None:
     launch.job_file.write_text(text)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from moco_dist import train
-from moco_dist.evaluate import command
+from moco_dist.errors import UserError
+from moco_dist.evaluate import command, options
 from moco_dist.run import status
-from moco_dist.run.directory import RunDirectory
+from moco_dist.run.directory import RunDirectory, load_config
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import evaluation_row, is_evaluation, is_training, training_row
 
@@ -25,6 +26,38 @@ def test_unfinished_files_of_a_killed_start_are_removed(tmp_path: Path) -> None:
     run_dir.open()
     run_dir.close()
     assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
+
+
+def test_a_config_in_a_run_directory_means_that_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = Path("runs/a$b")  # what a variable looks like is a name here
+    run_dir.mkdir(parents=True)
+    file = RunPaths(run_dir).config
+    file.write_text("run: {name: a, dir: old/place}\n")
+    assert load_config(file).run_dir == Path("old/place")  # a file of that name alone
+    status.write(run_dir, "stopped", 3)
+    for moved in (file, tmp_path / file):
+        assert load_config(moved, ["optim.lr=1"]).run_dir == moved.parent
+    assert load_config(file, ["run.dir=elsewhere"]).run_dir == Path("elsewhere")
+    assert load_config(file, ["run.name=b"]).run_dir == Path("runs/b")  # another run, as a message proposes
+    file.write_text("run: {name: a, dir: runs/a$$b}\n")
+    assert load_config(tmp_path / file).run.dir == "runs/a$b"  # it lies where it was begun
+    monkeypatch.chdir(run_dir)
+    assert load_config(Path("config.yaml")).run_dir.samefile(tmp_path / run_dir)
+    assert load_config(None).run_dir == Path("runs/digits")
+
+
+def test_evaluation_takes_the_config_of_a_run_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status.write(tmp_path, "done", 3)
+    RunPaths(tmp_path).config.write_text("run: {name: a, dir: old/place}\n")
+    monkeypatch.setenv("RUNS", str(tmp_path.parent))
+    for path in (tmp_path, RunPaths(tmp_path).config, f"$RUNS/{tmp_path.name}"):
+        chosen = options.parse([str(path), "--out", "${RUNS}/out"])
+        assert (chosen.path, chosen.out) == (tmp_path, tmp_path.parent / "out")
+        assert options.load_config(chosen).run_dir == tmp_path
+    for words in (["$NOT_SET_HERE/a"], ["a", "--out", "$NOT_SET_HERE"]):
+        with pytest.raises(UserError, match="the variable NOT_SET_HERE is not set here"):
+            options.parse(words)
 
 
 def test_a_status_keeps_what_a_later_one_does_not_tell(tmp_path: Path) -> None:

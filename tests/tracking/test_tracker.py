@@ -130,3 +130,16 @@ def test_a_picture_that_cannot_be_written_stops_nothing(
     tracker.pairs(np.zeros((4, 4, 3), np.uint8))
     tracker.finish(0)
     assert "training goes on without the picture" in capsys.readouterr().err
+
+
+def test_variables_that_do_not_count_are_told_by_rank_0(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking.check(config, rank=0)
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("WANDB_MODE", "online")
+    tracking.check(config, rank=1)
+    assert not capsys.readouterr().err
+    tracking.check(config, rank=0)
+    line = "moco_dist.train: track.wandb = disabled: it is set, so WANDB_MODE=online does not count\n"
+    assert capsys.readouterr().err == line

@@ -762,6 +762,14 @@ def test_wandb_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not findings()
 
 
+def test_variables_of_wandb_that_do_not_count_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    for words, notes in ((["track.project=mine"], 1), (["track.project=theirs"], 0), ([], 0)):
+        findings = local(load("digits", *words), tmp_path / "run")
+        line = "track.project = mine: it is set, so WANDB_PROJECT=theirs does not count"
+        assert at(findings, "track.project") == [("note", line)] * notes
+
+
 # The command line.
 
 

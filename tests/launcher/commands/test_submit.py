@@ -381,7 +381,7 @@ def test_options_and_overrides_stand_anywhere(programs: Programs, capsys: Said) 
 
 def test_paths_are_whole_in_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["data.source=imagefolder", "data.root=images/a", "run.init_from=b.pt", "run.dir=~c/../d"]
+    words = ["data.source=imagefolder", "data.root=images/a", "run.init_from=b.pt", "run.dir=./~c/../d"]
     config = sending.absolute(configs.load(None, words), staged=False)
     assert config.data.root == str(tmp_path / "images/a")
     assert config.run.init_from == str(tmp_path / "b.pt")
@@ -575,11 +575,14 @@ def test_sent_again_as_it_was_sent_last(programs: Programs, capsys: Said) -> Non
         sending.send_again(Launch(Path("runs/other")))
 
 
-def test_an_archive_is_named_in_whole_and_the_root_lies_in_it(programs: Programs, capsys: Said) -> None:
+def test_an_archive_is_named_in_whole_and_the_root_lies_in_it(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("in").mkdir()
     subprocess.run(["tar", "cf", "data.tar", "in"], check=True)
-    words = ["data.source=imagefolder", "data.root=in", "run.name=a", "--stage", "data.tar"]
-    assert main(["submit", *SMALL, *words]) == 0
+    words = ["data.source=imagefolder", "data.root=in", "run.name=a"]
+    monkeypatch.setenv("ARCHIVES", str(Path.cwd()))
+    assert main(["submit", *SMALL, *words, "--stage", "$ARCHIVES/data.tar"]) == 0
     launch = Launch(Path("runs/a").absolute())
     sent = launch.submission()
     assert sent and sent.stage == str(Path("data.tar").absolute())

@@ -140,6 +140,36 @@ def test_a_day_is_a_text() -> None:
     assert run.track.project == "2024-11-24"
 
 
+def test_values_are_text_and_plain_numbers() -> None:
+    file = write("grid:\n  track.project: [0123, 1.10, yes, 2024-11-24]\n  run.seed: [7, 1_000]\n")
+    members = sweep.member_configs(sweep.read(file), [], staged=False)
+    texts = ["0123", "1.10", "yes", "2024-11-24"]
+    assert [(run.track.project, run.run.seed) for run in members] == [
+        (text, seed) for text in texts for seed in (7, 1000)
+    ]
+    assert members[2].run.name == "02_project=1.10_seed=7"
+    [run] = sweep.member_configs(
+        sweep.read(write("cases: [{optim.steps: null, optim.milestones: 1,\n data.crop_scale: [0.1, 1]}]")),
+        [],
+        staged=False,
+    )
+    assert (run.optim.steps, run.optim.milestones, run.data.crop_scale) == (None, (1,), (0.1, 1))
+    assert mistake("grid: {run.seed: [1, 010]}").startswith("member 01_seed=010: run.seed = 010: must be a plain")
+    assert mistake("grid: {optim.epochs: [1:30]}").startswith("member 00_epochs=1-30: optim.epochs = 1:30: must be a")
+    assert "lr stands twice, in line 1 and in line 2" in mistake("grid: {optim.lr: [1],\n optim.lr: [2]}")
+
+
+def test_paths_of_members_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("model: {width: 16}\n")
+    [run] = sweep.member_configs(
+        sweep.read(write("config: ${HERE}/base.yaml\ncases: [{run.init_from: $HERE/a.pt}]")), [], staged=False
+    )
+    assert (run.model.width, run.run.init_from) == (16, f"{tmp_path}/a.pt")
+    line = mistake("cases: [{data.root: $NOT_SET_HERE/a}]")
+    assert line.startswith("member 00_root=-NOT_SET_HERE-a: data.root = $NOT_SET_HERE/a: the variable NOT_SET_HERE is")
+
+
 def test_no_value_moves_a_member() -> None:
     file = write("cases: [{run.dir: elsewhere, run.name: x, track.group: y}]")
     [run] = sweep.member_configs(sweep.read(file), [], staged=False)

@@ -15,7 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.job import stage
+from launcher.cluster import Profile
+from launcher.job import stage, task
+from launcher.job.start import Start
+from launcher.record import Submission
+from moco_dist import config as configs
 from moco_dist.errors import UserError
 
 FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 1000, "val/a/3.png": b""}
@@ -265,3 +269,22 @@ def test_of_two_jobs_at_once_the_first_serves_both(tmp_path: Path, disk: Path) -
     [folder] = own(disk).iterdir()
     assert content(folder) == FILES
     assert stage.unpack(archive, disk) == folder
+
+
+def test_the_node_s_own_disk_is_named_by_the_node_s_own_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("EXECUTOR", "local"), ("LOCAL_JOB_ID", "7"), ("LOCAL_JOB_NUM_NODES", "1")):
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    for name in ("NTASKS", "LOCALID", "NODEID", "GLOBALID"):
+        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", "0")
+    archive = make_tar(tmp_path / "data.tar")
+    profile = Profile(local_disk="${NODE_DISK}/mine")
+    start = Start(tmp_path, Submission(profile=profile, stage=str(archive)), "images")
+    with pytest.raises(SystemExit):
+        task._staged(start)
+    assert "local_disk = ${NODE_DISK}/mine: the variable NODE_DISK is not set here" in capsys.readouterr().err
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "a$b"))
+    [override] = task._staged(start)
+    root = configs.load(None, [override]).data.root
+    assert root and Path(root).parent.parent == own(tmp_path / "a$b/mine")

@@ -1,0 +1,70 @@
+"""Expand `~` and `$NAME` in the paths that a user writes, in a file or on a command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, PlainSerializer, SerializationInfo, ValidationInfo
+
+from moco_dist.errors import UserError, shown
+
+_VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>\w+)|\{(?P<braced>\w+)\}|(?P<odd>\{[^}]*\}?))", re.ASCII)
+
+
+def expand(text: str) -> str:
+    """Expand a leading `~` or `~user`, `$NAME` and `${NAME}` of a path; `$$` is a dollar sign.
+
+    Raises:
+        ValueError: a variable is not set or is empty, or there is no such user.
+    """
+    if not text.startswith("~"):
+        return _VARIABLE.sub(_value, text)
+    user, slash, rest = text.partition("/")
+    try:
+        home = str(Path(user).expanduser())
+    except RuntimeError:
+        raise ValueError(f"there is no user {user[1:]}; write ./{user} for a folder of that name") from None
+    return home + slash + _VARIABLE.sub(_value, rest)
+
+
+def _value(match: re.Match[str]) -> str:
+    if match["dollar"]:
+        return "$"
+    if match["odd"]:
+        raise ValueError(f"{match[0]} is no ${{NAME}}; write the path out, or $$ for a dollar sign")
+    name = match["name"] or match["braced"]
+    if not (value := os.environ.get(name)):
+        raise ValueError(
+            f"the variable {name} is not set here, or empty; export it, or write the path out, or $$ for a dollar sign"
+            " (what only a job's node knows may stand in a profile's local_disk alone)"
+        )
+    return value
+
+
+def literal(path: object) -> str:
+    """Write a path so that `expand` gives it back as it is."""
+    text = re.sub(r"\$(?=[$\w{])", "$$", str(path))
+    return f"./{text}" if text.startswith("~") else text
+
+
+def expanded(key: str, text: str) -> str:
+    """Expand a path that stands on a command line. Raises UserError, which names the argument or option."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise UserError(f"{key} = {shown(text)}: {error}") from None
+
+
+def _read(text: str, info: ValidationInfo) -> str:
+    return expand(text) if info.context else text
+
+
+def _written(text: str, info: SerializationInfo) -> str:
+    return literal(text) if info.context else text
+
+
+PathText = Annotated[str, AfterValidator(_read), PlainSerializer(_written)]
+"""A path in a model: with a context, which `load` and `dump` give, it is read expanded and written literally."""
