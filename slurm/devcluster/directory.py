@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from slurm.devcluster import settings as texts
+from slurm.devcluster import settings
 from slurm.devcluster.errors import Misuse
 from slurm.devcluster.settings import Settings
 
@@ -74,7 +74,7 @@ def read(root: Path) -> Record | None:
     """Read the record of the cluster; None where there never was one."""
     try:
         record = json.loads((root / _FILE).read_text())
-        return Record(texts.from_record(record["settings"]), int(record["port"]))
+        return Record(settings.from_record(record["settings"]), int(record["port"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -93,13 +93,7 @@ def write(root: Path, record: Record) -> None:
         with contextlib.suppress(FileExistsError):
             (root / f"dev/nvidia{index}").symlink_to("/dev/null")
     _write_private(root / "munge/key", os.urandom(1024), keep=True)
-    files = {
-        "slurm.conf": texts.slurm_conf(root, record.settings, record.port),
-        "gres.conf": texts.gres_conf(root, record.settings),
-        "cgroup.conf": texts.cgroup_conf(),
-        "slurmdbd.conf": texts.slurmdbd_conf(root, record.port),
-    }
-    for name, text in files.items():
+    for name, text in settings.configuration(root, record.settings, record.port).items():
         _write_private(root / "etc" / name, text.encode())
 
 

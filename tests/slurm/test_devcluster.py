@@ -21,13 +21,12 @@ from slurm.devcluster import (
     Settings,
     cgroups,
     directory,
-    ports,
     processes,
     programs,
 )
 from slurm.devcluster.__main__ import main
-from slurm.devcluster.daemons import marks
-from slurm.devcluster.settings import slurm_conf
+from slurm.devcluster.daemons import marks, taken_port
+from slurm.devcluster.settings import configuration
 
 ROOT = Path(__file__).parents[2]
 DIRTY = {"SLURM_JOB_ID": "1", "SLURM_CONF": "/x", "SBATCH_PARTITION": "x", "SUBMITIT_X": "1", "MOCO_X": "1"}
@@ -229,7 +228,7 @@ def check_nothing_left(folder: Path) -> None:
     assert record is not None
     assert of(folder) == set()
     assert sockets(folder) == []
-    assert ports.taken(record.port, record.settings.port_count) is None
+    assert taken_port(record.port, record.settings.port_count) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or cgroups.freezer() is None, reason="needs root and cgroup v1")
@@ -313,6 +312,6 @@ def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_preempt_signal_is_a_setting() -> None:
-    parameter = "SlurmctldParameters=preempt_send_user_signal\n"
-    assert parameter in slurm_conf(Path("/x"), Settings(), 20000)
-    assert parameter not in slurm_conf(Path("/x"), Settings(preempt_signal=False), 20000)
+    for wanted in (True, False):
+        text = configuration(Path("/x"), Settings(preempt_signal=wanted), 20000)["slurm.conf"]
+        assert ("SlurmctldParameters=preempt_send_user_signal" in text.splitlines()) == wanted
