@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from launcher import cluster
 from launcher.cluster import Profile
+from launcher.record import Submission
 
 _OVERRIDES = (
     ("--partition", str, "PARTITION"),
@@ -46,9 +48,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
-    parser.add_argument(
-        "run_dirs", nargs="+", metavar="RUN", help="run directories, names of runs in runs/, or ids of jobs"
-    )
+    text = "run directories, names of runs in runs/, or ids of jobs"
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN", help=text)
 
 
 def profile_of(options: argparse.Namespace) -> Profile:
@@ -57,3 +58,13 @@ def profile_of(options: argparse.Namespace) -> Profile:
     overrides = {key: getattr(options, key) for key in keys}
     overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
     return cluster.load(options.cluster, overrides)
+
+
+def submission_of(options: argparse.Namespace) -> Submission:
+    """Describe the job that the options ask for, but for its name. Raises UserError."""
+    return Submission(
+        executor="local" if options.local else "slurm",
+        nodes=options.nodes,
+        profile=profile_of(options),
+        stage=None if options.stage is None else str(Path(options.stage).resolve()),
+    )

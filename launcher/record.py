@@ -63,35 +63,20 @@ class Submission(Section):
         return self.nodes * self.profile.gpus_per_node
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Launch:
     """The launcher's part of a run directory."""
 
     run_dir: Path
 
-    @property
-    def paths(self) -> RunPaths:
-        return RunPaths(self.run_dir)
-
-    @property
-    def folder(self) -> Path:
-        return self.run_dir / "launch"
-
-    @property
-    def job_file(self) -> Path:
-        return self.folder / "job.json"
-
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def starts_file(self) -> Path:
-        return self.folder / "starts.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "logs"
+    def __post_init__(self) -> None:
+        self.paths = RunPaths(self.run_dir)
+        self.folder = self.run_dir / "launch"
+        self.job_file = self.folder / "job.json"
+        self.config_file = self.folder / "config.yaml"
+        self.starts_file = self.folder / "starts.jsonl"
+        self.logs = self.folder / "logs"
+        self.submitit = self.folder / "submitit"
 
     def log(self, rank: int) -> Path:
         """Return the log of a rank, over all starts."""
@@ -105,9 +90,13 @@ class Launch:
         """Return the file that is there when this start wants another one, and could not ask SLURM itself."""
         return self.folder / f".requeue-{job}-{restart}"
 
-    @property
-    def submitit(self) -> Path:
-        return self.folder / "submitit"
+    def codes(self, submission: Submission) -> Path:
+        """Return the folder of the copies of the code; the members of a sweep share it."""
+        return Launch(Path(submission.sweep) if submission.sweep else self.run_dir).folder / "code"
+
+    def code(self, submission: Submission) -> Path:
+        """Return the folder of the code that the job runs."""
+        return self.codes(submission) / submission.code
 
     def submission(self) -> Submission | None:
         """Read the last submission; None where there was none, or another version's.

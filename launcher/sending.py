@@ -62,14 +62,7 @@ def checked(config: Config, submission: Submission, printed: set[Finding] | None
         Whether the job may be sent.
     """
     printed = set() if printed is None else printed
-    findings = preflight.check(
-        config,
-        submission.profile,
-        submission.nodes,
-        run_dir=config.run_dir,
-        stage=submission.stage,
-        executor=submission.executor,
-    )
+    findings = preflight.check(config, submission)
     for finding in findings:
         if finding not in printed:
             print(f"{finding.level}: {finding.text}", file=sys.stderr)
@@ -89,10 +82,10 @@ def send(config: Config, submission: Submission, dependency: str | None = None) 
     launch = Launch(config.run_dir)
     with prepared(config, submission) as sent:
         if sent.executor == "local":
-            sent = send_locally(launch.submitit, code_of(launch, sent), task_of(launch, sent))
+            sent = send_locally(launch, task_of(launch, sent))
         else:
-            sbatch = Sbatch(launch.submitit, launch.run_dir, sent, code_of(launch, sent), dependency)
-            sent = sent.model_copy(update={"job": sbatch.send([task_of(launch, sent)])[0]})
+            [job] = Sbatch(launch, sent, dependency).send([task_of(launch, sent)])
+            sent = sent.model_copy(update={"job": job})
         record([(launch, sent)])
     return sent
 
@@ -120,7 +113,7 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
     try:
         launch.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_others(launch.run_dir)
-        copies = codes_of(launch, submission)
+        copies = launch.codes(submission)
         for folder in (launch.folder, launch.logs, launch.submitit, copies):
             folder.mkdir(exist_ok=True, mode=0o700)
             folder.chmod(0o700)
@@ -142,16 +135,6 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
     except OSError as error:
         rule = f"cannot be written: {error.strerror or error}"
         raise UserError.of("run.dir", config.run_dir, rule, "choose another") from None
-
-
-def code_of(launch: Launch, submission: Submission) -> str:
-    """Return the folder of the code that the job runs."""
-    return str(codes_of(launch, submission) / submission.code)
-
-
-def codes_of(launch: Launch, submission: Submission) -> Path:
-    """Return the folder of the copies of the code; the members of a sweep share it."""
-    return Launch(Path(submission.sweep) if submission.sweep else launch.run_dir).folder / "code"
 
 
 def task_of(launch: Launch, submission: Submission) -> Task:

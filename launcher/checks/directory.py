@@ -18,11 +18,11 @@ from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
 from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.lease import held_by
-from moco_dist.run.paths import RunPaths
 
 
-def check(config: Config, run_dir: Path, images: Images | None, cost: EncoderCost | None) -> Iterator[Finding]:
+def check(config: Config, images: Images | None, cost: EncoderCost | None) -> Iterator[Finding]:
     """Check whether the run directory can be made and written, by this user alone, and has room."""
+    run_dir = config.run_dir.absolute()
     if set(str(run_dir)) & set("%\\:") or not str(run_dir).isprintable():
         signs = r"SLURM and submitit read % in the names of logs, SLURM drops \, PYTHONPATH parts at :"
         rule = f"{signs}, and control characters do harm"
@@ -35,7 +35,7 @@ def check(config: Config, run_dir: Path, images: Images | None, cost: EncoderCos
         if not writable or os.statvfs(existing).f_flag & os.ST_RDONLY:
             yield finding.error("run.dir", run_dir, f"{existing} cannot be written to", "choose another")
         elif cost:
-            yield from _check_room(config, run_dir, existing, images, estimate.checkpoint_bytes(config, cost))
+            yield from _check_room(config, existing, images, estimate.checkpoint_bytes(config, cost))
     except UserError as error:
         yield Finding("error", str(error))
     except OSError as error:
@@ -61,29 +61,27 @@ def check_free(run_dir: Path) -> list[Finding]:
     return [finding.error(key, run_dir, f"{writer} is writing to it", "wait for it, or stop it")] if writer else []
 
 
-def check_resumed(config: Config, layout: Layout | None, run_dir: Path) -> Iterator[Finding]:
+def check_resumed(config: Config, layout: Layout | None) -> Iterator[Finding]:
     """Check whether a run that was begun may go on under this config."""
+    launch = Launch(config.run_dir.absolute())
     try:
-        launch = Launch(run_dir)
         step, last = launch.checkpoint_step(), launch.submission()
     except (UserError, OSError):
         return  # the directory is another's, which was said
     if not step:
         return
     if config.run.resume == "never":
-        yield finding.error("run.resume", "never", f"{run_dir} holds a run", "use another run.name")
+        yield finding.error("run.resume", "never", f"{launch.run_dir} holds a run", "use another run.name")
     elif layout and launch.paths.config.is_file():
-        yield from _check_curve(config, layout, run_dir, last)
+        yield from _check_curve(config, layout, launch, last)
         end = ", and was done; it goes on only if it is longer now" if launch.status().state == "done" else ""
-        yield finding.note(f"the run in {run_dir} goes on from step {step}{end}")
+        yield finding.note(f"the run in {launch.run_dir} goes on from step {step}{end}")
 
 
-def _check_room(
-    config: Config, run_dir: Path, existing: Path, images: Images | None, checkpoint_bytes: int
-) -> Iterator[Finding]:
+def _check_room(config: Config, existing: Path, images: Images | None, checkpoint_bytes: int) -> Iterator[Finding]:
     """Check whether the checkpoints find room on the disk of an existing folder. Raises OSError."""
-    free = shutil.disk_usage(existing).free
-    held = CheckpointIndex(RunPaths(run_dir).checkpoints).size()
+    run_dir, free = config.run_dir.absolute(), shutil.disk_usage(existing).free
+    held = CheckpointIndex(Launch(run_dir).paths.checkpoints).size()
     count = config.checkpoint.keep + 1 + _milestones(config, images)  # one more while it is written
     need, size = checkpoint_bytes * count - held, checkpoint_bytes / GIB
     rule = f"checkpoints of {size:.2g} GiB need {need / GIB:.2g} GiB more, its disk has {free / GIB:.2g}"
@@ -103,10 +101,10 @@ def _milestones(config: Config, images: Images | None) -> int:
     return optim.steps // max(1, images.count // optim.global_batch) // every if images else 0
 
 
-def _check_curve(config: Config, layout: Layout, run_dir: Path, last: Submission | None) -> Iterator[Finding]:
+def _check_curve(config: Config, layout: Layout, launch: Launch, last: Submission | None) -> Iterator[Finding]:
     """Check that the config does not change the curve of the run that goes on."""
     try:
-        begun = configs.load(RunPaths(run_dir).config)
+        begun = configs.load(launch.paths.config)
         before = last.ranks if last else layout.ranks
         groups = begun.moco.bn_groups or before * begun.optim.accumulate
         configs.check_resumable(begun.model_dump(mode="json"), begun.optim.global_batch // groups, config, layout)

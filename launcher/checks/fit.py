@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from launcher.checks import finding
-from launcher.checks import site as sites
 from launcher.checks.finding import Finding
-from launcher.checks.site import Node, Partition, Site
+from launcher.checks.site import Node, Partition, Site, hostnames
 from launcher.cluster import Profile
 
 _FEWEST_GRACE_SECONDS = 10
@@ -147,7 +146,7 @@ def _room(partition: Partition, members: tuple[Node, ...], profile: Profile, nod
 def _kinds(profile: Profile, fitting: list[Node], nodes: int) -> Iterator[_Need]:
     """Say which nodes may serve, and with which GPUs."""
     if profile.exclude:
-        excluded = sites.hostnames(profile.exclude)
+        excluded = hostnames(profile.exclude)
         yield _Need("exclude", ",".join(profile.exclude), lambda node: node.name not in excluded, "exclude fewer")
     if constraint := profile.constraint:
         yield _Need("constraint", constraint, lambda node: _matches(constraint, node.features), "ask for less")

@@ -23,7 +23,6 @@ With --json a list of objects, one a run, of these keys; what is not known is nu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -33,7 +32,7 @@ from pathlib import Path
 
 from launcher.views import runs
 from launcher.views.find import find_run
-from launcher.views.table import as_row, live_table, show_table
+from launcher.views.table import live_table, show
 
 _ANSWER_SECONDS = 1.0
 """How long SLURM may take, so that the whole command answers within two seconds."""
@@ -76,10 +75,8 @@ def run(options: argparse.Namespace) -> int:
 def _once(places: Sequence[Path], as_json: bool, answer_seconds: float) -> None:
     """Print all runs."""
     shown, slurm_error = runs.survey(places, answer_seconds)
-    if as_json:
-        print(json.dumps([as_row(run) for run in shown], indent=1, allow_nan=False), flush=True)
-    elif shown:
-        show_table(shown)
+    if shown or as_json:
+        show(shown, as_json=as_json)
     else:
         print(f"no runs in {', '.join(map(str, places)) or 'runs/, and none of your jobs in the queue is one'}")
     if slurm_error:

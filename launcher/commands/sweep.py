@@ -33,11 +33,11 @@ from pydantic import AfterValidator, Field
 
 from launcher import sending
 from launcher.checks.finding import Finding
-from launcher.options import add_job_options, profile_of
+from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission, refuse_others
 from launcher.views import runs
 from launcher.views.find import list_runs
-from launcher.views.table import as_row, show_table
+from launcher.views.table import show
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import Section
@@ -148,13 +148,7 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     sweep = read(file)
     members = member_configs(sweep, overrides, staged=options.stage is not None)
     folder = (Path("runs") / sweep.name).absolute()
-    submission = Submission(
-        name=sweep.name,
-        nodes=options.nodes,
-        profile=profile_of(options),
-        stage=str(Path(options.stage).resolve()) if options.stage else None,
-        sweep=str(folder),
-    )
+    submission = submission_of(options).model_copy(update={"name": sweep.name, "sweep": str(folder)})
     printed: set[Finding] = set()
     for config in members:
         if not sending.checked(config, submission, printed):
@@ -184,8 +178,7 @@ def _send_array(folder: Path, members: list[Config], submission: Submission, par
     with contextlib.ExitStack() as stack:
         sent = [stack.enter_context(sending.prepared(config, submission)) for config in members]
         launches = [Launch(config.run_dir) for config in members]
-        code = sending.code_of(launches[0], sent[0])
-        sbatch = Sbatch(shared.submitit, folder, sent[0], code, parallel=parallel)
+        sbatch = Sbatch(shared, sent[0], parallel=parallel)
         ids = sbatch.send([sending.task_of(*pair) for pair in zip(launches, sent, strict=True)])
         submissions = [member.model_copy(update={"job": job}) for member, job in zip(sent, ids, strict=True)]
         sending.record(list(zip(launches, submissions, strict=True)))
@@ -196,10 +189,7 @@ def _status(folder: Path, *, as_json: bool) -> int:
     """Print a table of the members, the best kNN first."""
     members = runs.look(_members(folder))
     members.sort(key=lambda run: run.figures.knn_top1 or 0.0, reverse=True)
-    if as_json:
-        print(json.dumps([as_row(run) for run in members], indent=1, allow_nan=False))
-    else:
-        show_table(members)
+    show(members, as_json=as_json)
     return 0
 
 

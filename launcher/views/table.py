@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from launcher import slurm
 from launcher.views.runs import Run
 
 if TYPE_CHECKING:  # rich takes a while to import: only where something is shown
@@ -27,7 +28,7 @@ _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "loss", "kNN", "
 _NUMBERS = _COLUMNS[3:-1]
 
 
-def as_row(run: Run) -> dict[str, Any]:
+def _row(run: Run) -> dict[str, Any]:
     """Return a run as plain data; `status --help` explains the keys."""
     sent, job, figures = run.submission, run.job, run.figures
     return {
@@ -49,7 +50,7 @@ def as_row(run: Run) -> dict[str, Any]:
         "starts": run.starts,
         "restarts": max(0, run.starts - 1),
         "seconds_left": figures.seconds_left if run.state == "running" else None,
-        "allocation_seconds_left": _seconds(job.time_left) if job and run.state == "running" else None,
+        "allocation_seconds_left": slurm.seconds(job.time_left) if job and run.state == "running" else None,
         "slurm_state": job.state if job else None,
         "slurm_reason": job.reason if job else None,
         "nodes": job.nodes if job else None,
@@ -57,8 +58,11 @@ def as_row(run: Run) -> dict[str, Any]:
     }
 
 
-def show_table(runs: Sequence[Run]) -> None:
-    """Print the runs: to a terminal as wide as it is, else plain, a line a run however long."""
+def show(runs: Sequence[Run], *, as_json: bool) -> None:
+    """Print the runs as JSON, or as a table: to a terminal as wide as it is, else plain, a line a run however long."""
+    if as_json:
+        print(json.dumps([_row(run) for run in runs], indent=1, allow_nan=False), flush=True)
+        return
     from rich.console import Console
 
     table = _table(runs)
@@ -136,17 +140,6 @@ def _duration(seconds: float) -> str:
         return f"{minutes}m"
     hours = minutes // 60
     return f"{hours}h{minutes % 60:02}m" if hours < 24 else f"{hours // 24}d{hours % 24:02}h"
-
-
-def _seconds(text: str) -> int | None:
-    """Read a time of SLURM's, [D-][[H:]M:]S; None for UNLIMITED and its like."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        return None
-    days, _, clock = text.rpartition("-")
-    seconds = 0
-    for part in clock.split(":"):
-        seconds = 60 * seconds + int(part)
-    return seconds + 86400 * int(days or 0)
 
 
 def _plain(text: str, style: str = "") -> Text:

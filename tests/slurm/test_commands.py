@@ -22,7 +22,7 @@ from launcher import sending, slurm
 from launcher.cluster import Profile
 from launcher.commands import cancel, logs, requeue, status
 from launcher.record import Launch, Submission
-from launcher.views import answers, runs
+from launcher.views import runs
 from launcher.views.runs import Run
 from slurm.devcluster import Cluster, ClusterError
 from tests.launcher.made import make_run
@@ -161,7 +161,7 @@ def test_cancel_does_not_wait_for_ever_and_the_job_leaves_the_queue(
     if jobs.cluster.settings.accounting:
         until(launch, lambda run: run.job is not None)  # it lags
         assert rows(capsys)["a"]["state"] == "cancelled"
-    monkeypatch.setattr(answers, "which", lambda name: None if name == "sacct" else name)
+    monkeypatch.setattr(slurm, "which", lambda name: None if name == "sacct" else name)
     row = rows(capsys)["a"]
     assert (row["state"], row["reason"]) == ("lost", f"job {jobs.sent[-1]} is not known to SLURM any more")
 
