@@ -82,6 +82,8 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     if profile.container and profile.container.runtime == "pyxis":
         srun.append(f"--container-image={profile.container.image}")
         srun += [f"--container-mounts={','.join(profile.container.mounts)}"] if profile.container.mounts else []
+    # By this the job's Python finds its own copy of the code, and no other.
+    path = f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"
     parameters = {
         "job_name": submission.name,
         **profile.model_dump(include={"partition", "account", "qos", "constraint"}),
@@ -96,16 +98,11 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
         "signal_delay_s": profile.signal_seconds,
         "dependency": dependency,
         "stderr_to_stdout": True,
-        "setup": [*profile.setup, *_exports(code)],
+        "setup": [*profile.setup, path, "export PYTHONSAFEPATH=1"],
         "srun_args": srun,
         "additional_parameters": extra,
     }
     return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
-
-
-def _exports(code: str) -> list[str]:
-    """Return shell lines by which the job's Python finds its own copy of the code, and no other."""
-    return [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]
 
 
 def _python(profile: Profile) -> str:
@@ -135,14 +132,8 @@ class _Local(LocalExecutor):
             "SUBMITIT_EXECUTOR": "local",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "submitit.local._local", str(self.folder)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        controller, no = [sys.executable, "-m", "submitit.local._local", str(self.folder)], subprocess.DEVNULL
+        process = subprocess.Popen(controller, env=environment, stdin=no, stdout=no, stderr=no, start_new_session=True)
         tasks = list(range(self.parameters["tasks_per_node"]))
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=tasks)
 

@@ -12,6 +12,7 @@ launch/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -22,13 +23,9 @@ from typing import Any, Literal
 from launcher.cluster import Profile
 from moco_dist import config as configs
 from moco_dist import files
-from moco_dist.config import Config
 from moco_dist.config.schema import Positive, Section
 from moco_dist.errors import UserError
-from moco_dist.run import status
-from moco_dist.run.checkpoints import CheckpointIndex
-from moco_dist.run.paths import RunPaths
-from moco_dist.run.status import Status
+from moco_dist.run import checkpoints, paths, status
 
 STARTS_WITHOUT_PROGRESS = 3
 """After so many starts from one step a job is given up."""
@@ -70,7 +67,7 @@ class Launch:
     run_dir: Path
 
     def __post_init__(self) -> None:
-        self.paths = RunPaths(self.run_dir)
+        self.paths = paths.RunPaths(self.run_dir)
         self.folder = self.run_dir / "launch"
         self.job_file = self.folder / "job.json"
         self.config_file = self.folder / "config.yaml"
@@ -110,7 +107,7 @@ class Launch:
         except (OSError, ValueError):
             return None
 
-    def config(self) -> Config:
+    def config(self) -> configs.Config:
         """Load the config as it was sent. Raises UserError."""
         return configs.load(self.config_file)
 
@@ -126,10 +123,8 @@ class Launch:
             return []
         rows = []
         for line in lines:
-            try:
+            with contextlib.suppress(ValueError):  # a line that a killed job wrote half of
                 rows.append(json.loads(line))
-            except ValueError:  # a line that a killed job wrote half of
-                continue
         return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
 
     def add_start(self, **row: Any) -> None:
@@ -152,9 +147,9 @@ class Launch:
 
     def checkpoint_step(self) -> int:
         """Return the step of the last checkpoint, by its file's name, or 0. The trainer checks that it is whole."""
-        return CheckpointIndex(self.paths.checkpoints).last()
+        return checkpoints.CheckpointIndex(self.paths.checkpoints).last()
 
-    def status(self) -> Status:
+    def status(self) -> status.Status:
         """Read how the run stands, by the trainer's own account."""
         return status.read(self.run_dir)
 

@@ -70,18 +70,12 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
-    environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
-    for name in [n for n in environment if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
-        del environment[name]  # the user's own formats
+    env = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    for name in [n for n in env if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
+        del env[name]  # the user's own formats
     try:
         process = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_seconds,
-            env=environment,
+            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=timeout_seconds, env=env
         )
     except (FileNotFoundError, PermissionError):
         fix = "log in to a node of the cluster, or use --local"
@@ -125,8 +119,7 @@ def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str,
     """
     if not ids:
         return {}
-    names = ",".join(sorted(ids))
-    what = (f"--jobs={names}", "--format=JobID,State,NodeList")
+    what = (f"--jobs={','.join(sorted(ids))}", "--format=JobID,State,NodeList")
     try:
         text = call("sacct", "--allocations", "--noheader", "--parsable2", *what, timeout_seconds=timeout_seconds)
     except Refused:
@@ -183,19 +176,14 @@ class Answers:
 
     def own_jobs(self) -> Collection[Job]:
         """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
-        self._own = {}
-        if which("squeue"):
-            try:
-                self._own = queue(timeout_seconds=self._seconds_left())
-            except Unavailable as error:
-                self.error = str(error)
+        self._own = self._ask(queue, ()) if which("squeue") else {}
         return self._own.values()
 
     def queued(self, ids: Collection[str]) -> dict[str, Job]:
         """Return those of the named jobs that the queue has."""
         if self._own is not None and not self.error:
             return {job: self._own[job] for job in ids if job in self._own}
-        return self._ask(queue, ids)
+        return self._ask(queue, ids) if ids else {}
 
     def accounted(self, ids: Collection[str]) -> dict[str, Job]:
         """Return those of the named jobs that the accounting has."""
@@ -204,13 +192,10 @@ class Answers:
     def _ask(
         self, question: Callable[[Collection[str], float], dict[str, Job]], ids: Collection[str]
     ) -> dict[str, Job]:
-        if not ids or self.error:
+        if self.error:
             return {}
         try:
-            return question(ids, self._seconds_left())
+            return question(ids, max(0.1, round(self._deadline - time.monotonic(), 1)))
         except Unavailable as error:
             self.error = str(error)
             return {}
-
-    def _seconds_left(self) -> float:
-        return max(0.1, round(self._deadline - time.monotonic(), 1))

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from launcher.checks import estimate, finding
-from launcher.checks.dataset import Images
-from launcher.checks.estimate import GIB, EncoderCost
-from launcher.checks.finding import Finding
+from launcher.checks import dataset, estimate, finding
 from launcher.cluster import Profile
 from launcher.record import Submission
 from moco_dist import config as configs
-from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
 
 _LINEAR_RULE = 0.03 / 256
@@ -22,7 +18,9 @@ _TIGHT = 0.9
 """Share of the memory that may be taken without a warning."""
 
 
-def check_nodes(config: Config, submission: Submission, layout: Layout | None) -> Iterator[Finding]:
+def check_nodes(
+    config: configs.Config, submission: Submission, layout: configs.Layout | None
+) -> Iterator[finding.Finding]:
     """Check whether the job can go on with fewer nodes, where it is to, and whether it has time to save."""
     profile = submission.profile
     if profile.min_nodes is not None:
@@ -34,7 +32,7 @@ def check_nodes(config: Config, submission: Submission, layout: Layout | None) -
         yield finding.error("signal_seconds", seconds, rule, fix)
 
 
-def check_data(config: Config, images: Images | None) -> Iterator[Finding]:
+def check_data(config: configs.Config, images: dataset.Images | None) -> Iterator[finding.Finding]:
     """Check batch, queue and learning rate against one another and the data."""
     batch, queue, lr = config.optim.global_batch, config.moco.queue_size, config.optim.lr
     if images and images.exact and batch > images.count:
@@ -53,13 +51,17 @@ def check_data(config: Config, images: Images | None) -> Iterator[Finding]:
 
 
 def check_resources(
-    config: Config, profile: Profile, layout: Layout | None, images: Images | None, cost: EncoderCost | None
-) -> Iterator[Finding]:
+    config: configs.Config,
+    profile: Profile,
+    layout: configs.Layout | None,
+    images: dataset.Images | None,
+    cost: estimate.EncoderCost | None,
+) -> Iterator[finding.Finding]:
     """Check memory, and say how long it will take. These are estimates, so never an error."""
     have = profile.gpu_memory_gib
     if layout is None or cost is None or config.device.type == "cpu":
         return
-    need = estimate.memory_bytes(config, layout, cost) / GIB
+    need = estimate.memory_bytes(config, layout, cost) / estimate.GIB
     if have and need > _TIGHT * have:
         rule = f"takes about {need:.0f} GiB of memory a GPU, which has {have:g}"
         fix = _smaller(config, layout, cost, have)
@@ -70,7 +72,9 @@ def check_resources(
         yield finding.note(_time(config, profile, layout, cost, images, profile.gpu_tflops))
 
 
-def _check_fewer(config: Config, submission: Submission, layout: Layout | None, least: int) -> Iterator[Finding]:
+def _check_fewer(
+    config: configs.Config, submission: Submission, layout: configs.Layout | None, least: int
+) -> Iterator[finding.Finding]:
     """Check on how many nodes the job can go on when it loses some; the BatchNorm groups must stay as they are."""
     nodes, profile = submission.nodes, submission.profile
     if least > nodes:
@@ -95,7 +99,7 @@ def _check_fewer(config: Config, submission: Submission, layout: Layout | None, 
         yield finding.warning("min_nodes", least, rule, fix)
 
 
-def _laid(config: Config, ranks: int) -> Layout | None:
+def _laid(config: configs.Config, ranks: int) -> configs.Layout | None:
     """Lay batch and groups on so many ranks; None where that cannot be done."""
     try:
         return configs.layout(config, ranks)
@@ -103,17 +107,24 @@ def _laid(config: Config, ranks: int) -> Layout | None:
         return None
 
 
-def _smaller(config: Config, layout: Layout, cost: EncoderCost, gib: float) -> str:
+def _smaller(config: configs.Config, layout: configs.Layout, cost: estimate.EncoderCost, gib: float) -> str:
     """Return the fix of a batch that takes more memory than there is."""
     for accumulate in range(config.optim.accumulate + 1, layout.batch_per_rank // 2 + 1):
         smaller = config.model_copy(update={"optim": config.optim.model_copy(update={"accumulate": accumulate})})
         in_parts = _laid(smaller, layout.ranks)
-        if in_parts and estimate.memory_bytes(smaller, in_parts, cost) <= _TIGHT * gib * GIB:
+        if in_parts and estimate.memory_bytes(smaller, in_parts, cost) <= _TIGHT * gib * estimate.GIB:
             return f"use optim.accumulate={accumulate}"
     return "use more GPUs, a smaller batch, or device.precision=bf16"
 
 
-def _time(config: Config, profile: Profile, layout: Layout, cost: EncoderCost, images: Images, tflops: float) -> str:
+def _time(
+    config: configs.Config,
+    profile: Profile,
+    layout: configs.Layout,
+    cost: estimate.EncoderCost,
+    images: dataset.Images,
+    tflops: float,
+) -> str:
     """Say how long an epoch and the run will take."""
     epoch = estimate.epoch_seconds(config, cost, images.count, layout.ranks, tflops)
     steps, batch = config.optim.steps, config.optim.global_batch

@@ -15,15 +15,11 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import launcher
 from moco_dist import packages
 from moco_dist.config import Config, Layout
 from moco_dist.config.schema import DataSection, ModelSection
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 GIB = 2**30
 
@@ -95,9 +91,9 @@ def measure(model: ModelSection, channels: int, image_size: int) -> EncoderCost:
         encoder = build_encoder(model, channels, seed=0)
         images = torch.empty(_IMAGES, channels, image_size, image_size)
     own = {tensor.untyped_storage()._cdata for tensor in (*encoder.parameters(), *encoder.buffers())}
-    saved: dict[int, Tensor] = {}  # one a storage; held, so that no storage's address is used twice
+    saved: dict[int, torch.Tensor] = {}  # one a storage; held, so that no storage's address is used twice
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()._cdata
         if storage not in own and tensor.dim() > 1:  # neither weights nor BatchNorm's statistics: no image adds to them
             saved[storage] = tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -12,30 +13,30 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import slurm
-from launcher.checks import batch, dataset, directory, estimate, finding, fit, site
-from launcher.checks.finding import Finding
+from launcher.checks import batch, dataset, estimate, finding, fit, site
 from launcher.cluster import Profile
-from launcher.record import Submission
+from launcher.record import Launch, Submission, refuse_others
+from launcher.views import runs
 from moco_dist import config as configs
 from moco_dist import packages
-from moco_dist.config import Config
 from moco_dist.errors import UserError
+from moco_dist.run import checkpoints, lease
 
 _OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that each node has for itself."""
 
 
-def check(config: Config, submission: Submission) -> list[Finding]:
+def check(config: configs.Config, submission: Submission) -> list[finding.Finding]:
     """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first."""
-    findings, layout, cost = list[Finding](), None, None
+    findings, layout, cost = list[finding.Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
         site_read = pool.submit(site.read) if submission.executor == "slurm" else None
-        runners = pool.submit(directory.check_free, config.run_dir.absolute())
+        runners = pool.submit(check_free, config.run_dir.absolute())
         measured = pool.submit(estimate.encoder_cost, config)
         try:
             layout = configs.layout(config, submission.ranks)
         except UserError as error:
-            findings.append(Finding("error", str(error)))
+            findings.append(finding.Finding("error", str(error)))
         images = dataset.count(config, staged=submission.stage is not None)
         findings += batch.check_nodes(config, submission, layout)
         findings += batch.check_data(config, images)
@@ -44,8 +45,8 @@ def check(config: Config, submission: Submission) -> list[Finding]:
             cost = measured.result()
         except estimate.Unmeasured as error:
             findings.append(finding.note(f"memory, time and size of a checkpoint are not estimated: {error}"))
-        findings += directory.check(config, images, cost)
-        findings += directory.check_resumed(config, layout)
+        findings += _check_directory(config, images, cost)
+        findings += _check_resumed(config, layout)
         findings += batch.check_resources(config, submission.profile, layout, images, cost)
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
@@ -53,11 +54,11 @@ def check(config: Config, submission: Submission) -> list[Finding]:
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
         except (slurm.Unavailable, slurm.Refused) as error:
-            findings.append(Finding("error", str(error)))
+            findings.append(finding.Finding("error", str(error)))
     return sorted(findings, key=lambda one: ("error", "warning", "note").index(one.level))
 
 
-def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
+def _check_site(there: site.Site, config: configs.Config, submission: Submission) -> Iterator[finding.Finding]:
     """Check the job against the cluster."""
     yield from fit.check(there, submission.profile, submission.nodes)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
@@ -65,12 +66,12 @@ def _check_site(there: site.Site, config: Config, submission: Submission) -> Ite
         yield from _check_shared(config, submission)
 
 
-def _check_local(submission: Submission) -> Iterator[Finding]:
+def _check_local(submission: Submission) -> Iterator[finding.Finding]:
     if submission.nodes > 1:
         yield finding.error("--nodes", submission.nodes, "--local runs on this machine alone", "use --nodes 1")
 
 
-def _check_shared(config: Config, submission: Submission) -> Iterator[Finding]:
+def _check_shared(config: configs.Config, submission: Submission) -> Iterator[finding.Finding]:
     """Check whether the nodes see what the job needs."""
     profile, stage = submission.profile, submission.stage
     reads = config.data.root if config.data.source in ("mnist", "cifar10", "imagefolder") else None
@@ -88,14 +89,14 @@ def _check_shared(config: Config, submission: Submission) -> Iterator[Finding]:
             yield finding.warning(key, path, rule, "put it on a disk that the nodes share")
 
 
-def _check_sender() -> Iterator[Finding]:
+def _check_sender() -> Iterator[finding.Finding]:
     """Check whether this machine can send the job. Only a warning, since slurm/train.sbatch needs no submitit."""
     if not packages.installed("submitit"):
         text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
-        yield Finding("warning", text)
+        yield finding.Finding("warning", text)
 
 
-def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
+def _check_tracking(config: configs.Config, profile: Profile) -> Iterator[finding.Finding]:
     """Check whether the job will have wandb, and W&B will know who we are."""
     mode = config.track.wandb
     if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
@@ -117,3 +118,103 @@ def _in_netrc(file: Path, host: str) -> bool:
         return netrc.netrc(str(file)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
         return False
+
+
+def _check_directory(
+    config: configs.Config, images: dataset.Images | None, cost: estimate.EncoderCost | None
+) -> Iterator[finding.Finding]:
+    """Check whether the run directory can be made and written, by this user alone, and has room."""
+    run_dir = config.run_dir.absolute()
+    if set(str(run_dir)) & set("%\\:") or not str(run_dir).isprintable():
+        signs = r"SLURM and submitit read % in the names of logs, SLURM drops \, PYTHONPATH parts at :"
+        rule = f"{signs}, and control characters do harm"
+        yield finding.error("run.dir", repr(str(run_dir))[1:-1], rule, "choose another name")
+    try:
+        existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+        if existing == run_dir:
+            refuse_others(run_dir)
+        writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        if not writable or os.statvfs(existing).f_flag & os.ST_RDONLY:
+            yield finding.error("run.dir", run_dir, f"{existing} cannot be written to", "choose another")
+        elif cost:
+            yield from _check_room(config, existing, images, estimate.checkpoint_bytes(config, cost))
+    except UserError as error:
+        yield finding.Finding("error", str(error))
+    except OSError as error:
+        yield finding.error("run.dir", run_dir, f"cannot be read: {error.strerror}", "choose another")
+
+
+def check_free(run_dir: Path) -> list[finding.Finding]:
+    """Return an error where somebody runs it already; empty where nobody does."""
+    launch, key = Launch(run_dir), "run.dir"
+    try:
+        if launch.job_file.is_file():
+            [now] = runs.look([launch], timeout_seconds=site.SECONDS)
+            if now.live and now.submission:
+                name = f"process {now.submission.job}" if now.local else f"job {now.submission.job}"
+                fix = f"wait for it, or python -m launcher cancel {now.name}"
+                return [finding.error(key, run_dir, f"its {name} is {now.state}, a second one cannot join", fix)]
+        if job := runs.queued_for(run_dir, timeout_seconds=site.SECONDS):
+            fix = f"wait for it, or scancel {job.id}"
+            return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
+        writer = lease.held_by(run_dir)
+    except OSError:  # told by the check of the directory
+        return []
+    return [finding.error(key, run_dir, f"{writer} is writing to it", "wait for it, or stop it")] if writer else []
+
+
+def _check_resumed(config: configs.Config, layout: configs.Layout | None) -> Iterator[finding.Finding]:
+    """Check whether a run that was begun may go on under this config."""
+    launch = Launch(config.run_dir.absolute())
+    try:
+        step, last = launch.checkpoint_step(), launch.submission()
+    except (UserError, OSError):
+        return  # the directory is another's, which was said
+    if not step:
+        return
+    if config.run.resume == "never":
+        yield finding.error("run.resume", "never", f"{launch.run_dir} holds a run", "use another run.name")
+    elif layout and launch.paths.config.is_file():
+        yield from _check_curve(config, layout, launch, last)
+        end = ", and was done; it goes on only if it is longer now" if launch.status().state == "done" else ""
+        yield finding.note(f"the run in {launch.run_dir} goes on from step {step}{end}")
+
+
+def _check_room(
+    config: configs.Config, existing: Path, images: dataset.Images | None, checkpoint_bytes: int
+) -> Iterator[finding.Finding]:
+    """Check whether the checkpoints find room on the disk of an existing folder. Raises OSError."""
+    run_dir, free = config.run_dir.absolute(), shutil.disk_usage(existing).free
+    held = checkpoints.CheckpointIndex(Launch(run_dir).paths.checkpoints).size()
+    count = config.checkpoint.keep + 1 + _milestones(config, images)  # one more while it is written
+    need, size = checkpoint_bytes * count - held, checkpoint_bytes / estimate.GIB
+    rule = (
+        f"checkpoints of {size:.2g} GiB need {need / estimate.GIB:.2g} GiB more, its disk has {free / estimate.GIB:.2g}"
+    )
+    if need > free:
+        yield finding.error("run.dir", run_dir, rule, "make room, or lower checkpoint.keep")
+    elif need > free / 2:
+        yield finding.warning("run.dir", run_dir, rule, "make room")
+
+
+def _milestones(config: configs.Config, images: dataset.Images | None) -> int:
+    """Count the checkpoints that stay for good."""
+    optim, every = config.optim, config.checkpoint.milestone_epochs
+    if every is None:
+        return 0
+    if optim.steps is None:
+        return optim.epochs // every
+    return optim.steps // max(1, images.count // optim.global_batch) // every if images else 0
+
+
+def _check_curve(
+    config: configs.Config, layout: configs.Layout, launch: Launch, last: Submission | None
+) -> Iterator[finding.Finding]:
+    """Check that the config does not change the curve of the run that goes on."""
+    try:
+        begun = configs.load(launch.paths.config)
+        before = last.ranks if last else layout.ranks
+        groups = begun.moco.bn_groups or before * begun.optim.accumulate
+        configs.check_resumable(begun.model_dump(mode="json"), begun.optim.global_batch // groups, config, layout)
+    except UserError as error:
+        yield finding.Finding("error", str(error))

@@ -108,10 +108,9 @@ class Site:
 @functools.cache  # a sweep checks each of its members
 def read() -> Site:
     """Ask SLURM about the site. Raises Unavailable, Refused."""
-    nodes_form = "--format=%R|%N|%T|%G|%c|%m|%f"
     questions = (
         ("scontrol", "show", "partition", "--all", "--oneliner"),
-        ("sinfo", "--all", "--noheader", "--Node", nodes_form),
+        ("sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%T|%G|%c|%m|%f"),
         ("scontrol", "show", "reservation", "--oneliner"),
         ("scontrol", "show", "config"),
     )

@@ -30,9 +30,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.views import runs
-from launcher.views.find import find_run
-from launcher.views.table import live_table, show
+from launcher.views import find, runs
+from launcher.views.table import as_table, show
 
 _ANSWER_SECONDS = 1.0
 """How long SLURM may take, so that the whole command answers within two seconds."""
@@ -40,19 +39,10 @@ _ANSWER_SECONDS = 1.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    parser.add_argument(
-        "places",
-        nargs="*",
-        metavar="RUN",
-        help="runs, or folders of them; without any, those in runs/ and those of your live jobs",
-    )
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        const="5",
-        metavar="SECONDS",
-        help="show it again every so many seconds (5), until Ctrl-C",
-    )
+    text = "runs, or folders of them; without any, those in runs/ and those of your live jobs"
+    parser.add_argument("places", nargs="*", metavar="RUN", help=text)
+    text = "show it again every so many seconds (5), until Ctrl-C"
+    parser.add_argument("--watch", nargs="?", const="5", metavar="SECONDS", help=text)
     parser.add_argument("--json", action="store_true", help="a list of objects, with the keys above")
 
 
@@ -61,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     places, every = [Path(place) for place in options.places], options.watch
     if every is not None and not re.fullmatch(r"\d+(\.\d+)?", every):  # `--watch runs/a`: what follows is a place
         places, every = [Path(every), *places], "5"
-    places = [place if os.path.lexists(place) else find_run(str(place)).run_dir for place in places]
+    places = [place if os.path.lexists(place) else find.run(str(place)).run_dir for place in places]
     if every is None:
         _once(places, options.json, _ANSWER_SECONDS)
         return 0
@@ -90,8 +80,11 @@ def _again_and_again(places: Sequence[Path], as_json: bool, seconds: float) -> N
         while True:
             _once(places, as_json, answer_seconds)
             time.sleep(seconds)
-    with live_table() as update:
+    from rich.console import Console  # it takes a while to import
+    from rich.live import Live
+
+    with Live(console=Console(), auto_refresh=False) as live:
         while True:
             shown, slurm_error = runs.survey(places, answer_seconds)
-            update(shown, f"{time.strftime('%H:%M:%S')} {slurm_error}")
+            live.update(as_table(shown, f"{time.strftime('%H:%M:%S')} {slurm_error}"), refresh=True)
             time.sleep(seconds)

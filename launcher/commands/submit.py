@@ -12,11 +12,8 @@ import time
 from launcher import sending, slurm, snapshot
 from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission
-from launcher.views import runs
-from launcher.views.runs import Run
-from launcher.views.verdict import FOR_GOOD
+from launcher.views import runs, verdict
 from moco_dist import config as configs
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.run import status
 
@@ -54,16 +51,16 @@ def run(options: argparse.Namespace) -> int:
     return _follow(launch) if options.wait else 0
 
 
-def _print_dry(launch: Launch, config: Config, submission: Submission, dependency: str | None) -> None:
+def _print_dry(launch: Launch, config: configs.Config, submission: Submission, dependency: str | None) -> None:
     """Print what would be sent."""
     from launcher.executors import Sbatch
 
     submission = submission.model_copy(update={"code": snapshot.digest()})
-    sbatch = Sbatch(launch, submission, dependency)
-    sys.stdout.write(f"{sbatch.text()}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
+    text = Sbatch(launch, submission, dependency).text()
+    sys.stdout.write(f"{text}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
 
 
-def _announce(launch: Launch, config: Config, submission: Submission) -> None:
+def _announce(launch: Launch, config: configs.Config, submission: Submission) -> None:
     """Print where the job and its logs are."""
     command = f"python -m launcher logs -f {shlex.quote(str(launch.run_dir))}"
     print(f"{'process' if submission.executor == 'local' else 'job'}: {submission.job}")
@@ -73,7 +70,7 @@ def _announce(launch: Launch, config: Config, submission: Submission) -> None:
         print(f"W&B: {_wandb_place(launch, config)}")
 
 
-def _wandb_place(launch: Launch, config: Config) -> str:
+def _wandb_place(launch: Launch, config: configs.Config) -> str:
     """Return the place where the run is found at W&B."""
     from moco_dist.tracking.identity import fixed_id  # its package is slow to import
 
@@ -81,8 +78,7 @@ def _wandb_place(launch: Launch, config: Config) -> str:
     if config.track.wandb == "offline":
         return f"offline; send it with: wandb sync {shlex.quote(str(launch.run_dir / 'wandb'))}/offline-run-*"
     server = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("https://api.", "https://").rstrip("/")
-    entity = os.environ.get("WANDB_ENTITY")
-    if entity:
+    if entity := os.environ.get("WANDB_ENTITY"):
         return f"{server}/{entity}/{config.track.project}/runs/{run_id}"
     return f"{server}, project {config.track.project}, run {run_id}"
 
@@ -98,14 +94,14 @@ def _follow(launch: Launch) -> int:
         while True:
             [run] = runs.look([launch])
             now = time.monotonic()
-            news = f"{run.state} {max(run.starts, 1)} {run.reason if run.state != 'running' else ''}"
+            news = f"{run.state} {max(run.evidence.starts, 1)} {run.reason if run.state != 'running' else ''}"
             if news != printed or (run.live and now - printed_at > _PRINT_SECONDS):
                 print(_line(run), file=sys.stderr, flush=True)
                 printed, printed_at = news, now
             ended_at = (ended_at or now) if run.ended else None
             if run.state == "unreadable":
                 return 1
-            if ended_at and (run.state in FOR_GOOD or now - ended_at > _SURE_SECONDS):
+            if ended_at and (run.state in verdict.FOR_GOOD or now - ended_at > _SURE_SECONDS):
                 return _exit_status(launch)
             time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:
@@ -113,7 +109,7 @@ def _follow(launch: Launch) -> int:
         return 130
 
 
-def _line(run: Run) -> str:
+def _line(run: runs.Run) -> str:
     """Write in a line how a run stands."""
     figures = run.figures
     speed = figures.images_per_second if run.state == "running" else None
@@ -121,7 +117,7 @@ def _line(run: Run) -> str:
     parts += [f"loss {figures.loss:.4g}"] if figures.loss is not None else []
     parts += [f"kNN {100 * figures.knn_top1:.2f} %"] if figures.knn_top1 is not None else []
     parts += [f"{speed:.3g} images/s"] if speed else []
-    parts += [f"restarts {run.starts - 1}"] if run.starts > 1 else []
+    parts += [f"restarts {run.evidence.starts - 1}"] if run.evidence.starts > 1 else []
     why = f": {run.reason}" if run.reason and run.reason != "None" else ""
     return f"{time.strftime('%H:%M:%S')} {run.name} {run.state}, {', '.join(parts)}{why}"
 

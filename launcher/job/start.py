@@ -14,14 +14,11 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from launcher import slurm
 from launcher.record import Launch, Submission
 from moco_dist.run import status
-
-if TYPE_CHECKING:
-    from torch.distributed.launcher.api import LaunchConfig
 
 _WORKER = "launcher.job.worker"
 
@@ -132,8 +129,8 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
     return False
 
 
-def _agent(start: Start, attempt: int) -> LaunchConfig:
-    """Return the settings of the elastic agent."""
+def _agent(start: Start, attempt: int) -> Any:
+    """Return the settings of the elastic agent, torch's LaunchConfig."""
     from torch.distributed.launcher.api import LaunchConfig
 
     patience_seconds = 3600 if start.submission.stage else 600  # until all nodes are there

@@ -12,10 +12,8 @@ from typing import get_args
 
 from launcher import slurm
 from launcher.record import Launch, Submission
-from launcher.views import figures, verdict
+from launcher.views import figures, find, verdict
 from launcher.views.figures import NOTHING, Latest
-from launcher.views.find import list_runs
-from launcher.views.verdict import Evidence, State
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 1.0
@@ -27,14 +25,14 @@ class Run:
     """A run, as it stands."""
 
     launch: Launch
-    state: State
+    state: verdict.State
     reason: str = ""
     """Why it waits or has ended, in one line; may be empty."""
     submission: Submission | None = None
     job: slurm.Job | None = None
     """The job as SLURM has it; None for a local one, and where SLURM does not know it."""
-    evidence: Evidence | None = None
-    """What the run directory shows; None where it cannot be read."""
+    evidence: verdict.Evidence = verdict.UNREAD
+    """What the run directory shows, where it can be read."""
     figures: Latest = NOTHING
     slurm_error: str = ""
     """Why SLURM did not answer about the job; empty where it did, or was not asked."""
@@ -60,32 +58,17 @@ class Run:
     @property
     def step(self) -> int:
         """The last step that is known of."""
-        return max(self.figures.step, self.saved_step)
-
-    @property
-    def saved_step(self) -> int:
-        """The step in status.json: that of the last save, or of the end."""
-        return self.evidence.step if self.evidence else 0
+        return max(self.figures.step, self.evidence.step)
 
     @property
     def trainer_state(self) -> str:
         """The state in status.json; empty while the last start has not begun to train."""
-        return (self.evidence.state or "") if self.evidence and self.evidence.fresh else ""
-
-    @property
-    def starts(self) -> int:
-        """Number of starts so far, of all its jobs."""
-        return self.evidence.starts if self.evidence else 0
+        return (self.evidence.state or "") if self.evidence.fresh else ""
 
     @property
     def local(self) -> bool:
         """Whether it runs without SLURM."""
         return self.submission is not None and self.submission.executor == "local"
-
-    @property
-    def leaves(self) -> bool:
-        """Whether SLURM has begun to end its job: it trains no more, but the nodes are not free yet."""
-        return self.job is not None and self.job.state == "COMPLETING"
 
     @property
     def waits(self) -> bool:
@@ -144,11 +127,11 @@ def survey(places: Sequence[Path] = (), timeout_seconds: float = 10.0) -> tuple[
     answers = slurm.Answers(timeout_seconds)
     with ThreadPoolExecutor(_READERS) as pool:
         own_jobs = pool.submit(answers.own_jobs)
-        launches = list_runs(places or [Path("runs")])
+        launches = find.list_runs(places or [Path("runs")])
         figures_read = dict(zip(launches, pool.map(figures.read, launches), strict=True))  # while SLURM thinks
         live = [job.run_dir for job in own_jobs.result() if job.live and job.run_dir.startswith("/")]
     if not places:
-        launches += list_runs(map(Path, dict.fromkeys(live)))
+        launches += find.list_runs(map(Path, dict.fromkeys(live)))
     runs = _look(list({launch.run_dir.resolve(): launch for launch in launches}.values()), answers, figures_read)
     return runs, next((run.slurm_error for run in runs if run.slurm_error), "" if places else answers.error)
 
@@ -170,6 +153,14 @@ def wait(launches: Sequence[Launch], over: Callable[[Run], bool], seconds: float
         time.sleep(min(_POLL_SECONDS, max(0.0, left)))
 
 
+def wait_for_saving(saving: Sequence[Run], over: Callable[[Run], bool], seconds: float) -> None:
+    """Say that runs are told to save, and wait until `over` is true of all of them, or the time is up."""
+    if saving:
+        names = ", ".join(run.name for run in saving)
+        print(f"{names}: told to save; waiting for up to {seconds:g} s", flush=True)
+        wait([run.launch for run in saving], over, seconds)
+
+
 def _look(launches: Sequence[Launch], answers: slurm.Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
     """Look at runs. SLURM is asked ahead of the directories: a job that ends in between leaves its status there."""
     with ThreadPoolExecutor(_READERS) as pool:
@@ -179,7 +170,7 @@ def _look(launches: Sequence[Launch], answers: slurm.Answers, figures_read: Mapp
         jobs = answers.queued(ids)
         with_evidence = functools.partial(_with_evidence, figures_read)
         runs = list(pool.map(functools.partial(_readable, with_evidence), runs))
-    unsettled = {run.submission.job for run in runs if run.submission and run.evidence and not run.evidence.settled}
+    unsettled = {run.submission.job for run in runs if run.submission and not run.evidence.settled}
     jobs |= answers.accounted(unsettled & (ids - jobs.keys()))
     return [_judged(run, jobs, answers.error) for run in runs]
 
@@ -214,7 +205,7 @@ def _with_evidence(figures_read: Mapping[Launch, Latest], run: Run) -> Run:
 
 def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
     """Return a run with how it stands."""
-    if run.submission is None or run.evidence is None:
+    if run.submission is None:
         return run
     name = run.submission.job
     if run.local:

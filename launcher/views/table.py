@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher import slurm
@@ -42,13 +41,13 @@ def _row(run: Run) -> dict[str, Any]:
         "ended": run.ended,
         "step": run.step,
         "total_steps": figures.total_steps,
-        "saved_step": run.saved_step,
+        "saved_step": run.evidence.step,
         "epoch": figures.epoch,
         "images_per_second": figures.images_per_second,
         "loss": figures.loss,
         "knn_top1": figures.knn_top1,
-        "starts": run.starts,
-        "restarts": max(0, run.starts - 1),
+        "starts": run.evidence.starts,
+        "restarts": max(0, run.evidence.starts - 1),
         "seconds_left": figures.seconds_left if run.state == "running" else None,
         "allocation_seconds_left": slurm.seconds(job.time_left) if job and run.state == "running" else None,
         "slurm_state": job.state if job else None,
@@ -65,7 +64,7 @@ def show(runs: Sequence[Run], *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    table = _table(runs)
+    table = as_table(runs)
     if sys.stdout.isatty():
         Console().print(table)
         return
@@ -75,29 +74,13 @@ def show(runs: Sequence[Run], *, as_json: bool) -> None:
     print("\n".join(line.rstrip() for line in text.get().splitlines()), flush=True)
 
 
-@contextlib.contextmanager
-def live_table() -> Iterator[Callable[[Sequence[Run], str], None]]:
-    """Show a table on the terminal in place; the function given replaces its runs and its caption."""
-    from rich.console import Console
-    from rich.live import Live
-
-    with Live(console=Console(), auto_refresh=False) as live:
-
-        def update(runs: Sequence[Run], caption: str) -> None:
-            table = _table(runs)
-            table.caption = _plain(caption)
-            live.update(table, refresh=True)
-
-        yield update
-
-
-def _table(runs: Sequence[Run]) -> Table:
-    """Lay the runs out as a table. A column that nobody fills is left out."""
+def as_table(runs: Sequence[Run], caption: str = "") -> Table:
+    """Lay the runs out as a table of rich's. A column that nobody fills is left out."""
     from rich.table import Table
 
     rows = [_cells(run) for run in runs]
     filled = [name for name in _COLUMNS if name in ("run", "state") or any(cells[name] for cells in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=_plain(caption) if caption else None)
     for name in filled:
         table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=name in _COLUMNS[1:-1])
     for cells in rows:
@@ -108,8 +91,9 @@ def _table(runs: Sequence[Run]) -> Table:
 
 def _cells(run: Run) -> dict[str, str]:
     figures = run.figures
+    seconds = figures.seconds_left if run.state == "running" else None
     of_total = f"/{figures.total_steps}" if figures.total_steps else "/-"
-    cells = {
+    return {
         "run": run.name,
         "job": run.submission.job if run.submission else "",
         "state": run.state,
@@ -118,13 +102,10 @@ def _cells(run: Run) -> dict[str, str]:
         "images/s": _figure(figures.images_per_second, ".0f" if (figures.images_per_second or 0) >= 100 else ".3g"),
         "loss": _figure(figures.loss, ".4g"),
         "kNN": _figure(None if figures.knn_top1 is None else 100 * figures.knn_top1, ".2f", " %"),
-        "restarts": str(run.starts - 1) if run.starts > 1 else "",
-        "time left": "",
+        "restarts": str(run.evidence.starts - 1) if run.evidence.starts > 1 else "",
+        "time left": "" if seconds is None else _duration(seconds),
         "reason": run.reason,
     }
-    if run.state == "running" and figures.seconds_left is not None:
-        cells["time left"] = _duration(figures.seconds_left)
-    return cells
 
 
 def _figure(value: float | None, form: str, unit: str = "") -> str:

@@ -32,17 +32,19 @@ _CAUSES = {
 class Evidence:
     """What a run directory shows about its run."""
 
-    controller: bool
+    controller: bool = False
     """Whether the process of a local job lives on this host."""
-    writer: str
+    writer: str = ""
     """Who writes to the directory; empty for nobody."""
-    state: str | None
-    step: int
-    reason: str
-    starts: int
-    began: bool
+    state: str | None = None
+    step: int = 0
+    """The step in status.json: that of the last save, or of the end."""
+    reason: str = ""
+    starts: int = 0
+    """Number of starts so far, of all its jobs."""
+    began: bool = False
     """Whether the last job has started at all."""
-    fresh: bool
+    fresh: bool = False
     """Whether the last start wrote the status, not one before it."""
 
     @property
@@ -61,6 +63,9 @@ class Evidence:
     def trouble(self) -> str:
         """Why a run that goes on is being stopped, or started again after a crash; empty if it is not."""
         return self.reason if self.fresh and self.state not in (None, "running", "done") else ""
+
+
+UNREAD = Evidence()
 
 
 def read(launch: Launch, submission: Submission) -> Evidence:

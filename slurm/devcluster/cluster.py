@@ -8,11 +8,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.devcluster import cgroups, directory, processes, programs
+from slurm.devcluster import directory, processes, programs
 from slurm.devcluster.daemons import READY_SECONDS, Daemon, daemons, explained, first_port, make_database, marks
-from slurm.devcluster.directory import Record
+from slurm.devcluster.directory import Record, Settings, user_name
 from slurm.devcluster.errors import ClusterError, Misuse
-from slurm.devcluster.settings import Settings, user_name
 
 _GRACE_SECONDS = 5.0
 _FOREIGN = ("SLURM", "SBATCH_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
@@ -180,17 +179,13 @@ class Cluster:
                 fix = f"python -m slurm.devcluster stop {self.directory}"
                 raise Misuse.of("DIR", self.directory, "a cluster with other settings runs in it", fix)
             return
-        if settings.proctrack == "cgroup":
-            self._check_no_other(settings.node_names)
-        directory.write(self.directory, Record(settings, first_port(settings, record)))
-
-    def _check_no_other(self, nodes: list[str]) -> None:
-        """Refuse nodes of another cluster: their cgroups have the same names, their jobs perhaps the same numbers."""
+        # The cgroups of another cluster have the same names, its jobs perhaps the same numbers.
         mine = processes.find(marks(self.directory))
-        for node in nodes:
-            if cgroups.exists(node) and processes.find({"SLURMD_NODENAME": node}, "slurmd") - mine:
+        for node in settings.node_names if settings.proctrack == "cgroup" else ():
+            if processes.cgroup_exists(node) and processes.find({"SLURMD_NODENAME": node}, "slurmd") - mine:
                 rule = "another cluster of this machine has the cgroups of these nodes"
                 raise Misuse.of("proctrack", "cgroup", rule, "stop that one, or choose linuxproc")
+        directory.write(self.directory, Record(settings, first_port(settings, record)))
 
     def _wait_in_service(self, node: str) -> None:
         """Wait until a node takes jobs; one that was taken out of service, or that SLURM gave up, is resumed."""
@@ -225,7 +220,7 @@ class Cluster:
             self._kill_node(daemon.node)
         processes.end(daemon.pids, _GRACE_SECONDS)
         if daemon.node and self.settings.proctrack == "cgroup":
-            cgroups.remove(daemon.node)
+            processes.remove_cgroup(daemon.node)
 
     def _kill_node(self, node: str) -> None:
         processes.kill(functools.partial(self._node_processes, node))
@@ -233,8 +228,8 @@ class Cluster:
     def _node_processes(self, node: str) -> set[int]:
         pids = processes.with_descendants(processes.find(marks(self.directory, node)))
         if self.settings.proctrack == "cgroup":
-            cgroups.thaw(node)
-            pids |= cgroups.pids(node)
+            processes.thaw_cgroup(node)
+            pids |= processes.cgroup_pids(node)
         return pids
 
     def _check_node(self, node: str) -> None:

@@ -9,14 +9,13 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.devcluster import processes, programs
-from slurm.devcluster.directory import Record
+from slurm.devcluster.directory import Record, Settings, user_name
 from slurm.devcluster.errors import ClusterError, Misuse, one_line
-from slurm.devcluster.settings import Settings, user_name
 
 READY_SECONDS = 60.0
 _GONE_SECONDS = 1.0
@@ -47,24 +46,19 @@ class Daemon:
     def launch(self) -> None:
         """Start it, and wait until it listens. Raises ClusterError where it does not."""
         with explained(self.root, self.name):
-            log = _log(self.root, self.name)
-            processes.launch(self.command, _environment(self.root, self.node), log)
-            processes.wait_for("answer", self._ready(), READY_SECONDS)
+            processes.launch(self.command, _environment(self.root, self.node), _log(self.root, self.name))
+            last_seen = time.monotonic()
 
-    def _ready(self) -> Callable[[], bool]:
-        """Return a function that says whether it listens by now, and raises ClusterError where it has ended instead."""
-        last_seen = time.monotonic()
+            def listens() -> bool:
+                nonlocal last_seen
+                lives = bool(self.pids())
+                if lives:
+                    last_seen = time.monotonic()
+                elif time.monotonic() - last_seen > _GONE_SECONDS:
+                    raise ClusterError("it ended")
+                return lives and _answers(self.address)
 
-        def ready() -> bool:
-            nonlocal last_seen
-            lives = bool(self.pids())
-            if lives:
-                last_seen = time.monotonic()
-            elif time.monotonic() - last_seen > _GONE_SECONDS:
-                raise ClusterError("it ended")
-            return lives and _answers(self.address)
-
-        return ready
+            processes.wait_for("answer", listens, READY_SECONDS)
 
 
 def marks(root: Path, node: str | None = None) -> dict[str, str]:

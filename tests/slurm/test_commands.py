@@ -174,12 +174,12 @@ def test_requeue_saves_and_starts_again_and_logs_follow(
     following = threading.Thread(target=command, args=(logs, jobs.sent[-1], "-f", "--all"), daemon=True)
     following.start()
     assert command(requeue, "a") == 0
-    run = until(launch, lambda run: run.waits or run.starts == 2)
+    run = until(launch, lambda run: run.waits or run.evidence.starts == 2)
     if run.waits:
         assert run.state == "requeued"
         assert command(requeue, "a") == 0
     saved = launch.checkpoint_step()
-    until(launch, lambda run: run.starts == 2 and run.trainer_state == "running", 180)
+    until(launch, lambda run: run.evidence.starts == 2 and run.trainer_state == "running", 180)
     assert jobs.restarts(launch) == 1
     assert launch.starts()[1]["step"] == saved > 2
     slurm.cancel(jobs.sent[-1])

@@ -795,7 +795,7 @@ def test_options_take_the_place_of_the_profiles_keys() -> None:
     words = ["--cluster", "devcluster", "--partition", "high", "--exclude", "n[1,3],n5", "--memory-gib", "7"]
     words += ["--account", "a", "--qos", "q", "--constraint", "ib&x", "--reservation", "r", "--gpus-per-node", "3"]
     words += ["--cpus-per-gpu", "5", "--time-minutes", "9", "--signal-seconds", "33", "--min-nodes", "1"]
-    profile = options.profile_of(parser.parse_args([*words, "--tasks", "rank", "--max-restarts", "0"]))
+    profile = options.submission_of(parser.parse_args([*words, "--tasks", "rank", "--max-restarts", "0"])).profile
     assert profile == cluster.load("devcluster").model_copy(
         update={
             **{"partition": "high", "exclude": ("n[1,3],n5",), "memory_gib": 7, "account": "a", "qos": "q"},

@@ -477,7 +477,7 @@ def test_the_id_at_wandb_stays_the_same(programs: Programs) -> None:
 
 def test_a_second_submission_at_once_is_refused(programs: Programs) -> None:
     config = load(Path("run"))
-    with sending.prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
+    with sending._prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
         sending.send(config, Submission())
     assert not list(programs.sent.iterdir())
     sending.send(config, Submission())  # the first has let go
