@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 
 from launcher.checks import dataset, estimate, finding
+from launcher.checks.finding import Finding
 from launcher.cluster import Profile
 from launcher.record import Submission
 from moco_dist import config as configs
+from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
 
 _LINEAR_RULE = 0.03 / 256
@@ -18,9 +20,7 @@ _TIGHT = 0.9
 """Share of the memory that may be taken without a warning."""
 
 
-def check_nodes(
-    config: configs.Config, submission: Submission, layout: configs.Layout | None
-) -> Iterator[finding.Finding]:
+def check_nodes(config: Config, submission: Submission, layout: Layout | None) -> Iterator[Finding]:
     """Check whether the job can go on with fewer nodes, where it is to, and whether it has time to save."""
     profile = submission.profile
     if profile.min_nodes is not None:
@@ -32,7 +32,7 @@ def check_nodes(
         yield finding.error("signal_seconds", seconds, rule, fix)
 
 
-def check_data(config: configs.Config, images: dataset.Images | None) -> Iterator[finding.Finding]:
+def check_data(config: Config, images: dataset.Images | None) -> Iterator[Finding]:
     """Check batch, queue and learning rate against one another and the data."""
     batch, queue, lr = config.optim.global_batch, config.moco.queue_size, config.optim.lr
     if images and images.exact and batch > images.count:
@@ -51,12 +51,12 @@ def check_data(config: configs.Config, images: dataset.Images | None) -> Iterato
 
 
 def check_resources(
-    config: configs.Config,
+    config: Config,
     profile: Profile,
-    layout: configs.Layout | None,
+    layout: Layout | None,
     images: dataset.Images | None,
     cost: estimate.EncoderCost | None,
-) -> Iterator[finding.Finding]:
+) -> Iterator[Finding]:
     """Check memory, and say how long it will take. These are estimates, so never an error."""
     have = profile.gpu_memory_gib
     if layout is None or cost is None or config.device.type == "cpu":
@@ -72,9 +72,7 @@ def check_resources(
         yield finding.note(_time(config, profile, layout, cost, images, profile.gpu_tflops))
 
 
-def _check_fewer(
-    config: configs.Config, submission: Submission, layout: configs.Layout | None, least: int
-) -> Iterator[finding.Finding]:
+def _check_fewer(config: Config, submission: Submission, layout: Layout | None, least: int) -> Iterator[Finding]:
     """Check on how many nodes the job can go on when it loses some; the BatchNorm groups must stay as they are."""
     nodes, profile = submission.nodes, submission.profile
     if least > nodes:
@@ -99,7 +97,7 @@ def _check_fewer(
         yield finding.warning("min_nodes", least, rule, fix)
 
 
-def _laid(config: configs.Config, ranks: int) -> configs.Layout | None:
+def _laid(config: Config, ranks: int) -> Layout | None:
     """Lay batch and groups on so many ranks; None where that cannot be done."""
     try:
         return configs.layout(config, ranks)
@@ -107,7 +105,7 @@ def _laid(config: configs.Config, ranks: int) -> configs.Layout | None:
         return None
 
 
-def _smaller(config: configs.Config, layout: configs.Layout, cost: estimate.EncoderCost, gib: float) -> str:
+def _smaller(config: Config, layout: Layout, cost: estimate.EncoderCost, gib: float) -> str:
     """Return the fix of a batch that takes more memory than there is."""
     for accumulate in range(config.optim.accumulate + 1, layout.batch_per_rank // 2 + 1):
         smaller = config.model_copy(update={"optim": config.optim.model_copy(update={"accumulate": accumulate})})
@@ -118,9 +116,9 @@ def _smaller(config: configs.Config, layout: configs.Layout, cost: estimate.Enco
 
 
 def _time(
-    config: configs.Config,
+    config: Config,
     profile: Profile,
-    layout: configs.Layout,
+    layout: Layout,
     cost: estimate.EncoderCost,
     images: dataset.Images,
     tflops: float,

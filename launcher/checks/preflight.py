@@ -14,11 +14,15 @@ from urllib.parse import urlsplit
 
 from launcher import slurm
 from launcher.checks import batch, dataset, estimate, finding, fit, site
+from launcher.checks.dataset import Images
+from launcher.checks.estimate import GIB, EncoderCost
+from launcher.checks.finding import Finding
 from launcher.cluster import Profile
 from launcher.record import Launch, Submission, refuse_others
 from launcher.views import runs
 from moco_dist import config as configs
 from moco_dist import packages
+from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
 from moco_dist.run import checkpoints, lease
 
@@ -26,9 +30,9 @@ _OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that each node has for itself."""
 
 
-def check(config: configs.Config, submission: Submission) -> list[finding.Finding]:
+def check(config: Config, submission: Submission) -> list[Finding]:
     """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first."""
-    findings, layout, cost = list[finding.Finding](), None, None
+    findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
         site_read = pool.submit(site.read) if submission.executor == "slurm" else None
         runners = pool.submit(check_free, config.run_dir.absolute())
@@ -36,7 +40,7 @@ def check(config: configs.Config, submission: Submission) -> list[finding.Findin
         try:
             layout = configs.layout(config, submission.ranks)
         except UserError as error:
-            findings.append(finding.Finding("error", str(error)))
+            findings.append(Finding("error", str(error)))
         images = dataset.count(config, staged=submission.stage is not None)
         findings += batch.check_nodes(config, submission, layout)
         findings += batch.check_data(config, images)
@@ -54,11 +58,11 @@ def check(config: configs.Config, submission: Submission) -> list[finding.Findin
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
         except (slurm.Unavailable, slurm.Refused) as error:
-            findings.append(finding.Finding("error", str(error)))
+            findings.append(Finding("error", str(error)))
     return sorted(findings, key=lambda one: ("error", "warning", "note").index(one.level))
 
 
-def _check_site(there: site.Site, config: configs.Config, submission: Submission) -> Iterator[finding.Finding]:
+def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
     yield from fit.check(there, submission.profile, submission.nodes)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
@@ -66,12 +70,12 @@ def _check_site(there: site.Site, config: configs.Config, submission: Submission
         yield from _check_shared(config, submission)
 
 
-def _check_local(submission: Submission) -> Iterator[finding.Finding]:
+def _check_local(submission: Submission) -> Iterator[Finding]:
     if submission.nodes > 1:
         yield finding.error("--nodes", submission.nodes, "--local runs on this machine alone", "use --nodes 1")
 
 
-def _check_shared(config: configs.Config, submission: Submission) -> Iterator[finding.Finding]:
+def _check_shared(config: Config, submission: Submission) -> Iterator[Finding]:
     """Check whether the nodes see what the job needs."""
     profile, stage = submission.profile, submission.stage
     reads = config.data.root if config.data.source in ("mnist", "cifar10", "imagefolder") else None
@@ -89,14 +93,14 @@ def _check_shared(config: configs.Config, submission: Submission) -> Iterator[fi
             yield finding.warning(key, path, rule, "put it on a disk that the nodes share")
 
 
-def _check_sender() -> Iterator[finding.Finding]:
+def _check_sender() -> Iterator[Finding]:
     """Check whether this machine can send the job. Only a warning, since slurm/train.sbatch needs no submitit."""
     if not packages.installed("submitit"):
         text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
-        yield finding.Finding("warning", text)
+        yield Finding("warning", text)
 
 
-def _check_tracking(config: configs.Config, profile: Profile) -> Iterator[finding.Finding]:
+def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
     """Check whether the job will have wandb, and W&B will know who we are."""
     mode = config.track.wandb
     if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
@@ -120,9 +124,7 @@ def _in_netrc(file: Path, host: str) -> bool:
         return False
 
 
-def _check_directory(
-    config: configs.Config, images: dataset.Images | None, cost: estimate.EncoderCost | None
-) -> Iterator[finding.Finding]:
+def _check_directory(config: Config, images: Images | None, cost: EncoderCost | None) -> Iterator[Finding]:
     """Check whether the run directory can be made and written, by this user alone, and has room."""
     run_dir = config.run_dir.absolute()
     if set(str(run_dir)) & set("%\\:") or not str(run_dir).isprintable():
@@ -139,12 +141,12 @@ def _check_directory(
         elif cost:
             yield from _check_room(config, existing, images, estimate.checkpoint_bytes(config, cost))
     except UserError as error:
-        yield finding.Finding("error", str(error))
+        yield Finding("error", str(error))
     except OSError as error:
         yield finding.error("run.dir", run_dir, f"cannot be read: {error.strerror}", "choose another")
 
 
-def check_free(run_dir: Path) -> list[finding.Finding]:
+def check_free(run_dir: Path) -> list[Finding]:
     """Return an error where somebody runs it already; empty where nobody does."""
     launch, key = Launch(run_dir), "run.dir"
     try:
@@ -163,7 +165,7 @@ def check_free(run_dir: Path) -> list[finding.Finding]:
     return [finding.error(key, run_dir, f"{writer} is writing to it", "wait for it, or stop it")] if writer else []
 
 
-def _check_resumed(config: configs.Config, layout: configs.Layout | None) -> Iterator[finding.Finding]:
+def _check_resumed(config: Config, layout: Layout | None) -> Iterator[Finding]:
     """Check whether a run that was begun may go on under this config."""
     launch = Launch(config.run_dir.absolute())
     try:
@@ -180,24 +182,20 @@ def _check_resumed(config: configs.Config, layout: configs.Layout | None) -> Ite
         yield finding.note(f"the run in {launch.run_dir} goes on from step {step}{end}")
 
 
-def _check_room(
-    config: configs.Config, existing: Path, images: dataset.Images | None, checkpoint_bytes: int
-) -> Iterator[finding.Finding]:
+def _check_room(config: Config, existing: Path, images: Images | None, checkpoint_bytes: int) -> Iterator[Finding]:
     """Check whether the checkpoints find room on the disk of an existing folder. Raises OSError."""
     run_dir, free = config.run_dir.absolute(), shutil.disk_usage(existing).free
     held = checkpoints.CheckpointIndex(Launch(run_dir).paths.checkpoints).size()
     count = config.checkpoint.keep + 1 + _milestones(config, images)  # one more while it is written
-    need, size = checkpoint_bytes * count - held, checkpoint_bytes / estimate.GIB
-    rule = (
-        f"checkpoints of {size:.2g} GiB need {need / estimate.GIB:.2g} GiB more, its disk has {free / estimate.GIB:.2g}"
-    )
+    need, size = checkpoint_bytes * count - held, checkpoint_bytes / GIB
+    rule = f"checkpoints of {size:.2g} GiB need {need / GIB:.2g} GiB more, its disk has {free / GIB:.2g}"
     if need > free:
         yield finding.error("run.dir", run_dir, rule, "make room, or lower checkpoint.keep")
     elif need > free / 2:
         yield finding.warning("run.dir", run_dir, rule, "make room")
 
 
-def _milestones(config: configs.Config, images: dataset.Images | None) -> int:
+def _milestones(config: Config, images: Images | None) -> int:
     """Count the checkpoints that stay for good."""
     optim, every = config.optim, config.checkpoint.milestone_epochs
     if every is None:
@@ -207,9 +205,7 @@ def _milestones(config: configs.Config, images: dataset.Images | None) -> int:
     return optim.steps // max(1, images.count // optim.global_batch) // every if images else 0
 
 
-def _check_curve(
-    config: configs.Config, layout: configs.Layout, launch: Launch, last: Submission | None
-) -> Iterator[finding.Finding]:
+def _check_curve(config: Config, layout: Layout, launch: Launch, last: Submission | None) -> Iterator[Finding]:
     """Check that the config does not change the curve of the run that goes on."""
     try:
         begun = configs.load(launch.paths.config)
@@ -217,4 +213,4 @@ def _check_curve(
         groups = begun.moco.bn_groups or before * begun.optim.accumulate
         configs.check_resumable(begun.model_dump(mode="json"), begun.optim.global_batch // groups, config, layout)
     except UserError as error:
-        yield finding.Finding("error", str(error))
+        yield Finding("error", str(error))

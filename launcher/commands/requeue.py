@@ -21,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     before = runs.look_surely(find.runs(options.run_dirs))
+    # One that is completing trains no more, but its nodes are not free yet.
     running = [run for run in before if run.live and run.job and not run.waits and run.job.state != "COMPLETING"]
     codes = [_send_again(run) if run.ended else _print_why_not(run) for run in before if run not in running]
     saving = [run for run in running if run.ask_to_save("USR2")]
