@@ -1,7 +1,5 @@
 """Keep the state of a run in checkpoints, written in the background, whole or not at all, with a checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

@@ -1,6 +1,6 @@
 """Take a training step of any method: in parts, on any number of ranks, in any precision.
 
-`exact` and `overlapped` are the two ways to take it; what they share stands here.
+The exact and the overlapped engine (`build`) are the two ways to take it; what they share stands here.
 """
 
 from __future__ import annotations
@@ -61,12 +61,8 @@ class Engine(ABC):
         self.parts = self._parts()
         self.query = self._wrapped(method.trained)
         self.parameters = [p for p in method.trained.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=config.optim.lr,
-            momentum=config.optim.sgd_momentum,
-            weight_decay=config.optim.weight_decay,
-        )
+        optim = config.optim
+        self.optimizer = torch.optim.SGD(self.parameters, optim.lr, optim.sgd_momentum, weight_decay=optim.weight_decay)
         self.optimizer.register_step_post_hook(lambda *_: self._descended())
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False
@@ -84,13 +80,13 @@ class Engine(ABC):
     def _one_pass(self, *, last: bool) -> AbstractContextManager[None]:
         """Return the context of a forward and a backward pass, of a part in one direction; `last`: the final one."""
 
-    @abstractmethod
     def _part_is_done(self) -> None:
         """Take note that all directions of a part have added their gradients."""
+        return
 
-    @abstractmethod
     def _gradients(self) -> list[Tensor]:
         """Leave this rank's gradients in the parameters; return those that are not yet means over the ranks."""
+        return []
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context within which the encoders compute in the precision of the config."""
@@ -126,9 +122,8 @@ class Engine(ABC):
             batchnorm.fold_statistics_(method.trained, statistics, groups)
         values[len(means) :] *= self.world.size
         figures = Figures((*names, *sums), values, {"lr": lr})
-        assert len({*figures.names, *figures.used}) == len(figures.names) + 1, (
-            f"two figures of one name: {figures.names}"
-        )
+        distinct = {*figures.names, *figures.used}
+        assert len(distinct) == len(figures.names) + 1, f"two figures of one name: {figures.names}"
         return figures
 
     def _passes(self, queries: list[Tensor], keys: list[Keys]) -> tuple[list[str], Tensor, list[list[Tensor]]]:

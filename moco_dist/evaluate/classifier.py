@@ -1,7 +1,5 @@
 """Train networks on labels: fine-tuned from MoCo's encoder, or from scratch as the baseline."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -59,6 +57,8 @@ class Lesson:
     """[m] their classes, whether given or guessed."""
     weights: NDArray[np.float32]
     """[m] weights of their losses."""
+    number: int = 0
+    """Tells lessons with one seed apart; each has an order and crops of its own."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,23 @@ def learn_(
     source: Source,
     lesson: Lesson,
     schedule: Schedule,
-    *,
     data: DataSection,
     augmentation: Augment,
-    device: torch.device,
     seed: int,
-    number: int,
 ) -> None:
     """Train a classifier in place, on this rank alone; it is left in evaluation mode.
 
     Args:
-        classifier: on the device.
+        classifier: on the device to compute on.
         source: of the images.
         lesson: which of them, and their classes.
         schedule: of the learning rates and the number of steps.
         data: size and limits of the crop, and processes that decode.
         augmentation: of the training images.
-        device: to compute on.
         seed: of the run.
-        number: of the draw of labels.
     """
-    keys = StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=number)
-    batch_size = min(schedule.batch, len(lesson.indices))
+    keys = StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=lesson.number)
+    device, batch_size = classifier.linear.weight.device, min(schedule.batch, len(lesson.indices))
     batches = BatchStream(source, data, keys, batch_size, among=lesson.indices)
     loader = make_loader(batches, range(schedule.steps), data.workers, device)
     optimizer = _optimizer(classifier, schedule)

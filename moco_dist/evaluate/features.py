@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from moco_dist.config.schema import DataSection
 from moco_dist.data.augment import Augment
 from moco_dist.data.loader import make_loader
 from moco_dist.data.store import Source
@@ -23,6 +25,28 @@ REVISION = 1
 
 CHUNK = 256
 """Images computed together. Fixed, so that an image's features do not depend on the number of ranks."""
+
+
+Encode = Callable[[Tensor], Tensor]
+"""Computes features [n, D], or other outputs, of normalised images [n, C, S, S]."""
+
+
+class Features(NamedTuple):
+    """Features are the normalised outputs for a source's images: all in order on every rank, or a rank's share."""
+
+    rows: Tensor
+    """[n, D], on the device."""
+    labels: Tensor
+    """[n], on the CPU."""
+    indices: Tensor
+    """[n] indices of their images in the source, on the CPU."""
+
+    def gathered(self, world: World) -> Features:
+        """Put the ranks' shares together, in the order of the source."""
+        if world.size == 1:
+            return self
+        rows, labels, indices = (in_order(share, self.indices, world) for share in self)
+        return Features(rows, labels.cpu(), indices.cpu())
 
 
 class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
@@ -42,48 +66,39 @@ class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
 
 @torch.no_grad()
 def extract(
-    encode: Callable[[Tensor], Tensor],
-    source: Source,
-    world: World,
-    *,
-    size: int,
-    augmentation: Augment,
-    dtype: torch.dtype,
-    workers: int = 0,
-    unreadable: list[str] | None = None,
-) -> tuple[Tensor, Tensor]:
+    encode: Encode, source: Source, world: World, data: DataSection, augmentation: Augment, dtype: torch.dtype
+) -> tuple[Features, list[str]]:
     """Compute this rank's share of a source's features; shares differ in size, no image is in two.
 
     Args:
-        encode: normalised images [n, C, size, size] to features [n, D], in evaluation mode.
-        source: the images.
+        encode: normalised images [n, C, S, S] to features [n, D], in evaluation mode.
+        source: the images, labelled.
         world: the ranks; rank r takes every chunk r, r + size, ...
-        size: side of the images.
+        data: the side S of the images, and processes that decode.
         augmentation: of the run, for its plain view.
         dtype: of the images.
-        workers: processes that decode.
-        unreadable: to it are added the names of this rank's images that could not be read and were replaced.
 
     Returns:
-        [n, D] features, normalised, in float32 or wider, and [n] the indices of their images.
+        The features, in float32 or wider, and the names of images that could not be read and were replaced.
     """
-    chunks = _Chunks(source, size)
+    assert source.labels is not None
+    chunks, unreadable = _Chunks(source, data.image_size), list[str]()
     mine = range(world.rank, len(chunks), world.size)
 
     def features_of(images: Tensor) -> Tensor:
         out = encode(augmentation.plain(images.to(world.device, non_blocking=True)).to(dtype))
         return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
 
-    features, indices = [], []
-    for images, which, replaced in make_loader(chunks, mine, workers, world.device):
-        features.append(features_of(images))
+    rows, indices = [], []
+    for images, which, replaced in make_loader(chunks, mine, data.workers, world.device):
+        rows.append(features_of(images))
         indices.append(which)
-        if unreadable is not None:
-            unreadable += replaced
+        unreadable += replaced
         watchdog.beat()
-    if not features:  # more ranks than chunks: an empty share of the right width
-        return features_of(chunks[0][0][:1])[:0], torch.empty(0, dtype=torch.long)
-    return torch.cat(features), torch.cat(indices)
+    if not rows:  # more ranks than chunks: an empty share of the right width
+        rows, indices = [features_of(chunks[0][0][:1])[:0]], [torch.empty(0, dtype=torch.long)]
+    of_rows = torch.cat(indices)
+    return Features(torch.cat(rows), torch.from_numpy(source.labels)[of_rows], of_rows), unreadable
 
 
 def in_order(rows: Tensor, indices: Tensor, world: World) -> Tensor:

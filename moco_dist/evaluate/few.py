@@ -1,9 +1,7 @@
 """These methods learn from the labels of a few images: one draw of labels at a time, on one rank."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,10 +13,12 @@ from moco_dist.errors import UserError
 from moco_dist.evaluate import labels as few
 from moco_dist.evaluate import linear, propagation
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
+from moco_dist.evaluate.features import Features
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
+from moco_dist.evaluate.options import Options
 from moco_dist.evaluate.propagation import Graph
-from moco_dist.evaluate.subject import Features, Outcome, Subject
+from moco_dist.evaluate.subject import EvaluationMethod, Outcome, Subject
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.networks.small import SmallNet
 from moco_dist.ranks import devices
@@ -52,6 +52,26 @@ class FewLabels:
     """Labels of a draw."""
     draws: int
 
+    def methods(self, options: Options) -> Iterator[EvaluationMethod]:
+        """Yield the methods that the options ask for, the cheap ones first. Raises UserError."""
+        self.draw(0)  # a mistake is told before long work
+        yield self._method("linear", self.linear, lambda: (self.labelled, self.held_out))
+        if options.finetune:
+            yield self._method("fine-tuned", self.fine_tuned, lambda: self.labelled, FINE_TUNING)
+        if options.semi:
+            settings = SEMI_SUPERVISED, ROUNDS, propagation.SETTINGS
+            yield self._method("semi-supervised", self.semi_supervised, lambda: (self.labelled, self.graphs), *settings)
+        if options.supervised:
+            yield self._method("supervised", self.supervised, lambda: None, FROM_SCRATCH)
+            yield self._method("supervised small net", self.supervised_small, lambda: None, FROM_SCRATCH)
+
+    def _method(
+        self, name: str, run: Callable[[int], Outcome], before: Callable[[], object], *settings: object
+    ) -> EvaluationMethod:
+        shared = FOLDS, DECAY_OF_ONE, linear.DECAYS, self.subject.labelled_augmentation.recipe
+        shown = f"supervised {self.subject.config.model.arch}" if name == "supervised" else name
+        return EvaluationMethod(shown, run, before, [REVISIONS[name], *settings, *shared], self.count, self.draws)
+
     def draw(self, number: int) -> Indices:
         """Choose the labelled images of a draw, counted from 0. Raises UserError."""
         s = self.subject
@@ -66,7 +86,7 @@ class FewLabels:
         """Fine-tune the probe and the encoder below it on the labelled images, augmented."""
         labelled = self.draw(number)
         classifier = self._classifier(copy.deepcopy(self.subject.encoder), self._probe(labelled)[0])
-        return self._learnt(classifier, self._lesson(labelled), FINE_TUNING, number)
+        return self._learnt(classifier, self._lesson(labelled, number), FINE_TUNING)
 
     def semi_supervised(self, number: int) -> Outcome:
         """Fine-tune on all images, with the labels of the few spread along the graph of MoCo's features.
@@ -83,8 +103,8 @@ class FewLabels:
         for turn in range(ROUNDS):
             guess = propagation.spread(edges, labelled, labels, classes)
             guessed = guess.classes(chosen.balanced)
-            lesson = Lesson(np.arange(len(guessed)), guessed, guess.certainty)
-            self._learn_(classifier, lesson, SEMI_SUPERVISED, ROUNDS * number + turn)
+            lesson = Lesson(np.arange(len(guessed)), guessed, guess.certainty, ROUNDS * number + turn)
+            self._learn_(classifier, lesson, SEMI_SUPERVISED)
             if turn < ROUNDS - 1:
                 edges = propagation.graph(*self._nearest(net, chosen.neighbours, self._alone))
         notes = {name: float(value) for name, value in chosen._asdict().items()}
@@ -94,7 +114,7 @@ class FewLabels:
         """Train the same encoder from scratch on the labelled images, augmented."""
         config = self.subject.config
         net = build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
-        return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
+        return self._learnt(self._classifier(net), self._lesson(self.draw(number), number), FROM_SCRATCH)
 
     def supervised_small(self, number: int) -> Outcome:
         """Train a small convolutional net from scratch on the labelled images, augmented."""
@@ -102,7 +122,7 @@ class FewLabels:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.config.run.seed + number)
             net = SmallNet(subject.train.channels, subject.config.data.image_size)
-        return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
+        return self._learnt(self._classifier(net), self._lesson(self.draw(number), number), FROM_SCRATCH)
 
     @cached_property
     def labelled(self) -> Features:
@@ -152,26 +172,16 @@ class FewLabels:
         parts = min(FOLDS, len(labelled) // self.subject.classes)
         return few.folds(self.subject.train_labels[labelled], parts, self.subject.config.run.seed) if parts > 1 else []
 
-    def _lesson(self, labelled: Indices) -> Lesson:
-        return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32))
+    def _lesson(self, labelled: Indices, number: int) -> Lesson:
+        return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32), number)
 
     def _classifier(self, net: Encoder | SmallNet, probe: Probe | None = None) -> Classifier:
         return Classifier(net, self.subject.classes, probe).to(self.subject.world.device)
 
-    def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> Outcome:
-        self._learn_(classifier, lesson, schedule, number)
+    def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule) -> Outcome:
+        self._learn_(classifier, lesson, schedule)
         return Outcome(self.subject.classify(classifier, self._alone))
 
-    def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> None:
+    def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule) -> None:
         s = self.subject
-        learn_(
-            classifier,
-            s.train,
-            lesson,
-            schedule,
-            data=s.labelled_crops,
-            augmentation=s.labelled_augmentation,
-            device=s.world.device,
-            seed=s.config.run.seed,
-            number=number,
-        )
+        learn_(classifier, s.train, lesson, schedule, s.labelled_crops, s.labelled_augmentation, s.config.run.seed)

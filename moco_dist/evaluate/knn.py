@@ -1,7 +1,5 @@
 """Classify by weighted kNN, over a bank that is spread over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

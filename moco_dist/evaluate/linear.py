@@ -1,7 +1,5 @@
 """The linear probe is multinomial logistic regression on frozen features, solved until it converges."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The options of the evaluation's command line, their checks, and the config that they lead to. It needs no torch."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Accuracy is the same on any number of ranks to the last bit, since no sum in it 
 at most N: float64, with 53 bits, holds each of them exactly up to 2^23 images, in whatever order they are added up.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ as they come out of the pooling, trained on random crops and flips. Nothing is s
 for features that are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco_dist import randomness
+from moco_dist.config import Config
 from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import augment
 from moco_dist.data.augment import Augment
@@ -22,6 +21,7 @@ from moco_dist.data.loader import make_loader
 from moco_dist.data.store import Source
 from moco_dist.data.stream import BatchStream, StreamKeys, steps_per_epoch
 from moco_dist.errors import UserError
+from moco_dist.evaluate.features import Encode
 from moco_dist.evaluate.linear import Probe
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
@@ -68,19 +68,16 @@ class ProbeRecipe:
 
 
 def fit(
-    encode: Callable[[Tensor], Tensor],
+    encode: Encode,
     source: Source,
     classes: int,
     feature_dim: int,
     world: World,
-    *,
-    size: int,
+    config: Config,
     augmentation: Augment,
-    dtype: torch.dtype,
-    seed: int,
     recipe: ProbeRecipe,
-    workers: int = 0,
-    progress: Callable[[int, float, Tensor], None] | None = None,
+    progress: Callable[[int, float, Tensor], None] = lambda step, lr, loss: None,
+    dtype: torch.dtype = torch.float32,
 ) -> Probe:
     """Train a linear classifier on the mean cross-entropy of a source's random crops.
 
@@ -92,14 +89,12 @@ def fit(
         classes: of the problem.
         feature_dim: D.
         world: the ranks; each computes its slice of every batch.
-        size: side of the crops in pixels.
+        config: of the run, for its seed, the side of the crops and the processes of a rank that decode.
         augmentation: of the run, for its normalisation.
-        dtype: of the images; the classifier is in float32 or wider.
-        seed: of weights, order and crops.
         recipe: epochs, batch, learning rate and crops.
-        workers: processes of a rank that decode.
         progress: called after each step, on each rank, with the number of steps done, the learning rate, and the mean
             loss of the batch before the step, on the device.
+        dtype: of the images; the classifier is in float32 or wider.
 
     Returns:
         The classifier, the same on all ranks, on the device.
@@ -110,7 +105,7 @@ def fit(
     pieces = _pieces(recipe.batch, len(source), world.size)
     wide = torch.promote_types(dtype, torch.float32)
     view = _augment(recipe, augmentation)
-    probe = _initial(classes, feature_dim, seed, wide, world.device)
+    probe = _initial(classes, feature_dim, config.run.seed, wide, world.device)
     optimizer = torch.optim.SGD(list(probe), lr=recipe.lr, momentum=recipe.momentum)
 
     def of_piece(crops: Tensor, draws: Tensor, labels: Tensor) -> list[Tensor]:
@@ -121,7 +116,7 @@ def fit(
         loss = F.cross_entropy(probe.logits(features), labels.to(world.device, non_blocking=True)) / pieces
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
 
-    for step, batch in enumerate(_batches(source, recipe, size, seed, world, workers)):
+    for step, batch in enumerate(_batches(source, recipe, config, world)):
         total = PairwiseSum()
         for piece in zip(*(t.chunk(pieces) for t in batch), strict=True):
             total.add(of_piece(*piece))
@@ -131,8 +126,7 @@ def fit(
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         watchdog.beat()
-        if progress is not None:
-            progress(step + 1, lr, loss)
+        progress(step + 1, lr, loss)
     return Probe(*(t.detach() for t in probe))
 
 
@@ -168,12 +162,12 @@ def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, devi
 
 
 def _batches(
-    source: Source, recipe: ProbeRecipe, size: int, seed: int, world: World, workers: int
+    source: Source, recipe: ProbeRecipe, config: Config, world: World
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
     assert source.labels is not None
-    data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
-    keys = StreamKeys(seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
+    data = DataSection(image_size=config.data.image_size, crop_scale=recipe.crop_scale)
+    keys = StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
     stream = BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
-    for batch in make_loader(stream, range(recipe.steps(len(source))), workers, world.device):
+    for batch in make_loader(stream, range(recipe.steps(len(source))), config.data.workers, world.device):
         yield batch.views[0], batch.draws[0], torch.from_numpy(source.labels[batch.samples.numpy()])

@@ -1,7 +1,5 @@
 """Open what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from moco_dist.data.store import Source
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features
+from moco_dist.evaluate.features import Encode, Features
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.options import Layer
 from moco_dist.networks import weights
@@ -30,26 +29,6 @@ from moco_dist.run.paths import ENCODER, RunPaths
 
 
 @dataclass(frozen=True)
-class Features:
-    """Features are the normalised outputs for a source's images: all in order on every rank, or a rank's share."""
-
-    rows: Tensor
-    """[n, D], on the device."""
-    labels: Tensor
-    """[n], on the CPU."""
-    indices: Tensor
-    """[n] indices of their images in the source, on the CPU."""
-
-    def gathered(self, world: World) -> Features:
-        """Put the ranks' shares together, in the order of the source."""
-        if world.size == 1:
-            return self
-        shares = self.rows, self.labels, self.indices
-        rows, labels, indices = (features.in_order(share, self.indices, world) for share in shares)
-        return Features(rows, labels.cpu(), indices.cpu())
-
-
-@dataclass(frozen=True)
 class Outcome:
     """An outcome holds the predictions of one method on one draw of labels."""
 
@@ -57,6 +36,22 @@ class Outcome:
     """[n] classes of the held-out images, on the CPU."""
     notes: dict[str, float] = field(default_factory=dict)
     """What was chosen or seen on the way."""
+
+
+@dataclass(frozen=True)
+class EvaluationMethod:
+    """A method is one row of the table: how it is run, and what its figures depend on."""
+
+    name: str
+    run: Callable[[int], Outcome]
+    """Computes a draw, by its number. All ranks share a draw of a method on all labels; else each has its own draws."""
+    before: Callable[[], object]
+    """Computes with all ranks what all draws share, ahead of the first draw."""
+    settings: Sequence[object]
+    """The method's revision and whatever else its figures depend on, beside the encoder and the images."""
+    labels: int | None = None
+    """Labels of a draw; None: all."""
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ class Subject:
         """Return the fraction of the held-out images that are classified rightly; predicted [n]."""
         return float((predicted.cpu() == self.truth).double().mean())
 
-    def encode(self, layer: Layer) -> Callable[[Tensor], Tensor]:
+    def encode(self, layer: Layer) -> Encode:
         """Return the function from images to the output of a layer."""
         return self.encoder.features if layer == "backbone" else self.encoder
 
@@ -133,38 +128,28 @@ class Subject:
         encode = self.encode(layer)
         return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
 
-    def share_of(self, source: Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
+    def share_of(self, source: Source, encode: Encode, world: World) -> Features:
         """Compute this rank's features of a source. Raises UserError, on all ranks, where some are not finite."""
-        rows, indices = self._share(encode, source, world)
-        bad = sum(world.gather_objects(int((~rows.isfinite().all(1)).sum())))
+        share = self._share(encode, source, world)
+        bad = sum(world.gather_objects(int((~share.rows.isfinite().all(1)).sum())))
         if bad:
             rule = f"the features of {bad} of {len(source)} images are not finite"
             raise UserError.of("weights", self.digest[:12], rule, "look at the run's loss; take an earlier checkpoint")
-        assert source.labels is not None
-        return Features(rows, torch.from_numpy(source.labels)[indices], indices)
+        return share
 
-    def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
+    def classify(self, logits: Encode, world: World) -> Tensor:
         """Classify the held-out images. Returns [n] classes, on the CPU.
 
         Args:
             logits: of normalised images: [n, C, S, S] to [n, classes].
             world: the ranks that share the work.
         """
-        outputs, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
-        return features.in_order(outputs.argmax(1), indices, world).cpu()
+        share = self._share(logits, self.held_out, world)  # rows of length 1 each, which moves no maximum
+        return features.in_order(share.rows.argmax(1), share.indices, world).cpu()
 
-    def _share(self, encode: Callable[[Tensor], Tensor], source: Source, world: World) -> tuple[Tensor, Tensor]:
-        unreadable: list[str] = []
-        share = features.extract(
-            encode,
-            source,
-            world,
-            size=self.config.data.image_size,
-            augmentation=self.augmentation,
-            dtype=torch.float32,
-            workers=self.config.data.workers,
-            unreadable=unreadable,
-        )
+    def _share(self, encode: Encode, source: Source, world: World) -> Features:
+        data = self.config.data
+        share, unreadable = features.extract(encode, source, world, data, self.augmentation, torch.float32)
         self._name(sorted({name for names in world.gather_objects(unreadable) for name in names}), source)
         return share
 

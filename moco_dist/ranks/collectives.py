@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks import devices, watchdog
 from moco_dist.ranks.rank import Rank
@@ -28,8 +29,10 @@ from moco_dist.summation import pairwise_sum
 S = TypeVar("S")
 T = TypeVar("T")
 
-
 _LET_THE_CAUSE_SHOW_SECONDS = 3.0
+
+_WATCHDOG_FIRST_SECONDS = 60.0
+"""By how much longer a collective waits than the watchdog, which knows more about a hang and tells it."""
 
 
 class PeerLost(Exception):
@@ -52,6 +55,32 @@ class World(Rank):
     """A world is this process among the ranks that it has met. A world of one needs no process group."""
 
     device: torch.device
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        rank: Rank,
+        timeout_seconds: float,
+        last_words: Callable[[watchdog.Hang], None] = lambda hang: None,
+    ) -> World:
+        """Start a process that computes: pick this rank's device, watch over the process, and meet the other ranks.
+
+        Args:
+            config: of the run.
+            rank: this process.
+            timeout_seconds: a rank that makes no progress for so long ends the job.
+            last_words: called before the watchdog ends this process.
+
+        Raises:
+            UserError: the device that the config asks for is not here.
+            OSError: torchrun is gone.
+        """
+        device = devices.pick(config, rank.local_rank)
+        devices.prepare(config, device)
+        watchdog.start(rank.rank, timeout_seconds, last_words)
+        with watchdog.waiting("their start"):
+            return cls.join(rank, device, timeout_seconds + _WATCHDOG_FIRST_SECONDS)
 
     @classmethod
     def join(cls, rank: Rank, device: torch.device, timeout_seconds: float) -> World:

@@ -4,8 +4,6 @@ A device other than the CPU runs ahead: the host queues work on it and goes on. 
 of torch's module for it (`torch.cuda`), asked for by `of`, so that the suite's stand-in for a GPU runs the same lines.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The run directory as one job writes it: its lease, its config, its status."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from pathlib import Path

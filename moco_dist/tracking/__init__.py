@@ -119,20 +119,7 @@ class _Speaker(Tracker):
             self._last["train" if is_training(row) else "eval"] = row
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._progress = Progress(total_steps, start_step, config.run.name)
-        run = WandbRun(
-            paths.folder,
-            mode=config.track.wandb,
-            project=config.track.project,
-            group=config.track.group,
-            name=config.run.name,
-            config=config.model_dump(mode="json"),
-            rows=rows,
-            say=self.say,
-            warn=self.warn,
-            stop=self._request_stop,
-        )
-        self._wandb = WandbSink(run)
-        self._sinks = [self._metrics.append, self._wandb.log]
+        self._wandb = WandbSink(WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop))
 
     @property
     def stop_requested(self) -> bool:
@@ -141,18 +128,11 @@ class _Speaker(Tracker):
     def log_step(self, row: Row) -> None:
         step = int(row["step"])
         if step % self._log_every == 0 or step == self._total_steps:
-            finite = self._finite(row)
-            for sink in self._sinks:
-                sink(finite)
-            self._last["train"] = finite
+            self._log("train", row)
         self._progress.update(step, loss=float(row["loss"]), lr=float(row["lr"]))
 
     def log_evaluation(self, row: Row) -> None:
-        finite = self._finite(row)
-        for sink in self._sinks:
-            sink(finite)
-        self._last["eval"] = finite
-        if is_evaluation(finite):
+        if is_evaluation(self._log("eval", row)):
             self._evaluated.add(int(row["step"]))
 
     def evaluated(self, step: int) -> bool:
@@ -194,11 +174,15 @@ class _Speaker(Tracker):
     def _request_stop(self) -> None:
         self._stop_requested = True
 
-    def _finite(self, row: Row) -> Row:
-        """Drop what JSON cannot hold from a row, except the loss: a run without one has diverged."""
+    def _log(self, kind: str, row: Row) -> Row:
+        """Write a row, and return it as written: without what JSON cannot hold, except a loss, which is an error."""
         bad = [k for k, v in row.items() if k != "loss" and isinstance(v, float) and not math.isfinite(v)]
         for key in bad:
             if key not in self._warned:
                 self._warned.add(key)
                 self.warn(f"{key} is {row[key]} at step {row['step']}; left out, and further ones in silence")
-        return {key: value for key, value in row.items() if key not in bad}
+        finite = {key: value for key, value in row.items() if key not in bad}
+        self._metrics.append(finite)
+        self._wandb.log(finite)
+        self._last[kind] = finite
+        return finite

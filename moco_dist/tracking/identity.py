@@ -1,7 +1,5 @@
 """Fix the run's id at W&B. It needs no wandb: the launcher makes the id when the job is sent."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import secrets

@@ -1,7 +1,5 @@
 """Show progress to people: a bar on a terminal, a plain line now and then in a log file."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import TextIO

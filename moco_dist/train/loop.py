@@ -1,12 +1,11 @@
 """The one visible loop of the trainer."""
 
-from __future__ import annotations
-
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from moco_dist import config as configs
@@ -30,12 +29,9 @@ from moco_dist.run.directory import RunDirectory
 from moco_dist.run.paths import ENCODER, METRICS, SUMMARY
 from moco_dist.run.rows import evaluation_row
 from moco_dist.tracking import Tracker
-from moco_dist.train.advice import advice
 from moco_dist.train.books import SAVE, STOP, UNREADABLE, Books
-from moco_dist.train.due import Due
-from moco_dist.train.ends import Ended, Stopped, StopRequest
-from moco_dist.train.pictures import pairs_picture
-from moco_dist.train.readout import Readout
+from moco_dist.train.ends import Due, Ended, Stopped, StopRequest
+from moco_dist.train.readout import Readout, pairs_picture
 
 MakeMethod = Callable[[Config, World, nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
@@ -192,10 +188,8 @@ class Training:
             self.tracker.say(f"accuracy on held-out images: {', '.join(accuracies)}")
         self.tracker.say(f"results: {paths.folder} ({METRICS}, {SUMMARY}, {ENCODER})")
         if self.config.data.source == "digits":
-            command = (
-                "torchrun --nproc_per_node=2 -m moco_dist.train configs/mnist.yaml data.root=data data.download=true"
-            )
-            self.tracker.say(f"next, MNIST: {command}")
+            mnist = "configs/mnist.yaml data.root=data data.download=true"
+            self.tracker.say(f"next, MNIST: torchrun --nproc_per_node=2 -m moco_dist.train {mnist}")
 
 
 def first_encoder(config: Config, data: sources.Data) -> Encoder:
@@ -204,3 +198,25 @@ def first_encoder(config: Config, data: sources.Data) -> Encoder:
     if config.run.init_from:
         weights.load_backbone_(encoder, Path(config.run.init_from))
     return encoder
+
+
+def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
+    """Yield a line for each setting that is allowed but seldom meant."""
+    queue, images = config.moco.queue_size, len(data.train)
+    if queue > images:
+        yield (
+            f"moco.queue_size = {queue}: more than the {images} training images, so that the queue holds other views "
+            f"of a query's own image as negatives; a queue of at most {images} does not"
+        )
+    if plan.parts < config.optim.accumulate:
+        yield (
+            f"optim.accumulate = {config.optim.accumulate}: a rank has too few BatchNorm groups for so many parts, it "
+            f"computes in {plan.parts}; raise moco.bn_groups to save memory"
+        )
+    if config.device.type == "auto" and device.type == "cpu" and (available := devices.count()):
+        yield (
+            f"device.type = auto: more ranks than the {available} CUDA devices here, so the CPU "
+            "is used; start as many ranks as there are devices"
+        )
+    if data.train.labels is not None and data.queries is None and config.eval.knn_every:
+        yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of train/"

@@ -1,7 +1,5 @@
 """The life of one training process: from a valid config to its exit status."""
 
-from __future__ import annotations
-
 import functools
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -14,7 +12,6 @@ from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
-from moco_dist.ranks.start import start
 from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory
 from moco_dist.train import restarts
@@ -39,7 +36,8 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
     world: World | None = None
     try:
         tracking.check(config, rank.rank)
-        world = start(config, rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, rank))
+        last = functools.partial(last_words, run_dir, rank)
+        world = World.start(config, rank, config.run.hang_timeout_seconds, last)
         data = sources.on_all_ranks(config, world, sources.load)
         encoder = world.agreed(lambda: first_encoder(config, data))
         watchdog.beat()

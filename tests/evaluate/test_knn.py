@@ -168,6 +168,9 @@ def test_uneven_rows_and_accuracy(ranks: Ranks, size: int) -> None:
 # ---------------------------------------------------------------- features
 
 
+SECTION = DataSection(image_size=8, workers=0)
+
+
 def plain() -> Augment:
     return Augment(Recipe.of(DataSection()), (0.25,), (0.5,))
 
@@ -188,9 +191,8 @@ def shares(world: World, count: int, dtype: torch.dtype) -> tuple[np.ndarray, np
         seen.append(len(images))
         return images.flatten(1)[:, :4] * 3
 
-    rows, indices = features.extract(
-        encode, numbered(count), world, size=8, augmentation=plain(), dtype=dtype, workers=0
-    )
+    (rows, labels, indices), _ = features.extract(encode, numbered(count), world, SECTION, plain(), dtype)
+    assert len(labels) == len(indices)
     assert rows.shape == (len(indices), 4)
     assert rows.dtype == torch.promote_types(dtype, torch.float32)
     assert max(seen) <= features.CHUNK
@@ -219,8 +221,13 @@ def test_workers_change_nothing() -> None:
     world = World(0, 1, 0, torch.device("cpu"))
     one, other = (
         features.extract(
-            lambda x: x.flatten(1), numbered(600), world, size=8, augmentation=plain(), dtype=torch.float32, workers=w
-        )
-        for w in (0, 2)
+            lambda x: x.flatten(1),
+            numbered(600),
+            world,
+            SECTION.model_copy(update={"workers": workers}),
+            plain(),
+            torch.float32,
+        )[0]
+        for workers in (0, 2)
     )
     assert all(map(torch.equal, one, other))

@@ -74,7 +74,7 @@ def figures(world: World, images: int | None, precision: str = "fp32") -> tuple[
     config = configs.load(None, [*OVERRIDES, f"device.precision={precision}"])
     plan, data = configs.layout(config, world.size), sources.load(config)
     encoder = build_encoder(config.model, 1, seed=0)
-    engine = build(moco.build(config, world, encoder), config, plan, world)
+    engine = build(moco.MoCo(config, world, encoder), config, plan, world)
     seen = []
     encoder.conv1.register_forward_hook(lambda _, __, out: seen.append(len(out)))
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
