@@ -58,8 +58,8 @@ class AllLabels:
         """Classify by the votes of the nearest training images."""
         bank, held_out = self.shares()
         settings, world = self.subject.config.eval, self.subject.world
-        features = held_out.gathered(world).rows, bank.rows, bank.labels, bank.indices
-        predicted = knn.predict(*features, k=settings.knn_k, temperature=settings.knn_temperature, world=world)
+        queries = held_out.gathered(world).rows
+        predicted = knn.predict(queries, bank, k=settings.knn_k, temperature=settings.knn_temperature, world=world)
         return Outcome(predicted.cpu())
 
     def linear(self, draw: int) -> Outcome:

@@ -15,7 +15,6 @@ from moco_dist.config.schema import DataSection
 from moco_dist.data.augment import Augment
 from moco_dist.data.loader import make_loader
 from moco_dist.data.store import Source
-from moco_dist.evaluate import knn
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
@@ -103,5 +102,17 @@ def extract(
 
 def in_order(rows: Tensor, indices: Tensor, world: World) -> Tensor:
     """Put all ranks' shares [n, ...] together in the order of their indices [n]; the same on all ranks."""
-    rows, indices = (knn.gather_rows(share, world) for share in (rows, indices))
+    rows, indices = (gather_rows(share, world) for share in (rows, indices))
     return rows[indices.to(rows.device).argsort()]
+
+
+def gather_rows(tensor: Tensor, world: World) -> Tensor:
+    """Concatenate the ranks' shares [n, ...] whose n differs between the ranks."""
+    if world.size == 1:
+        return tensor
+    tensor = tensor.to(world.device)
+    counts = world.gather_objects(len(tensor))
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    gathered = world.all_gather(padded)
+    return torch.cat([g[:n] for g, n in zip(gathered.chunk(world.size), counts, strict=True)])

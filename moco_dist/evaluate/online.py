@@ -57,6 +57,6 @@ def accuracies(config: Config, engine: Engine, encoder: Encoder, data: Data, aug
     encoder.train()
     world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
     return {
-        "knn_top1": knn.accuracy(queries[:2], bank, k=k, temperature=temperature, world=world),
-        "linear_top1": ridge.accuracy(queries[:2], bank[:2], world=world),
+        "knn_top1": knn.accuracy(queries, bank, k=k, temperature=temperature, world=world),
+        "linear_top1": ridge.accuracy(queries, bank, world=world),
     }

@@ -43,11 +43,8 @@ _untyped: Any = dist  # for the names that torch does not export to type checker
 
 # Two names that later releases of torch have changed.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
+_OPTIONS_OF_DDP = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS_OF_DDP else "broadcast_buffers"
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,9 @@ class World(Rank):
         if agents:
             store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
         backend = _untyped.Backend.default_device_backend_map[self.device.type]
+        own = self.device if backend == "nccl" else None
         dist.init_process_group(
-            backend,
-            store=store,
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timeout,
-            device_id=self.device if backend == "nccl" else None,
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout, device_id=own
         )
 
     def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
@@ -156,9 +149,8 @@ class World(Rank):
         out = tensor.new_empty(sum(received), *tensor.shape[1:])
         row = _as_bytes(tensor).numel() // len(tensor)
         with _others("all_to_all"):
-            dist.all_to_all_single(
-                _as_bytes(out), _as_bytes(tensor), [n * row for n in received], [n * row for n in sent]
-            )
+            sizes = [n * row for n in received], [n * row for n in sent]
+            dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes)
         return out
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
