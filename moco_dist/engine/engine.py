@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from moco_dist.config import Config, Layout
 from moco_dist.methods.method import Keys, Method, Terms, Views
 from moco_dist.networks import batchnorm
-from moco_dist.ranks import devices
-from moco_dist.ranks.collectives import World
+from moco_dist.ranks import collectives, devices
 from moco_dist.summation import PairwiseSum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -55,7 +54,7 @@ class Engine(ABC):
         world: the ranks.
     """
 
-    def __init__(self, method: Method, config: Config, plan: Layout, world: World) -> None:
+    def __init__(self, method: Method, config: Config, plan: Layout, world: collectives.World) -> None:
         self.method, self.config, self.plan, self.world = method, config, plan, world
         self.image_dtype = DTYPES[config.device.precision]
         self.parts = self._parts()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from moco_dist.errors import UserError
-from moco_dist.evaluate import knn, linear, sgd_probe
+from moco_dist.evaluate import features, knn, linear, sgd_probe
 from moco_dist.evaluate import labels as few_labels
-from moco_dist.evaluate.features import Features
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.options import Layer, Options
 from moco_dist.evaluate.subject import EvaluationMethod, Outcome, Subject
@@ -29,7 +28,7 @@ class AllLabels:
 
     subject: Subject
     layer: Layer
-    shares: Callable[[], tuple[Features, Features]]
+    shares: Callable[[], tuple[features.Features, features.Features]]
     """Computes this rank's features of the images to learn from and of the held-out ones."""
 
     def methods(self, options: Options, *, default: bool) -> Iterator[EvaluationMethod]:

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 
 from moco_dist import randomness
 from moco_dist.config.schema import DataSection
-from moco_dist.data.augment import Augment
-from moco_dist.data.loader import make_loader
-from moco_dist.data.store import Source
-from moco_dist.data.stream import BatchStream, StreamKeys
+from moco_dist.data import augment, loader, store, stream
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
-from moco_dist.networks import batchnorm
-from moco_dist.networks.resnet import Encoder
-from moco_dist.networks.small import SmallNet
+from moco_dist.networks import batchnorm, resnet, small
 from moco_dist.ranks import watchdog
 
 
@@ -32,7 +27,7 @@ class Classifier(nn.Module):
         probe: what the linear layer begins as, on normalised features; None: zero, on the features as they are.
     """
 
-    def __init__(self, net: Encoder | SmallNet, classes: int, probe: Probe | None = None) -> None:
+    def __init__(self, net: resnet.Encoder | small.SmallNet, classes: int, probe: Probe | None = None) -> None:
         super().__init__()
         self.net, self.linear, self.normalised = net, nn.Linear(net.feature_dim, classes), probe is not None
         weight, bias = probe or (torch.zeros(()), torch.zeros(()))
@@ -83,11 +78,11 @@ class Schedule:
 
 def learn_(
     classifier: Classifier,
-    source: Source,
+    source: store.Source,
     lesson: Lesson,
     schedule: Schedule,
     data: DataSection,
-    augmentation: Augment,
+    augmentation: augment.Augment,
     seed: int,
 ) -> None:
     """Train a classifier in place, on this rank alone; it is left in evaluation mode.
@@ -101,14 +96,14 @@ def learn_(
         augmentation: of the training images.
         seed: of the run.
     """
-    keys = StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=lesson.number)
+    keys = stream.StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=lesson.number)
     device, batch_size = classifier.linear.weight.device, min(schedule.batch, len(lesson.indices))
-    batches = BatchStream(source, data, keys, batch_size, among=lesson.indices)
-    loader = make_loader(batches, range(schedule.steps), data.workers, device)
+    batches = stream.BatchStream(source, data, keys, batch_size, among=lesson.indices)
+    loaded = loader.make_loader(batches, range(schedule.steps), data.workers, device)
     optimizer = _optimizer(classifier, schedule)
     classifier.train()
     batchnorm.set_group_size(classifier, batch_size)
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(loaded):
         samples = batch.samples.numpy()
         labels = torch.from_numpy(lesson.labels[samples]).to(device, non_blocking=True)
         weights = torch.from_numpy(lesson.weights[samples]).to(device, non_blocking=True)

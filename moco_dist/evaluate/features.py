@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from moco_dist.config.schema import DataSection
+from moco_dist.data import loader, store
 from moco_dist.data.augment import Augment
-from moco_dist.data.loader import make_loader
-from moco_dist.data.store import Source
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
@@ -51,7 +50,7 @@ class Features(NamedTuple):
 class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
     """The chunks are a source's images in order, CHUNK at a time, with their indices and the names of replaced ones."""
 
-    def __init__(self, source: Source, size: int) -> None:
+    def __init__(self, source: store.Source, size: int) -> None:
         self.source, self.size = source, size
 
     def __len__(self) -> int:
@@ -65,7 +64,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
 
 @torch.no_grad()
 def extract(
-    encode: Encode, source: Source, world: World, data: DataSection, augmentation: Augment, dtype: torch.dtype
+    encode: Encode, source: store.Source, world: World, data: DataSection, augmentation: Augment, dtype: torch.dtype
 ) -> tuple[Features, list[str]]:
     """Compute this rank's share of a source's features; shares differ in size, no image is in two.
 
@@ -89,7 +88,7 @@ def extract(
         return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
 
     rows, indices = [], []
-    for images, which, replaced in make_loader(chunks, mine, data.workers, world.device):
+    for images, which, replaced in loader.make_loader(chunks, mine, data.workers, world.device):
         rows.append(features_of(images))
         indices.append(which)
         unreadable += replaced

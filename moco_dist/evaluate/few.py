@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 
 from moco_dist.errors import UserError
+from moco_dist.evaluate import features, linear, propagation
 from moco_dist.evaluate import labels as few
-from moco_dist.evaluate import linear, propagation
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
-from moco_dist.evaluate.features import Features
-from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
 from moco_dist.evaluate.options import Options
-from moco_dist.evaluate.propagation import Graph
 from moco_dist.evaluate.subject import EvaluationMethod, Outcome, Subject
-from moco_dist.networks.resnet import Encoder, build_encoder
-from moco_dist.networks.small import SmallNet
-from moco_dist.ranks import devices
-from moco_dist.ranks.collectives import World
+from moco_dist.networks import resnet, small
+from moco_dist.ranks import collectives, devices
 
 REVISIONS = {"linear": 1, "fine-tuned": 1, "semi-supervised": 1, "supervised": 1, "supervised small net": 1}
 """A method's revision is part of the key of its cells: raise it whenever the method's figures change, be it by a change
@@ -46,7 +41,7 @@ class FewLabels:
     """Each of these methods learns from few labels, and is a function of the draw alone."""
 
     subject: Subject
-    shares: Callable[[], tuple[Features, Features]]
+    shares: Callable[[], tuple[features.Features, features.Features]]
     """Computes this rank's features of the images to learn from and of the held-out ones."""
     count: int
     """Labels of a draw."""
@@ -72,7 +67,7 @@ class FewLabels:
         shown = f"supervised {self.subject.config.model.arch}" if name == "supervised" else name
         return EvaluationMethod(shown, run, before, [REVISIONS[name], *settings, *shared], self.count, self.draws)
 
-    def draw(self, number: int) -> Indices:
+    def draw(self, number: int) -> few.Indices:
         """Choose the labelled images of a draw, counted from 0. Raises UserError."""
         s = self.subject
         return few.draw(s.train_labels, s.classes, self.count, s.config.run.seed, number)
@@ -113,7 +108,7 @@ class FewLabels:
     def supervised(self, number: int) -> Outcome:
         """Train the same encoder from scratch on the labelled images, augmented."""
         config = self.subject.config
-        net = build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
+        net = resnet.build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
         return self._learnt(self._classifier(net), self._lesson(self.draw(number), number), FROM_SCRATCH)
 
     def supervised_small(self, number: int) -> Outcome:
@@ -121,25 +116,25 @@ class FewLabels:
         subject = self.subject
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.config.run.seed + number)
-            net = SmallNet(subject.train.channels, subject.config.data.image_size)
+            net = small.SmallNet(subject.train.channels, subject.config.data.image_size)
         return self._learnt(self._classifier(net), self._lesson(self.draw(number), number), FROM_SCRATCH)
 
     @cached_property
-    def labelled(self) -> Features:
+    def labelled(self) -> features.Features:
         """Compute the features of the images that any draw labels, the same on all ranks; a collective of all ranks."""
         train, _ = self.shares()
         drawn = np.unique(np.concatenate([self.draw(number) for number in range(self.draws)]))
         mine = torch.isin(train.indices, torch.from_numpy(drawn))
-        share = Features(train.rows[mine.to(train.rows.device)], train.labels[mine], train.indices[mine])
+        share = features.Features(train.rows[mine.to(train.rows.device)], train.labels[mine], train.indices[mine])
         return share.gathered(self.subject.world)
 
     @cached_property
-    def held_out(self) -> Features:
+    def held_out(self) -> features.Features:
         """Compute the features of the held-out images, the same on all ranks; a collective of all ranks."""
         return self.shares()[1].gathered(self.subject.world)
 
     @cached_property
-    def graphs(self) -> dict[int, Graph]:
+    def graphs(self) -> dict[int, propagation.Graph]:
         """Make graphs of all training images, by an image's number of neighbours; a collective. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
         bytes_needed = 2 * 4 * images * self.subject.encoder.what_and_where_dim
@@ -150,15 +145,15 @@ class FewLabels:
         where, cosines = self._nearest(self.subject.encoder, max(numbers), world)
         return {k: propagation.graph(where[:, :k], cosines[:, :k]) for k in numbers}
 
-    def _nearest(self, encoder: Encoder, k: int, world: World) -> tuple[Tensor, Tensor]:
+    def _nearest(self, encoder: resnet.Encoder, k: int, world: collectives.World) -> tuple[Tensor, Tensor]:
         rows = self.subject.share_of(self.subject.train, encoder.what_and_where, world).gathered(world).rows
         return propagation.nearest(rows, k, world)
 
     @property
-    def _alone(self) -> World:
-        return World(0, 1, 0, self.subject.world.device)
+    def _alone(self) -> collectives.World:
+        return collectives.World(0, 1, 0, self.subject.world.device)
 
-    def _probe(self, labelled: Indices) -> tuple[Probe, float, float]:
+    def _probe(self, labelled: few.Indices) -> tuple[Probe, float, float]:
         places = np.searchsorted(self.labelled.indices.numpy(), labelled)
         rows, labels = self.labelled.rows[places], self.labelled.labels[places]
         classes = self.subject.classes
@@ -167,15 +162,15 @@ class FewLabels:
             decay, accuracy = linear.choose_decay(rows, labels, classes, folds, self._alone)
         return linear.fit(rows, labels, classes, decay), decay, accuracy
 
-    def _folds(self, labelled: Indices) -> list[few.Fold]:
+    def _folds(self, labelled: few.Indices) -> list[few.Fold]:
         """Cut the labelled images into folds of a cross-validation; none where a class has one label."""
         parts = min(FOLDS, len(labelled) // self.subject.classes)
         return few.folds(self.subject.train_labels[labelled], parts, self.subject.config.run.seed) if parts > 1 else []
 
-    def _lesson(self, labelled: Indices, number: int) -> Lesson:
+    def _lesson(self, labelled: few.Indices, number: int) -> Lesson:
         return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32), number)
 
-    def _classifier(self, net: Encoder | SmallNet, probe: Probe | None = None) -> Classifier:
+    def _classifier(self, net: resnet.Encoder | small.SmallNet, probe: Probe | None = None) -> Classifier:
         return Classifier(net, self.subject.classes, probe).to(self.subject.world.device)
 
     def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule) -> Outcome:

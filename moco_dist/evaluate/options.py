@@ -11,8 +11,7 @@ from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run import status
-from moco_dist.run.paths import CONFIG, RunPaths
+from moco_dist.run import paths, status
 
 Layer = Literal["backbone", "head"]
 
@@ -98,9 +97,9 @@ def load_config(options: Options) -> Config:
     if path.is_dir():
         if file is not None:
             raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
-        file = RunPaths(path).config
+        file = paths.RunPaths(path).config
         if not file.is_file():
-            raise UserError.of("RUN_DIR", path, f"holds no {CONFIG}", "give the directory of a run, or its weights")
+            raise UserError.of("RUN_DIR", path, f"holds no {file.name}", "give the directory of a run, or its weights")
     if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")

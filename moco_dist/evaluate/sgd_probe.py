@@ -15,16 +15,11 @@ from torch import Tensor
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.config.schema import DataSection, Interval
-from moco_dist.data import augment
-from moco_dist.data.augment import Augment
-from moco_dist.data.loader import make_loader
-from moco_dist.data.store import Source
-from moco_dist.data.stream import BatchStream, StreamKeys, steps_per_epoch
+from moco_dist.data import augment, loader, store, stream
 from moco_dist.errors import UserError
 from moco_dist.evaluate.features import Encode
 from moco_dist.evaluate.linear import Probe
-from moco_dist.ranks import watchdog
-from moco_dist.ranks.collectives import World
+from moco_dist.ranks import collectives, watchdog
 from moco_dist.summation import PairwiseSum
 
 _LR_BATCH = 256
@@ -64,17 +59,17 @@ class ProbeRecipe:
 
     def steps(self, samples: int) -> int:
         """Count the steps of the whole training on a source of so many images."""
-        return self.epochs * steps_per_epoch(samples, self.batch)
+        return self.epochs * stream.steps_per_epoch(samples, self.batch)
 
 
 def fit(
     encode: Encode,
-    source: Source,
+    source: store.Source,
     classes: int,
     feature_dim: int,
-    world: World,
+    world: collectives.World,
     config: Config,
-    augmentation: Augment,
+    augmentation: augment.Augment,
     recipe: ProbeRecipe,
     progress: Callable[[int, float, Tensor], None] = lambda step, lr, loss: None,
     dtype: torch.dtype = torch.float32,
@@ -122,7 +117,7 @@ def fit(
             total.add(of_piece(*piece))
         world.mean_(means := total.total())
         loss, probe.weight.grad, probe.bias.grad = means
-        lr = recipe.learning_rate(step // steps_per_epoch(len(source), recipe.batch))
+        lr = recipe.learning_rate(step // stream.steps_per_epoch(len(source), recipe.batch))
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         watchdog.beat()
@@ -148,10 +143,10 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
     return pieces
 
 
-def _augment(recipe: ProbeRecipe, normalisation: Augment) -> Augment:
+def _augment(recipe: ProbeRecipe, normalisation: augment.Augment) -> augment.Augment:
     """Make an augmentation of the flip alone, with the normalisation of the run; the crop is the source's."""
     mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
-    return Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
+    return augment.Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
@@ -162,12 +157,12 @@ def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, devi
 
 
 def _batches(
-    source: Source, recipe: ProbeRecipe, config: Config, world: World
+    source: store.Source, recipe: ProbeRecipe, config: Config, world: collectives.World
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
     assert source.labels is not None
     data = DataSection(image_size=config.data.image_size, crop_scale=recipe.crop_scale)
-    keys = StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
-    stream = BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
-    for batch in make_loader(stream, range(recipe.steps(len(source))), config.data.workers, world.device):
+    keys = stream.StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
+    batches = stream.BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
+    for batch in loader.make_loader(batches, range(recipe.steps(len(source))), config.data.workers, world.device):
         yield batch.views[0], batch.draws[0], torch.from_numpy(source.labels[batch.samples.numpy()])

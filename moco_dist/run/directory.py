@@ -8,19 +8,17 @@ from moco_dist import __version__, config, packages
 from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
-from moco_dist.run import status
-from moco_dist.run.lease import Lease
-from moco_dist.run.paths import RunPaths
+from moco_dist.run import lease, paths, status
 
 
 class RunDirectory:
     """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = RunPaths(folder)
+        self.paths = paths.RunPaths(folder)
         self.ours = False
         """Whether this job has the lease; on every rank."""
-        self._lease: Lease | None = None
+        self._lease: lease.Lease | None = None
 
     @property
     def folder(self) -> Path:
@@ -35,7 +33,7 @@ class RunDirectory:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lease = Lease(self.folder)
+            self._lease = lease.Lease(self.folder)
             self.paths.remove_unfinished()
         except OSError as error:
             rule = f"cannot be written: {error.strerror}"

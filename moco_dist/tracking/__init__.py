@@ -17,9 +17,7 @@ from moco_dist.errors import UserError
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training
-from moco_dist.tracking.progress import Progress
-from moco_dist.tracking.wandb import WandbSink
-from moco_dist.tracking.wandb_run import WandbRun
+from moco_dist.tracking import progress, wandb, wandb_run
 
 
 def check(config: Config, rank: int) -> None:
@@ -118,8 +116,10 @@ class _Speaker(Tracker):
         for row in rows:
             self._last["train" if is_training(row) else "eval"] = row
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
-        self._progress = Progress(total_steps, start_step, config.run.name)
-        self._wandb = WandbSink(WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop))
+        self._progress = progress.Progress(total_steps, start_step, config.run.name)
+        self._wandb = wandb.WandbSink(
+            wandb_run.WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop)
+        )
 
     @property
     def stop_requested(self) -> bool:
