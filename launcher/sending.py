@@ -131,7 +131,7 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
             code = snapshot.take(copies).name
             snapshot.describe(launch.folder)
             if config.track.wandb != "disabled":
-                from moco_dist.tracking.identity import fixed_id  # its package is slow to import
+                from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
 
                 fixed_id(launch.paths.wandb)
             with _written(launch, config):

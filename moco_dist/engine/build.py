@@ -1,6 +1,6 @@
 """There are two engines, an exact and a fast one; make the one that a config asks for."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,6 @@ class ExactEngine(Engine):
 
     def _parts(self) -> int:
         return self.plan.batch_per_rank // self.plan.group_size
-
-    def _wrapped(self, trained: nn.Module) -> nn.Module:
-        return trained
-
-    def _one_pass(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def _part_is_done(self) -> None:
         """Take the part's gradients; a parameter that the loss does not depend on has none, in any part."""

@@ -9,7 +9,7 @@ import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,13 +71,13 @@ class Engine(ABC):
     def _parts(self) -> int:
         """Return in how many parts, each of whole BatchNorm groups, a rank's share is computed."""
 
-    @abstractmethod
     def _wrapped(self, trained: nn.Module) -> nn.Module:
         """Return the trained module as the forward pass calls it."""
+        return trained
 
-    @abstractmethod
     def _one_pass(self, *, last: bool) -> AbstractContextManager[None]:
         """Return the context of a forward and a backward pass, of a part in one direction; `last`: the final one."""
+        return nullcontext()
 
     def _part_is_done(self) -> None:
         """Take note that all directions of a part have added their gradients."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from moco_dist.errors import UserError
-from moco_dist.evaluate import features, knn, linear, sgd_probe
-from moco_dist.evaluate import labels as few_labels
-from moco_dist.evaluate.linear import Probe
+from moco_dist.evaluate import features, knn, labels, linear, sgd_probe
 from moco_dist.evaluate.options import Layer, Options
 from moco_dist.evaluate.subject import EvaluationMethod, Outcome, Subject
 from moco_dist.ranks import devices
@@ -65,13 +63,13 @@ class AllLabels:
         """Fit a linear probe to the features, its regularisation chosen on a part of them."""
         classes, world = self.subject.classes, self.subject.world
         train, held_out = (share.gathered(world) for share in self.shares())
-        fold = few_labels.held_out(train.labels.numpy(), VALIDATION_FRACTION, self.subject.config.run.seed)
+        fold = labels.held_out(train.labels.numpy(), VALIDATION_FRACTION, self.subject.config.run.seed)
         decay, accuracy = linear.choose_decay(train.rows, train.labels, classes, [fold], world)
 
-        def on_cpu() -> Probe:  # what a rank sends to the others would keep the number of its GPU
-            return Probe(*(t.cpu() for t in linear.fit(train.rows, train.labels, classes, decay)))
+        def on_cpu() -> linear.Probe:  # what a rank sends to the others would keep the number of its GPU
+            return linear.Probe(*(t.cpu() for t in linear.fit(train.rows, train.labels, classes, decay)))
 
-        probe = Probe(*(t.to(world.device) for t in world.from_first(on_cpu)))
+        probe = linear.Probe(*(t.to(world.device) for t in world.from_first(on_cpu)))
         return Outcome(probe.predict(held_out.rows).cpu(), {"decay": decay, "validation": accuracy})
 
     def features_fit(self) -> bool:

@@ -100,7 +100,11 @@ def learn_(
     device, batch_size = classifier.linear.weight.device, min(schedule.batch, len(lesson.indices))
     batches = stream.BatchStream(source, data, keys, batch_size, among=lesson.indices)
     loaded = loader.make_loader(batches, range(schedule.steps), data.workers, device)
-    optimizer = _optimizer(classifier, schedule)
+    groups = [
+        {"params": classifier.net.parameters(), "base": schedule.lr_net},
+        {"params": classifier.linear.parameters(), "base": schedule.lr},
+    ]
+    optimizer = torch.optim.SGD(groups, schedule.lr, momentum=0.9, weight_decay=schedule.weight_decay, nesterov=True)
     classifier.train()
     batchnorm.set_group_size(classifier, batch_size)
     for step, batch in enumerate(loaded):
@@ -117,12 +121,3 @@ def learn_(
         batchnorm.fold_statistics_(classifier, batchnorm.take_group_sums_(classifier), 1)
         watchdog.beat()
     classifier.eval()
-
-
-def _optimizer(classifier: Classifier, schedule: Schedule) -> torch.optim.SGD:
-    """Make the SGD of a lesson, with a learning rate `base` for the network and one for the linear layer."""
-    groups = [
-        {"params": classifier.net.parameters(), "base": schedule.lr_net},
-        {"params": classifier.linear.parameters(), "base": schedule.lr},
-    ]
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from moco_dist.config.schema import DataSection
 from moco_dist.data import loader, store
@@ -47,7 +46,7 @@ class Features(NamedTuple):
         return Features(rows, labels.cpu(), indices.cpu())
 
 
-class _Chunks(Dataset[tuple[Tensor, Tensor, list[str]]]):
+class _Chunks(torch.utils.data.Dataset[tuple[Tensor, Tensor, list[str]]]):
     """The chunks are a source's images in order, CHUNK at a time, with their indices and the names of replaced ones."""
 
     def __init__(self, source: store.Source, size: int) -> None:

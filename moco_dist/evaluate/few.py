@@ -80,8 +80,8 @@ class FewLabels:
     def fine_tuned(self, number: int) -> Outcome:
         """Fine-tune the probe and the encoder below it on the labelled images, augmented."""
         labelled = self.draw(number)
-        classifier = self._classifier(copy.deepcopy(self.subject.encoder), self._probe(labelled)[0])
-        return self._learnt(classifier, self._lesson(labelled, number), FINE_TUNING)
+        net, probe = copy.deepcopy(self.subject.encoder), self._probe(labelled)[0]
+        return self._learnt(self._classifier(net, probe), labelled, FINE_TUNING, number)
 
     def semi_supervised(self, number: int) -> Outcome:
         """Fine-tune on all images, with the labels of the few spread along the graph of MoCo's features.
@@ -109,7 +109,7 @@ class FewLabels:
         """Train the same encoder from scratch on the labelled images, augmented."""
         config = self.subject.config
         net = resnet.build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
-        return self._learnt(self._classifier(net), self._lesson(self.draw(number), number), FROM_SCRATCH)
+        return self._learnt(self._classifier(net), self.draw(number), FROM_SCRATCH, number)
 
     def supervised_small(self, number: int) -> Outcome:
         """Train a small convolutional net from scratch on the labelled images, augmented."""
@@ -117,7 +117,7 @@ class FewLabels:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.config.run.seed + number)
             net = small.SmallNet(subject.train.channels, subject.config.data.image_size)
-        return self._learnt(self._classifier(net), self._lesson(self.draw(number), number), FROM_SCRATCH)
+        return self._learnt(self._classifier(net), self.draw(number), FROM_SCRATCH, number)
 
     @cached_property
     def labelled(self) -> features.Features:
@@ -167,14 +167,12 @@ class FewLabels:
         parts = min(FOLDS, len(labelled) // self.subject.classes)
         return few.folds(self.subject.train_labels[labelled], parts, self.subject.config.run.seed) if parts > 1 else []
 
-    def _lesson(self, labelled: few.Indices, number: int) -> Lesson:
-        return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32), number)
-
     def _classifier(self, net: resnet.Encoder | small.SmallNet, probe: Probe | None = None) -> Classifier:
         return Classifier(net, self.subject.classes, probe).to(self.subject.world.device)
 
-    def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule) -> Outcome:
-        self._learn_(classifier, lesson, schedule)
+    def _learnt(self, classifier: Classifier, labelled: few.Indices, schedule: Schedule, number: int) -> Outcome:
+        weights = np.ones(len(labelled), dtype=np.float32)
+        self._learn_(classifier, Lesson(labelled, self.subject.train_labels[labelled], weights, number), schedule)
         return Outcome(self.subject.classify(classifier, self._alone))
 
     def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule) -> None:

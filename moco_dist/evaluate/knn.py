@@ -34,11 +34,8 @@ def predict(queries: Tensor, bank: Features, *, k: int, temperature: float, worl
     local = min(k, max(size for size, _ in sizes))  # candidates of one rank
     predictions = []
     for q in queries.split(_QUERIES):
-        similarity, order, labels = _candidates(q, bank, local)
-        if world.size > 1:
-            similarity, order, labels = (
-                torch.cat(list(world.all_gather(t[None])), dim=1) for t in (similarity, order, labels)
-            )
+        candidates = _candidates(q, bank, local)
+        similarity, order, labels = (torch.cat(list(world.all_gather(t[None])), dim=1) for t in candidates)
         nearest = order.topk(k, dim=1).indices  # [q, k]
         cosines = similarity.gather(1, nearest).double()  # [q, k]
         votes = ((cosines - cosines.amax(1, keepdim=True)) / temperature).exp()  # of the ratios alone: no overflow

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from moco_dist import config as configs
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import paths, status
@@ -44,12 +43,8 @@ class _OptionParser(argparse.ArgumentParser):
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    p = _OptionParser(
-        prog="python -m moco_dist.evaluate",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    name, layout = "python -m moco_dist.evaluate", argparse.RawDescriptionHelpFormatter
+    p = _OptionParser(name, description=description, formatter_class=layout, allow_abbrev=False)
     p.add_argument("path", metavar="RUN_DIR|WEIGHTS", type=Path, help="a run directory, or .safetensors or .pt")
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
@@ -84,7 +79,7 @@ def parse(arguments: Sequence[str], description: str = "") -> Options:
     return options
 
 
-def load_config(options: Options) -> Config:
+def load_config(options: Options) -> configs.Config:
     """Load the config of the run directory, or for a file of weights the one that the command line names.
 
     Raises:

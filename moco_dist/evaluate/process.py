@@ -8,9 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -72,37 +70,26 @@ def evaluate(options: Options, config: Config, world: World) -> None:
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
-    """Print the table, write evaluation.json and draw the pictures, on rank 0 alone. Raises OSError."""
-    subject = evaluation.subject
-    rows = [results.row(of_method) for of_method in cells]
-    about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
-    about["settings"] = evaluation.all_settings
-    results.write(RunPaths(out).evaluation_table, rows, about)
-    draw(subject, rows, cells, path, RunPaths(out).evaluation)
-    results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
-    print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
-
-
-def draw(
-    subject: Subject, rows: Sequence[dict[str, Any]], cells: Sequence[Sequence[Cell]], path: Path, folder: Path
-) -> None:
-    """Draw the pictures of an evaluation.
+    """Print the table, write evaluation.json and draw the pictures, on rank 0 alone.
 
     Args:
-        subject: what was evaluated.
-        rows: of the table, one a method.
-        cells: of each row, one a draw.
         path: the run directory or the file of weights; curves are drawn where it has rows.
-        folder: where the pictures go.
+        evaluation: what was tried.
+        cells: of each method, one a draw.
+        out: where the results go.
 
     Raises:
         OSError: they cannot be written.
     """
     from moco_dist.evaluate import plots
 
-    plots.save(folder / "accuracies.png", plots.accuracies(rows, subject.split))
+    subject, paths = evaluation.subject, RunPaths(out)
+    rows = [results.row(of_method) for of_method in cells]
+    about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
+    results.write(paths.evaluation_table, rows, {**about, "settings": evaluation.all_settings})
+    plots.save(paths.evaluation / "accuracies.png", plots.accuracies(rows, subject.split))
     if RunPaths(path).metrics.is_file():
-        plots.save(folder / "curves.png", plots.curves(plots.Curve.read(path)))
+        plots.save(paths.evaluation / "curves.png", plots.curves(plots.Curve.read(path)))
     with_few = [number for number, row in enumerate(rows) if row["labels"]]
     of_interest = with_few or range(len(rows))  # who asks for few labels wants to see their errors
     best = max(of_interest, key=lambda number: float(rows[number][f"{subject.split}_accuracy_mean"]))
@@ -111,9 +98,11 @@ def draw(
     shown, images = wrong[:_MOST_SHOWN], np.zeros((0, 1, 1, 1), dtype=np.uint8)
     if len(shown):
         images = subject.held_out.centred(shown, subject.config.data.image_size)[0].numpy()
-    plots.save(folder / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
+    plots.save(paths.evaluation / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
     figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))
-    plots.save(folder / "wrong.png", figure)
+    plots.save(paths.evaluation / "wrong.png", figure)
+    results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
+    print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
 
 
 class Evaluation:
@@ -152,7 +141,7 @@ class Evaluation:
         settings = digest(self.settings, *method.settings)
         return Key(method.name, method.labels, number, self.subject.split, settings)
 
-    @cached_property
+    @functools.cached_property
     def settings(self) -> str:
         """Digest of what all figures depend on: weights, images, config, versions, and how features are computed."""
         s, config = self.subject, self.subject.config

@@ -5,7 +5,7 @@ as they come out of the pooling, trained on random crops and flips. Nothing is s
 for features that are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,9 +111,15 @@ def fit(
         loss = F.cross_entropy(probe.logits(features), labels.to(world.device, non_blocking=True)) / pieces
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
 
-    for step, batch in enumerate(_batches(source, recipe, config, world)):
+    assert source.labels is not None
+    data = DataSection(image_size=config.data.image_size, crop_scale=recipe.crop_scale)
+    keys = stream.StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
+    batches = stream.BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
+    steps = range(recipe.steps(len(source)))
+    for step, batch in enumerate(loader.make_loader(batches, steps, config.data.workers, world.device)):
+        labels = torch.from_numpy(source.labels[batch.samples.numpy()])
         total = PairwiseSum()
-        for piece in zip(*(t.chunk(pieces) for t in batch), strict=True):
+        for piece in zip(*(t.chunk(pieces) for t in (batch.views[0], batch.draws[0], labels)), strict=True):
             total.add(of_piece(*piece))
         world.mean_(means := total.total())
         loss, probe.weight.grad, probe.bias.grad = means
@@ -154,15 +160,3 @@ def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, devi
     generator = torch.Generator().manual_seed(seed)
     weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
     return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))
-
-
-def _batches(
-    source: store.Source, recipe: ProbeRecipe, config: Config, world: collectives.World
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
-    assert source.labels is not None
-    data = DataSection(image_size=config.data.image_size, crop_scale=recipe.crop_scale)
-    keys = stream.StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
-    batches = stream.BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
-    for batch in loader.make_loader(batches, range(recipe.steps(len(source))), config.data.workers, world.device):
-        yield batch.views[0], batch.draws[0], torch.from_numpy(source.labels[batch.samples.numpy()])

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from moco_dist.config import Config
 from moco_dist.errors import UserError
@@ -43,7 +42,7 @@ _untyped: Any = dist  # for the names that torch does not export to type checker
 
 # Two names that later releases of torch have changed.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_OPTIONS_OF_DDP = inspect.signature(DistributedDataParallel).parameters
+_OPTIONS_OF_DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS_OF_DDP else "broadcast_buffers"
 
 
@@ -236,12 +235,12 @@ class World(Rank):
             return module
         # Buffers are not broadcast: running statistics are averaged over the ranks, not taken from rank 0.
         no_broadcast: dict[str, Any] = {_SYNC_BUFFERS: False}
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **no_broadcast)
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, **no_broadcast)
 
 
 def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:
     """Return the context in which a backward pass averages gradients over ranks, or only adds to this rank's own."""
-    if not isinstance(module, DistributedDataParallel):
+    if not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return _others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
 

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 from moco_dist import __version__, config, packages
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
 from moco_dist.run import lease, paths, status
@@ -15,15 +14,10 @@ class RunDirectory:
     """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = paths.RunPaths(folder)
+        self.folder, self.paths = folder, paths.RunPaths(folder)
         self.ours = False
         """Whether this job has the lease; on every rank."""
         self._lease: lease.Lease | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The directory itself."""
-        return self.paths.folder
 
     def open(self) -> None:
         """Make the directory, private to its user, and take the lease.
@@ -39,7 +33,7 @@ class RunDirectory:
             rule = f"cannot be written: {error.strerror}"
             raise UserError.of("run.dir", self.folder, rule, "choose another") from None
 
-    def record(self, run: Config) -> None:
+    def record(self, run: config.Config) -> None:
         """Write the resolved config with the versions that run it."""
         if self._lease:
             write_text(self.paths.config, f"# {versions()}\n{config.dump(run)}")

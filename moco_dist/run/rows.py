@@ -94,10 +94,6 @@ class MetricsFile:
                 return False
             return True
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows in the file, without those that could not be written and without damaged lines."""
-        return read_rows(self.path)
-
     def rewind(self, step: int) -> None:
         """Drop the rows of later steps than `step`, and what a power cut left: a torn last line, blocks of zeros.
 

@@ -1,12 +1,14 @@
 """One run at W&B for a run directory, however often the job starts: a fixed id, and each row is sent once.
 
-All of it is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
+All but `fixed_id`, which needs no wandb, is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
 """
 
 import contextlib
 import json
 import logging
 import os
+import re
+import secrets
 import socket
 import subprocess
 import urllib.parse
@@ -22,7 +24,6 @@ from numpy.typing import NDArray
 from moco_dist.config import Config
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, is_training
-from moco_dist.tracking.identity import fixed_id
 
 _KINDS = ("train", "eval")
 
@@ -144,6 +145,19 @@ class WandbRun:
             config=self.config.model_dump(mode="json"),
             settings=settings,
         )
+
+
+def fixed_id(folder: Path) -> str:
+    """Return the run's id, in `folder/id`, made once for all its starts; the launcher makes it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "id"
+    with contextlib.suppress(FileExistsError), file.open("x") as new:
+        new.write(secrets.token_hex(4))
+    run_id = file.read_text().strip()
+    if not re.fullmatch(r"[\w-]+", run_id):  # killed between making the file and writing it
+        run_id = secrets.token_hex(4)
+        file.write_text(run_id)
+    return run_id
 
 
 def core_processes() -> list[int]:

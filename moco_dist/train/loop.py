@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from moco_dist import config as configs
-from moco_dist.config import Config, Layout
 from moco_dist.data import augment, loader, sources, stream
 from moco_dist.engine import build, checkpoint, schedule
 from moco_dist.errors import UserError
@@ -22,7 +20,7 @@ from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
 from moco_dist.train import books, ends, readout
 
-MakeMethod = Callable[[Config, collectives.World, nn.Module], Method]
+MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
 
 
@@ -31,9 +29,9 @@ class Training:
 
     def __init__(
         self,
-        config: Config,
+        config: configs.Config,
         world: collectives.World,
-        plan: Layout,
+        plan: configs.Layout,
         data: sources.Data,
         encoder: resnet.Encoder,
         make_method: MakeMethod,
@@ -182,7 +180,7 @@ class Training:
             self.tracker.say(f"next, MNIST: torchrun --nproc_per_node=2 -m moco_dist.train {mnist}")
 
 
-def first_encoder(config: Config, data: sources.Data) -> resnet.Encoder:
+def first_encoder(config: configs.Config, data: sources.Data) -> resnet.Encoder:
     """The query encoder as the run begins. Raises UserError."""
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     if config.run.init_from:
@@ -190,23 +188,18 @@ def first_encoder(config: Config, data: sources.Data) -> resnet.Encoder:
     return encoder
 
 
-def advice(config: Config, plan: Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
+def advice(config: configs.Config, plan: configs.Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
     """Yield a line for each setting that is allowed but seldom meant."""
     queue, images = config.moco.queue_size, len(data.train)
     if queue > images:
-        yield (
-            f"moco.queue_size = {queue}: more than the {images} training images, so that the queue holds other views "
-            f"of a query's own image as negatives; a queue of at most {images} does not"
-        )
+        others = "the queue holds other views of a query's own image as negatives"
+        rule = f"more than the {images} training images, so that {others}"
+        yield f"moco.queue_size = {queue}: {rule}; a queue of at most {images} does not"
     if plan.parts < config.optim.accumulate:
-        yield (
-            f"optim.accumulate = {config.optim.accumulate}: a rank has too few BatchNorm groups for so many parts, it "
-            f"computes in {plan.parts}; raise moco.bn_groups to save memory"
-        )
+        rule = f"a rank has too few BatchNorm groups for so many parts, it computes in {plan.parts}"
+        yield f"optim.accumulate = {config.optim.accumulate}: {rule}; raise moco.bn_groups to save memory"
     if config.device.type == "auto" and device.type == "cpu" and (available := devices.count()):
-        yield (
-            f"device.type = auto: more ranks than the {available} CUDA devices here, so the CPU "
-            "is used; start as many ranks as there are devices"
-        )
+        rule = f"more ranks than the {available} CUDA devices here, so the CPU is used"
+        yield f"device.type = auto: {rule}; start as many ranks as there are devices"
     if data.train.labels is not None and data.queries is None and config.eval.knn_every:
         yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of train/"

@@ -27,7 +27,7 @@ import asyncio, json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from moco_dist import config
-from moco_dist.run.rows import MetricsFile
+from moco_dist.run.rows import MetricsFile, read_rows
 from moco_dist.tracking.wandb import WandbSink
 from moco_dist.tracking.wandb_run import WandbRun, core_processes
 
@@ -40,7 +40,8 @@ metrics.rewind(start)
 stops, began = [], time.monotonic()
 track = {"wandb": mode, "project": "moco"}
 run = WandbRun(
-    run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": 0.05}}), list(metrics.rows()),
+    run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": 0.05}}),
+    list(read_rows(metrics.path)),
     say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
     probe_timeout=1, init_timeout=3, finish_timeout=2,
 )
