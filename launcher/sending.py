@@ -142,7 +142,7 @@ def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submis
             code = snapshot.take(copies).name
             snapshot.describe(launch.folder)
             if config.track.wandb != "disabled":
-                from moco_dist.tracking.identity import fixed_id  # its package is slow to import
+                from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
 
                 fixed_id(launch.paths.wandb)
             with _written(launch, config):

@@ -1,7 +1,5 @@
 """The options of the evaluation's command line, their checks, and the config that they lead to. It needs no torch."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -10,11 +8,9 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from moco_dist import config as configs
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run import status
-from moco_dist.run.paths import CONFIG, RunPaths
+from moco_dist.run import paths, status
 
 Layer = Literal["backbone", "head"]
 
@@ -47,12 +43,8 @@ class _OptionParser(argparse.ArgumentParser):
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    p = _OptionParser(
-        prog="python -m moco_dist.evaluate",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    name, layout = "python -m moco_dist.evaluate", argparse.RawDescriptionHelpFormatter
+    p = _OptionParser(name, description=description, formatter_class=layout, allow_abbrev=False)
     p.add_argument("path", metavar="RUN_DIR|WEIGHTS", type=Path, help="a run directory, or .safetensors or .pt")
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
@@ -87,7 +79,7 @@ def parse(arguments: Sequence[str], description: str = "") -> Options:
     return options
 
 
-def load_config(options: Options) -> Config:
+def load_config(options: Options) -> configs.Config:
     """Load the config of the run directory, or for a file of weights the one that the command line names.
 
     Raises:
@@ -100,9 +92,9 @@ def load_config(options: Options) -> Config:
     if path.is_dir():
         if file is not None:
             raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
-        file = RunPaths(path).config
+        file = paths.RunPaths(path).config
         if not file.is_file():
-            raise UserError.of("RUN_DIR", path, f"holds no {CONFIG}", "give the directory of a run, or its weights")
+            raise UserError.of("RUN_DIR", path, f"holds no {file.name}", "give the directory of a run, or its weights")
     if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")

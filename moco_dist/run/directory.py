@@ -1,33 +1,23 @@
 """The run directory as one job writes it: its lease, its config, its status."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from pathlib import Path
 
 from moco_dist import __version__, config, packages
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
-from moco_dist.run import status
-from moco_dist.run.lease import Lease
-from moco_dist.run.paths import RunPaths
+from moco_dist.run import lease, paths, status
 
 
 class RunDirectory:
     """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = RunPaths(folder)
+        self.folder, self.paths = folder, paths.RunPaths(folder)
         self.ours = False
         """Whether this job has the lease; on every rank."""
-        self._lease: Lease | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The directory itself."""
-        return self.paths.folder
+        self._lease: lease.Lease | None = None
 
     def open(self) -> None:
         """Make the directory, private to its user, and take the lease.
@@ -37,13 +27,13 @@ class RunDirectory:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lease = Lease(self.folder)
+            self._lease = lease.Lease(self.folder)
             self.paths.remove_unfinished()
         except OSError as error:
             rule = f"cannot be written: {error.strerror}"
             raise UserError.of("run.dir", self.folder, rule, "choose another") from None
 
-    def record(self, run: Config) -> None:
+    def record(self, run: config.Config) -> None:
         """Write the resolved config with the versions that run it."""
         if self._lease:
             write_text(self.paths.config, f"# {versions()}\n{config.dump(run)}")
