@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Engine, Iterator[float]]:
     """Return an engine, and an endless iterator that takes its steps and yields the seconds of each."""
     plan = configs.layout(config, 1)
-    engine = build(moco.build(config, world, first_encoder(config, data, world)), config, plan, world)
+    engine = build(moco.MoCo(config, world, first_encoder(config, data, world)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
     views = stream.pretraining(data.train, config, world)

@@ -6,33 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from launcher import slurm
 from launcher.commands import cancel, logs, preflight, requeue, status, submit, sweep
 from moco_dist.errors import UserError
 
-
-class Command(Protocol):
-    """What the module of a command has."""
-
-    __doc__: str | None
-
-    def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Define the command's options."""
-
-    def run(self, options: argparse.Namespace) -> int:
-        """Run the command. Returns the exit status."""
-
-
-_COMMANDS: dict[str, Command] = {
-    "submit": submit,
-    "status": status,
-    "logs": logs,
-    "cancel": cancel,
-    "requeue": requeue,
-    "sweep": sweep,
-    "preflight": preflight,
+_COMMANDS = {
+    module.__name__.rpartition(".")[2]: module for module in (submit, status, logs, cancel, requeue, sweep, preflight)
 }
 
 
@@ -77,7 +58,8 @@ def _run(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     module.arguments(parser)
-    return module.run(parser.parse_intermixed_args(rest))
+    exit_status: int = module.run(parser.parse_intermixed_args(rest))
+    return exit_status
 
 
 def _print_error(line: str, code: int) -> int:

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from submitit import Job
@@ -20,7 +19,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from launcher import slurm
 from launcher.cluster import Profile
 from launcher.job.task import Task
-from launcher.record import Submission
+from launcher.record import Launch, Submission
 from moco_dist.run.lease import process_start
 
 
@@ -28,32 +27,24 @@ class Sbatch(SlurmExecutor):
     """Send jobs by sbatch, with a profile's parameters.
 
     Args:
-        folder: folder for submitit's files.
-        comment: what `status` knows the job by: its run directory, or the folder of a sweep.
+        launch: what `status` knows the job by: the record of its run, or of the sweep that it is a member of.
         submission: what is sent.
-        code: folder of the code that the job runs.
         dependency: other jobs to wait for, in sbatch's words.
         parallel: members of an array that run at once.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        comment: Path,
-        submission: Submission,
-        code: str,
-        dependency: str | None = None,
-        parallel: int = 256,
+        self, launch: Launch, submission: Submission, dependency: str | None = None, parallel: int = 256
     ) -> None:
-        super().__init__(folder=folder, python=_python(submission.profile))
-        parameters = _sbatch(submission, code, dependency)
+        super().__init__(folder=launch.submitit, python=_python(submission.profile))
+        comment, parameters = str(launch.run_dir), _sbatch(submission, str(launch.code(submission)), dependency)
         container = submission.profile.container
         pyxis = container is not None and container.runtime == "pyxis"  # which srun alone knows of
         python = shlex.quote(sys.executable) if pyxis else self.python
-        question = f"{python} -m launcher.job.after {shlex.quote(str(comment))}"
+        question = f"{python} -m launcher.job.after {shlex.quote(comment)}"
         after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({question}) && scontrol requeue "$job"; }}'
         lines = ["code=$?", after, 'exit "$code"']
-        self.update_parameters(**parameters, comment=str(comment), array_parallelism=parallel, teardown=lines)
+        self.update_parameters(**parameters, comment=comment, array_parallelism=parallel, teardown=lines)
 
     @classmethod
     def affinity(cls) -> int:
@@ -91,12 +82,11 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     if profile.container and profile.container.runtime == "pyxis":
         srun.append(f"--container-image={profile.container.image}")
         srun += [f"--container-mounts={','.join(profile.container.mounts)}"] if profile.container.mounts else []
+    # By this the job's Python finds its own copy of the code, and no other.
+    path = f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"
     parameters = {
         "job_name": submission.name,
-        "partition": profile.partition,
-        "account": profile.account,
-        "qos": profile.qos,
-        "constraint": profile.constraint,
+        **profile.model_dump(include={"partition", "account", "qos", "constraint"}),
         "exclude": ",".join(profile.exclude) or None,
         "time": profile.time_minutes,
         "nodes": submission.nodes,
@@ -108,16 +98,11 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
         "signal_delay_s": profile.signal_seconds,
         "dependency": dependency,
         "stderr_to_stdout": True,
-        "setup": [*profile.setup, *_exports(code)],
+        "setup": [*profile.setup, path, "export PYTHONSAFEPATH=1"],
         "srun_args": srun,
         "additional_parameters": extra,
     }
     return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
-
-
-def _exports(code: str) -> list[str]:
-    """Return shell lines by which the job's Python finds its own copy of the code, and no other."""
-    return [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]
 
 
 def _python(profile: Profile) -> str:
@@ -147,26 +132,20 @@ class _Local(LocalExecutor):
             "SUBMITIT_EXECUTOR": "local",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "submitit.local._local", str(self.folder)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        controller, no = [sys.executable, "-m", "submitit.local._local", str(self.folder)], subprocess.DEVNULL
+        process = subprocess.Popen(controller, env=environment, stdin=no, stdout=no, stderr=no, start_new_session=True)
         tasks = list(range(self.parameters["tasks_per_node"]))
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=tasks)
 
 
-def send_locally(folder: Path, code: str, task: Task) -> Submission:
+def send_locally(launch: Launch, task: Task) -> Submission:
     """Start a job on this machine. Returns its submission with the process that runs it."""
     submission, profile = task.submission, task.submission.profile
     tasks = profile.gpus_per_node if profile.tasks == "rank" else 1
-    executor = _Local(folder=folder)
+    executor = _Local(folder=launch.submitit)
     minutes = float(profile.time_minutes)
     executor.update_parameters(timeout_min=minutes, tasks_per_node=tasks, signal_delay_s=profile.signal_seconds)
-    path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(launch.code(submission)), os.environ.get("PYTHONPATH")]))
     with environment_variables(PYTHONPATH=path, PYTHONSAFEPATH="1"):
         job = executor.submit(task)
     return submission.model_copy(update={"job": job.job_id, "started": process_start(int(job.job_id))})

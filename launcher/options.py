@@ -5,25 +5,26 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from launcher import cluster
-from launcher.cluster import Profile
+from launcher.record import Submission
 from moco_dist import config as configs
 
 _OVERRIDES = (
-    ("--partition", str, "PARTITION"),
-    ("--account", str, "ACCOUNT"),
-    ("--qos", str, "QOS"),
-    ("--constraint", str, "FEATURES"),
-    ("--reservation", str, "NAME"),
-    ("--gpus-per-node", int, "N"),
-    ("--cpus-per-gpu", int, "N"),
-    ("--memory-gib", int, "GIB"),
-    ("--time-minutes", int, "MINUTES"),
-    ("--signal-seconds", int, "SECONDS"),
-    ("--min-nodes", int, "N"),
-    ("--max-restarts", int, "N"),
-    ("--tasks", str, "node|rank"),
+    ("partition", str, "PARTITION"),
+    ("account", str, "ACCOUNT"),
+    ("qos", str, "QOS"),
+    ("constraint", str, "FEATURES"),
+    ("reservation", str, "NAME"),
+    ("gpus_per_node", int, "N"),
+    ("cpus_per_gpu", int, "N"),
+    ("memory_gib", int, "GIB"),
+    ("time_minutes", int, "MINUTES"),
+    ("signal_seconds", int, "SECONDS"),
+    ("min_nodes", int, "N"),
+    ("max_restarts", int, "N"),
+    ("tasks", str, "node|rank"),
 )
 
 
@@ -39,8 +40,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
     parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
-    for option, kind, metavar in _OVERRIDES:
-        key = option[2:].replace("-", "_")
+    for key, kind, metavar in _OVERRIDES:
+        option = f"--{key.replace('_', '-')}"
         parser.add_argument(option, type=kind, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
     parser.add_argument(
@@ -51,8 +52,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
-    runs = "run directories, names of runs in runs/, or ids of jobs"
-    parser.add_argument("run_dirs", type=path_of("RUN"), nargs="+", metavar="RUN", help=runs)
+    text = "run directories, names of runs in runs/, or ids of jobs"
+    parser.add_argument("run_dirs", type=path_of("RUN"), nargs="+", metavar="RUN", help=text)
 
 
 def path_of(name: str) -> Callable[[str], str]:
@@ -60,9 +61,13 @@ def path_of(name: str) -> Callable[[str], str]:
     return functools.partial(configs.expanded, name)
 
 
-def profile_of(options: argparse.Namespace) -> Profile:
-    """Load the profile that the options name, with their overrides. Raises UserError."""
-    keys = [option[2:].replace("-", "_") for option, _, _ in _OVERRIDES]
-    overrides = {key: getattr(options, key) for key in keys}
+def submission_of(options: argparse.Namespace) -> Submission:
+    """Describe the job that the options ask for, but for its name. Raises UserError."""
+    overrides = {key: getattr(options, key) for key, _, _ in _OVERRIDES}
     overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
-    return cluster.load(options.cluster, overrides)
+    return Submission(
+        executor="local" if options.local else "slurm",
+        nodes=options.nodes,
+        profile=cluster.load(options.cluster, overrides),
+        stage=None if options.stage is None else str(Path(options.stage).resolve()),
+    )

@@ -12,6 +12,7 @@ launch/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -22,13 +23,9 @@ from typing import Any, Literal
 from launcher.cluster import Profile
 from moco_dist import config as configs
 from moco_dist import files
-from moco_dist.config import Config
 from moco_dist.config.schema import Positive, Section
 from moco_dist.errors import UserError
-from moco_dist.run import status
-from moco_dist.run.checkpoints import CheckpointIndex
-from moco_dist.run.paths import RunPaths
-from moco_dist.run.status import Status
+from moco_dist.run import checkpoints, paths, status
 
 STARTS_WITHOUT_PROGRESS = 3
 """After so many starts from one step a job is given up."""
@@ -63,35 +60,20 @@ class Submission(Section):
         return self.nodes * self.profile.gpus_per_node
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Launch:
     """The launcher's part of a run directory."""
 
     run_dir: Path
 
-    @property
-    def paths(self) -> RunPaths:
-        return RunPaths(self.run_dir)
-
-    @property
-    def folder(self) -> Path:
-        return self.run_dir / "launch"
-
-    @property
-    def job_file(self) -> Path:
-        return self.folder / "job.json"
-
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "config.yaml"
-
-    @property
-    def starts_file(self) -> Path:
-        return self.folder / "starts.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "logs"
+    def __post_init__(self) -> None:
+        self.paths = paths.RunPaths(self.run_dir)
+        self.folder = self.run_dir / "launch"
+        self.job_file = self.folder / "job.json"
+        self.config_file = self.folder / "config.yaml"
+        self.starts_file = self.folder / "starts.jsonl"
+        self.logs = self.folder / "logs"
+        self.submitit = self.folder / "submitit"
 
     def log(self, rank: int) -> Path:
         """Return the log of a rank, over all starts."""
@@ -105,9 +87,13 @@ class Launch:
         """Return the file that is there when this start wants another one, and could not ask SLURM itself."""
         return self.folder / f".requeue-{job}-{restart}"
 
-    @property
-    def submitit(self) -> Path:
-        return self.folder / "submitit"
+    def codes(self, submission: Submission) -> Path:
+        """Return the folder of the copies of the code; the members of a sweep share it."""
+        return Launch(Path(submission.sweep) if submission.sweep else self.run_dir).folder / "code"
+
+    def code(self, submission: Submission) -> Path:
+        """Return the folder of the code that the job runs."""
+        return self.codes(submission) / submission.code
 
     def submission(self) -> Submission | None:
         """Read the last submission; None where there was none, or another version's.
@@ -121,7 +107,7 @@ class Launch:
         except (OSError, ValueError):
             return None
 
-    def config(self) -> Config:
+    def config(self) -> configs.Config:
         """Load the config as it was sent, with this run directory, which may have been moved. Raises UserError."""
         return configs.load(self.config_file).at(self.run_dir)
 
@@ -137,10 +123,8 @@ class Launch:
             return []
         rows = []
         for line in lines:
-            try:
+            with contextlib.suppress(ValueError):  # a line that a killed job wrote half of
                 rows.append(json.loads(line))
-            except ValueError:  # a line that a killed job wrote half of
-                continue
         return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
 
     def add_start(self, **row: Any) -> None:
@@ -163,9 +147,9 @@ class Launch:
 
     def checkpoint_step(self) -> int:
         """Return the step of the last checkpoint, by its file's name, or 0. The trainer checks that it is whole."""
-        return CheckpointIndex(self.paths.checkpoints).last()
+        return checkpoints.CheckpointIndex(self.paths.checkpoints).last()
 
-    def status(self) -> Status:
+    def status(self) -> status.Status:
         """Read how the run stands, by the trainer's own account."""
         return status.read(self.run_dir)
 

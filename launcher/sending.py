@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher import slurm, snapshot
-from launcher.checks import directory, preflight
+from launcher.checks import preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
 from moco_dist import files, packages
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from moco_dist.run.lease import Lease
@@ -39,7 +38,7 @@ def send_again(launch: Launch) -> Submission:
     return send(config, last)
 
 
-def absolute(config: Config, *, staged: bool) -> Config:
+def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
     """Return the config with whole paths, since a job runs in another folder; a root in a staged archive stays."""
     tree = config.model_dump(mode="json")
     tree["run"]["dir"] = str(config.run_dir.absolute())
@@ -50,7 +49,7 @@ def absolute(config: Config, *, staged: bool) -> Config:
     return configs.parse(tree)
 
 
-def checked(config: Config, submission: Submission, printed: set[Finding] | None = None) -> bool:
+def checked(config: configs.Config, submission: Submission, printed: set[Finding] | None = None) -> bool:
     """Check a job, and print what is found.
 
     Args:
@@ -62,14 +61,7 @@ def checked(config: Config, submission: Submission, printed: set[Finding] | None
         Whether the job may be sent.
     """
     printed = set() if printed is None else printed
-    findings = preflight.check(
-        config,
-        submission.profile,
-        submission.nodes,
-        run_dir=config.run_dir,
-        stage=submission.stage,
-        executor=submission.executor,
-    )
+    findings = preflight.check(config, submission)
     for finding in findings:
         if finding not in printed:
             print(f"{finding.level}: {finding.text}", file=sys.stderr)
@@ -77,40 +69,59 @@ def checked(config: Config, submission: Submission, printed: set[Finding] | None
     return all(finding.level != "error" for finding in findings)
 
 
-def send(config: Config, submission: Submission, dependency: str | None = None) -> Submission:
-    """Write into the run directory what the job needs, and send it. Returns the submission with the job's id.
-
-    Raises:
-        UserError: another job is in the run directory, or it cannot be written.
-        slurm.Refused: sbatch refused the job.
-    """
-    from launcher.executors import Sbatch, send_locally
-
-    launch = Launch(config.run_dir)
-    with prepared(config, submission) as sent:
-        if sent.executor == "local":
-            sent = send_locally(launch.submitit, code_of(launch, sent), task_of(launch, sent))
-        else:
-            sbatch = Sbatch(launch.submitit, launch.run_dir, sent, code_of(launch, sent), dependency)
-            sent = sent.model_copy(update={"job": sbatch.send([task_of(launch, sent)])[0]})
-        record([(launch, sent)])
+def send(config: configs.Config, submission: Submission, dependency: str | None = None) -> Submission:
+    """Send one job, as `send_all` does. Returns the submission with the job's id."""
+    [sent] = send_all(Launch(config.run_dir), [config], submission, dependency)
     return sent
 
 
-def record(sent: Sequence[tuple[Launch, Submission]]) -> None:
-    """Record submissions that are in the queue; jobs that cannot be recorded are cancelled. Raises OSError."""
-    try:
-        for launch, submission in sent:
-            launch.write(submission)
-    except OSError:
-        for _, submission in sent:
-            with contextlib.suppress(slurm.Refused, slurm.Unavailable):
-                slurm.cancel(submission.job)
-        raise
+def send_all(
+    place: Launch,
+    members: Sequence[configs.Config],
+    submission: Submission,
+    dependency: str | None = None,
+    parallel: int = 256,
+) -> list[Submission]:
+    """Write into run directories what jobs need, and send these, several as an array.
+
+    Args:
+        place: what SLURM knows the jobs by: the only one's record, or that of the sweep.
+        members: config of each.
+        submission: what all of them have in common.
+        dependency: other jobs to wait for, in sbatch's words.
+        parallel: members of an array that run at once.
+
+    Returns:
+        Their submissions, with the jobs' ids.
+
+    Raises:
+        UserError: another job is in a run directory, or it cannot be written.
+        slurm.Refused: sbatch refused the jobs.
+    """
+    from launcher.executors import Sbatch, send_locally
+
+    launches = [Launch(config.run_dir) for config in members]
+    with contextlib.ExitStack() as stack:
+        sent = [stack.enter_context(_prepared(config, submission)) for config in members]
+        tasks = [_task(launch, one) for launch, one in zip(launches, sent, strict=True)]
+        if submission.executor == "local":
+            sent = [send_locally(place, task) for task in tasks]
+        else:
+            ids = Sbatch(place, sent[0], dependency, parallel).send(tasks)
+            sent = [one.model_copy(update={"job": job}) for one, job in zip(sent, ids, strict=True)]
+        try:
+            for launch, one in zip(launches, sent, strict=True):
+                launch.write(one)
+        except OSError:  # a job without a record is lost to its user
+            for one in sent:
+                with contextlib.suppress(slurm.Refused, slurm.Unavailable):
+                    slurm.cancel(one.job)
+            raise
+    return sent
 
 
 @contextlib.contextmanager
-def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
+def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submission]:
     """Write into the run directory what a job needs; until the context ends, no other submission can be made there.
 
     Raises:
@@ -120,18 +131,18 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
     try:
         launch.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_others(launch.run_dir)
-        copies = codes_of(launch, submission)
+        copies = launch.codes(submission)
         for folder in (launch.folder, launch.logs, launch.submitit, copies):
             folder.mkdir(exist_ok=True, mode=0o700)
             folder.chmod(0o700)
         lease = Lease(launch.folder)
         try:
-            for finding in directory.check_free(launch.run_dir):  # someone may have come since the first look
+            for finding in preflight.check_free(launch.run_dir):  # someone may have come since the first look
                 raise UserError(finding.text)
             code = snapshot.take(copies).name
             snapshot.describe(launch.folder)
             if config.track.wandb != "disabled":
-                from moco_dist.tracking.identity import fixed_id  # its package is slow to import
+                from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
 
                 fixed_id(launch.paths.wandb)
             with _written(launch, config):
@@ -144,24 +155,14 @@ def prepared(config: Config, submission: Submission) -> Iterator[Submission]:
         raise UserError.of("run.dir", config.run_dir, rule, "choose another") from None
 
 
-def code_of(launch: Launch, submission: Submission) -> str:
-    """Return the folder of the code that the job runs."""
-    return str(codes_of(launch, submission) / submission.code)
-
-
-def codes_of(launch: Launch, submission: Submission) -> Path:
-    """Return the folder of the copies of the code; the members of a sweep share it."""
-    return Launch(Path(submission.sweep) if submission.sweep else launch.run_dir).folder / "code"
-
-
-def task_of(launch: Launch, submission: Submission) -> Task:
+def _task(launch: Launch, submission: Submission) -> Task:
     """Return what the job runs, for submitit to pickle."""
     root = launch.config().data.root if submission.stage else None
     return Task(str(launch.run_dir), submission, root or "")
 
 
 @contextlib.contextmanager
-def _written(launch: Launch, config: Config) -> Iterator[None]:
+def _written(launch: Launch, config: configs.Config) -> Iterator[None]:
     """Write the config, and a status that lets the job start; put both back as they were if it is not sent."""
     old_config = launch.config_file.read_text(encoding="utf-8") if launch.config_file.exists() else None
     before = launch.status()

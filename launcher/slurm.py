@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from shutil import which
 
 _WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNS = frozenset(
@@ -68,27 +70,19 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
-    environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
-    for name in [n for n in environment if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
-        del environment[name]  # the user's own formats
+    env = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    for name in [n for n in env if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
+        del env[name]  # the user's own formats
     try:
         process = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_seconds,
-            env=environment,
+            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=timeout_seconds, env=env
         )
     except (FileNotFoundError, PermissionError):
-        raise Unavailable(
-            f"{command[0]} is not installed here; log in to a node of the cluster, or use --local"
-        ) from None
+        fix = "log in to a node of the cluster, or use --local"
+        raise Unavailable(f"{command[0]} is not installed here; {fix}") from None
     except subprocess.TimeoutExpired:
-        raise Unavailable(
-            f"{command[0]}: no answer in {timeout_seconds:g} s; is slurmctld up (scontrol ping)?"
-        ) from None
+        fix = "is slurmctld up (scontrol ping)?"
+        raise Unavailable(f"{command[0]}: no answer in {timeout_seconds:g} s; {fix}") from None
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         cause = next((line for line in lines if "error:" in line), lines[-1])
@@ -125,17 +119,9 @@ def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str,
     """
     if not ids:
         return {}
-    names = ",".join(sorted(ids))
-    command = [
-        "sacct",
-        "--allocations",
-        "--noheader",
-        "--parsable2",
-        f"--jobs={names}",
-        "--format=JobID,State,NodeList",
-    ]
+    what = (f"--jobs={','.join(sorted(ids))}", "--format=JobID,State,NodeList")
     try:
-        text = call(*command, timeout_seconds=timeout_seconds)
+        text = call("sacct", "--allocations", "--noheader", "--parsable2", *what, timeout_seconds=timeout_seconds)
     except Refused:
         return {}
     jobs = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
@@ -166,3 +152,50 @@ def cancel(job: str) -> None:
 def requeue(job: str) -> None:
     """Put a job back into the queue, under its id. Raises Unavailable, Refused."""
     call("scontrol", "requeue", job)
+
+
+def seconds(text: str) -> int | None:
+    """Read a time of SLURM's, [D-][[H:]M:]S; None for UNLIMITED and its like."""
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        return None
+    days, _, clock = text.rpartition("-")
+    total = 0
+    for part in clock.split(":"):
+        total = 60 * total + int(part)
+    return total + 86400 * int(days or 0)
+
+
+class Answers:
+    """Collect SLURM's answers about jobs, all within a time limit; once it has not answered, it is not asked again."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._deadline = time.monotonic() + timeout_seconds
+        self._own: dict[str, Job] | None = None
+        self.error = ""
+        """Why SLURM did not answer; empty while it does."""
+
+    def own_jobs(self) -> Collection[Job]:
+        """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
+        self._own = self._ask(queue, ()) if which("squeue") else {}
+        return self._own.values()
+
+    def queued(self, ids: Collection[str]) -> dict[str, Job]:
+        """Return those of the named jobs that the queue has."""
+        if self._own is not None and not self.error:
+            return {job: self._own[job] for job in ids if job in self._own}
+        return self._ask(queue, ids) if ids else {}
+
+    def accounted(self, ids: Collection[str]) -> dict[str, Job]:
+        """Return those of the named jobs that the accounting has."""
+        return self._ask(accounting, ids) if which("sacct") else {}
+
+    def _ask(
+        self, question: Callable[[Collection[str], float], dict[str, Job]], ids: Collection[str]
+    ) -> dict[str, Job]:
+        if self.error:
+            return {}
+        try:
+            return question(ids, max(0.1, round(self._deadline - time.monotonic(), 1)))
+        except Unavailable as error:
+            self.error = str(error)
+            return {}

@@ -1,7 +1,5 @@
 """Write files that a reader finds whole: the old content or the new one, never half of it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

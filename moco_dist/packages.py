@@ -1,7 +1,5 @@
 """Tell of packages that a run can do without: whether one is here, whether it works, which version it has."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ restart, and nothing about randomness needs to be saved. Numbers are made on the
 same on every machine.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

@@ -4,8 +4,6 @@ A float sum depends on its order. Added up pairwise, the gradients of 2^n BatchN
 one rank holds them all or each rank one: the same bits on any number of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -122,20 +122,11 @@ def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
         Largest absolute error of the losses, the queue and the final parameters on this rank; on one rank, of
         BatchNorm's running statistics too, which compare where the recording is of one rank.
     """
-    run, arrays = trace.config, trace.arrays
+    shuffled = trace.config.moco.model_copy(update={"shuffle": shuffle_mode})
+    run, arrays = trace.config.model_copy(update={"moco": shuffled}), trace.arrays
     plan = config.layout(run, world.size)
     encoder = TraceEncoder(run.model.dim, run.model.mlp)
-    moco = MoCo(
-        encoder,
-        dim=run.model.dim,
-        queue_size=run.moco.queue_size,
-        momentum=run.moco.momentum,
-        temperature=run.moco.temperature,
-        symmetric=run.moco.symmetric,
-        shuffle_mode=shuffle_mode,
-        world=world,
-        seed=0,
-    )
+    moco = MoCo(run, world, encoder)
     moco.load_state_dict(_module_state(moco, arrays))
     moco.cursor = int(arrays["init.queue_ptr"][0])
     moco.order = lambda step, direction, length: trace.orders[step, direction]

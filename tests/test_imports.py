@@ -27,8 +27,8 @@ FLOORS = (
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
     ("cluster", "slurm", "snapshot"),
-    ("options", "record"),
-    ("job", "views"),
+    ("record",),
+    ("job", "options", "views"),
     ("checks", "executors"),
     ("sending",),
     ("commands",),

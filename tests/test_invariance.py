@@ -34,7 +34,7 @@ def outcome(world: World, overrides: list[str]) -> tuple[list[list[float]], dict
     """Figures of the first steps on digits, and what they leave."""
     config = configs.load(None, [*COMMON, *overrides])
     plan, data = configs.layout(config, world.size), sources.load(config)
-    engine = build(moco.build(config, world, build_encoder(config.model, 1, seed=0)), config, plan, world)
+    engine = build(moco.MoCo(config, world, build_encoder(config.model, 1, seed=0)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
     figures = []

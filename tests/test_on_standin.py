@@ -31,7 +31,6 @@ from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.train import loop
-from moco_dist.train.advice import advice
 from tests import standin
 from tests.jobs import EPOCH_STEPS, FAST, Job, send
 from tests.ranks import Ranks
@@ -58,7 +57,7 @@ def test_the_device_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=r"device\.type = cuda: there are 8 CUDA devices for 9 ranks; use --nproc"):
             devices.pick(cuda, 0)
         data = sources.load(auto)
-        lines = list(advice(auto, configs.layout(auto, 1), data, torch.device("cpu")))
+        lines = list(loop.advice(auto, configs.layout(auto, 1), data, torch.device("cpu")))
         assert any("more ranks than the 8 CUDA devices here, so the CPU is used" in line for line in lines)
 
 
@@ -163,7 +162,7 @@ class Outcome(NamedTuple):
 def steps(world: World, config: Config) -> Outcome:
     """The first steps as the trainer takes them, from the loader to what they leave; strict on the stand-in."""
     plan, data = configs.layout(config, world.size), sources.load(config)
-    engine = build(moco.build(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
+    engine = build(moco.MoCo(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
     figures, skipped = [], []
@@ -236,7 +235,7 @@ def test_an_overflow_skips_the_step() -> None:
     plan = configs.layout(config, 1)
     with standin.present() as device:
         world = World(0, 1, 0, device)
-        engine = build(moco.build(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
+        engine = build(moco.MoCo(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
         engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 2.0**100})
         views = torch.randn(2, BATCH, 3, 32, 32).half().to(device)
 

@@ -1,6 +1,9 @@
 """Estimate what a run needs: memory of a GPU, room for a checkpoint, time of an epoch.
 
-What the encoder itself takes is counted by launcher.checks.measure, in a process that has torch.
+python -m launcher.checks.estimate MODEL CHANNELS IMAGE_SIZE
+
+prints what the encoder itself takes, an EncoderCost as JSON. MODEL is the config's section as JSON. It is a process of
+its own, so that a command of the launcher neither needs torch nor waits for its import.
 """
 
 from __future__ import annotations
@@ -10,13 +13,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import launcher
 from moco_dist import packages
 from moco_dist.config import Config, Layout
-from moco_dist.config.schema import DataSection
+from moco_dist.config.schema import DataSection, ModelSection
 
 GIB = 2**30
 
@@ -28,6 +31,8 @@ _CONTEXT_BYTES = GIB // 2
 _OF_PEAK = 0.4
 """What a ResNet reaches of a GPU's peak: 8 V100 took 53 hours for MoCo's 200 epochs (its README), 35 % of theirs."""
 _MEASURE_SECONDS = 120.0
+_IMAGES = 2
+"""Images that the encoder is measured on."""
 
 
 class Unmeasured(Exception):
@@ -60,7 +65,7 @@ def encoder_cost(config: Config) -> EncoderCost:
 
 @functools.cache  # the members of a sweep often share it
 def _measured(model: str, channels: int, image_size: int) -> EncoderCost:
-    command = [sys.executable, "-m", "launcher.checks.measure", model, str(channels), str(image_size)]
+    command = [sys.executable, "-m", "launcher.checks.estimate", model, str(channels), str(image_size)]
     path = os.pathsep.join(filter(None, [str(Path(launcher.__path__[0]).parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     try:
@@ -72,6 +77,37 @@ def _measured(model: str, channels: int, image_size: int) -> EncoderCost:
         raise Unmeasured((error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]) from None
     except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, IndexError) as error:
         raise Unmeasured(f"{type(error).__name__}: {error}") from None
+
+
+def measure(model: ModelSection, channels: int, image_size: int) -> EncoderCost:
+    """Count what an encoder holds and does, on torch's meta device, where tensors have shapes and no content."""
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from moco_dist.networks.resnet import build_encoder
+
+    with torch.device("meta"):
+        encoder = build_encoder(model, channels, seed=0)
+        images = torch.empty(_IMAGES, channels, image_size, image_size)
+    own = {tensor.untyped_storage()._cdata for tensor in (*encoder.parameters(), *encoder.buffers())}
+    saved: dict[int, torch.Tensor] = {}  # one a storage; held, so that no storage's address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own and tensor.dim() > 1:  # neither weights nor BatchNorm's statistics: no image adds to them
+            saved[storage] = tensor
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
+        encoder(images)
+    sizes = [(t.is_floating_point(), t.untyped_storage().nbytes(), t.element_size()) for t in saved.values()]
+    return EncoderCost(
+        parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        operations=counter.get_total_flops() // _IMAGES,
+        saved_numbers=sum(size // element for floating, size, element in sizes if floating) // _IMAGES,
+        saved_index_bytes=sum(size for floating, size, _ in sizes if not floating) // _IMAGES,
+    )
 
 
 def channels(data: DataSection) -> int:
@@ -119,3 +155,9 @@ def epoch_seconds(config: Config, cost: EncoderCost, images: int, ranks: int, tf
 def _master_bytes(config: Config) -> int:
     """Return the bytes of a number that outlives a step."""
     return 8 if config.device.precision == "fp64" else 4
+
+
+if __name__ == "__main__":
+    section, number_of_channels, side = sys.argv[1:]
+    cost = measure(ModelSection.model_validate_json(section), int(number_of_channels), int(side))
+    print(json.dumps(asdict(cost)))

@@ -7,14 +7,12 @@ from typing import Literal
 
 from moco_dist.errors import UserError
 
-Level = Literal["error", "warning", "note"]
-
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that was found, in a line. An error stops a submission."""
 
-    level: Level
+    level: Literal["error", "warning", "note"]
     text: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import re
@@ -9,16 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from launcher.checks import finding
-from launcher.checks import site as sites
-from launcher.checks.finding import Finding
-from launcher.checks.site import Node, Partition, Site
+from launcher.checks.site import Node, Partition, Site, hostnames
 from launcher.cluster import Profile
 
 _FEWEST_GRACE_SECONDS = 10
 """A large run can hardly save in less time than this."""
 
 
-def check(site: Site, profile: Profile, nodes: int) -> Iterator[Finding]:
+def check(site: Site, profile: Profile, nodes: int) -> Iterator[finding.Finding]:
     """Find what stands between a job and its start. Raises slurm.Unavailable, slurm.Refused."""
     default = [partition.name for partition in site.partitions.values() if partition.default]
     names = profile.partition.split(",") if profile.partition else default
@@ -44,7 +43,7 @@ def check(site: Site, profile: Profile, nodes: int) -> Iterator[Finding]:
         yield finding.note("the site requeues no job by itself (JobRequeue=0); this one asks for it by --requeue")
 
 
-def _check_partition(site: Site, partition: Partition, profile: Profile, nodes: int) -> Iterator[Finding]:
+def _check_partition(site: Site, partition: Partition, profile: Profile, nodes: int) -> Iterator[finding.Finding]:
     """Check the job against one partition."""
     yield from _limits(partition, profile, nodes)
     yield from _allowed(partition, profile)
@@ -57,7 +56,7 @@ def _check_partition(site: Site, partition: Partition, profile: Profile, nodes: 
         yield finding.warning("partition", partition.name, "SLURM tells of no nodes in it", "ask the site")
 
 
-def _limits(partition: Partition, profile: Profile, nodes: int) -> Iterator[Finding]:
+def _limits(partition: Partition, profile: Profile, nodes: int) -> Iterator[finding.Finding]:
     """Check state, time, nodes, CPUs and memory. SLURM would let most of these jobs wait for ever."""
     allows = f"partition {partition.name} allows"
     if partition.state != "UP":
@@ -77,7 +76,7 @@ def _limits(partition: Partition, profile: Profile, nodes: int) -> Iterator[Find
         yield finding.error("memory_gib", memory, rule, f"use --memory-gib {most // 1024}")
 
 
-def _allowed(partition: Partition, profile: Profile) -> Iterator[Finding]:
+def _allowed(partition: Partition, profile: Profile) -> Iterator[finding.Finding]:
     """Check whether the user may use the partition."""
     name = partition.name
     for key, value, allowed, denied in (
@@ -98,14 +97,12 @@ def _allowed(partition: Partition, profile: Profile) -> Iterator[Finding]:
 def _my_groups() -> set[str]:
     names = set()
     for number in os.getgroups():
-        try:
+        with contextlib.suppress(KeyError):  # a group without a name
             names.add(grp.getgrgid(number).gr_name)
-        except KeyError:  # a group without a name
-            continue
     return names
 
 
-def _preempted(partition: Partition) -> Iterator[Finding]:
+def _preempted(partition: Partition) -> Iterator[finding.Finding]:
     """Say what becomes of jobs that have to go for others."""
     if partition.preempt_mode == "CANCEL":
         rule = "cancels preempted jobs; this one asks to be requeued, if it is told before"
@@ -124,7 +121,7 @@ class _Need(NamedTuple):
     fix: str
 
 
-def _room(partition: Partition, members: tuple[Node, ...], profile: Profile, nodes: int) -> Iterator[Finding]:
+def _room(partition: Partition, members: tuple[Node, ...], profile: Profile, nodes: int) -> Iterator[finding.Finding]:
     """Check whether so many nodes can hold a part of the job, and are in service."""
     if len(members) < nodes:
         rule = f"partition {partition.name} has {len(members)} nodes"
@@ -147,7 +144,7 @@ def _room(partition: Partition, members: tuple[Node, ...], profile: Profile, nod
 def _kinds(profile: Profile, fitting: list[Node], nodes: int) -> Iterator[_Need]:
     """Say which nodes may serve, and with which GPUs."""
     if profile.exclude:
-        excluded = sites.hostnames(profile.exclude)
+        excluded = hostnames(profile.exclude)
         yield _Need("exclude", ",".join(profile.exclude), lambda node: node.name not in excluded, "exclude fewer")
     if constraint := profile.constraint:
         yield _Need("constraint", constraint, lambda node: _matches(constraint, node.features), "ask for less")

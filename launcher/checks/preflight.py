@@ -2,103 +2,216 @@
 
 from __future__ import annotations
 
+import netrc
+import os
+import shutil
 import socket
+import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from urllib.parse import urlsplit
 
 from launcher import slurm
-from launcher.checks import batch, dataset, directory, estimate, finding, fit, machine, resources, site
-from launcher.checks.estimate import EncoderCost, Unmeasured
+from launcher.checks import batch, dataset, estimate, finding, fit, site
+from launcher.checks.dataset import Images
+from launcher.checks.estimate import GIB, EncoderCost
 from launcher.checks.finding import Finding
-from launcher.checks.site import Site
 from launcher.cluster import Profile
+from launcher.record import Launch, Submission, refuse_others
+from launcher.views import runs
 from moco_dist import config as configs
+from moco_dist import packages
 from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
+from moco_dist.run import checkpoints, lease
 
-Executor = Literal["slurm", "local"]
+_OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+"""Folders that each node has for itself."""
 
 
-def check(
-    config: Config,
-    profile: Profile,
-    nodes: int,
-    *,
-    run_dir: Path,
-    stage: str | None = None,
-    executor: Executor = "slurm",
-) -> list[Finding]:
-    """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first.
-
-    Args:
-        config: config of the run.
-        profile: profile of the cluster.
-        nodes: nodes that the job asks for.
-        run_dir: its run directory.
-        stage: archive of the data, where each node unpacks one.
-        executor: what runs it.
-    """
-    run_dir = run_dir.absolute()
+def check(config: Config, submission: Submission) -> list[Finding]:
+    """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first."""
+    findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
-        site_read = pool.submit(site.read) if executor == "slurm" else None
-        runners = pool.submit(directory.check_free, run_dir)
+        site_read = pool.submit(site.read) if submission.executor == "slurm" else None
+        runners = pool.submit(check_free, config.run_dir.absolute())
         measured = pool.submit(estimate.encoder_cost, config)
-        layout, findings = _layout(config, nodes * profile.gpus_per_node)
-        images = dataset.count(config, staged=stage is not None)
-        findings += [
-            *batch.check_nodes(config, profile, nodes, layout),
-            *batch.check_data(config, images),
-            *dataset.check(config, stage),
-        ]
-        cost = _cost(measured, findings)
-        findings += [
-            *directory.check(config, run_dir, images, cost),
-            *directory.check_resumed(config, layout, run_dir),
-            *resources.check(config, profile, layout, images, cost),
-            *machine.check_tracking(config, profile),
-            *machine.check_sender(),
-            *runners.result(),
-        ]
         try:
-            findings += (
-                _check_site(site_read.result(), config, profile, nodes, run_dir, stage)
-                if site_read
-                else _check_local(nodes)
-            )
+            layout = configs.layout(config, submission.ranks)
+        except UserError as error:
+            findings.append(Finding("error", str(error)))
+        images = dataset.count(config, staged=submission.stage is not None)
+        findings += batch.check_nodes(config, submission, layout)
+        findings += batch.check_data(config, images)
+        findings += dataset.check(config, submission.stage)
+        try:
+            cost = measured.result()
+        except estimate.Unmeasured as error:
+            findings.append(finding.note(f"memory, time and size of a checkpoint are not estimated: {error}"))
+        findings += _check_directory(config, images, cost)
+        findings += _check_resumed(config, layout)
+        findings += batch.check_resources(config, submission.profile, layout, images, cost)
+        findings += _check_tracking(config, submission.profile)
+        findings += _check_sender()
+        findings += runners.result()
+        try:
+            findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
         except (slurm.Unavailable, slurm.Refused) as error:
             findings.append(Finding("error", str(error)))
     return sorted(findings, key=lambda one: ("error", "warning", "note").index(one.level))
 
 
-def _layout(config: Config, ranks: int) -> tuple[Layout | None, list[Finding]]:
-    """Lay the batch on the ranks. Returns the layout, or why there is none."""
-    try:
-        return configs.layout(config, ranks), []
-    except UserError as error:
-        return None, [Finding("error", str(error))]
-
-
-def _cost(measured: Future[EncoderCost], findings: list[Finding]) -> EncoderCost | None:
-    """Return the cost of the encoder; where it could not be measured, add a note that says so."""
-    try:
-        return measured.result()
-    except Unmeasured as error:
-        findings.append(finding.note(f"memory, time and size of a checkpoint are not estimated: {error}"))
-        return None
-
-
-def _check_site(
-    there: Site, config: Config, profile: Profile, nodes: int, run_dir: Path, stage: str | None
-) -> Iterator[Finding]:
+def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
-    yield from fit.check(there, profile, nodes)
+    yield from fit.check(there, submission.profile, submission.nodes)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
-        yield from machine.check_shared(config, profile, run_dir, stage)
+        yield from _check_shared(config, submission)
 
 
-def _check_local(nodes: int) -> Iterator[Finding]:
-    if nodes > 1:
-        yield finding.error("--nodes", nodes, "--local runs on this machine alone", "use --nodes 1")
+def _check_local(submission: Submission) -> Iterator[Finding]:
+    if submission.nodes > 1:
+        yield finding.error("--nodes", submission.nodes, "--local runs on this machine alone", "use --nodes 1")
+
+
+def _check_shared(config: Config, submission: Submission) -> Iterator[Finding]:
+    """Check whether the nodes see what the job needs."""
+    profile, stage = submission.profile, submission.stage
+    reads = config.data.root if config.data.source in ("mnist", "cifar10", "imagefolder") else None
+    for key, place in (
+        ("Python", None if profile.container else sys.prefix),
+        ("run.dir", config.run_dir),
+        ("--stage", stage),
+        ("data.root", None if stage else reads),
+        ("run.init_from", config.run.init_from),
+    ):
+        path = Path(place).resolve() if place else None
+        own = [disk for disk in (*_OWN_DISKS, profile.local_disk) if path and path.is_relative_to(disk)]
+        if path and own:
+            rule = f"lies in {own[0]}, which each node has for itself"
+            yield finding.warning(key, path, rule, "put it on a disk that the nodes share")
+
+
+def _check_sender() -> Iterator[Finding]:
+    """Check whether this machine can send the job. Only a warning, since slurm/train.sbatch needs no submitit."""
+    if not packages.installed("submitit"):
+        text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
+        yield Finding("warning", text)
+
+
+def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
+    """Check whether the job will have wandb, and W&B will know who we are."""
+    yield from map(finding.note, configs.overruled(config.track))
+    mode = config.track.wandb
+    if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
+        rule = "wandb is not installed here, and the job runs this Python"
+        fix = "install it (pip install wandb), or use track.wandb=disabled"
+        yield finding.error("track.wandb", mode, rule, fix)
+        return
+    if mode != "online" or any(os.environ.get(f"WANDB_{v}") for v in ("API_KEY", "IDENTITY_TOKEN_FILE")):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    files = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
+    if not any(_in_netrc(Path(file), host) for file in files if file):
+        rule = f"there is no key for {host}, so the run will be offline"
+        yield finding.warning("track.wandb", "online", rule, "run wandb login, or export WANDB_API_KEY")
+
+
+def _in_netrc(file: Path, host: str) -> bool:
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return False
+
+
+def _check_directory(config: Config, images: Images | None, cost: EncoderCost | None) -> Iterator[Finding]:
+    """Check whether the run directory can be made and written, by this user alone, and has room."""
+    run_dir = config.run_dir.absolute()
+    if set(str(run_dir)) & set("%\\:") or not str(run_dir).isprintable():
+        signs = r"SLURM and submitit read % in the names of logs, SLURM drops \, PYTHONPATH parts at :"
+        rule = f"{signs}, and control characters do harm"
+        yield finding.error("run.dir", repr(str(run_dir))[1:-1], rule, "choose another name")
+    try:
+        existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+        if existing == run_dir:
+            refuse_others(run_dir)
+        writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        if not writable or os.statvfs(existing).f_flag & os.ST_RDONLY:
+            yield finding.error("run.dir", run_dir, f"{existing} cannot be written to", "choose another")
+        elif cost:
+            yield from _check_room(config, existing, images, estimate.checkpoint_bytes(config, cost))
+    except UserError as error:
+        yield Finding("error", str(error))
+    except OSError as error:
+        yield finding.error("run.dir", run_dir, f"cannot be read: {error.strerror}", "choose another")
+
+
+def check_free(run_dir: Path) -> list[Finding]:
+    """Return an error where somebody runs it already; empty where nobody does."""
+    launch, key = Launch(run_dir), "run.dir"
+    try:
+        if launch.job_file.is_file():
+            [now] = runs.look([launch], timeout_seconds=site.SECONDS)
+            if now.live and now.submission:
+                name = f"process {now.submission.job}" if now.local else f"job {now.submission.job}"
+                fix = f"wait for it, or python -m launcher cancel {now.name}"
+                return [finding.error(key, run_dir, f"its {name} is {now.state}, a second one cannot join", fix)]
+        if job := runs.queued_for(run_dir, timeout_seconds=site.SECONDS):
+            fix = f"wait for it, or scancel {job.id}"
+            return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
+        writer = lease.held_by(run_dir)
+    except OSError:  # told by the check of the directory
+        return []
+    return [finding.error(key, run_dir, f"{writer} is writing to it", "wait for it, or stop it")] if writer else []
+
+
+def _check_resumed(config: Config, layout: Layout | None) -> Iterator[Finding]:
+    """Check whether a run that was begun may go on under this config."""
+    launch = Launch(config.run_dir.absolute())
+    try:
+        step, last = launch.checkpoint_step(), launch.submission()
+    except (UserError, OSError):
+        return  # the directory is another's, which was said
+    if not step:
+        return
+    if config.run.resume == "never":
+        yield finding.error("run.resume", "never", f"{launch.run_dir} holds a run", "use another run.name")
+    elif layout and launch.paths.config.is_file():
+        yield from _check_curve(config, layout, launch, last)
+        end = ", and was done; it goes on only if it is longer now" if launch.status().state == "done" else ""
+        yield finding.note(f"the run in {launch.run_dir} goes on from step {step}{end}")
+
+
+def _check_room(config: Config, existing: Path, images: Images | None, checkpoint_bytes: int) -> Iterator[Finding]:
+    """Check whether the checkpoints find room on the disk of an existing folder. Raises OSError."""
+    run_dir, free = config.run_dir.absolute(), shutil.disk_usage(existing).free
+    held = checkpoints.CheckpointIndex(Launch(run_dir).paths.checkpoints).size()
+    count = config.checkpoint.keep + 1 + _milestones(config, images)  # one more while it is written
+    need, size = checkpoint_bytes * count - held, checkpoint_bytes / GIB
+    rule = f"checkpoints of {size:.2g} GiB need {need / GIB:.2g} GiB more, its disk has {free / GIB:.2g}"
+    if need > free:
+        yield finding.error("run.dir", run_dir, rule, "make room, or lower checkpoint.keep")
+    elif need > free / 2:
+        yield finding.warning("run.dir", run_dir, rule, "make room")
+
+
+def _milestones(config: Config, images: Images | None) -> int:
+    """Count the checkpoints that stay for good."""
+    optim, every = config.optim, config.checkpoint.milestone_epochs
+    if every is None:
+        return 0
+    if optim.steps is None:
+        return optim.epochs // every
+    return optim.steps // max(1, images.count // optim.global_batch) // every if images else 0
+
+
+def _check_curve(config: Config, layout: Layout, launch: Launch, last: Submission | None) -> Iterator[Finding]:
+    """Check that the config does not change the curve of the run that goes on."""
+    try:
+        begun = configs.load(launch.paths.config)
+        before = last.ranks if last else layout.ranks
+        groups = begun.moco.bn_groups or before * begun.optim.accumulate
+        configs.check_resumable(begun.model_dump(mode="json"), begun.optim.global_batch // groups, config, layout)
+    except UserError as error:
+        yield Finding("error", str(error))

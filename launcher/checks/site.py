@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, Field
 
 from launcher import slurm
 
@@ -17,28 +20,48 @@ _OUT_OF_SERVICE = ("down", "drain", "fail", "maint", "unknown", "inval", "future
 Names = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Partition:
-    """A partition of a site. A limit of None means that there is none."""
+def minutes(text: str) -> int | None:
+    """Read a time of SLURM's as minutes; None for UNLIMITED."""
+    seconds = slurm.seconds(text)
+    return None if seconds is None else seconds // 60
 
-    name: str
-    default: bool
-    state: str
-    max_minutes: int | None
-    max_nodes: int | None
-    max_cpus: int | None
+
+def _number(text: str) -> int | None:
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else None
+
+
+def _names(text: str) -> Names | None:
+    return None if text.upper() == "ALL" else tuple(name for name in text.split(",") if name)
+
+
+_Limit = Annotated[int | None, BeforeValidator(_number)]
+_Number = Annotated[int, BeforeValidator(lambda text: _number(text) or 0)]
+_Allowed = Annotated[Names | None, BeforeValidator(_names)]
+_Denied = Annotated[Names, BeforeValidator(lambda text: _names(text) or ())]
+
+
+class Partition(BaseModel):
+    """A partition of a site, read from SLURM's words for it. A limit of None means that there is none."""
+
+    name: str = Field(alias="PartitionName")
+    default: Annotated[bool, BeforeValidator(lambda text: text == "YES")] = Field(False, alias="Default")
+    state: str = Field("UP", alias="State")
+    max_minutes: Annotated[int | None, BeforeValidator(minutes)] = Field(None, alias="MaxTime")
+    max_nodes: _Limit = Field(None, alias="MaxNodes")
+    max_cpus: _Limit = Field(None, alias="MaxCPUsPerNode")
     """CPUs of a node that its jobs may have."""
-    max_memory_mib: int | None
+    max_memory_mib: _Limit = Field(None, alias="MaxMemPerNode")
     """Memory of a node that its jobs may have."""
-    accounts: Names | None
-    qos: Names | None
-    groups: Names | None
-    denied_accounts: Names
-    denied_qos: Names
-    preempt_mode: str
-    grace_seconds: int
+    accounts: _Allowed = Field(None, alias="AllowAccounts")
+    qos: _Allowed = Field(None, alias="AllowQos")
+    groups: _Allowed = Field(None, alias="AllowGroups")
+    denied_accounts: _Denied = Field((), alias="DenyAccounts")
+    denied_qos: _Denied = Field((), alias="DenyQos")
+    preempt_mode: str = Field("OFF", alias="PreemptMode")
+    grace_seconds: _Number = Field(0, alias="GraceTime")
     """Time between the signal to a preempted job and its end."""
-    tier: int
+    tier: _Number = Field(0, alias="PriorityTier")
     """Jobs of a higher tier go first, and may preempt."""
 
 
@@ -85,10 +108,9 @@ class Site:
 @functools.cache  # a sweep checks each of its members
 def read() -> Site:
     """Ask SLURM about the site. Raises Unavailable, Refused."""
-    nodes_form = "--format=%R|%N|%T|%G|%c|%m|%f"
     questions = (
         ("scontrol", "show", "partition", "--all", "--oneliner"),
-        ("sinfo", "--all", "--noheader", "--Node", nodes_form),
+        ("sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%T|%G|%c|%m|%f"),
         ("scontrol", "show", "reservation", "--oneliner"),
         ("scontrol", "show", "config"),
     )
@@ -100,7 +122,7 @@ def read() -> Site:
 def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site:
     """Read a site from SLURM's answers to the four questions."""
     lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in partitions.splitlines())
-    parsed = [_partition(words) for words in lines if "PartitionName" in words]
+    parsed = [Partition.model_validate(words) for words in lines if "PartitionName" in words]
     return Site(
         partitions={partition.name: partition for partition in parsed},
         nodes=_nodes(nodes),
@@ -116,42 +138,12 @@ def hostnames(names: Iterable[str]) -> frozenset[str]:
     return frozenset(re.split(r"[\s,]+", lines)) - {""}
 
 
-def minutes(text: str) -> int | None:
-    """Read a time of SLURM's, `[D-]H:M:S`, as minutes; None for UNLIMITED."""
-    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):\d+", text)
-    return None if parts is None else 1440 * int(parts[1] or 0) + 60 * int(parts[2]) + int(parts[3])
-
-
 def gpus(gres: str) -> dict[str, int]:
     """Read the GPUs by type in SLURM's words, `gpu:a100:8(S:0-1),nvme:1`; the type is empty where none is named."""
     numbers: dict[str, int] = {}
     for kind, number in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):
         numbers[kind] = numbers.get(kind, 0) + int(number)
     return numbers
-
-
-def _partition(words: dict[str, str]) -> Partition:
-    return Partition(
-        name=words["PartitionName"],
-        default=words.get("Default") == "YES",
-        state=words.get("State", "UP"),
-        max_minutes=minutes(words.get("MaxTime", "")),
-        max_nodes=_number(words.get("MaxNodes", "")),
-        max_cpus=_number(words.get("MaxCPUsPerNode", "")),
-        max_memory_mib=_number(words.get("MaxMemPerNode", "")),
-        accounts=_names(words.get("AllowAccounts", "ALL")),
-        qos=_names(words.get("AllowQos", "ALL")),
-        groups=_names(words.get("AllowGroups", "ALL")),
-        denied_accounts=_names(words.get("DenyAccounts", "")) or (),
-        denied_qos=_names(words.get("DenyQos", "")) or (),
-        preempt_mode=words.get("PreemptMode", "OFF"),
-        grace_seconds=_number(words.get("GraceTime", "")) or 0,
-        tier=_number(words.get("PriorityTier", "")) or 0,
-    )
-
-
-def _names(text: str) -> Names | None:
-    return None if text.upper() == "ALL" else tuple(name for name in text.split(",") if name)
 
 
 def _nodes(text: str) -> dict[str, tuple[Node, ...]]:
@@ -164,8 +156,3 @@ def _nodes(text: str) -> dict[str, tuple[Node, ...]]:
             node = Node(name, state, gpus(gres), _number(cpus) or 0, _number(memory) or 0, named)
             nodes[partition] = (*nodes.get(partition, ()), node)
     return nodes
-
-
-def _number(text: str) -> int | None:
-    digits = re.match(r"\d+", text)
-    return int(digits[0]) if digits else None

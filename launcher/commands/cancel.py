@@ -9,9 +9,7 @@ import signal
 
 from launcher import slurm
 from launcher.options import add_runs
-from launcher.views import runs
-from launcher.views.find import find_runs
-from launcher.views.runs import Run
+from launcher.views import find, runs
 from moco_dist.run.lease import process_start
 
 _LEAVE_SECONDS = 60.0  # twice SLURM's usual KillWait
@@ -20,39 +18,31 @@ _LEAVE_SECONDS = 60.0  # twice SLURM's usual KillWait
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_runs(parser)
-    parser.add_argument(
-        "--wait-seconds",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="how long a running one may take to save (60)",
-    )
+    text = "how long a running one may take to save (60)"
+    parser.add_argument("--wait-seconds", type=float, default=60.0, metavar="SECONDS", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    launches = find_runs(options.run_dirs)
+    launches = find.runs(options.run_dirs)
     before = {run.launch: run for run in runs.look_surely(launches)}
     running = [run for run in before.values() if run.live and not run.waits]
     saving = [run for run in running if (_terminate(run) if run.local else run.ask_to_save("TERM"))]
-    if saving:
-        names = ", ".join(run.name for run in saving)
-        print(f"{names}: told to save; waiting for up to {options.wait_seconds:g} s", flush=True)
-        runs.wait(
-            [run.launch for run in saving],
-            lambda run: _has_saved(run) or run.waits or not run.live,
-            options.wait_seconds,
-        )
+    runs.wait_for_saving(saving, lambda run: _has_saved(run) or run.waits or not run.live, options.wait_seconds)
     now = runs.look(launches)
     for run in now:
         if run.live and run.job:
-            _scancel(run)
-    left = runs.wait([run.launch for run in now if run.live], _has_left, _LEAVE_SECONDS)
+            try:
+                slurm.cancel(run.job.id)
+            except slurm.Refused as error:  # it has ended meanwhile, or what follows says that it has not
+                print(f"{run.name}: {error}", flush=True)
+    live = [run.launch for run in now if run.live]
+    left = runs.wait(live, lambda run: not run.live or run.job is None, _LEAVE_SECONDS)
     after = {run.launch: run for run in [*now, *left]}
     return max([_print_outcome(before[launch], after[launch]) for launch in launches])
 
 
-def _terminate(run: Run) -> bool:
+def _terminate(run: runs.Run) -> bool:
     """Send TERM to a local job's controller, which passes it on. Returns whether it is on this host."""
     submission = run.submission
     assert submission is not None
@@ -62,40 +52,26 @@ def _terminate(run: Run) -> bool:
     return True
 
 
-def _has_saved(run: Run) -> bool:
+def _has_saved(run: runs.Run) -> bool:
     """Return whether a run has saved; a local job then ends by itself, and is waited for."""
     return run.trainer_state in ("stopped", "done") and not run.local
 
 
-def _scancel(run: Run) -> None:
-    assert run.job is not None
-    try:
-        slurm.cancel(run.job.id)
-    except slurm.Refused as error:  # it has ended meanwhile, or what follows says that it has not
-        print(f"{run.name}: {error}", flush=True)
-
-
-def _has_left(run: Run) -> bool:
-    return not run.live or run.job is None
-
-
-def _print_outcome(before: Run, after: Run) -> int:
+def _print_outcome(before: runs.Run, after: runs.Run) -> int:
     """Print what became of a run. Returns the exit status."""
     job = before.submission.job if before.submission else ""
+    exit_status = 0
     if before.ended:
-        print(f"{before.name}: has ended already: {before.state}")
-        return 0
-    if after.live:
-        reason = f"; {after.reason}" if after.reason else ""
-        print(f"{after.name}: job {job} is still there{reason}")
-        return 1
-    if after.slurm_error:
-        print(f"{after.name}: job {job} is told to end, but SLURM does not confirm it: {after.slurm_error}")
-        return 1
-    if after.state == "done":
-        print(f"{after.name}: job {job} was done before it was cancelled")
-        return 0
-    how = "cancelled before it started" if before.waits else "cancelled"
-    go_on = f"python -m launcher requeue {shlex.quote(after.name)}"
-    print(f"{after.name}: job {job} {how}; {after.saved}; to go on: {go_on}")
-    return 0
+        outcome = f"has ended already: {before.state}"
+    elif after.live:
+        outcome, exit_status = f"job {job} is still there" + (f"; {after.reason}" if after.reason else ""), 1
+    elif after.slurm_error:
+        outcome, exit_status = f"job {job} is told to end, but SLURM does not confirm it: {after.slurm_error}", 1
+    elif after.state == "done":
+        outcome = f"job {job} was done before it was cancelled"
+    else:
+        how = "cancelled before it started" if before.waits else "cancelled"
+        go_on = f"python -m launcher requeue {shlex.quote(after.name)}"
+        outcome = f"job {job} {how}; {after.saved}; to go on: {go_on}"
+    print(f"{after.name}: {outcome}")
+    return exit_status

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -12,18 +14,18 @@ from pathlib import Path
 
 from launcher.options import path_of
 from launcher.record import Launch
-from launcher.views import runs
-from launcher.views.find import find_run
-from launcher.views.runs import Run
-from launcher.views.tail import Tail, readable
-from launcher.views.verdict import FOR_GOOD
+from launcher.views import find, runs, verdict
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 3.0
-_FINAL = (*FOR_GOOD, "cancelled", "time limit")
+_FINAL = (*verdict.FOR_GOOD, "cancelled", "time limit")
 _SURE_SECONDS = 8.0  # how long another end must last: a job whose node died ends for SLURM before it is requeued
 _ANSWER_SECONDS = 2.0  # logs wait while SLURM is asked
+_BLOCK = 2**16
+_LONGEST_LINE = 2**20
+_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])")
+"""Escape sequences of terminals: CSI; OSC and other strings; the short ones."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,33 +37,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="the log of this rank; unset, rank 0's")
     which.add_argument("--all", action="store_true", help="every rank's log and the launcher's, with their names")
-    parser.add_argument(
-        "-n",
-        "--lines",
-        default="50",
-        metavar="N",
-        help="begin with the last N lines of each log (50), or with all of them: --lines all",
-    )
+    text = "begin with the last N lines of each log (50), or with all of them: --lines all"
+    parser.add_argument("-n", "--lines", default="50", metavar="N", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    logs = Logs(find_run(options.run_dir), None if options.all else options.rank or 0, _number_of(options.lines))
+    logs = Logs(find.run(options.run_dir), None if options.all else options.rank or 0, _number_of(options.lines))
     _check_rank(logs, options.rank)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the log's characters may not be the terminal's
-    try:
+    with contextlib.closing(logs), contextlib.suppress(KeyboardInterrupt):
+        logs.show(to_end=not options.follow)
         if options.follow:
-            logs.show()
-            _follow(logs)
-        else:
-            logs.rest()
-            if not logs.ranks():
-                _explain(logs)
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        logs.close()
+            _conclude(logs, _follow(logs))
+        elif not logs.ranks():
+            _conclude(logs, *runs.look([logs.launch]))
     return 0
 
 
@@ -78,19 +69,13 @@ class Logs:
         self.launch, self._rank, self.lines = launch, rank, lines
         self.files: dict[Path, Tail] = {}
 
-    def show(self) -> None:
-        """Print what is new, in files that are new as well."""
+    def show(self, *, to_end: bool = False) -> None:
+        """Print what is new, in files that are new as well; to the end also last lines without one."""
         for path, prefix in self._existing():
             if path not in self.files:
                 self.files[path] = Tail(path, prefix, self.lines)
         for tail in self.files.values():
-            _print(tail.new())
-
-    def rest(self) -> None:
-        """Print what is new, and last lines without an end."""
-        self.show()
-        for tail in self.files.values():
-            _print(tail.rest())
+            _print(tail.new(to_end=to_end))
 
     def ranks(self) -> list[int]:
         """List the ranks that have a log."""
@@ -114,8 +99,8 @@ class Logs:
             yield self.launch.log(rank), f"[rank {rank}] "
 
 
-def _follow(logs: Logs) -> None:
-    """Print what comes until the run has ended; say how it stands when that changes."""
+def _follow(logs: Logs) -> runs.Run:
+    """Print what comes until the run has ended; say how it stands when that changes. Returns how it has ended."""
     looked, ended, last_state = -math.inf, math.inf, ""
     while True:
         now = time.monotonic()
@@ -123,25 +108,20 @@ def _follow(logs: Logs) -> None:
             [run] = runs.look([logs.launch], _ANSWER_SECONDS)
             looked = time.monotonic()
             ended = min(ended, now) if run.ended else math.inf
-            if run.state == "unreadable":
-                break
-            if run.ended and (run.state in _FINAL or now - ended > _SURE_SECONDS):
+            if run.state in ("unreadable", *_FINAL) or now - ended > _SURE_SECONDS:
                 break
             if run.live and run.state != last_state:
                 _print_state(run)
                 last_state = run.state
         time.sleep(_POLL_SECONDS)
         logs.show()
-    logs.rest()
-    if not logs.ranks():
-        _print_batch_output(run, logs)
-    _print_state(run)
+    logs.show(to_end=True)
+    return run
 
 
-def _explain(logs: Logs) -> None:
-    """Say why there is no log."""
-    [run] = runs.look([logs.launch])
-    if run.ended:
+def _conclude(logs: Logs, run: runs.Run) -> None:
+    """Say how the run stands; of one that has ended without a log, print what its batch script has said."""
+    if run.ended and not logs.ranks():
         _print_batch_output(run, logs)
     _print_state(run)
 
@@ -156,22 +136,18 @@ def _check_rank(logs: Logs, rank: int | None) -> None:
         raise UserError.of("--rank", rank, f"the run has {ranks} ranks", f"use 0 to {ranks - 1}, or --all")
 
 
-def _print_batch_output(run: Run, logs: Logs) -> None:
+def _print_batch_output(run: runs.Run, logs: Logs) -> None:
     """Print what the batch script and its tasks have said, for a job that ended before its ranks began."""
     job = run.submission.job if run.submission else ""
-    for kind in ("err", "out"):
-        files = [f for f in sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) if f.is_file() and f.stat().st_size]
-        for path in files:
-            print(f"launcher: no rank has written yet; the end of {path}:", file=sys.stderr, flush=True)
-            tail = Tail(path, lines=logs.lines)
-            _print(tail.new())
-            _print(tail.rest())
-            tail.close()
-        if files:
-            return
+    files = {kind: sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) for kind in ("err", "out")}
+    written = {kind: [f for f in files[kind] if f.is_file() and f.stat().st_size] for kind in files}
+    for path in written["err"] or written["out"]:
+        print(f"launcher: no rank has written yet; the end of {path}:", file=sys.stderr, flush=True)
+        with contextlib.closing(Tail(path, lines=logs.lines)) as tail:
+            _print(tail.new(to_end=True))
 
 
-def _print_state(run: Run) -> None:
+def _print_state(run: runs.Run) -> None:
     """Print how the run stands, beside the logs."""
     reason = f": {run.reason}" if run.reason else ""
     line = readable(f"launcher: {run.name} is {run.state}{reason}".encode())
@@ -191,3 +167,57 @@ def _number_of(text: str) -> int | None:
     if not text.isdecimal():
         raise UserError.of("--lines", text, "must be a number of lines, or all", "use --lines 50")
     return int(text)
+
+
+class Tail:
+    """One growing file, read line by line from its last lines on.
+
+    Args:
+        path: path of the file.
+        prefix: text that goes before each line.
+        lines: how many of its lines to begin with; None: all of them.
+    """
+
+    def __init__(self, path: Path, prefix: str = "", lines: int | None = None) -> None:
+        self._file, self._prefix, self._unfinished = path.open("rb"), prefix, b""
+        if lines is not None:
+            self._file.seek(_start_of_last(self._file, lines))
+
+    def new(self, *, to_end: bool = False) -> Iterator[str]:
+        """Read the whole lines that have come since the last call; to the end also a last one without an end."""
+        while part := self._file.readline(_LONGEST_LINE):
+            self._unfinished += part
+            if part.endswith(b"\n") or len(self._unfinished) >= _LONGEST_LINE:
+                yield self._line()
+        if to_end and self._unfinished:
+            yield self._line()
+
+    def _line(self) -> str:
+        line, self._unfinished = self._unfinished.removesuffix(b"\n"), b""
+        return self._prefix + readable(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def readable(line: bytes) -> str:
+    """Return a line as harmless text: the last state of a progress bar, without escape sequences."""
+    text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
+    if text.isprintable():
+        return text
+    text = _ESCAPE.sub("", text)
+    return "".join(c if c.isprintable() or c == "\t" else " " if c.isspace() else "" for c in text)
+
+
+def _start_of_last(file: io.BufferedReader, lines: int) -> int:
+    """Return where the last so many lines begin; a last line without an end counts."""
+    end, length = file.seek(0, io.SEEK_END), _BLOCK
+    while True:
+        start = file.seek(max(0, end - length))
+        parts = file.read(end - start).removesuffix(b"\n").rsplit(b"\n", lines)  # what is ahead of them, and the lines
+        if len(parts) > lines:
+            return min(start + len(parts[0]) + 1, end)
+        if start == 0:
+            return 0
+        length *= 2

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launcher.checks import preflight
-from launcher.checks.preflight import Executor
-from launcher.options import add_job_options, profile_of
+from launcher.options import add_job_options, submission_of
 from moco_dist import config as configs
 from moco_dist.run.directory import load_config
 
@@ -18,12 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns 2 where there is an error, else 0."""
-    profile = profile_of(options)
-    config = load_config(*configs.parse_arguments(options.words))
-    executor: Executor = "local" if options.local else "slurm"
-    findings = preflight.check(
-        config, profile, options.nodes, run_dir=config.run_dir, stage=options.stage, executor=executor
-    )
+    submission = submission_of(options).model_copy(update={"stage": options.stage})  # shown as it was typed
+    findings = preflight.check(load_config(*configs.parse_arguments(options.words)), submission)
     for finding in findings:
         print(f"{finding.level}: {finding.text}")
     errors = sum(finding.level == "error" for finding in findings)

@@ -7,9 +7,7 @@ import sys
 
 from launcher import sending, slurm
 from launcher.options import add_runs
-from launcher.views import runs
-from launcher.views.find import find_runs
-from launcher.views.runs import Run
+from launcher.views import find, runs
 from moco_dist.errors import UserError
 
 _REQUEUE_SECONDS = 30.0
@@ -22,23 +20,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    before = runs.look_surely(find_runs(options.run_dirs))
-    running = [run for run in before if not run.ended and _can_requeue(run)]
+    before = runs.look_surely(find.runs(options.run_dirs))
+    # One that is completing trains no more, but its nodes are not free yet.
+    running = [run for run in before if run.live and run.job and not run.waits and run.job.state != "COMPLETING"]
     codes = [_send_again(run) if run.ended else _print_why_not(run) for run in before if run not in running]
     saving = [run for run in running if run.ask_to_save("USR2")]
-    if saving:
-        seconds = max(run.submission.profile.signal_seconds for run in saving if run.submission)
-        names = ", ".join(run.name for run in saving)
-        print(f"{names}: told to save; waiting for up to {seconds} s", flush=True)
-        runs.wait([run.launch for run in saving], lambda run: _is_back(run, before), seconds)
+    seconds = max([run.submission.profile.signal_seconds for run in saving if run.submission], default=0)
+    runs.wait_for_saving(saving, lambda run: _is_back(run, before), seconds)
     return max([*codes, *(_requeue(run) for run in running)])
 
 
-def _can_requeue(run: Run) -> bool:
-    return run.live and not run.waits and not run.leaves and run.job is not None
-
-
-def _print_why_not(run: Run) -> int:
+def _print_why_not(run: runs.Run) -> int:
     """Print why a run that has not ended is left as it is. Returns the exit status."""
     if run.waits:
         print(f"{run.name}: waits in the queue already ({run.reason})")
@@ -48,7 +40,7 @@ def _print_why_not(run: Run) -> int:
     return 1
 
 
-def _send_again(run: Run) -> int:
+def _send_again(run: runs.Run) -> int:
     """Submit a run that has ended as it was submitted last. Returns the exit status."""
     if run.state == "done":
         print(f"{run.name}: is done, there is nothing to do")
@@ -62,13 +54,13 @@ def _send_again(run: Run) -> int:
     return 0
 
 
-def _is_back(run: Run, before: list[Run]) -> bool:
+def _is_back(run: runs.Run, before: list[runs.Run]) -> bool:
     """Return whether a run waits again, has started again, or has ended."""
-    starts = next(earlier.starts for earlier in before if earlier.launch == run.launch)
-    return run.waits or run.ended or run.starts > starts
+    starts = next(earlier.evidence.starts for earlier in before if earlier.launch == run.launch)
+    return run.waits or run.ended or run.evidence.starts > starts
 
 
-def _requeue(before: Run) -> int:
+def _requeue(before: runs.Run) -> int:
     """Requeue a run that has not done so itself, and print how it stands. Returns the exit status."""
     [now] = runs.look([before.launch])
     if now.live and now.job and not _is_back(now, [before]):

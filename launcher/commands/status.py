@@ -23,7 +23,6 @@ With --json a list of objects, one a run, of these keys; what is not known is nu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -32,9 +31,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.options import path_of
-from launcher.views import runs
-from launcher.views.find import find_run
-from launcher.views.table import as_row, live_table, show_table
+from launcher.views import find, runs
+from launcher.views.table import as_table, show
 
 _ANSWER_SECONDS = 1.0
 """How long SLURM may take, so that the whole command answers within two seconds."""
@@ -42,20 +40,10 @@ _ANSWER_SECONDS = 1.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    parser.add_argument(
-        "places",
-        type=path_of("RUN"),
-        nargs="*",
-        metavar="RUN",
-        help="runs, or folders of them; without any, those in runs/ and those of your live jobs",
-    )
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        const="5",
-        metavar="SECONDS",
-        help="show it again every so many seconds (5), until Ctrl-C",
-    )
+    text = "runs, or folders of them; without any, those in runs/ and those of your live jobs"
+    parser.add_argument("places", type=path_of("RUN"), nargs="*", metavar="RUN", help=text)
+    text = "show it again every so many seconds (5), until Ctrl-C"
+    parser.add_argument("--watch", nargs="?", const="5", metavar="SECONDS", help=text)
     parser.add_argument("--json", action="store_true", help="a list of objects, with the keys above")
 
 
@@ -64,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     places, every = [Path(place) for place in options.places], options.watch
     if every is not None and not re.fullmatch(r"\d+(\.\d+)?", every):  # `--watch runs/a`: what follows is a place
         places, every = [Path(path_of("RUN")(every)), *places], "5"
-    places = [place if os.path.lexists(place) else find_run(str(place)).run_dir for place in places]
+    places = [place if os.path.lexists(place) else find.run(str(place)).run_dir for place in places]
     if every is None:
         _once(places, options.json, _ANSWER_SECONDS)
         return 0
@@ -78,10 +66,8 @@ def run(options: argparse.Namespace) -> int:
 def _once(places: Sequence[Path], as_json: bool, answer_seconds: float) -> None:
     """Print all runs."""
     shown, slurm_error = runs.survey(places, answer_seconds)
-    if as_json:
-        print(json.dumps([as_row(run) for run in shown], indent=1, allow_nan=False), flush=True)
-    elif shown:
-        show_table(shown)
+    if shown or as_json:
+        show(shown, as_json=as_json)
     else:
         print(f"no runs in {', '.join(map(str, places)) or 'runs/, and none of your jobs in the queue is one'}")
     if slurm_error:
@@ -95,8 +81,11 @@ def _again_and_again(places: Sequence[Path], as_json: bool, seconds: float) -> N
         while True:
             _once(places, as_json, answer_seconds)
             time.sleep(seconds)
-    with live_table() as update:
+    from rich.console import Console  # it takes a while to import
+    from rich.live import Live
+
+    with Live(console=Console(), auto_refresh=False) as live:
         while True:
             shown, slurm_error = runs.survey(places, answer_seconds)
-            update(shown, f"{time.strftime('%H:%M:%S')} {slurm_error}")
+            live.update(as_table(shown, f"{time.strftime('%H:%M:%S')} {slurm_error}"), refresh=True)
             time.sleep(seconds)

@@ -7,16 +7,21 @@ import os
 import re
 import shlex
 import sys
-from pathlib import Path
+import time
 
 from launcher import sending, slurm, snapshot
-from launcher.options import add_job_options, profile_of
+from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission
-from launcher.views.follow import follow
+from launcher.views import runs, verdict
 from moco_dist import config as configs
-from moco_dist.config import Config
 from moco_dist.errors import UserError
+from moco_dist.run import status
 from moco_dist.run.directory import load_config
+
+_LOOK_SECONDS = 1.0
+_PRINT_SECONDS = 30.0
+_SURE_SECONDS = 8.0
+"""How long an end must last: a job whose node died is ended for SLURM before it is requeued."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,15 +36,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     sending.need_submitit()
-    profile, staged = profile_of(options), options.stage is not None
-    config = sending.absolute(load_config(*configs.parse_arguments(options.words)), staged=staged)
-    submission = Submission(
-        executor="local" if options.local else "slurm",
-        name=_job_name(options.job_name) if options.job_name else config.run.name[:200],
-        nodes=options.nodes,
-        profile=profile,
-        stage=str(Path(options.stage).resolve()) if staged else None,
-    )
+    submission = submission_of(options)
+    loaded = load_config(*configs.parse_arguments(options.words))
+    config = sending.absolute(loaded, staged=submission.stage is not None)
+    name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
+    submission = submission.model_copy(update={"name": name})
     dependency = _dependency(options.after)
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:
@@ -48,19 +49,19 @@ def run(options: argparse.Namespace) -> int:
         return 0 if ready else 2
     submission = sending.send(config, submission, dependency)
     _announce(launch, config, submission)
-    return follow(launch) if options.wait else 0
+    return _follow(launch) if options.wait else 0
 
 
-def _print_dry(launch: Launch, config: Config, submission: Submission, dependency: str | None) -> None:
+def _print_dry(launch: Launch, config: configs.Config, submission: Submission, dependency: str | None) -> None:
     """Print what would be sent."""
     from launcher.executors import Sbatch
 
     submission = submission.model_copy(update={"code": snapshot.digest()})
-    sbatch = Sbatch(launch.submitit, launch.run_dir, submission, sending.code_of(launch, submission), dependency)
-    sys.stdout.write(f"{sbatch.text()}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
+    text = Sbatch(launch, submission, dependency).text()
+    sys.stdout.write(f"{text}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
 
 
-def _announce(launch: Launch, config: Config, submission: Submission) -> None:
+def _announce(launch: Launch, config: configs.Config, submission: Submission) -> None:
     """Print where the job and its logs are."""
     command = f"python -m launcher logs -f {shlex.quote(str(launch.run_dir))}"
     print(f"{'process' if submission.executor == 'local' else 'job'}: {submission.job}")
@@ -70,18 +71,62 @@ def _announce(launch: Launch, config: Config, submission: Submission) -> None:
         print(f"W&B: {_wandb_place(launch, config)}")
 
 
-def _wandb_place(launch: Launch, config: Config) -> str:
+def _wandb_place(launch: Launch, config: configs.Config) -> str:
     """Return the place where the run is found at W&B."""
-    from moco_dist.tracking.identity import fixed_id  # its package is slow to import
+    from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
 
     run_id = fixed_id(launch.paths.wandb)
     if config.track.wandb == "offline":
         return f"offline; send it with: wandb sync {shlex.quote(str(launch.run_dir / 'wandb'))}/offline-run-*"
     server = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("https://api.", "https://").rstrip("/")
-    entity = os.environ.get("WANDB_ENTITY")
-    if entity:
+    if entity := os.environ.get("WANDB_ENTITY"):
         return f"{server}/{entity}/{config.track.project}/runs/{run_id}"
     return f"{server}, project {config.track.project}, run {run_id}"
+
+
+def _follow(launch: Launch) -> int:
+    """Print how the run goes, until it has ended for good.
+
+    Returns:
+        0 done, 2 a mistake of the user's, 75 stopped with its state saved, 1 anything else: by status.json.
+    """
+    printed, printed_at, ended_at = "", 0.0, None
+    try:
+        while True:
+            [run] = runs.look([launch])
+            now = time.monotonic()
+            news = f"{run.state} {max(run.evidence.starts, 1)} {run.reason if run.state != 'running' else ''}"
+            if news != printed or (run.live and now - printed_at > _PRINT_SECONDS):
+                print(_line(run), file=sys.stderr, flush=True)
+                printed, printed_at = news, now
+            ended_at = (ended_at or now) if run.ended else None
+            if run.state == "unreadable":
+                return 1
+            if ended_at and (run.state in verdict.FOR_GOOD or now - ended_at > _SURE_SECONDS):
+                return _exit_status(launch)
+            time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        print(f"the job goes on; look again with: python -m launcher status {launch.run_dir}", file=sys.stderr)
+        return 130
+
+
+def _line(run: runs.Run) -> str:
+    """Write in a line how a run stands."""
+    figures = run.figures
+    speed = figures.images_per_second if run.state == "running" else None
+    parts = [f"step {run.step}" + (f"/{figures.total_steps}" if figures.total_steps else "")]
+    parts += [f"loss {figures.loss:.4g}"] if figures.loss is not None else []
+    parts += [f"kNN {100 * figures.knn_top1:.2f} %"] if figures.knn_top1 is not None else []
+    parts += [f"{speed:.3g} images/s"] if speed else []
+    parts += [f"restarts {run.evidence.starts - 1}"] if run.evidence.starts > 1 else []
+    why = f": {run.reason}" if run.reason and run.reason != "None" else ""
+    return f"{time.strftime('%H:%M:%S')} {run.name} {run.state}, {', '.join(parts)}{why}"
+
+
+def _exit_status(launch: Launch) -> int:
+    """Return the exit status that status.json stands for; 1 for a run that died, whose status still says `running`."""
+    state = launch.status().state
+    return status.EXIT_CODES[state] if state in ("done", "user_error", "stopped") else 1
 
 
 def _job_name(name: str) -> str:

@@ -19,9 +19,7 @@ A sweep file:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
 import math
 import re
 import shlex
@@ -33,11 +31,10 @@ from pydantic import AfterValidator, Field
 
 from launcher import sending
 from launcher.checks.finding import Finding
-from launcher.options import add_job_options, profile_of
+from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission, refuse_others
-from launcher.views import runs
-from launcher.views.find import list_runs
-from launcher.views.table import as_row, show_table
+from launcher.views import find, runs
+from launcher.views.table import show
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.paths import PathText
@@ -143,13 +140,7 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     sweep = read(file)
     members = member_configs(sweep, overrides, staged=options.stage is not None)
     folder = (Path("runs") / sweep.name).absolute()
-    submission = Submission(
-        name=sweep.name,
-        nodes=options.nodes,
-        profile=profile_of(options),
-        stage=str(Path(options.stage).resolve()) if options.stage else None,
-        sweep=str(folder),
-    )
+    submission = submission_of(options).model_copy(update={"name": sweep.name, "sweep": str(folder)})
     printed: set[Finding] = set()
     for config in members:
         if not sending.checked(config, submission, printed):
@@ -165,36 +156,23 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
 
 def _send_array(folder: Path, members: list[Config], submission: Submission, parallel: int) -> str:
     """Prepare every member's run directory, and hand them to sbatch. Returns the array's id."""
-    from launcher.executors import Sbatch
-
     shared = Launch(folder)
     try:
         for place in (folder, shared.folder, shared.submitit):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             refuse_others(place)
     except OSError as error:
-        raise UserError.of(
-            "name", folder.name, f"{folder} cannot be written: {error.strerror}", "choose another"
-        ) from None
-    with contextlib.ExitStack() as stack:
-        sent = [stack.enter_context(sending.prepared(config, submission)) for config in members]
-        launches = [Launch(config.run_dir) for config in members]
-        code = sending.code_of(launches[0], sent[0])
-        sbatch = Sbatch(shared.submitit, folder, sent[0], code, parallel=parallel)
-        ids = sbatch.send([sending.task_of(*pair) for pair in zip(launches, sent, strict=True)])
-        submissions = [member.model_copy(update={"job": job}) for member, job in zip(sent, ids, strict=True)]
-        sending.record(list(zip(launches, submissions, strict=True)))
-    return ids[0].partition("_")[0]
+        rule = f"{folder} cannot be written: {error.strerror}"
+        raise UserError.of("name", folder.name, rule, "choose another") from None
+    sent = sending.send_all(shared, members, submission, parallel=parallel)
+    return sent[0].job.partition("_")[0]
 
 
 def _status(folder: Path, *, as_json: bool) -> int:
     """Print a table of the members, the best kNN first."""
     members = runs.look(_members(folder))
     members.sort(key=lambda run: run.figures.knn_top1 or 0.0, reverse=True)
-    if as_json:
-        print(json.dumps([as_row(run) for run in members], indent=1, allow_nan=False))
-    else:
-        show_table(members)
+    show(members, as_json=as_json)
     return 0
 
 
@@ -214,7 +192,7 @@ def _again(folder: Path, names: list[str]) -> int:
 
 def _members(folder: Path) -> list[Launch]:
     """List the members of a sweep. Raises UserError."""
-    members = [launch for launch in list_runs([folder]) if launch.run_dir != folder.resolve()]
+    members = [launch for launch in find.list_runs([folder]) if launch.run_dir != folder.resolve()]
     if not members:
         raise UserError.of("DIR", folder, "holds no members of a sweep", "give the folder that sweep has printed")
     return members

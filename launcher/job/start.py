@@ -1,4 +1,4 @@
-"""Describe one start of the job as one of its tasks sees it: what was sent, how the run stands, log and requeue.
+"""Describe one start of the job as one of its tasks sees it, and start this task's ranks, by torch's elastic agent.
 
 A *start* is the time between SLURM's starting the job and its end or requeue. Within a start, the ranks may be started
 several times; each of these is an *attempt*.
@@ -8,63 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
 import sys
 import time
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher import slurm
 from launcher.record import Launch, Submission
 from moco_dist.run import status
 
-
-@dataclass(frozen=True)
-class Place:
-    """The place of this task among the tasks of the job, as SLURM or submitit's local controller says."""
-
-    job: str
-    """`12`, or `12_3` for a member of an array: the id that names this member alone."""
-    restart: int
-    """Number of starts of the job before this one."""
-    node: int
-    hostnames: tuple[str, ...]
-    task: int
-    local_task: int
-    executor: str
-
-    @classmethod
-    def here(cls, launch: Launch) -> Place:
-        """Return the place of this process."""
-        import submitit  # what sends the job has it; commands that only import this module may run without
-
-        env = submitit.JobEnvironment()
-        restart = os.environ.get("SLURM_RESTART_COUNT")
-        if restart is None and env.cluster == "local":  # its controller does not count
-            restart = str(sum(start["job"] == env.job_id for start in launch.starts()))
-        return cls(
-            job=env.job_id,
-            restart=int(restart or 0),
-            node=env.node,
-            hostnames=tuple(env.hostnames) if env.num_nodes > 1 else ("127.0.0.1",),
-            task=env.global_rank,
-            local_task=env.local_rank,
-            executor=env.cluster,
-        )
-
-    @property
-    def first(self) -> bool:
-        """Whether this task acts for the whole job."""
-        return self.task == 0
-
-    @property
-    def local(self) -> bool:
-        """Whether the job runs without SLURM."""
-        return self.executor == "local"
-
-    def port(self, attempt: int) -> int:
-        """Return the port that the ranks of an attempt meet at: each has its own, the last one's may still be taken."""
-        return 10000 + zlib.crc32(f"{self.job} {self.restart} {attempt}".encode()) % 20000
+_WORKER = "launcher.job.worker"
 
 
 class Start:
@@ -77,11 +33,28 @@ class Start:
     """
 
     def __init__(self, run_dir: Path, submission: Submission, data_root: str) -> None:
+        import submitit  # what sends the job has it; commands that only import this module may run without
+
         self.launch, self.submission, self.data_root = Launch(run_dir), submission, data_root
         self.profile = submission.profile
-        self.place = Place.here(self.launch)
-        self.stop_mark = self.launch.stop_mark(self.place.job, self.place.restart)
-        self.requeue_mark = self.launch.requeue_mark(self.place.job, self.place.restart)
+        place = submitit.JobEnvironment()  # by SLURM, or by submitit's local controller
+        self.job = place.job_id
+        """`12`, or `12_3` for a member of an array: the id that names this member alone."""
+        self.node, self.task, self.local_task = place.node, place.global_rank, place.local_rank
+        self.first = self.task == 0
+        """Whether this task acts for the whole job."""
+        self.local = place.cluster == "local"
+        """Whether the job runs without SLURM."""
+        self.hostnames = tuple(place.hostnames) if place.num_nodes > 1 else ("127.0.0.1",)
+        before = sum(start["job"] == self.job for start in self.launch.starts()) if self.local else 0
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT") or before)  # the local controller does not count
+        """Number of starts of the job before this one."""
+        self.stop_mark = self.launch.stop_mark(self.job, self.restart)
+        self.requeue_mark = self.launch.requeue_mark(self.job, self.restart)
+
+    def port(self, attempt: int) -> int:
+        """Return the port that the ranks of an attempt meet at: each has its own, the last one's may still be taken."""
+        return 10000 + zlib.crc32(f"{self.job} {self.restart} {attempt}".encode()) % 20000
 
     def ended(self) -> status.State | None:
         """Return how the run has ended for good; None while it has not."""
@@ -90,7 +63,7 @@ class Start:
 
     def say(self, line: str) -> None:
         """Print a line on stderr, and add it to the job's own log."""
-        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} node {self.place.node}: {line}"
+        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} node {self.node}: {line}"
         print(text, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), (self.launch.logs / "launcher.log").open("a", encoding="utf-8") as log:
             log.write(text + "\n")
@@ -101,10 +74,10 @@ class Start:
         Returns:
             Whether SLURM agreed; if not, a mark is left, by which the batch script asks once srun has ended.
         """
-        if self.place.local:
+        if self.local:
             return True
         try:
-            slurm.requeue(self.place.job)
+            slurm.requeue(self.job)
         except (slurm.Refused, slurm.Unavailable) as error:
             self.say(f"cannot requeue itself ({error}): the batch script is left to")
             with contextlib.suppress(OSError):
@@ -112,3 +85,81 @@ class Start:
             return False
         self.say("requeued")
         return True
+
+
+def run_ranks(start: Start, overrides: list[str], attempt: int) -> bool:
+    """Run this task's ranks until they end. Returns whether all of them ended with exit status 0."""
+    return _run_node(start, overrides, attempt) if start.profile.tasks == "node" else _run_rank(start, overrides)
+
+
+def rank_processes() -> list[int]:
+    """Return the ids of the processes that run this task's ranks."""
+    pids = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in children.read_text().split():
+                with contextlib.suppress(OSError):
+                    if _WORKER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        pids.append(int(pid))
+    return pids
+
+
+def _arguments(start: Start, overrides: list[str]) -> list[str]:
+    """Return Python's arguments that make it a rank of the job."""
+    run_dir, ranks = str(start.launch.run_dir), str(start.submission.ranks)
+    return ["-u", "-m", _WORKER, run_dir, ranks, str(start.stop_mark), *overrides]
+
+
+def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
+    """Run this node's ranks under torch's elastic agent, which starts crashed ones again."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    try:
+        elastic_launch(_agent(start, attempt), sys.executable)(*_arguments(start, overrides))
+        return True
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        start.say(f"rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
+    except SignalException:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except (RuntimeError, OSError) as error:  # the rendezvous: the other nodes are gone
+        start.say(f"the nodes have lost each other: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return False
+
+
+def _agent(start: Start, attempt: int) -> Any:
+    """Return the settings of the elastic agent, torch's LaunchConfig."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    patience_seconds = 3600 if start.submission.stage else 600  # until all nodes are there
+    return LaunchConfig(
+        min_nodes=start.profile.min_nodes or len(start.hostnames),
+        max_nodes=len(start.hostnames),
+        nproc_per_node=start.profile.gpus_per_node,
+        run_id=f"{start.job}.{start.restart}.{attempt}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"{start.hostnames[0]}:{start.port(attempt)}",
+        rdzv_configs={
+            "is_host": start.node == 0,
+            "join_timeout": patience_seconds,
+            "read_timeout": patience_seconds,
+            "last_call_timeout": 30,  # for late nodes, once enough are there to go on without them
+            "keep_alive_interval": 5,
+            "keep_alive_max_attempt": 6,
+        },
+        max_restarts=start.profile.max_restarts,
+        monitor_interval=0.2,
+        local_addr=start.hostnames[start.node],
+        signals_to_handle="SIGINT",  # TERM and USR2 are ours
+    )
+
+
+def _run_rank(start: Start, overrides: list[str]) -> bool:
+    """Run one rank in a process of its own."""
+    ranks = {"RANK": start.task, "LOCAL_RANK": start.local_task, "WORLD_SIZE": start.submission.ranks}
+    ranks["LOCAL_WORLD_SIZE"] = start.profile.gpus_per_node
+    meeting = {"MASTER_ADDR": start.hostnames[0], "MASTER_PORT": str(start.port(0))}
+    environment = {**os.environ, **meeting, **{name: str(value) for name, value in ranks.items()}}
+    return subprocess.run([sys.executable, *_arguments(start, overrides)], env=environment).returncode == 0

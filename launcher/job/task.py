@@ -6,17 +6,19 @@ goes on from the run directory. Nothing is kept in submitit's pickles.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher.job import ranks, stage
-from launcher.job.start import Start
-from launcher.job.stop import Stop
+from launcher.job import stage
+from launcher.job.start import Start, rank_processes, run_ranks
 from launcher.record import STARTS_WITHOUT_PROGRESS, Submission, refuse_others
 from moco_dist import config as configs
 from moco_dist.errors import UserError
@@ -48,21 +50,21 @@ class Task:
 
 def _run(start: Start) -> dict[str, Any]:
     """Run the ranks from the beginning of this start to its end."""
-    stop, place = Stop(start), start.place
+    stop = Stop(start)
     os.environ.update(_environment(start))
-    if place.restart and (state := start.ended()):
+    if start.restart and (state := start.ended()):
         return _end(start, state)
-    if start.launch.stands_still(place.job, starts=place.restart):  # the first task may have noted this one already
+    if start.launch.stands_still(start.job, starts=start.restart):  # the first task may have noted this one already
         _give_up(start)
-    if place.first:
+    if start.first:
         step = start.launch.checkpoint_step()
-        nodes = list(place.hostnames)
-        start.launch.add_start(job=place.job, restart=place.restart, step=step, time=time.time(), nodes=nodes)
-        start.say(f"job {place.job}, start {place.restart}, from step {step} on {', '.join(nodes)}")
+        nodes = list(start.hostnames)
+        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=time.time(), nodes=nodes)
+        start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
     overrides = _staged(start)
     attempt = 0
     while stop.signal is None:
-        completed = ranks.run(start, overrides, attempt)
+        completed = run_ranks(start, overrides, attempt)
         if stop.signal or not completed or start.launch.status().state != "stopped":
             break
         attempt += 1  # the agents themselves had stopped the ranks, for a node that came late
@@ -78,8 +80,8 @@ def _environment(start: Start) -> dict[str, str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **start.profile.environment,
-        "MOCO_DIST_JOB": start.place.job,
-        "MOCO_DIST_RESTART": str(start.place.restart),
+        "MOCO_DIST_JOB": start.job,
+        "MOCO_DIST_RESTART": str(start.restart),
     }
 
 
@@ -102,7 +104,7 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
     stop.finished.wait()
     if start.ended():
         return
-    if start.place.local:
+    if start.local:
         os._exit(_LOCAL_REQUEUE if stop.signal == signal.SIGUSR2 else status.EXIT_CODES["stopped"])
     while not start.requeue_mark.exists():
         time.sleep(1)
@@ -122,12 +124,12 @@ def _end(start: Start, state: status.State) -> dict[str, Any]:
 
 def _requeue_crashed(start: Start) -> None:
     """Requeue a crashed job, since other nodes may serve it better; the first task does it, the others wait."""
-    if start.launch.stands_still(start.place.job):
+    if start.launch.stands_still(start.job):
         _give_up(start)
-    if start.place.local:
+    if start.local:
         os._exit(_LOCAL_REQUEUE)
     deadline = time.monotonic() + _WAIT_FOR_FIRST_SECONDS
-    granted = start.place.first and start.requeue()
+    granted = start.first and start.requeue()
     while granted or (time.monotonic() < deadline and not start.requeue_mark.exists()):
         time.sleep(1)
 
@@ -136,8 +138,69 @@ def _give_up(start: Start) -> NoReturn:
     """Write the note that the run makes no progress, and end the job for good."""
     last = start.launch.status()
     reason = f"no progress in {STARTS_WITHOUT_PROGRESS} starts from step {start.launch.checkpoint_step()}"
-    if start.place.first:
+    if start.first:
         text = f"{reason}; the last: {last.reason}" if last.reason else reason
         status.write(start.launch.run_dir, "crashed", last.step, text)
         start.say(reason)
     raise SystemExit(1)
+
+
+class Stop:
+    """Heed SLURM's signals. The handlers do nothing; a thread reads what arrived and acts beside the main thread.
+
+    USR2, ahead of a time limit or a preemption: the ranks save, then the job asks to be requeued. TERM, from scancel,
+    an outside requeue, or a preemption without USR2: the ranks save, and the task stays alive until SLURM ends it,
+    since a job that ends on TERM counts as failed and is not requeued.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self.signal: signal.Signals | None = None
+        """The first signal that has arrived; None before it."""
+        self.finished = threading.Event()
+        """Set when what the signal asks for is done."""
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._serve, name="stop", daemon=True).start()
+
+    def _serve(self) -> None:
+        """Wait for the first signal; end this task if another node's task ends the run while this one waits for it."""
+        heeded = {int(signal.SIGUSR2), int(signal.SIGTERM)}
+        while self.signal is None:
+            ready, _, _ = select.select([self._reader], [], [], 5.0)
+            numbers = heeded & set(os.read(self._reader, 64)) if ready else set()
+            if not ready and len(self._start.hostnames) > 1 and not rank_processes():
+                self._end_with_others()
+            if numbers:
+                self._stop(signal.SIGUSR2 if signal.SIGUSR2 in numbers else signal.SIGTERM)
+
+    def _end_with_others(self) -> None:
+        """End this task, whose main thread waits for a node that has ended the run for good."""
+        state = self._start.ended()
+        if state in ("user_error", "diverged"):
+            self._start.say(f"another node has ended the run: {state}")
+            os._exit(status.EXIT_CODES[state])
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Have the ranks save, and after USR2 requeue the job. Further signals change nothing."""
+        start, self.signal = self._start, number
+        start.say(f"{number.name}: the ranks are told to save")
+        with contextlib.suppress(OSError):
+            start.stop_mark.touch()
+        deadline = time.monotonic() + start.profile.signal_seconds - 10
+        while (pids := rank_processes()) and time.monotonic() < deadline:
+            for pid in pids:  # again and again: a rank that has just started would miss a single signal
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR2)
+            time.sleep(0.5)
+            if start.launch.status().state != "running":
+                break
+        if start.first:
+            last = start.launch.status()
+            start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
+            if number == signal.SIGUSR2 and last.state != "done":
+                start.requeue()
+        self.finished.set()

@@ -16,8 +16,6 @@ import yaml
 
 from launcher.record import Launch
 from moco_dist.config.schema import OptimSection
-from moco_dist.run import status
-from moco_dist.run.paths import RunPaths
 
 _TAIL_BYTES = 2**16
 _EVALUATION_BYTES = 2**21  # an epoch of 5000 rows fits
@@ -51,16 +49,18 @@ NOTHING = Latest()
 def read(launch: Launch) -> Latest:
     """The figures of a run; none where nothing can be read."""
     try:
-        with RunPaths(launch.run_dir).metrics.open("rb") as file:
+        with launch.paths.metrics.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            lines = _lines(file, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
-            training = list(islice(filter(_trains, map(_row, reversed(lines))), _SPEED_ROWS))  # the last one first
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = reversed(file.read(_TAIL_BYTES).splitlines())  # what is half a line at the ends is no row
+            rows = (row for row in map(_row, lines) if "loss" in row and _whole(row, "step") is not None)
+            training = list(islice(rows, _SPEED_ROWS))  # the last one first
             evaluation = _last_evaluation(file, size)
-            last = training[0] if training else {}
     except OSError:
-        training, last, evaluation = [], {}, {}
+        training, evaluation = [], {}
+    last = training[0] if training else {}
     optim = _optim(launch.config_file)
-    step, total = _whole(last, "step") or 0, status.read(launch.run_dir).total_steps or (optim.steps if optim else None)
+    step, total = _whole(last, "step") or 0, launch.status().total_steps or (optim.steps if optim else None)
     speeds = [s for row in training if (s := number(row, "images_per_second")) and s > 0]
     speed = median(speeds) if speeds else None
     left = max(0, total - step) * optim.global_batch / speed if optim and total and speed else None
@@ -80,16 +80,6 @@ def number(row: Row, key: str) -> float | None:
 def _whole(row: Row, key: str) -> int | None:
     value = number(row, key)
     return None if value is None else int(value)
-
-
-def _trains(row: Row) -> bool:
-    return "loss" in row and _whole(row, "step") is not None
-
-
-def _lines(file: BinaryIO, start: int, length: int) -> list[bytes]:
-    """The lines of a part of a file; what is half a line at its ends is no row."""
-    file.seek(start)
-    return file.read(length).splitlines()
 
 
 def _row(line: bytes) -> Row:

@@ -11,7 +11,7 @@ from launcher.record import Launch, Submission, refuse_others
 from moco_dist.errors import UserError
 
 
-def find_run(text: str) -> Launch:
+def run(text: str) -> Launch:
     """Find the run that a person means by a run directory, a name under runs/, or a job's id.
 
     Raises:
@@ -31,9 +31,9 @@ def find_run(text: str) -> Launch:
     raise UserError.of("RUN", text, rule, "python -m launcher status lists them")
 
 
-def find_runs(texts: Sequence[str]) -> list[Launch]:
-    """Find the runs, and the members of the sweeps, that a person means; each once. Raises as `find_run`."""
-    return list(dict.fromkeys(launch for text in texts for launch in _members(text) or [find_run(text)]))
+def runs(texts: Sequence[str]) -> list[Launch]:
+    """Find the runs, and the members of the sweeps, that a person means; each once. Raises as `run`."""
+    return list(dict.fromkeys(launch for text in texts for launch in _members(text) or [run(text)]))
 
 
 def list_runs(places: Iterable[Path]) -> list[Launch]:

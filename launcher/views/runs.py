@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from launcher import slurm
 from launcher.record import Launch, Submission
-from launcher.views import figures, verdict
-from launcher.views.answers import Answers
+from launcher.views import figures, find, verdict
 from launcher.views.figures import NOTHING, Latest
-from launcher.views.find import list_runs
-from launcher.views.verdict import Evidence, State
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 1.0
@@ -27,21 +25,27 @@ class Run:
     """A run, as it stands."""
 
     launch: Launch
-    state: State
+    state: verdict.State
     reason: str = ""
     """Why it waits or has ended, in one line; may be empty."""
-    live: bool = False
-    """Whether it waits or runs. If it is neither live nor ended, nobody could tell."""
-    ended: bool = False
-    """Whether it has ended. SLURM ends a job whose node died for some seconds, before it requeues it."""
     submission: Submission | None = None
     job: slurm.Job | None = None
     """The job as SLURM has it; None for a local one, and where SLURM does not know it."""
-    evidence: Evidence | None = None
-    """What the run directory shows; None where it cannot be read."""
+    evidence: verdict.Evidence = verdict.UNREAD
+    """What the run directory shows, where it can be read."""
     figures: Latest = NOTHING
     slurm_error: str = ""
     """Why SLURM did not answer about the job; empty where it did, or was not asked."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or runs. If it is neither live nor ended, nobody could tell."""
+        return self.state in get_args(verdict.Live)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended. SLURM ends a job whose node died for some seconds, before it requeues it."""
+        return self.state in get_args(verdict.Ended)
 
     @property
     def name(self) -> str:
@@ -54,32 +58,17 @@ class Run:
     @property
     def step(self) -> int:
         """The last step that is known of."""
-        return max(self.figures.step, self.saved_step)
-
-    @property
-    def saved_step(self) -> int:
-        """The step in status.json: that of the last save, or of the end."""
-        return self.evidence.step if self.evidence else 0
+        return max(self.figures.step, self.evidence.step)
 
     @property
     def trainer_state(self) -> str:
         """The state in status.json; empty while the last start has not begun to train."""
-        return (self.evidence.state or "") if self.evidence and self.evidence.fresh else ""
-
-    @property
-    def starts(self) -> int:
-        """Number of starts so far, of all its jobs."""
-        return self.evidence.starts if self.evidence else 0
+        return (self.evidence.state or "") if self.evidence.fresh else ""
 
     @property
     def local(self) -> bool:
         """Whether it runs without SLURM."""
         return self.submission is not None and self.submission.executor == "local"
-
-    @property
-    def leaves(self) -> bool:
-        """Whether SLURM has begun to end its job: it trains no more, but the nodes are not free yet."""
-        return self.job is not None and self.job.state == "COMPLETING"
 
     @property
     def waits(self) -> bool:
@@ -110,7 +99,7 @@ def look(launches: Sequence[Launch], timeout_seconds: float = 10.0) -> list[Run]
         launches: the runs.
         timeout_seconds: how long SLURM may take for its answers, in all.
     """
-    return _look(launches, Answers(timeout_seconds))
+    return _look(launches, slurm.Answers(timeout_seconds))
 
 
 def look_surely(launches: Sequence[Launch]) -> list[Run]:
@@ -135,21 +124,21 @@ def survey(places: Sequence[Path] = (), timeout_seconds: float = 10.0) -> tuple[
     Returns:
         The runs, and why SLURM did not answer; empty where it did, or was not asked.
     """
-    answers = Answers(timeout_seconds)
+    answers = slurm.Answers(timeout_seconds)
     with ThreadPoolExecutor(_READERS) as pool:
         own_jobs = pool.submit(answers.own_jobs)
-        launches = list_runs(places or [Path("runs")])
+        launches = find.list_runs(places or [Path("runs")])
         figures_read = dict(zip(launches, pool.map(figures.read, launches), strict=True))  # while SLURM thinks
         live = [job.run_dir for job in own_jobs.result() if job.live and job.run_dir.startswith("/")]
     if not places:
-        launches += list_runs(map(Path, dict.fromkeys(live)))
+        launches += find.list_runs(map(Path, dict.fromkeys(live)))
     runs = _look(list({launch.run_dir.resolve(): launch for launch in launches}.values()), answers, figures_read)
     return runs, next((run.slurm_error for run in runs if run.slurm_error), "" if places else answers.error)
 
 
 def queued_for(run_dir: Path, timeout_seconds: float = 10.0) -> slurm.Job | None:
     """Find a live job that names the directory, whether it has a record or not; None where SLURM does not answer."""
-    jobs = Answers(timeout_seconds).own_jobs()
+    jobs = slurm.Answers(timeout_seconds).own_jobs()
     return next((job for job in jobs if job.live and job.run_dir == str(run_dir.absolute())), None)
 
 
@@ -164,67 +153,71 @@ def wait(launches: Sequence[Launch], over: Callable[[Run], bool], seconds: float
         time.sleep(min(_POLL_SECONDS, max(0.0, left)))
 
 
-def _look(launches: Sequence[Launch], answers: Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
+def wait_for_saving(saving: Sequence[Run], over: Callable[[Run], bool], seconds: float) -> None:
+    """Say that runs are told to save, and wait until `over` is true of all of them, or the time is up."""
+    if saving:
+        names = ", ".join(run.name for run in saving)
+        print(f"{names}: told to save; waiting for up to {seconds:g} s", flush=True)
+        wait([run.launch for run in saving], over, seconds)
+
+
+def _look(launches: Sequence[Launch], answers: slurm.Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
     """Look at runs. SLURM is asked ahead of the directories: a job that ends in between leaves its status there."""
     with ThreadPoolExecutor(_READERS) as pool:
-        runs = list(pool.map(_with_submission, launches))
+        runs = [Run(launch, "unknown") for launch in launches]
+        runs = list(pool.map(functools.partial(_readable, _with_submission), runs))
         ids = {run.submission.job for run in runs if run.submission and not run.local}
         jobs = answers.queued(ids)
-        runs = list(pool.map(functools.partial(_with_evidence, figures_read), runs))
-    unsettled = {run.submission.job for run in runs if run.submission and run.evidence and not run.evidence.settled}
+        with_evidence = functools.partial(_with_evidence, figures_read)
+        runs = list(pool.map(functools.partial(_readable, with_evidence), runs))
+    unsettled = {run.submission.job for run in runs if run.submission and not run.evidence.settled}
     jobs |= answers.accounted(unsettled & (ids - jobs.keys()))
     return [_judged(run, jobs, answers.error) for run in runs]
 
 
-def _with_submission(launch: Launch) -> Run:
-    """Return a run with its submission, if that can be read."""
+def _readable(read: Callable[[Run], Run], run: Run) -> Run:
+    """Return a run with what `read` adds to it, or a run that says why it cannot be read."""
+    try:
+        return read(run)
+    except UserError as error:
+        return Run(run.launch, "unreadable", str(error))
+    except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        cause = error.strerror if isinstance(error, OSError) else None
+        return Run(run.launch, "unreadable", cause or f"a file in it is damaged: {error}")
 
-    def read() -> Run:
-        submission = launch.submission()
-        if submission is None:
-            launch.job_file.read_bytes()  # raises the cause, where there is one
-            return Run(launch, "unreadable", "launch/job.json is damaged, or of another version")
-        return Run(launch, "unknown", submission=submission)
 
-    return _readable(launch, read)
+def _with_submission(run: Run) -> Run:
+    """Return a run with its submission."""
+    submission = run.launch.submission()
+    if submission is None:
+        run.launch.job_file.read_bytes()  # raises the cause, where there is one
+        return replace(run, state="unreadable", reason="launch/job.json is damaged, or of another version")
+    return replace(run, submission=submission)
 
 
 def _with_evidence(figures_read: Mapping[Launch, Latest], run: Run) -> Run:
-    """Return a run with what its directory shows, if that can be read."""
-
-    def read() -> Run:
-        if run.submission is None:
-            return run
-        evidence = verdict.read(run.launch, run.submission)
-        return replace(run, evidence=evidence, figures=figures_read.get(run.launch) or figures.read(run.launch))
-
-    return _readable(run.launch, read)
-
-
-def _readable(launch: Launch, read: Callable[[], Run]) -> Run:
-    """Return what could be read of a run, or a run that says why it could not."""
-    try:
-        return read()
-    except UserError as error:
-        return Run(launch, "unreadable", str(error))
-    except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        cause = error.strerror if isinstance(error, OSError) else None
-        return Run(launch, "unreadable", cause or f"a file in it is damaged: {error}")
+    """Return a run with what its directory shows."""
+    if run.submission is None:
+        return run
+    evidence = verdict.read(run.launch, run.submission)
+    return replace(run, evidence=evidence, figures=figures_read.get(run.launch) or figures.read(run.launch))
 
 
 def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
     """Return a run with how it stands."""
-    if run.submission is None or run.evidence is None:
+    if run.submission is None:
         return run
     name = run.submission.job
     if run.local:
-        return replace(run, **verdict.of_local(name, run.evidence)._asdict())
+        state, reason = verdict.of_local(name, run.evidence)
+        return replace(run, state=state, reason=reason)
     job = jobs.get(name)
     if job and _is_job_of(job, run):
-        return replace(run, job=job, **verdict.of_job(job, run.evidence)._asdict())
+        state, reason = verdict.of_job(job, run.evidence)
+        return replace(run, job=job, state=state, reason=reason)
     slurm_error = "" if job else slurm_error  # the job of another directory: SLURM counts anew, or this one was moved
-    judged = verdict.of_unknown_job(name, run.evidence, slurm_error)
-    return replace(run, slurm_error=slurm_error, **judged._asdict())
+    state, reason = verdict.of_unknown_job(name, run.evidence, slurm_error)
+    return replace(run, slurm_error=slurm_error, state=state, reason=reason)
 
 
 def _is_job_of(job: slurm.Job, run: Run) -> bool:

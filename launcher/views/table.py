@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from launcher import slurm
 from launcher.views.runs import Run
 
 if TYPE_CHECKING:  # rich takes a while to import: only where something is shown
@@ -27,7 +27,7 @@ _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "loss", "kNN", "
 _NUMBERS = _COLUMNS[3:-1]
 
 
-def as_row(run: Run) -> dict[str, Any]:
+def _row(run: Run) -> dict[str, Any]:
     """Return a run as plain data; `status --help` explains the keys."""
     sent, job, figures = run.submission, run.job, run.figures
     return {
@@ -41,15 +41,15 @@ def as_row(run: Run) -> dict[str, Any]:
         "ended": run.ended,
         "step": run.step,
         "total_steps": figures.total_steps,
-        "saved_step": run.saved_step,
+        "saved_step": run.evidence.step,
         "epoch": figures.epoch,
         "images_per_second": figures.images_per_second,
         "loss": figures.loss,
         "knn_top1": figures.knn_top1,
-        "starts": run.starts,
-        "restarts": max(0, run.starts - 1),
+        "starts": run.evidence.starts,
+        "restarts": max(0, run.evidence.starts - 1),
         "seconds_left": figures.seconds_left if run.state == "running" else None,
-        "allocation_seconds_left": _seconds(job.time_left) if job and run.state == "running" else None,
+        "allocation_seconds_left": slurm.seconds(job.time_left) if job and run.state == "running" else None,
         "slurm_state": job.state if job else None,
         "slurm_reason": job.reason if job else None,
         "nodes": job.nodes if job else None,
@@ -57,11 +57,14 @@ def as_row(run: Run) -> dict[str, Any]:
     }
 
 
-def show_table(runs: Sequence[Run]) -> None:
-    """Print the runs: to a terminal as wide as it is, else plain, a line a run however long."""
+def show(runs: Sequence[Run], *, as_json: bool) -> None:
+    """Print the runs as JSON, or as a table: to a terminal as wide as it is, else plain, a line a run however long."""
+    if as_json:
+        print(json.dumps([_row(run) for run in runs], indent=1, allow_nan=False), flush=True)
+        return
     from rich.console import Console
 
-    table = _table(runs)
+    table = as_table(runs)
     if sys.stdout.isatty():
         Console().print(table)
         return
@@ -71,29 +74,13 @@ def show_table(runs: Sequence[Run]) -> None:
     print("\n".join(line.rstrip() for line in text.get().splitlines()), flush=True)
 
 
-@contextlib.contextmanager
-def live_table() -> Iterator[Callable[[Sequence[Run], str], None]]:
-    """Show a table on the terminal in place; the function given replaces its runs and its caption."""
-    from rich.console import Console
-    from rich.live import Live
-
-    with Live(console=Console(), auto_refresh=False) as live:
-
-        def update(runs: Sequence[Run], caption: str) -> None:
-            table = _table(runs)
-            table.caption = _plain(caption)
-            live.update(table, refresh=True)
-
-        yield update
-
-
-def _table(runs: Sequence[Run]) -> Table:
-    """Lay the runs out as a table. A column that nobody fills is left out."""
+def as_table(runs: Sequence[Run], caption: str = "") -> Table:
+    """Lay the runs out as a table of rich's. A column that nobody fills is left out."""
     from rich.table import Table
 
     rows = [_cells(run) for run in runs]
     filled = [name for name in _COLUMNS if name in ("run", "state") or any(cells[name] for cells in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=_plain(caption) if caption else None)
     for name in filled:
         table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=name in _COLUMNS[1:-1])
     for cells in rows:
@@ -104,8 +91,9 @@ def _table(runs: Sequence[Run]) -> Table:
 
 def _cells(run: Run) -> dict[str, str]:
     figures = run.figures
+    seconds = figures.seconds_left if run.state == "running" else None
     of_total = f"/{figures.total_steps}" if figures.total_steps else "/-"
-    cells = {
+    return {
         "run": run.name,
         "job": run.submission.job if run.submission else "",
         "state": run.state,
@@ -114,13 +102,10 @@ def _cells(run: Run) -> dict[str, str]:
         "images/s": _figure(figures.images_per_second, ".0f" if (figures.images_per_second or 0) >= 100 else ".3g"),
         "loss": _figure(figures.loss, ".4g"),
         "kNN": _figure(None if figures.knn_top1 is None else 100 * figures.knn_top1, ".2f", " %"),
-        "restarts": str(run.starts - 1) if run.starts > 1 else "",
-        "time left": "",
+        "restarts": str(run.evidence.starts - 1) if run.evidence.starts > 1 else "",
+        "time left": "" if seconds is None else _duration(seconds),
         "reason": run.reason,
     }
-    if run.state == "running" and figures.seconds_left is not None:
-        cells["time left"] = _duration(figures.seconds_left)
-    return cells
 
 
 def _figure(value: float | None, form: str, unit: str = "") -> str:
@@ -136,17 +121,6 @@ def _duration(seconds: float) -> str:
         return f"{minutes}m"
     hours = minutes // 60
     return f"{hours}h{minutes % 60:02}m" if hours < 24 else f"{hours // 24}d{hours % 24:02}h"
-
-
-def _seconds(text: str) -> int | None:
-    """Read a time of SLURM's, [D-][[H:]M:]S; None for UNLIMITED and its like."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        return None
-    days, _, clock = text.rpartition("-")
-    seconds = 0
-    for part in clock.split(":"):
-        seconds = 60 * seconds + int(part)
-    return seconds + 86400 * int(days or 0)
 
 
 def _plain(text: str, style: str = "") -> Text:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from launcher import slurm
 from launcher.record import Launch, Submission
 from moco_dist.run.lease import held_by, process_start
 
-State = Literal[
-    "pending",
-    "running",
-    "requeued",
-    "done",
-    "stopped",
-    "cancelled",
-    "user_error",
-    "diverged",
-    "crashed",
-    "time limit",
-    "lost",
-    "unknown",
-    "unreadable",
-]
-"""requeued: waits for another start; lost: runs by its status, but nobody runs it; unknown: SLURM does not answer."""
+Live = Literal["pending", "running", "requeued"]
+"""requeued: waits for another start."""
+Ended = Literal["done", "stopped", "cancelled", "user_error", "diverged", "crashed", "time limit", "lost"]
+"""lost: runs by its status, but nobody runs it."""
+State = Live | Ended | Literal["unknown", "unreadable"]
+"""unknown: SLURM does not answer."""
+Verdict = tuple[State, str]
+"""How a run stands, and why in one line, which may be empty."""
 
 FOR_GOOD = ("done", "user_error", "diverged")
 """Ends after which nothing starts a run again by itself."""
@@ -36,34 +28,27 @@ _CAUSES = {
 }
 
 
-class Verdict(NamedTuple):
-    """How a run stands. If it is neither live nor ended, nobody could tell."""
-
-    state: State
-    reason: str = ""
-    live: bool = False
-    ended: bool = False
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What a run directory shows about its run."""
 
-    controller: bool
+    controller: bool = False
     """Whether the process of a local job lives on this host."""
-    writer: str
+    writer: str = ""
     """Who writes to the directory; empty for nobody."""
-    state: str | None
-    step: int
-    reason: str
-    starts: int
-    began: bool
+    state: str | None = None
+    step: int = 0
+    """The step in status.json: that of the last save, or of the end."""
+    reason: str = ""
+    starts: int = 0
+    """Number of starts so far, of all its jobs."""
+    began: bool = False
     """Whether the last job has started at all."""
-    fresh: bool
+    fresh: bool = False
     """Whether the last start wrote the status, not one before it."""
 
     @property
-    def end(self) -> tuple[State, str] | None:
+    def end(self) -> Verdict | None:
         """How the run has ended, by its status; None where that says that it has not, or is older than the job."""
         if self.state == "done" or (self.fresh and self.state in ("stopped", "user_error", "diverged", "crashed")):
             return self.state, self.reason  # type: ignore[return-value]
@@ -78,6 +63,9 @@ class Evidence:
     def trouble(self) -> str:
         """Why a run that goes on is being stopped, or started again after a crash; empty if it is not."""
         return self.reason if self.fresh and self.state not in (None, "running", "done") else ""
+
+
+UNREAD = Evidence()
 
 
 def read(launch: Launch, submission: Submission) -> Evidence:
@@ -103,34 +91,34 @@ def read(launch: Launch, submission: Submission) -> Evidence:
 def of_local(job: str, evidence: Evidence) -> Verdict:
     """Judge a run without SLURM, by its controller's process, or by its lease if that is on another host."""
     if evidence.controller or evidence.writer:
-        return Verdict("running", evidence.trouble, live=True)
-    return Verdict(*(evidence.end or ("lost", f"process {job} is gone")), ended=True)
+        return "running", evidence.trouble
+    return evidence.end or ("lost", f"process {job} is gone")
 
 
 def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
     """Judge a run whose job SLURM knows."""
     if job.waits:
-        return Verdict("requeued" if evidence.began else "pending", job.reason.removeprefix("None"), live=True)
+        return "requeued" if evidence.began else "pending", job.reason.removeprefix("None")
     if job.live:
-        return Verdict("running", evidence.trouble or "is ending" * (job.state == "COMPLETING"), live=True)
-    return Verdict(*_ended(job.state, evidence), ended=True)
+        return "running", evidence.trouble or "is ending" * (job.state == "COMPLETING")
+    return _ended(job.state, evidence)
 
 
 def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
     """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says."""
     if evidence.writer:
         why = "SLURM does not answer" if slurm_error else f"job {job} is not known to SLURM any more"
-        return Verdict("running", f"{why}; {evidence.writer} writes to it", live=True)
+        return "running", f"{why}; {evidence.writer} writes to it"
     if evidence.end and (evidence.settled or not slurm_error):
-        return Verdict(*evidence.end, ended=True)
+        return evidence.end
     if slurm_error:
         was = f"{evidence.state} at step {evidence.step}" if evidence.state else "not begun"
-        return Verdict("unknown", f"SLURM does not answer; the run directory says: {was}")
+        return "unknown", f"SLURM does not answer; the run directory says: {was}"
     never = "" if evidence.began else "; it never started"
-    return Verdict("lost", f"job {job} is not known to SLURM any more{never}", ended=True)
+    return "lost", f"job {job} is not known to SLURM any more{never}"
 
 
-def _ended(slurm_state: str, evidence: Evidence) -> tuple[State, str]:
+def _ended(slurm_state: str, evidence: Evidence) -> Verdict:
     """Return state and reason of a run whose job has ended in this state of SLURM's."""
     end, done = evidence.end, evidence.began or slurm_state == "COMPLETED"
     if end and (end[0] in ("user_error", "diverged") or (end[0] == "done" and done)):

@@ -1,7 +1,5 @@
 """Keep the state of a run in checkpoints, written in the background, whole or not at all, with a checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging
@@ -39,11 +37,6 @@ class Checkpoints:
         self.keep, self.milestone, self.writes = keep, milestone, writes
         self.failures = 0
         self._writer: threading.Thread | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Tell whether a save is still being written."""
-        return self._writer is not None and self._writer.is_alive()
 
     def save(self, step: int, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
         """Copy the state now and write it in the background; a save still under way is waited for.
@@ -117,15 +110,11 @@ class _HashingFile(io.RawIOBase):
 
 def _copy(state: Any) -> Any:
     """Return the state with its tensors copied to the CPU; containers are copied too."""
-    match state:
-        case Tensor():
-            return state.detach().to("cpu", copy=True)
-        case dict():
-            return {key: _copy(value) for key, value in state.items()}
-        case list() | tuple():
-            return [_copy(value) for value in state]
-        case _:
-            return state
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copy(value) for key, value in state.items()}
+    return [_copy(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -136,12 +125,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _finite(state: Any) -> bool:
-    match state:
-        case Tensor():
-            return bool(state.isfinite().all())
-        case dict():
-            return all(map(_finite, state.values()))
-        case list():
-            return all(map(_finite, state))
-        case _:
-            return True
+    """Tell whether all numbers of a copied state's tensors are finite."""
+    if isinstance(state, dict | list):
+        return all(map(_finite, state.values() if isinstance(state, dict) else state))
+    return not isinstance(state, Tensor) or bool(state.isfinite().all())

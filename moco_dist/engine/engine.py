@@ -1,6 +1,6 @@
 """Take a training step of any method: in parts, on any number of ranks, in any precision.
 
-`exact` and `overlapped` are the two ways to take it; what they share stands here.
+The exact and the overlapped engine (`build`) are the two ways to take it; what they share stands here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from moco_dist.config import Config, Layout
 from moco_dist.methods.method import Keys, Method, Terms, Views
 from moco_dist.networks import batchnorm
-from moco_dist.ranks import devices
-from moco_dist.ranks.collectives import World
+from moco_dist.ranks import collectives, devices
 from moco_dist.summation import PairwiseSum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -55,18 +54,14 @@ class Engine(ABC):
         world: the ranks.
     """
 
-    def __init__(self, method: Method, config: Config, plan: Layout, world: World) -> None:
+    def __init__(self, method: Method, config: Config, plan: Layout, world: collectives.World) -> None:
         self.method, self.config, self.plan, self.world = method, config, plan, world
         self.image_dtype = DTYPES[config.device.precision]
         self.parts = self._parts()
         self.query = self._wrapped(method.trained)
         self.parameters = [p for p in method.trained.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=config.optim.lr,
-            momentum=config.optim.sgd_momentum,
-            weight_decay=config.optim.weight_decay,
-        )
+        optim = config.optim
+        self.optimizer = torch.optim.SGD(self.parameters, optim.lr, optim.sgd_momentum, weight_decay=optim.weight_decay)
         self.optimizer.register_step_post_hook(lambda *_: self._descended())
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False
@@ -76,21 +71,21 @@ class Engine(ABC):
     def _parts(self) -> int:
         """Return in how many parts, each of whole BatchNorm groups, a rank's share is computed."""
 
-    @abstractmethod
     def _wrapped(self, trained: nn.Module) -> nn.Module:
         """Return the trained module as the forward pass calls it."""
+        return trained
 
-    @abstractmethod
     def _one_pass(self, *, last: bool) -> AbstractContextManager[None]:
         """Return the context of a forward and a backward pass, of a part in one direction; `last`: the final one."""
+        return nullcontext()
 
-    @abstractmethod
     def _part_is_done(self) -> None:
         """Take note that all directions of a part have added their gradients."""
+        return
 
-    @abstractmethod
     def _gradients(self) -> list[Tensor]:
         """Leave this rank's gradients in the parameters; return those that are not yet means over the ranks."""
+        return []
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context within which the encoders compute in the precision of the config."""
@@ -126,9 +121,8 @@ class Engine(ABC):
             batchnorm.fold_statistics_(method.trained, statistics, groups)
         values[len(means) :] *= self.world.size
         figures = Figures((*names, *sums), values, {"lr": lr})
-        assert len({*figures.names, *figures.used}) == len(figures.names) + 1, (
-            f"two figures of one name: {figures.names}"
-        )
+        distinct = {*figures.names, *figures.used}
+        assert len(distinct) == len(figures.names) + 1, f"two figures of one name: {figures.names}"
         return figures
 
     def _passes(self, queries: list[Tensor], keys: list[Keys]) -> tuple[list[str], Tensor, list[list[Tensor]]]:

@@ -1,7 +1,5 @@
 """Compute the learning rate of each step."""
 
-from __future__ import annotations
-
 import math
 
 from moco_dist.config.schema import OptimSection

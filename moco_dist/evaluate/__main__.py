@@ -1,10 +1,8 @@
 """Run `python -m moco_dist.evaluate`."""
 
-from __future__ import annotations
-
 import sys
 
-from moco_dist.evaluate import command
+from moco_dist.evaluate.command import run
 
 if __name__ == "__main__":
-    sys.exit(command.run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

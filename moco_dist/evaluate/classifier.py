@@ -1,7 +1,5 @@
 """Train networks on labels: fine-tuned from MoCo's encoder, or from scratch as the baseline."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -13,15 +11,10 @@ from torch import Tensor, nn
 
 from moco_dist import randomness
 from moco_dist.config.schema import DataSection
-from moco_dist.data.augment import Augment
-from moco_dist.data.loader import make_loader
-from moco_dist.data.store import Source
-from moco_dist.data.stream import BatchStream, StreamKeys
+from moco_dist.data import augment, loader, store, stream
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
-from moco_dist.networks import batchnorm
-from moco_dist.networks.resnet import Encoder
-from moco_dist.networks.small import SmallNet
+from moco_dist.networks import batchnorm, resnet, small
 from moco_dist.ranks import watchdog
 
 
@@ -34,7 +27,7 @@ class Classifier(nn.Module):
         probe: what the linear layer begins as, on normalised features; None: zero, on the features as they are.
     """
 
-    def __init__(self, net: Encoder | SmallNet, classes: int, probe: Probe | None = None) -> None:
+    def __init__(self, net: resnet.Encoder | small.SmallNet, classes: int, probe: Probe | None = None) -> None:
         super().__init__()
         self.net, self.linear, self.normalised = net, nn.Linear(net.feature_dim, classes), probe is not None
         weight, bias = probe or (torch.zeros(()), torch.zeros(()))
@@ -59,6 +52,8 @@ class Lesson:
     """[m] their classes, whether given or guessed."""
     weights: NDArray[np.float32]
     """[m] weights of their losses."""
+    number: int = 0
+    """Tells lessons with one seed apart; each has an order and crops of its own."""
 
 
 @dataclass(frozen=True)
@@ -83,37 +78,36 @@ class Schedule:
 
 def learn_(
     classifier: Classifier,
-    source: Source,
+    source: store.Source,
     lesson: Lesson,
     schedule: Schedule,
-    *,
     data: DataSection,
-    augmentation: Augment,
-    device: torch.device,
+    augmentation: augment.Augment,
     seed: int,
-    number: int,
 ) -> None:
     """Train a classifier in place, on this rank alone; it is left in evaluation mode.
 
     Args:
-        classifier: on the device.
+        classifier: on the device to compute on.
         source: of the images.
         lesson: which of them, and their classes.
         schedule: of the learning rates and the number of steps.
         data: size and limits of the crop, and processes that decode.
         augmentation: of the training images.
-        device: to compute on.
         seed: of the run.
-        number: of the draw of labels.
     """
-    keys = StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=number)
-    batch_size = min(schedule.batch, len(lesson.indices))
-    batches = BatchStream(source, data, keys, batch_size, among=lesson.indices)
-    loader = make_loader(batches, range(schedule.steps), data.workers, device)
-    optimizer = _optimizer(classifier, schedule)
+    keys = stream.StreamKeys(seed, randomness.Stream.LESSON_ORDER, randomness.Stream.LESSON_VIEW, lesson=lesson.number)
+    device, batch_size = classifier.linear.weight.device, min(schedule.batch, len(lesson.indices))
+    batches = stream.BatchStream(source, data, keys, batch_size, among=lesson.indices)
+    loaded = loader.make_loader(batches, range(schedule.steps), data.workers, device)
+    groups = [
+        {"params": classifier.net.parameters(), "base": schedule.lr_net},
+        {"params": classifier.linear.parameters(), "base": schedule.lr},
+    ]
+    optimizer = torch.optim.SGD(groups, schedule.lr, momentum=0.9, weight_decay=schedule.weight_decay, nesterov=True)
     classifier.train()
     batchnorm.set_group_size(classifier, batch_size)
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(loaded):
         samples = batch.samples.numpy()
         labels = torch.from_numpy(lesson.labels[samples]).to(device, non_blocking=True)
         weights = torch.from_numpy(lesson.weights[samples]).to(device, non_blocking=True)
@@ -127,12 +121,3 @@ def learn_(
         batchnorm.fold_statistics_(classifier, batchnorm.take_group_sums_(classifier), 1)
         watchdog.beat()
     classifier.eval()
-
-
-def _optimizer(classifier: Classifier, schedule: Schedule) -> torch.optim.SGD:
-    """Make the SGD of a lesson, with a learning rate `base` for the network and one for the linear layer."""
-    groups = [
-        {"params": classifier.net.parameters(), "base": schedule.lr_net},
-        {"params": classifier.linear.parameters(), "base": schedule.lr},
-    ]
-    return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)

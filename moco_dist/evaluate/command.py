@@ -8,8 +8,6 @@ A table on the terminal; evaluation.json and evaluation/ (pictures; a cell for e
 evaluation goes on) in the run directory. Ranks share the work, and change no figure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from moco_dist.errors import UserError

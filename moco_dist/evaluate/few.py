@@ -1,9 +1,7 @@
 """These methods learn from the labels of a few images: one draw of labels at a time, on one rank."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,17 +10,14 @@ import torch
 from torch import Tensor
 
 from moco_dist.errors import UserError
+from moco_dist.evaluate import features, linear, propagation
 from moco_dist.evaluate import labels as few
-from moco_dist.evaluate import linear, propagation
 from moco_dist.evaluate.classifier import Classifier, Lesson, Schedule, learn_
-from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe
-from moco_dist.evaluate.propagation import Graph
-from moco_dist.evaluate.subject import Features, Outcome, Subject
-from moco_dist.networks.resnet import Encoder, build_encoder
-from moco_dist.networks.small import SmallNet
-from moco_dist.ranks import devices
-from moco_dist.ranks.collectives import World
+from moco_dist.evaluate.options import Options
+from moco_dist.evaluate.subject import EvaluationMethod, Outcome, Subject
+from moco_dist.networks import resnet, small
+from moco_dist.ranks import collectives, devices
 
 REVISIONS = {"linear": 1, "fine-tuned": 1, "semi-supervised": 1, "supervised": 1, "supervised small net": 1}
 """A method's revision is part of the key of its cells: raise it whenever the method's figures change, be it by a change
@@ -46,13 +41,33 @@ class FewLabels:
     """Each of these methods learns from few labels, and is a function of the draw alone."""
 
     subject: Subject
-    shares: Callable[[], tuple[Features, Features]]
+    shares: Callable[[], tuple[features.Features, features.Features]]
     """Computes this rank's features of the images to learn from and of the held-out ones."""
     count: int
     """Labels of a draw."""
     draws: int
 
-    def draw(self, number: int) -> Indices:
+    def methods(self, options: Options) -> Iterator[EvaluationMethod]:
+        """Yield the methods that the options ask for, the cheap ones first. Raises UserError."""
+        self.draw(0)  # a mistake is told before long work
+        yield self._method("linear", self.linear, lambda: (self.labelled, self.held_out))
+        if options.finetune:
+            yield self._method("fine-tuned", self.fine_tuned, lambda: self.labelled, FINE_TUNING)
+        if options.semi:
+            settings = SEMI_SUPERVISED, ROUNDS, propagation.SETTINGS
+            yield self._method("semi-supervised", self.semi_supervised, lambda: (self.labelled, self.graphs), *settings)
+        if options.supervised:
+            yield self._method("supervised", self.supervised, lambda: None, FROM_SCRATCH)
+            yield self._method("supervised small net", self.supervised_small, lambda: None, FROM_SCRATCH)
+
+    def _method(
+        self, name: str, run: Callable[[int], Outcome], before: Callable[[], object], *settings: object
+    ) -> EvaluationMethod:
+        shared = FOLDS, DECAY_OF_ONE, linear.DECAYS, self.subject.labelled_augmentation.recipe
+        shown = f"supervised {self.subject.config.model.arch}" if name == "supervised" else name
+        return EvaluationMethod(shown, run, before, [REVISIONS[name], *settings, *shared], self.count, self.draws)
+
+    def draw(self, number: int) -> few.Indices:
         """Choose the labelled images of a draw, counted from 0. Raises UserError."""
         s = self.subject
         return few.draw(s.train_labels, s.classes, self.count, s.config.run.seed, number, s.class_names)
@@ -65,8 +80,8 @@ class FewLabels:
     def fine_tuned(self, number: int) -> Outcome:
         """Fine-tune the probe and the encoder below it on the labelled images, augmented."""
         labelled = self.draw(number)
-        classifier = self._classifier(copy.deepcopy(self.subject.encoder), self._probe(labelled)[0])
-        return self._learnt(classifier, self._lesson(labelled), FINE_TUNING, number)
+        net, probe = copy.deepcopy(self.subject.encoder), self._probe(labelled)[0]
+        return self._learnt(self._classifier(net, probe), labelled, FINE_TUNING, number)
 
     def semi_supervised(self, number: int) -> Outcome:
         """Fine-tune on all images, with the labels of the few spread along the graph of MoCo's features.
@@ -83,8 +98,8 @@ class FewLabels:
         for turn in range(ROUNDS):
             guess = propagation.spread(edges, labelled, labels, classes)
             guessed = guess.classes(chosen.balanced)
-            lesson = Lesson(np.arange(len(guessed)), guessed, guess.certainty)
-            self._learn_(classifier, lesson, SEMI_SUPERVISED, ROUNDS * number + turn)
+            lesson = Lesson(np.arange(len(guessed)), guessed, guess.certainty, ROUNDS * number + turn)
+            self._learn_(classifier, lesson, SEMI_SUPERVISED)
             if turn < ROUNDS - 1:
                 edges = propagation.graph(*self._nearest(net, chosen.neighbours, self._alone))
         notes = {name: float(value) for name, value in chosen._asdict().items()}
@@ -93,33 +108,33 @@ class FewLabels:
     def supervised(self, number: int) -> Outcome:
         """Train the same encoder from scratch on the labelled images, augmented."""
         config = self.subject.config
-        net = build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
-        return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
+        net = resnet.build_encoder(config.model, self.subject.train.channels, config.run.seed + number)
+        return self._learnt(self._classifier(net), self.draw(number), FROM_SCRATCH, number)
 
     def supervised_small(self, number: int) -> Outcome:
         """Train a small convolutional net from scratch on the labelled images, augmented."""
         subject = self.subject
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.config.run.seed + number)
-            net = SmallNet(subject.train.channels, subject.config.data.image_size)
-        return self._learnt(self._classifier(net), self._lesson(self.draw(number)), FROM_SCRATCH, number)
+            net = small.SmallNet(subject.train.channels, subject.config.data.image_size)
+        return self._learnt(self._classifier(net), self.draw(number), FROM_SCRATCH, number)
 
     @cached_property
-    def labelled(self) -> Features:
+    def labelled(self) -> features.Features:
         """Compute the features of the images that any draw labels, the same on all ranks; a collective of all ranks."""
         train, _ = self.shares()
         drawn = np.unique(np.concatenate([self.draw(number) for number in range(self.draws)]))
         mine = torch.isin(train.indices, torch.from_numpy(drawn))
-        share = Features(train.rows[mine.to(train.rows.device)], train.labels[mine], train.indices[mine])
+        share = features.Features(train.rows[mine.to(train.rows.device)], train.labels[mine], train.indices[mine])
         return share.gathered(self.subject.world)
 
     @cached_property
-    def held_out(self) -> Features:
+    def held_out(self) -> features.Features:
         """Compute the features of the held-out images, the same on all ranks; a collective of all ranks."""
         return self.shares()[1].gathered(self.subject.world)
 
     @cached_property
-    def graphs(self) -> dict[int, Graph]:
+    def graphs(self) -> dict[int, propagation.Graph]:
         """Make graphs of all training images, by an image's number of neighbours; a collective. Raises UserError."""
         images, world = len(self.subject.train), self.subject.world
         bytes_needed = 2 * 4 * images * self.subject.encoder.what_and_where_dim
@@ -130,15 +145,15 @@ class FewLabels:
         where, cosines = self._nearest(self.subject.encoder, max(numbers), world)
         return {k: propagation.graph(where[:, :k], cosines[:, :k]) for k in numbers}
 
-    def _nearest(self, encoder: Encoder, k: int, world: World) -> tuple[Tensor, Tensor]:
+    def _nearest(self, encoder: resnet.Encoder, k: int, world: collectives.World) -> tuple[Tensor, Tensor]:
         rows = self.subject.share_of(self.subject.train, encoder.what_and_where, world).gathered(world).rows
         return propagation.nearest(rows, k, world)
 
     @property
-    def _alone(self) -> World:
-        return World(0, 1, 0, self.subject.world.device)
+    def _alone(self) -> collectives.World:
+        return collectives.World(0, 1, 0, self.subject.world.device)
 
-    def _probe(self, labelled: Indices) -> tuple[Probe, float, float]:
+    def _probe(self, labelled: few.Indices) -> tuple[Probe, float, float]:
         places = np.searchsorted(self.labelled.indices.numpy(), labelled)
         rows, labels = self.labelled.rows[places], self.labelled.labels[places]
         classes = self.subject.classes
@@ -147,31 +162,19 @@ class FewLabels:
             decay, accuracy = linear.choose_decay(rows, labels, classes, folds, self._alone)
         return linear.fit(rows, labels, classes, decay), decay, accuracy
 
-    def _folds(self, labelled: Indices) -> list[few.Fold]:
+    def _folds(self, labelled: few.Indices) -> list[few.Fold]:
         """Cut the labelled images into folds of a cross-validation; none where a class has one label."""
         parts = min(FOLDS, len(labelled) // self.subject.classes)
         return few.folds(self.subject.train_labels[labelled], parts, self.subject.config.run.seed) if parts > 1 else []
 
-    def _lesson(self, labelled: Indices) -> Lesson:
-        return Lesson(labelled, self.subject.train_labels[labelled], np.ones(len(labelled), dtype=np.float32))
-
-    def _classifier(self, net: Encoder | SmallNet, probe: Probe | None = None) -> Classifier:
+    def _classifier(self, net: resnet.Encoder | small.SmallNet, probe: Probe | None = None) -> Classifier:
         return Classifier(net, self.subject.classes, probe).to(self.subject.world.device)
 
-    def _learnt(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> Outcome:
-        self._learn_(classifier, lesson, schedule, number)
+    def _learnt(self, classifier: Classifier, labelled: few.Indices, schedule: Schedule, number: int) -> Outcome:
+        weights = np.ones(len(labelled), dtype=np.float32)
+        self._learn_(classifier, Lesson(labelled, self.subject.train_labels[labelled], weights, number), schedule)
         return Outcome(self.subject.classify(classifier, self._alone))
 
-    def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule, number: int) -> None:
+    def _learn_(self, classifier: Classifier, lesson: Lesson, schedule: Schedule) -> None:
         s = self.subject
-        learn_(
-            classifier,
-            s.train,
-            lesson,
-            schedule,
-            data=s.labelled_crops,
-            augmentation=s.labelled_augmentation,
-            device=s.world.device,
-            seed=s.config.run.seed,
-            number=number,
-        )
+        learn_(classifier, s.train, lesson, schedule, s.labelled_crops, s.labelled_augmentation, s.config.run.seed)

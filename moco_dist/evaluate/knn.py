@@ -1,11 +1,10 @@
 """Classify by weighted kNN, over a bank that is spread over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco_dist.evaluate.features import Features, gather_rows
 from moco_dist.ranks.collectives import World
 
 _QUERIES, _BLOCK = 1024, 16384
@@ -13,16 +12,7 @@ _QUERIES, _BLOCK = 1024, 16384
 
 
 @torch.no_grad()
-def predict(
-    queries: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    bank_indices: Tensor,
-    *,
-    k: int,
-    temperature: float,
-    world: World,
-) -> Tensor:
+def predict(queries: Tensor, bank: Features, *, k: int, temperature: float, world: World) -> Tensor:
     """Classify queries by the votes of their k nearest images of a bank that is spread over the ranks.
 
     A neighbour votes for its class with weight exp(cosine / temperature). Of equally similar images those of lower
@@ -30,9 +20,7 @@ def predict(
 
     Args:
         queries: [Q, D] normalised, the same on all ranks.
-        bank: [n, D] normalised, this rank's share; shares may differ in size or be empty.
-        bank_labels: [n] classes.
-        bank_indices: [n] each image's index in the whole bank.
+        bank: this rank's share; shares may differ in size or be empty.
         k: neighbours; a bank of fewer has them all.
         temperature: of the votes.
         world: the ranks.
@@ -40,17 +28,14 @@ def predict(
     Returns:
         [Q] classes, the same on all ranks.
     """
-    sizes = world.gather_objects((len(bank), int(bank_labels.max()) if len(bank) else -1))
+    sizes = world.gather_objects((len(bank.rows), int(bank.labels.max()) if len(bank.rows) else -1))
     k = min(k, sum(size for size, _ in sizes))
     classes = 1 + max(largest for _, largest in sizes)
     local = min(k, max(size for size, _ in sizes))  # candidates of one rank
     predictions = []
     for q in queries.split(_QUERIES):
-        similarity, order, labels = _candidates(q, bank, bank_labels, bank_indices, local)
-        if world.size > 1:
-            similarity, order, labels = (
-                torch.cat(list(world.all_gather(t[None])), dim=1) for t in (similarity, order, labels)
-            )
+        candidates = _candidates(q, bank, local)
+        similarity, order, labels = (torch.cat(list(world.all_gather(t[None])), dim=1) for t in candidates)
         nearest = order.topk(k, dim=1).indices  # [q, k]
         cosines = similarity.gather(1, nearest).double()  # [q, k]
         votes = ((cosines - cosines.amax(1, keepdim=True)) / temperature).exp()  # of the ratios alone: no overflow
@@ -59,7 +44,7 @@ def predict(
     return torch.cat(predictions)
 
 
-def _candidates(q: Tensor, bank: Tensor, labels: Tensor, indices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(q: Tensor, bank: Features, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Find the `count` nearest of this rank's share: similarity, sort key and label, each [q, count].
 
     A float32 product rounds differently for shares of different sizes; a float64 one, rounded to float32, does not.
@@ -67,47 +52,29 @@ def _candidates(q: Tensor, bank: Tensor, labels: Tensor, indices: Tensor, count:
     ranks. A share of fewer images is filled up with ones that are infinitely far.
     """
     wide = q.double()
-    nearest = [q.new_empty(len(q), 0), wide.new_empty(len(q), 0), labels.new_empty(len(q), 0, device=q.device)]
-    for images, classes, numbers in zip(bank.split(_BLOCK), labels.split(_BLOCK), indices.split(_BLOCK), strict=True):
+    nearest = [q.new_empty(len(q), 0), wide.new_empty(len(q), 0), bank.labels.new_empty(len(q), 0, device=q.device)]
+    for images, classes, numbers in zip(*(t.split(_BLOCK) for t in bank), strict=True):
         similarity = (wide @ images.double().T).to(q.dtype)  # [q, block]
         key = similarity.double() - numbers.to(q.device) * 2.0**-48
         of_block = classes.to(q.device).expand_as(similarity)
         merged = [torch.cat(pair, dim=1) for pair in zip(nearest, (similarity, key, of_block), strict=True)]
         top = merged[1].topk(min(count, merged[1].shape[1]), dim=1).indices
         nearest = [m.gather(1, top) for m in merged]
-    missing = count - nearest[0].shape[1]
-    similarity, key, classes = nearest
-    return (
-        F.pad(similarity, (0, missing), value=-torch.inf),
-        F.pad(key, (0, missing), value=-torch.inf),
-        F.pad(classes, (0, missing)),
-    )
+    missing, far = count - nearest[0].shape[1], (-torch.inf, -torch.inf, 0)
+    similarity, key, classes = (F.pad(t, (0, missing), value=v) for t, v in zip(nearest, far, strict=True))
+    return similarity, key, classes
 
 
-def accuracy(
-    queries: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor, Tensor], *, k: int, temperature: float, world: World
-) -> float:
+def accuracy(queries: Features, bank: Features, *, k: int, temperature: float, world: World) -> float:
     """Return the fraction of the queries that the kNN classifies rightly.
 
     Args:
-        queries: this rank's share: [n, D] features and [n] labels.
-        bank: this rank's share: features, labels and indices.
+        queries: this rank's share.
+        bank: this rank's share.
         k: number of neighbours.
         temperature: of the votes.
         world: the ranks.
     """
-    features, labels = (gather_rows(t, world) for t in queries)
-    predicted = predict(features, *bank, k=k, temperature=temperature, world=world)
+    rows, labels = gather_rows(queries.rows, world), gather_rows(queries.labels, world)
+    predicted = predict(rows, bank, k=k, temperature=temperature, world=world)
     return float((predicted == labels.to(predicted.device)).double().mean())
-
-
-def gather_rows(tensor: Tensor, world: World) -> Tensor:
-    """Concatenate the ranks' shares [n, ...] whose n differs between the ranks."""
-    if world.size == 1:
-        return tensor
-    tensor = tensor.to(world.device)
-    counts = world.gather_objects(len(tensor))
-    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-    padded[: len(tensor)] = tensor
-    gathered = world.all_gather(padded)
-    return torch.cat([g[:n] for g, n in zip(gathered.chunk(world.size), counts, strict=True)])

@@ -1,7 +1,5 @@
 """Choose which images of a training set count as labelled, and cut labelled images into folds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The linear probe is multinomial logistic regression on frozen features, solved until it converges."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -79,13 +77,8 @@ def fit(features: Tensor, labels: Tensor, classes: int, decay: float) -> Probe:
             of_bias += error.sum(0)
         return value.item(), torch.cat([of_weight, of_bias[:, None]], dim=1).flatten().cpu().numpy()
 
-    minimum = minimize(
-        loss,
-        np.zeros(classes * (dim + 1)),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-12, "gtol": 1e-7},
-    )
+    options = {"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-12, "gtol": 1e-7}
+    minimum = minimize(loss, np.zeros(classes * (dim + 1)), jac=True, method="L-BFGS-B", options=options)
     weight, bias = _unflatten(minimum.x, classes, features.device)
     return Probe(weight, bias - weight @ mean)
 

@@ -1,7 +1,5 @@
 """Evaluate during training, by kNN and a linear probe on the features of the query encoder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -45,36 +43,20 @@ def accuracies(config: Config, engine: Engine, encoder: Encoder, data: Data, aug
     Returns:
         `knn_top1` and `linear_top1`, 0 to 1.
     """
-    encoder.eval()
-    bank, bank_labels, bank_indices = _share(config, engine, encoder, data.bank, augmentation)
-    queries, labels, _ = _share(config, engine, encoder, data.queries, augmentation)
-    encoder.train()
-    world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
-    return {
-        "knn_top1": knn.accuracy(
-            (queries, labels), (bank, bank_labels, bank_indices), k=k, temperature=temperature, world=world
-        ),
-        "linear_top1": ridge.accuracy((queries, labels), (bank, bank_labels), world=world),
-    }
-
-
-def _share(
-    config: Config, engine: Engine, encoder: Encoder, source: Source | None, augmentation: Augment
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute this rank's features of a source, with their labels and indices."""
-    assert source is not None and source.labels is not None
+    assert data.bank is not None and data.queries is not None
 
     def encode(images: Tensor) -> Tensor:
         with engine.autocast():
             return encoder.features(images)
 
-    rows, indices = features.extract(
-        encode,
-        source,
-        engine.world,
-        size=config.data.image_size,
-        augmentation=augmentation,
-        dtype=engine.image_dtype,
-        workers=config.data.workers,
+    encoder.eval()
+    bank, queries = (
+        features.extract(encode, source, engine.world, config.data, augmentation, engine.image_dtype)[0]
+        for source in (data.bank, data.queries)
     )
-    return rows, torch.from_numpy(source.labels)[indices], indices
+    encoder.train()
+    world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
+    return {
+        "knn_top1": knn.accuracy(queries, bank, k=k, temperature=temperature, world=world),
+        "linear_top1": ridge.accuracy(queries, bank, world=world),
+    }

@@ -1,7 +1,5 @@
 """The options of the evaluation's command line, their checks, and the config that they lead to. It needs no torch."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -10,12 +8,9 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from moco_dist import config as configs
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run import status
-from moco_dist.run.directory import load_config as load
-from moco_dist.run.paths import CONFIG, RunPaths, run_of
+from moco_dist.run import directory, paths, status
 
 Layer = Literal["backbone", "head"]
 
@@ -53,15 +48,10 @@ def _path(name: str) -> Callable[[str], Path]:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    p = _OptionParser(
-        prog="python -m moco_dist.evaluate",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument(
-        "path", metavar="RUN_DIR|WEIGHTS", type=_path("RUN_DIR|WEIGHTS"), help="a run directory, or .safetensors or .pt"
-    )
+    name, layout = "python -m moco_dist.evaluate", argparse.RawDescriptionHelpFormatter
+    p = _OptionParser(name, description=description, formatter_class=layout, allow_abbrev=False)
+    name = "RUN_DIR|WEIGHTS"
+    p.add_argument("path", metavar=name, type=_path(name), help="a run directory, or .safetensors or .pt")
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
     p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
@@ -83,7 +73,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str], description: str = "") -> Options:
     """Parse the command line, whose --help begins with the description. Raises UserError."""
     options = Options(**vars(_parser(description).parse_intermixed_args(arguments)))
-    options = replace(options, path=run_of(options.path) or options.path)
+    options = replace(options, path=paths.run_of(options.path) or options.path)
     fraction = options.label_fraction
     if options.draws is not None and options.draws < 1:
         raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
@@ -96,7 +86,7 @@ def parse(arguments: Sequence[str], description: str = "") -> Options:
     return options
 
 
-def load_config(options: Options) -> Config:
+def load_config(options: Options) -> configs.Config:
     """Load the config of the run directory, or for a file of weights the one that the command line names.
 
     Raises:
@@ -109,15 +99,15 @@ def load_config(options: Options) -> Config:
     if path.is_dir():
         if file is not None:
             raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
-        file = RunPaths(path).config
+        file = paths.RunPaths(path).config
         if not file.is_file():
-            raise UserError.of("RUN_DIR", path, f"holds no {CONFIG}", "give the directory of a run, or its weights")
+            raise UserError.of("RUN_DIR", path, f"holds no {file.name}", "give the directory of a run, or its weights")
     if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
     fixed = [f"eval.knn_split={options.split}", "eval.knn_every=1"]
-    return load(file, ["data.download=false", *overrides, *fixed])
+    return directory.load_config(file, ["data.download=false", *overrides, *fixed])
 
 
 def refuse(rank: Rank, error: UserError, *, met: bool = False) -> int:

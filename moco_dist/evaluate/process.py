@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from moco_dist import packages
 from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
+from moco_dist.data.store import shown_channels
 from moco_dist.errors import UserError
-from moco_dist.evaluate import all_labels, features, few, methods, results
-from moco_dist.evaluate.cells import Cell, Cells, Key, digest
-from moco_dist.evaluate.methods import EvaluationMethod
+from moco_dist.evaluate import all_labels, features, few, results
 from moco_dist.evaluate.options import Options, refuse
-from moco_dist.evaluate.subject import Subject, open_subject
+from moco_dist.evaluate.results import Cell, Cells, Key, digest
+from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
-from moco_dist.ranks.start import start
 from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
 
 LIBRARIES = "torch", "scipy", "scikit-learn"
 """Libraries whose versions all figures depend on."""
+
+_MOST_SHOWN = 100
+"""Wrong images in the picture of them, at most."""
 
 _PATIENCE_SECONDS = 24 * 3600.0
 """Ranks wait for one another between draws, which may take long; a rank that dies takes the others along at once."""
@@ -45,7 +49,7 @@ def run(options: Options, config: Config, rank: Rank) -> int:
     """
     world: World | None = None
     try:
-        world = start(config, rank, _PATIENCE_SECONDS)
+        world = World.start(config, rank, _PATIENCE_SECONDS)
         try:
             evaluate(options, config, world)
         finally:
@@ -67,15 +71,38 @@ def evaluate(options: Options, config: Config, world: World) -> None:
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
-    """Print the table, write evaluation.json and draw the pictures, on rank 0 alone. Raises OSError."""
-    from moco_dist.evaluate import pictures
+    """Print the table, write evaluation.json and draw the pictures, on rank 0 alone.
 
-    subject = evaluation.subject
+    Args:
+        path: the run directory or the file of weights; curves are drawn where it has rows.
+        evaluation: what was tried.
+        cells: of each method, one a draw.
+        out: where the results go.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from moco_dist.evaluate import plots
+
+    subject, paths = evaluation.subject, RunPaths(out)
     rows = [results.row(of_method) for of_method in cells]
     about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
-    about["settings"] = evaluation.all_settings
-    results.write(RunPaths(out).evaluation_table, rows, about)
-    pictures.draw(subject, rows, cells, path, RunPaths(out).evaluation)
+    results.write(paths.evaluation_table, rows, {**about, "settings": evaluation.all_settings})
+    plots.save(paths.evaluation / "accuracies.png", plots.accuracies(rows, subject.split))
+    if RunPaths(path).metrics.is_file():
+        plots.save(paths.evaluation / "curves.png", plots.curves(plots.Curve.read(path)))
+    with_few = [number for number, row in enumerate(rows) if row["labels"]]
+    of_interest = with_few or range(len(rows))  # who asks for few labels wants to see their errors
+    best = max(of_interest, key=lambda number: float(rows[number][f"{subject.split}_accuracy_mean"]))
+    truth, predicted = subject.truth.numpy(), np.array(cells[best][0].predicted)
+    wrong = np.flatnonzero(truth != predicted)
+    shown, images = wrong[:_MOST_SHOWN], np.zeros((0, 1, 1, 1), dtype=np.uint8)
+    if len(shown):
+        images = subject.held_out.centred(shown, subject.config.data.image_size)[0].numpy()
+        images = images[:, : shown_channels(images.shape[1])]
+    plots.save(paths.evaluation / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
+    figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))
+    plots.save(paths.evaluation / "wrong.png", figure)
     results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
     print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
 
@@ -85,7 +112,7 @@ class Evaluation:
 
     def __init__(self, options: Options, subject: Subject) -> None:
         self.subject, self.world = subject, subject.world
-        self.methods = methods.table_of(options, subject)
+        self.methods = list(_methods(options, subject))
 
     def cells_of(self, method: EvaluationMethod, cache: Cells) -> list[Cell]:
         """Compute the cells that are missing. Returns all of the method, one a draw, the same on all ranks."""
@@ -116,7 +143,7 @@ class Evaluation:
         settings = digest(self.settings, *method.settings)
         return Key(method.name, method.labels, number, self.subject.split, settings)
 
-    @cached_property
+    @functools.cached_property
     def settings(self) -> str:
         """Digest of what all figures depend on: weights, images, config, versions, and how features are computed."""
         s, config = self.subject, self.subject.config
@@ -133,6 +160,30 @@ class Evaluation:
         """Digest of what the figures of any method depend on: the rows of a file are made alike."""
         section = self.subject.config.eval
         return digest(self.settings, section.knn_k, section.knn_temperature, all_labels.REVISIONS, few.REVISIONS)
+
+
+def _methods(options: Options, subject: Subject) -> Iterator[EvaluationMethod]:
+    """Yield the methods that the options ask for, the cheap ones first. Raises UserError."""
+    shares, count = functools.cache(subject.shares), _label_count(options, subject)
+    on_all = all_labels.AllLabels(subject, options.features, functools.partial(shares, options.features))
+    yield from on_all.methods(options, default=not (options.knn or options.linear or count))
+    if count is not None:
+        on_few = few.FewLabels(subject, functools.partial(shares, "backbone"), count, options.draws or 1)
+        yield from on_few.methods(options)
+
+
+def _label_count(options: Options, subject: Subject) -> int | None:
+    fraction = options.label_fraction
+    if fraction is None:
+        return options.labels
+    images, classes = len(subject.train), subject.classes
+    count = round(fraction * images)
+    if count < classes:
+        rule = f"is {count} of {images} images, and there are {classes} classes"
+        unit = 10.0 ** (math.floor(math.log10(classes / images)) - 1)  # two digits, rounded up
+        enough = math.ceil(classes / images / unit) * unit
+        raise UserError.of("--label-fraction", fraction, rule, f"use {enough:.2g} or more")
+    return count
 
 
 @contextmanager

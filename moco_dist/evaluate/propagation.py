@@ -4,8 +4,6 @@ Label propagation (Zhou et al. 2004, "Learning with local and global consistency
 certainty of what it says (Iscen et al. 2019, "Label propagation for deep semi-supervised learning", section 3.2).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -5,13 +5,12 @@ Accuracy is the same on any number of ranks to the last bit, since no sum in it 
 at most N: float64, with 53 bits, holds each of them exactly up to 2^23 images, in whatever order they are added up.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
 
+from moco_dist.evaluate.features import Features
 from moco_dist.ranks.collectives import World
 
 PENALTY = 1e-3
@@ -99,18 +98,17 @@ def _with_ones(features: Tensor, bits: int) -> Tensor:
     return torch.cat([rounded, rounded.new_ones(len(rounded), 1)], dim=1)
 
 
-def accuracy(queries: tuple[Tensor, Tensor], bank: tuple[Tensor, Tensor], *, world: World) -> float:
+def accuracy(queries: Features, bank: Features, *, world: World) -> float:
     """Return the accuracy of the probe on the queries; NaN where the bank's features are not finite.
 
     Args:
-        queries: this rank's share: [n, D] features and [n] labels.
-        bank: this rank's share of what the probe is fitted to: features and labels.
+        queries: this rank's share.
+        bank: this rank's share of what the probe is fitted to.
         world: the ranks.
     """
-    weights = fit(*bank, world)
-    features, labels = queries
-    right = int((predict(weights, features) == labels.to(features.device)).sum())
-    shares = world.gather_objects((right, len(labels)))
+    weights = fit(bank.rows, bank.labels, world)
+    right = int((predict(weights, queries.rows) == queries.labels.to(queries.rows.device)).sum())
+    shares = world.gather_objects((right, len(queries.labels)))
     if not weights.isfinite().all():
         return math.nan
     return sum(right for right, _ in shares) / sum(size for _, size in shares)

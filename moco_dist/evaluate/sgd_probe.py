@@ -5,9 +5,7 @@ as they come out of the pooling, trained on random crops and flips. Nothing is s
 for features that are.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,16 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco_dist import randomness
+from moco_dist.config import Config
 from moco_dist.config.schema import DataSection, Interval
-from moco_dist.data import augment
-from moco_dist.data.augment import Augment
-from moco_dist.data.loader import make_loader
-from moco_dist.data.store import Source
-from moco_dist.data.stream import BatchStream, StreamKeys, steps_per_epoch
+from moco_dist.data import augment, loader, store, stream
 from moco_dist.errors import UserError
+from moco_dist.evaluate.features import Encode
 from moco_dist.evaluate.linear import Probe
-from moco_dist.ranks import watchdog
-from moco_dist.ranks.collectives import World
+from moco_dist.ranks import collectives, watchdog
 from moco_dist.summation import PairwiseSum
 
 _LR_BATCH = 256
@@ -64,23 +59,20 @@ class ProbeRecipe:
 
     def steps(self, samples: int) -> int:
         """Count the steps of the whole training on a source of so many images."""
-        return self.epochs * steps_per_epoch(samples, self.batch)
+        return self.epochs * stream.steps_per_epoch(samples, self.batch)
 
 
 def fit(
-    encode: Callable[[Tensor], Tensor],
-    source: Source,
+    encode: Encode,
+    source: store.Source,
     classes: int,
     feature_dim: int,
-    world: World,
-    *,
-    size: int,
-    augmentation: Augment,
-    dtype: torch.dtype,
-    seed: int,
+    world: collectives.World,
+    config: Config,
+    augmentation: augment.Augment,
     recipe: ProbeRecipe,
-    workers: int = 0,
-    progress: Callable[[int, float, Tensor], None] | None = None,
+    progress: Callable[[int, float, Tensor], None] = lambda step, lr, loss: None,
+    dtype: torch.dtype = torch.float32,
 ) -> Probe:
     """Train a linear classifier on the mean cross-entropy of a source's random crops.
 
@@ -92,14 +84,12 @@ def fit(
         classes: of the problem.
         feature_dim: D.
         world: the ranks; each computes its slice of every batch.
-        size: side of the crops in pixels.
+        config: of the run, for its seed, the side of the crops and the processes of a rank that decode.
         augmentation: of the run, for its normalisation.
-        dtype: of the images; the classifier is in float32 or wider.
-        seed: of weights, order and crops.
         recipe: epochs, batch, learning rate and crops.
-        workers: processes of a rank that decode.
         progress: called after each step, on each rank, with the number of steps done, the learning rate, and the mean
             loss of the batch before the step, on the device.
+        dtype: of the images; the classifier is in float32 or wider.
 
     Returns:
         The classifier, the same on all ranks, on the device.
@@ -110,7 +100,7 @@ def fit(
     pieces = _pieces(recipe.batch, len(source), world.size)
     wide = torch.promote_types(dtype, torch.float32)
     view = _augment(recipe, augmentation)
-    probe = _initial(classes, feature_dim, seed, wide, world.device)
+    probe = _initial(classes, feature_dim, config.run.seed, wide, world.device)
     optimizer = torch.optim.SGD(list(probe), lr=recipe.lr, momentum=recipe.momentum)
 
     def of_piece(crops: Tensor, draws: Tensor, labels: Tensor) -> list[Tensor]:
@@ -121,18 +111,23 @@ def fit(
         loss = F.cross_entropy(probe.logits(features), labels.to(world.device, non_blocking=True)) / pieces
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
 
-    for step, batch in enumerate(_batches(source, recipe, size, seed, world, workers)):
+    assert source.labels is not None
+    data = DataSection(image_size=config.data.image_size, crop_scale=recipe.crop_scale)
+    keys = stream.StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
+    batches = stream.BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
+    steps = range(recipe.steps(len(source)))
+    for step, batch in enumerate(loader.make_loader(batches, steps, config.data.workers, world.device)):
+        labels = torch.from_numpy(source.labels[batch.samples.numpy()])
         total = PairwiseSum()
-        for piece in zip(*(t.chunk(pieces) for t in batch), strict=True):
+        for piece in zip(*(t.chunk(pieces) for t in (batch.views[0], batch.draws[0], labels)), strict=True):
             total.add(of_piece(*piece))
         world.mean_(means := total.total())
         loss, probe.weight.grad, probe.bias.grad = means
-        lr = recipe.learning_rate(step // steps_per_epoch(len(source), recipe.batch))
+        lr = recipe.learning_rate(step // stream.steps_per_epoch(len(source), recipe.batch))
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         watchdog.beat()
-        if progress is not None:
-            progress(step + 1, lr, loss)
+        progress(step + 1, lr, loss)
     return Probe(*(t.detach() for t in probe))
 
 
@@ -154,10 +149,10 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
     return pieces
 
 
-def _augment(recipe: ProbeRecipe, normalisation: Augment) -> Augment:
+def _augment(recipe: ProbeRecipe, normalisation: augment.Augment) -> augment.Augment:
     """Make an augmentation of the flip alone, with the normalisation of the run; the crop is the source's."""
     mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
-    return Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
+    return augment.Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:
@@ -165,15 +160,3 @@ def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, devi
     generator = torch.Generator().manual_seed(seed)
     weight = _INITIAL_STD * torch.randn(classes, feature_dim, generator=generator)
     return Probe(*(t.to(device, dtype).requires_grad_() for t in (weight, torch.zeros(classes))))
-
-
-def _batches(
-    source: Source, recipe: ProbeRecipe, size: int, seed: int, world: World, workers: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield this rank's slice of each step: crops [n, C, S, S], draws for the device [n, COLOUR_DRAWS], labels [n]."""
-    assert source.labels is not None
-    data = DataSection(image_size=size, crop_scale=recipe.crop_scale)
-    keys = StreamKeys(seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
-    stream = BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
-    for batch in make_loader(stream, range(recipe.steps(len(source))), workers, world.device):
-        yield batch.views[0], batch.draws[0], torch.from_numpy(source.labels[batch.samples.numpy()])

@@ -1,7 +1,5 @@
 """Open what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,40 +12,14 @@ from torch import Tensor
 
 from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
-from moco_dist.data import sources
-from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
-from moco_dist.data.store import Source
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.errors import UserError
-from moco_dist.evaluate import features
-from moco_dist.evaluate.labels import Indices
-from moco_dist.evaluate.options import Layer
-from moco_dist.networks import weights
-from moco_dist.networks.resnet import Encoder, build_encoder
+from moco_dist.evaluate import features, labels, options
+from moco_dist.networks import resnet, weights
 from moco_dist.ranks.collectives import World
-from moco_dist.run import status
-from moco_dist.run.paths import ENCODER, RunPaths
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features are the normalised outputs for a source's images: all in order on every rank, or a rank's share."""
-
-    rows: Tensor
-    """[n, D], on the device."""
-    labels: Tensor
-    """[n], on the CPU."""
-    indices: Tensor
-    """[n] indices of their images in the source, on the CPU."""
-
-    def gathered(self, world: World) -> Features:
-        """Put the ranks' shares together, in the order of the source."""
-        if world.size == 1:
-            return self
-        shares = self.rows, self.labels, self.indices
-        rows, labels, indices = (features.in_order(share, self.indices, world) for share in shares)
-        return Features(rows, labels.cpu(), indices.cpu())
+from moco_dist.run import paths, status
 
 
 @dataclass(frozen=True)
@@ -61,20 +33,36 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class EvaluationMethod:
+    """A method is one row of the table: how it is run, and what its figures depend on."""
+
+    name: str
+    run: Callable[[int], Outcome]
+    """Computes a draw, by its number. All ranks share a draw of a method on all labels; else each has its own draws."""
+    before: Callable[[], object]
+    """Computes with all ranks what all draws share, ahead of the first draw."""
+    settings: Sequence[object]
+    """The method's revision and whatever else its figures depend on, beside the encoder and the images."""
+    labels: int | None = None
+    """Labels of a draw; None: all."""
+    draws: int = 1
+
+
+@dataclass(frozen=True)
 class Subject:
     """A subject is an encoder and the images that it is tried on."""
 
     config: Config
     world: World
-    encoder: Encoder
+    encoder: resnet.Encoder
     """In evaluation mode, on the device."""
     digest: str
     """sha256 of the backbone's weights."""
     head_digest: str
     """sha256 of the head's weights."""
-    train: Source
+    train: store.Source
     """Labelled images to learn from."""
-    held_out: Source
+    held_out: store.Source
     """Labelled images to be classified."""
     _named: set[Unreadable] = field(default_factory=set)
     """Images that cannot be decoded and have been named."""
@@ -85,7 +73,7 @@ class Subject:
         return self.config.eval.knn_split
 
     @cached_property
-    def train_labels(self) -> Indices:
+    def train_labels(self) -> labels.Indices:
         assert self.train.labels is not None
         return self.train.labels
 
@@ -104,13 +92,13 @@ class Subject:
         return self.train.classes or tuple(map(str, range(self.classes)))
 
     @cached_property
-    def augmentation(self) -> Augment:
-        return Augment(Recipe.of(self.config.data), *self.train.pixel_statistics)
+    def augmentation(self) -> augment.Augment:
+        return augment.Augment(augment.Recipe.of(self.config.data), *self.train.pixel_statistics)
 
     @cached_property
-    def labelled_augmentation(self) -> Augment:
+    def labelled_augmentation(self) -> augment.Augment:
         """Return the augmentation of images that are learnt with their labels."""
-        return Augment(self.augmentation.recipe.gentler(), *self.train.pixel_statistics)
+        return augment.Augment(self.augmentation.recipe.gentler(), *self.train.pixel_statistics)
 
     @property
     def labelled_crops(self) -> DataSection:
@@ -121,55 +109,45 @@ class Subject:
         """Return the fraction of the held-out images that are classified rightly; predicted [n]."""
         return float((predicted.cpu() == self.truth).double().mean())
 
-    def encode(self, layer: Layer) -> Callable[[Tensor], Tensor]:
+    def encode(self, layer: options.Layer) -> features.Encode:
         """Return the function from images to the output of a layer."""
         return self.encoder.features if layer == "backbone" else self.encoder
 
-    def feature_dim(self, layer: Layer) -> int:
+    def feature_dim(self, layer: options.Layer) -> int:
         """Return the width D of a layer's output."""
         return self.encoder.feature_dim if layer == "backbone" else self.config.model.dim
 
-    def shares(self, layer: Layer) -> tuple[Features, Features]:
+    def shares(self, layer: options.Layer) -> tuple[features.Features, features.Features]:
         """Compute this rank's features of the images to learn from and of the held-out ones. Raises UserError."""
         encode = self.encode(layer)
         return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
 
-    def share_of(self, source: Source, encode: Callable[[Tensor], Tensor], world: World) -> Features:
+    def share_of(self, source: store.Source, encode: features.Encode, world: World) -> features.Features:
         """Compute this rank's features of a source. Raises UserError, on all ranks, where some are not finite."""
-        rows, indices = self._share(encode, source, world)
-        bad = sum(world.gather_objects(int((~rows.isfinite().all(1)).sum())))
+        share = self._share(encode, source, world)
+        bad = sum(world.gather_objects(int((~share.rows.isfinite().all(1)).sum())))
         if bad:
             rule = f"the features of {bad} of {len(source)} images are not finite"
             raise UserError.of("weights", self.digest[:12], rule, "look at the run's loss; take an earlier checkpoint")
-        assert source.labels is not None
-        return Features(rows, torch.from_numpy(source.labels)[indices], indices)
+        return share
 
-    def classify(self, logits: Callable[[Tensor], Tensor], world: World) -> Tensor:
+    def classify(self, logits: features.Encode, world: World) -> Tensor:
         """Classify the held-out images. Returns [n] classes, on the CPU.
 
         Args:
             logits: of normalised images: [n, C, S, S] to [n, classes].
             world: the ranks that share the work.
         """
-        outputs, indices = self._share(logits, self.held_out, world)  # of length 1 each, which moves no maximum
-        return features.in_order(outputs.argmax(1), indices, world).cpu()
+        share = self._share(logits, self.held_out, world)  # rows of length 1 each, which moves no maximum
+        return features.in_order(share.rows.argmax(1), share.indices, world).cpu()
 
-    def _share(self, encode: Callable[[Tensor], Tensor], source: Source, world: World) -> tuple[Tensor, Tensor]:
-        unreadable: list[Unreadable] = []
-        share = features.extract(
-            encode,
-            source,
-            world,
-            size=self.config.data.image_size,
-            augmentation=self.augmentation,
-            dtype=torch.float32,
-            workers=self.config.data.workers,
-            unreadable=unreadable,
-        )
+    def _share(self, encode: features.Encode, source: store.Source, world: World) -> features.Features:
+        data = self.config.data
+        share, unreadable = features.extract(encode, source, world, data, self.augmentation, torch.float32)
         self._name(sorted({image for images in world.gather_objects(unreadable) for image in images}), source)
         return share
 
-    def _name(self, unreadable: Sequence[Unreadable], source: Source) -> None:
+    def _name(self, unreadable: Sequence[Unreadable], source: store.Source) -> None:
         """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
         if new := [image for image in unreadable if image not in self._named]:
@@ -179,7 +157,7 @@ class Subject:
             self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}{more}")
 
 
-def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:
+def open_subject(path: Path, config: Config, world: World, layer: options.Layer) -> Subject:
     """Read the weights and open the images.
 
     Args:
@@ -201,11 +179,11 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     if data.bank.labels is not None and len(np.unique(data.bank.labels)) < 2:
         rule = "all images are of one class, and there is nothing to tell apart"
         raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
-    encoder = build_encoder(config.model, data.train.channels, config.run.seed)
+    encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     if step := _checkpoint(path, layer, world):
         world.agreed(lambda: _load_checkpoint_(encoder, *step))
     elif path.is_dir():
-        world.agreed(lambda: weights.load_backbone_(encoder, RunPaths(path).encoder, key="RUN_DIR"))
+        world.agreed(lambda: weights.load_backbone_(encoder, paths.RunPaths(path).encoder, key="RUN_DIR"))
     else:
         taken = world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS"))
         world.tell(f"moco_dist.evaluate: {taken}")
@@ -213,16 +191,16 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
 
 
-def _checkpoint(path: Path, layer: Layer, world: World) -> tuple[Checkpoints, int] | None:
+def _checkpoint(path: Path, layer: options.Layer, world: World) -> tuple[Checkpoints, int] | None:
     """Find the checkpoint to read; None where the weights alone are enough. Raises UserError."""
     if not path.is_dir():
         if layer == "head":
             raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
         return None
-    checkpoints = Checkpoints(RunPaths(path).checkpoints, keep=2, writes=False)
+    checkpoints = Checkpoints(paths.RunPaths(path).checkpoints, keep=2, writes=False)
 
     def look() -> tuple[int | None, bool]:
-        written = RunPaths(path).encoder.is_file()
+        written = paths.RunPaths(path).encoder.is_file()
         enough = layer == "backbone" and written and status.read(path).state in ("done", None)
         return (None if enough else checkpoints.index.latest()), written
 
@@ -230,12 +208,12 @@ def _checkpoint(path: Path, layer: Layer, world: World) -> tuple[Checkpoints, in
     if step is None and layer == "head":
         raise UserError.of("RUN_DIR", path, "has no checkpoint", "train it first")
     if step is None and not written:
-        rule = f"holds neither {ENCODER} nor a checkpoint"
+        rule = f"holds neither {paths.ENCODER} nor a checkpoint"
         raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
     return None if step is None else (checkpoints, step)
 
 
-def _load_checkpoint_(encoder: Encoder, checkpoints: Checkpoints, step: int) -> None:
+def _load_checkpoint_(encoder: resnet.Encoder, checkpoints: Checkpoints, step: int) -> None:
     try:
         encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
     except RuntimeError as error:  # of overrides
@@ -243,7 +221,7 @@ def _load_checkpoint_(encoder: Encoder, checkpoints: Checkpoints, step: int) -> 
         raise UserError.of("RUN_DIR", checkpoints.index.path(step), rule, "drop the overrides of model.*") from None
 
 
-def _digest(encoder: Encoder, *, head: bool) -> str:
+def _digest(encoder: resnet.Encoder, *, head: bool) -> str:
     sha256 = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         if name.startswith("fc.") == head and "num_batches" not in name:

@@ -1,7 +1,5 @@
 """Compute what Momentum Contrast (He et al. 2020) needs: pure functions and two updates in place."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 A method knows nothing of parts, precision, optimizers and sums over ranks; the engine knows nothing of keys and queues.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Learn by Momentum Contrast, v1, v2 or symmetric (He et al. 2020, algorithm 1; Chen et al. 2020)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any
@@ -22,39 +20,20 @@ class MoCo(Method):
     """MoCo has a query encoder, a key encoder that follows it, and a queue of keys that all ranks hold alike.
 
     Args:
-        encoder_q: images [n, ...] to [n, C]; its BatchNorms are `GroupBatchNorm2d`.
-        dim: C.
-        queue_size: K.
-        momentum: m of the key encoder.
-        temperature: tau.
-        symmetric: whether each view is query and key once, and the losses add up.
-        shuffle_mode: `all_gather`, `all_to_all` or `none`.
+        config: of the run, whose section `moco` has the names of the paper.
         world: the ranks.
-        seed: of the queue's first, random keys and of the shuffles.
+        encoder_q: images [n, ...] to [n, C], its weights already right; its BatchNorms are `GroupBatchNorm2d`.
     """
 
     queue: Tensor  # [K, C]
 
-    def __init__(
-        self,
-        encoder_q: nn.Module,
-        *,
-        dim: int,
-        queue_size: int,
-        momentum: float,
-        temperature: float,
-        symmetric: bool,
-        shuffle_mode: str,
-        world: World,
-        seed: int,
-    ) -> None:
+    def __init__(self, config: Config, world: World, encoder_q: nn.Module) -> None:
         super().__init__()
-        self.momentum, self.temperature, self.symmetric = momentum, temperature, symmetric
-        self.shuffle_mode, self.world, self.seed = shuffle_mode, world, seed
-        self.encoder_q = encoder_q
+        self.moco, self.world, self.seed, self.encoder_q = config.moco, world, config.run.seed, encoder_q
         self.encoder_k = copy.deepcopy(encoder_q).requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("queue", F.normalize(torch.randn(queue_size, dim, generator=generator)))
+        generator = torch.Generator().manual_seed(self.seed)
+        keys = torch.randn(self.moco.queue_size, config.model.dim, generator=generator)
+        self.register_buffer("queue", F.normalize(keys))
         self.cursor = 0
 
     @property
@@ -64,18 +43,18 @@ class MoCo(Method):
 
     def queries(self, views: Views) -> list[Tensor]:
         """Return view 1; for the symmetric loss also view 2, which is a query too, with view 1 for its key."""
-        return list(views) if self.symmetric else [views[0]]
+        return list(views) if self.moco.symmetric else [views[0]]
 
     def before_step_(self) -> None:
         """Set `k <- m k + (1 - m) q`, the parameters alone: the key encoder keeps BatchNorm statistics of its own."""
-        losses.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.momentum)
+        losses.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.moco.momentum)
 
     def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
         """Encode the view that is not the query, each direction in a shuffle of its own."""
         length = self.world.size * len(views[0])
         return [
             self.encode_keys(im_k, self.order(step, direction, length), parts)
-            for direction, im_k in enumerate(views[::-1][: 1 + self.symmetric])
+            for direction, im_k in enumerate(views[::-1][: 1 + self.moco.symmetric])
         ]
 
     def order(self, step: int, direction: int, length: int) -> shuffle.Permutation:
@@ -94,31 +73,28 @@ class MoCo(Method):
         Returns:
             Keys [size * n, C], normalised.
         """
-        images = shuffle.shuffled_slice(im_k, order, self.world, self.shuffle_mode)
+        images = shuffle.shuffled_slice(im_k, order, self.world, self.moco.shuffle)
         statistics, encoded = PairwiseSum(), []
         for part in images.chunk(parts):
             encoded.append(self.encoder_k(part).to(self.queue.dtype))
             statistics.add(batchnorm.take_group_sums_(self.encoder_k))
         k = F.normalize(torch.cat(encoded), dim=1)  # [n, C]
-        return Keys(shuffle.gathered_keys(k, order, self.world, self.shuffle_mode), statistics.total())
+        return Keys(shuffle.gathered_keys(k, order, self.world, self.moco.shuffle), statistics.total())
 
     def loss(self, outputs: Tensor, keys: Keys, rows: slice) -> Terms:
         """Compute InfoNCE of each query against its key and the queue: a (1+K)-way task, the positive at index 0."""
         q = F.normalize(outputs.to(self.queue.dtype), dim=1)  # [r, C]
-        logits = losses.contrast_logits(q, keys.keys[rows], self.queue, self.temperature)  # [r, 1+K]
+        logits = losses.contrast_logits(q, keys.keys[rows], self.queue, self.moco.temperature)  # [r, 1+K]
         with torch.no_grad():
             top1, top5 = losses.top_k_accuracy(logits)
         return Terms({"loss": losses.info_nce(logits)}, {"top1": top1, "top5": top5})
 
     def after_step_(self, keys: Sequence[Keys], groups: int) -> None:
         """Let the keys of the global batch, of view 1 and then of view 2, take the oldest keys' place in the queue."""
-        self.enqueue_(torch.cat([of_direction.keys for of_direction in keys][::-1]))
+        newest = torch.cat([of_direction.keys for of_direction in keys][::-1])
+        self.cursor = losses.enqueue_(self.queue, newest, self.cursor)
         for of_direction in keys:
             batchnorm.fold_statistics_(self.encoder_k, of_direction.statistics, groups)
-
-    def enqueue_(self, keys: Tensor) -> None:
-        """Write keys [B, C] over the oldest ones."""
-        self.cursor = losses.enqueue_(self.queue, keys, self.cursor)
 
     def state(self) -> dict[str, Any]:
         """Return the state of both encoders, the queue and its cursor."""
@@ -131,18 +107,3 @@ class MoCo(Method):
         self.encoder_k.load_state_dict(state["encoder_k"])
         self.queue.copy_(state["queue"])
         self.cursor = state["cursor"]
-
-
-def build(config: Config, world: World, encoder: nn.Module) -> MoCo:
-    """Make the MoCo that a config asks for, from an encoder whose weights are already right."""
-    return MoCo(
-        encoder,
-        dim=config.model.dim,
-        queue_size=config.moco.queue_size,
-        momentum=config.moco.momentum,
-        temperature=config.moco.temperature,
-        symmetric=config.moco.symmetric,
-        shuffle_mode=config.moco.shuffle,
-        world=world,
-        seed=config.run.seed,
-    )

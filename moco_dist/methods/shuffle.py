@@ -5,8 +5,6 @@ and of its positive key differ and their statistics give nothing away. The permu
 every rank knows it, and nothing is broadcast.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.ranks import devices, watchdog
 from moco_dist.ranks.rank import Rank
@@ -28,8 +28,10 @@ from moco_dist.summation import pairwise_sum
 S = TypeVar("S")
 T = TypeVar("T")
 
-
 _LET_THE_CAUSE_SHOW_SECONDS = 3.0
+
+_WATCHDOG_FIRST_SECONDS = 60.0
+"""By how much longer a collective waits than the watchdog, which knows more about a hang and tells it."""
 
 
 class PeerLost(Exception):
@@ -40,11 +42,8 @@ _untyped: Any = dist  # for the names that torch does not export to type checker
 
 # Two names that later releases of torch have changed.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_SYNC_BUFFERS = (
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
+_OPTIONS_OF_DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS_OF_DDP else "broadcast_buffers"
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,32 @@ class World(Rank):
     """A world is this process among the ranks that it has met. A world of one needs no process group."""
 
     device: torch.device
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        rank: Rank,
+        timeout_seconds: float,
+        last_words: Callable[[watchdog.Hang], None] = lambda hang: None,
+    ) -> World:
+        """Start a process that computes: pick this rank's device, watch over the process, and meet the other ranks.
+
+        Args:
+            config: of the run.
+            rank: this process.
+            timeout_seconds: a rank that makes no progress for so long ends the job.
+            last_words: called before the watchdog ends this process.
+
+        Raises:
+            UserError: the device that the config asks for is not here.
+            OSError: torchrun is gone.
+        """
+        device = devices.pick(config, rank.local_rank)
+        devices.prepare(config, device)
+        watchdog.start(rank.rank, timeout_seconds, last_words)
+        with watchdog.waiting("their start"):
+            return cls.join(rank, device, timeout_seconds + _WATCHDOG_FIRST_SECONDS)
 
     @classmethod
     def join(cls, rank: Rank, device: torch.device, timeout_seconds: float) -> World:
@@ -73,13 +98,9 @@ class World(Rank):
         if agents:
             store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
         backend = _untyped.Backend.default_device_backend_map[self.device.type]
+        own = self.device if backend == "nccl" else None
         dist.init_process_group(
-            backend,
-            store=store,
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timeout,
-            device_id=self.device if backend == "nccl" else None,
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout, device_id=own
         )
 
     def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
@@ -127,9 +148,8 @@ class World(Rank):
         out = tensor.new_empty(sum(received), *tensor.shape[1:])
         row = _as_bytes(tensor).numel() // len(tensor)
         with _others("all_to_all"):
-            dist.all_to_all_single(
-                _as_bytes(out), _as_bytes(tensor), [n * row for n in received], [n * row for n in sent]
-            )
+            sizes = [n * row for n in received], [n * row for n in sent]
+            dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes)
         return out
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
@@ -215,12 +235,12 @@ class World(Rank):
             return module
         # Buffers are not broadcast: running statistics are averaged over the ranks, not taken from rank 0.
         no_broadcast: dict[str, Any] = {_SYNC_BUFFERS: False}
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **no_broadcast)
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, **no_broadcast)
 
 
 def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:
     """Return the context in which a backward pass averages gradients over ranks, or only adds to this rank's own."""
-    if not isinstance(module, DistributedDataParallel):
+    if not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return _others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
 

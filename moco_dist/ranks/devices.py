@@ -4,13 +4,10 @@ A device other than the CPU runs ahead: the host queues work on it and goes on. 
 of torch's module for it (`torch.cuda`), asked for by `of`, so that the suite's stand-in for a GPU runs the same lines.
 """
 
-from __future__ import annotations
-
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +101,6 @@ def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("
         own = top / path.lstrip("/")
         for folder in (own, *own.parents):
             if folder.is_relative_to(top):
-                with contextlib.suppress(OSError, ValueError):  # not seen from inside a container; "max"
+                with suppress(OSError, ValueError):  # not seen from inside a container; "max"
                     limits.append(int((folder / name).read_text()))
     return limits

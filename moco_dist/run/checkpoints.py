@@ -4,8 +4,6 @@ A checkpoint is the archive that torch writes, followed by a checksum: `torch.lo
 so the file opens without us too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

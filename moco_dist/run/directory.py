@@ -1,22 +1,17 @@
 """The run directory as one job writes it: its lease, its config, its status."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from moco_dist import __version__, config, packages
-from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
-from moco_dist.run import status
-from moco_dist.run.lease import Lease
-from moco_dist.run.paths import RunPaths, run_of
+from moco_dist.run import lease, paths, status
 
 
-def load_config(file: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(file: Path | None, overrides: Sequence[str] = ()) -> config.Config:
     """Load a config as `config.load` does; one that lies in a run directory means that directory, even a moved one.
 
     An override of `run.dir` means another one, and of `run.name` alone the directory `runs/<name>`.
@@ -24,7 +19,7 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: whatever is wrong with it.
     """
-    run_dir = run_of(file)
+    run_dir = paths.run_of(file)
     if run_dir is None or any(override.startswith("run.dir=") for override in overrides):
         return config.load(file, overrides)
     if any(override.startswith("run.name=") for override in overrides):
@@ -36,15 +31,10 @@ class RunDirectory:
     """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = RunPaths(folder)
+        self.folder, self.paths = folder, paths.RunPaths(folder)
         self.ours = False
         """Whether this job has the lease; on every rank."""
-        self._lease: Lease | None = None
-
-    @property
-    def folder(self) -> Path:
-        """The directory itself."""
-        return self.paths.folder
+        self._lease: lease.Lease | None = None
 
     def open(self) -> None:
         """Make the directory, private to its user, and take the lease.
@@ -54,13 +44,13 @@ class RunDirectory:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lease = Lease(self.folder)
+            self._lease = lease.Lease(self.folder)
             self.paths.remove_unfinished()
         except OSError as error:
             rule = f"cannot be written: {error.strerror}"
             raise UserError.of("run.dir", self.folder, rule, "choose another") from None
 
-    def record(self, run: Config) -> None:
+    def record(self, run: config.Config) -> None:
         """Write the resolved config with the versions that run it."""
         if self._lease:
             write_text(self.paths.config, f"# {versions()}\n{config.dump(run)}")

@@ -1,7 +1,5 @@
 """One job alone writes to a run directory, by a lease that holds on NFS too (no flock)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -80,12 +78,9 @@ class Lease:
         else:
             alive = self._renewed_within(owner)
         if alive:
-            raise UserError.of(
-                "run.dir",
-                self._file.parent,
-                f"a job on {owner.get('host')} (process {owner.get('pid')}) is writing to it",
-                "wait for it, stop it, or choose another run.name",
-            )
+            rule = f"a job on {owner.get('host')} (process {owner.get('pid')}) is writing to it"
+            fix = "wait for it, stop it, or choose another run.name"
+            raise UserError.of("run.dir", self._file.parent, rule, fix)
         # Of several that find the owner dead, one succeeds in moving its file away.
         grave = self._file.with_name(f".lease.{self._mine['token']}.dead")
         with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,5 @@
 """`metrics.jsonl`: one JSON object a line, the books of a run. What W&B shows is made from these rows."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -96,10 +94,6 @@ class MetricsFile:
                 return False
             return True
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows in the file, without those that could not be written and without damaged lines."""
-        return read_rows(self.path)
-
     def rewind(self, step: int) -> None:
         """Drop the rows of later steps than `step`, and what a power cut left: a torn last line, blocks of zeros.
 
@@ -118,7 +112,10 @@ class MetricsFile:
                 os.ftruncate(self._fd, length)
                 os.fsync(self._fd)
             else:
-                self._replace(b"".join(kept))
+                with replacing(self.path, durable=True) as repaired:
+                    repaired.write(b"".join(kept))
+                os.close(self._fd)
+                self._fd = self._open()
 
     def close(self) -> None:
         """Write what still waits in memory, as far as that goes, and close the file."""
@@ -144,20 +141,11 @@ class MetricsFile:
         if self.failures == 1:
             log.warning("%s: %s; training goes on, its rows wait in memory", self.path, error.strerror)
 
-    def _replace(self, content: bytes) -> None:
-        with replacing(self.path, durable=True) as file:
-            file.write(content)
-        os.close(self._fd)
-        self._fd = self._open()
-
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a metrics.jsonl without damaged lines. Raises OSError."""
     with path.open("rb") as file:
-        for line in file:
-            row = _parse(line)
-            if row is not None:
-                yield row
+        yield from filter(None, map(_parse, file))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -1,10 +1,8 @@
 """How a run stands, in `status.json`: for launchers, scripts and later starts of the same run."""
 
-from __future__ import annotations
-
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,9 +43,7 @@ def write(run_dir: Path, state: State, step: int, reason: str = "", **lengths: i
         reason: why the run ended.
         lengths: `total_steps` and `epoch_steps`; what is not given stays as the old status has it.
     """
-    before = read(run_dir)
-    kept: dict[str, int | None] = {"total_steps": before.total_steps, "epoch_steps": before.epoch_steps}
-    status = Status(state, step, reason, **{**kept, **lengths})
+    status = replace(read(run_dir), state=state, step=step, reason=reason, **lengths)
     with contextlib.suppress(OSError):
         write_text(RunPaths(run_dir).status, json.dumps(asdict(status)) + "\n")
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,8 @@ from moco_dist.config import Config, overruled
 from moco_dist.errors import UserError
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
-from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training
-from moco_dist.tracking.progress import Progress
-from moco_dist.tracking.wandb import WandbSink
-from moco_dist.tracking.wandb_run import WandbRun
+from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training, read_rows
+from moco_dist.tracking import progress, wandb, wandb_run
 
 
 def check(config: Config, rank: int) -> None:
@@ -39,7 +38,7 @@ def check(config: Config, rank: int) -> None:
 
 
 class Tracker:
-    """A tracker takes the figures of the training loop. This class serves the ranks other than 0, and does nothing."""
+    """A tracker takes the figures of the training loop. This is rank 0's, which tells them; the others are silent."""
 
     @staticmethod
     def open(config: Config, run_dir: Path, rank: int, start_step: int, total_steps: int) -> Tracker:
@@ -55,12 +54,22 @@ class Tracker:
         Raises:
             OSError: metrics.jsonl cannot be opened.
         """
-        return _Speaker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else Tracker()
+        return Tracker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else _Silent()
 
-    @property
-    def stop_requested(self) -> bool:
-        """Tell whether someone has pressed the stop button at W&B; it stops nothing by itself."""
-        return False
+    def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
+        self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
+        self._warned: set[str] = set()
+        self._metrics = MetricsFile(paths.metrics)
+        self._metrics.rewind(start_step)
+        rows = list(read_rows(paths.metrics))
+        self._last: dict[str, Row] = {"train": {}, "eval": {}}
+        for row in rows:
+            self._last["train" if is_training(row) else "eval"] = row
+        self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
+        self._progress = progress.Progress(total_steps, start_step, config.run.name)
+        self.stop_requested = False  # by the stop button at W&B; it stops nothing by itself
+        run = wandb_run.WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop)
+        self._wandb = wandb.WandbSink(run)
 
     def log_step(self, row: Row) -> None:
         """Take a training row, which has `step`, `loss` and `lr` at least.
@@ -71,98 +80,22 @@ class Tracker:
         Raises:
             ValueError: the loss is NaN or infinite.
         """
-
-    def log_evaluation(self, row: Row) -> None:
-        """Take an evaluation row, which has `step`, `knn_top1` and `linear_top1`."""
-
-    def evaluated(self, step: int) -> bool:
-        """Return whether metrics.jsonl has the evaluation at this step. Rank 0's answer counts; on others False."""
-        return False
-
-    def pairs(self, images: NDArray[np.uint8]) -> None:
-        """Keep a picture of augmented pairs, [H, W, C], as `augmented_pairs.png` in the run directory and at W&B."""
-
-    def unreadable(self, images: Sequence[str]) -> None:
-        """Name images that cannot be decoded, each once, in a warning."""
-
-    def summary(self) -> dict[str, float | int | str]:
-        """Return the final figures: those of the last training row and of the last evaluation, by their names."""
-        return {}
-
-    def say(self, line: str) -> None:
-        """Print a line for people on stdout."""
-
-    def warn(self, line: str) -> None:
-        """Print a warning for people on stderr."""
-
-    def sync(self) -> bool:
-        """Wait until metrics.jsonl is on the disk; False where that failed. Any thread may call it."""
-        return True
-
-    def finish(self, exit_code: int, preempted: bool = False) -> None:
-        """Close everything, within about 40 seconds.
-
-        Args:
-            exit_code: of the run.
-            preempted: whether it was told to stop, and will go on.
-        """
-
-
-class _Speaker(Tracker):
-    """The speaker is the tracker of rank 0."""
-
-    def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
-        self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
-        self._warned: set[str] = set()
-        self._stop_requested = False
-        self._metrics = MetricsFile(paths.metrics)
-        self._metrics.rewind(start_step)
-        rows = list(self._metrics.rows())
-        self._last: dict[str, Row] = {"train": {}, "eval": {}}
-        for row in rows:
-            self._last["train" if is_training(row) else "eval"] = row
-        self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
-        self._progress = Progress(total_steps, start_step, config.run.name)
-        run = WandbRun(
-            paths.folder,
-            mode=config.track.wandb,
-            project=config.track.project,
-            group=config.track.group,
-            name=config.run.name,
-            config=config.model_dump(mode="json"),
-            rows=rows,
-            say=self.say,
-            warn=self.warn,
-            stop=self._request_stop,
-        )
-        self._wandb = WandbSink(run)
-        self._sinks = [self._metrics.append, self._wandb.log]
-
-    @property
-    def stop_requested(self) -> bool:
-        return self._stop_requested
-
-    def log_step(self, row: Row) -> None:
         step = int(row["step"])
         if step % self._log_every == 0 or step == self._total_steps:
-            finite = self._finite(row)
-            for sink in self._sinks:
-                sink(finite)
-            self._last["train"] = finite
+            self._log("train", row)
         self._progress.update(step, loss=float(row["loss"]), lr=float(row["lr"]))
 
     def log_evaluation(self, row: Row) -> None:
-        finite = self._finite(row)
-        for sink in self._sinks:
-            sink(finite)
-        self._last["eval"] = finite
-        if is_evaluation(finite):
+        """Take an evaluation row, which has `step`, `knn_top1` and `linear_top1`."""
+        if is_evaluation(self._log("eval", row)):
             self._evaluated.add(int(row["step"]))
 
     def evaluated(self, step: int) -> bool:
+        """Return whether metrics.jsonl has the evaluation at this step. Rank 0's answer counts; on others False."""
         return step in self._evaluated
 
     def pairs(self, images: NDArray[np.uint8]) -> None:
+        """Keep a picture of augmented pairs, [H, W, C], as `augmented_pairs.png` in the run directory and at W&B."""
         picture = self._paths.pairs_picture
         try:
             with replacing(picture) as file:
@@ -172,6 +105,7 @@ class _Speaker(Tracker):
         self._wandb.image("augmented_pairs", images, "the two views of the first images, as the encoders see them")
 
     def unreadable(self, images: Sequence[str]) -> None:
+        """Name images that cannot be decoded, each once, in a warning."""
         new = [image for image in images if image not in self._warned]
         self._warned.update(new)
         if new:
@@ -179,30 +113,63 @@ class _Speaker(Tracker):
             self.warn(f"cannot be decoded, replaced by other images: {', '.join(new[:3])}{more}")
 
     def summary(self) -> dict[str, float | int | str]:
+        """Return the final figures: those of the last training row and of the last evaluation, by their names."""
         return {**self._last["train"], **self._last["eval"]}
 
     def say(self, line: str) -> None:
+        """Print a line for people on stdout."""
         self._progress.write(line)
 
     def warn(self, line: str) -> None:
+        """Print a warning for people on stderr."""
         self._progress.write(f"warning: {line}", sys.stderr)
 
     def sync(self) -> bool:
+        """Wait until metrics.jsonl is on the disk; False where that failed. Any thread may call it."""
         return self._metrics.sync()
 
     def finish(self, exit_code: int, preempted: bool = False) -> None:
+        """Close everything, within about 40 seconds.
+
+        Args:
+            exit_code: of the run.
+            preempted: whether it was told to stop, and will go on.
+        """
         self._progress.close()
         self._metrics.close()
         self._wandb.finish(exit_code, preempted)
 
     def _request_stop(self) -> None:
-        self._stop_requested = True
+        self.stop_requested = True
 
-    def _finite(self, row: Row) -> Row:
-        """Drop what JSON cannot hold from a row, except the loss: a run without one has diverged."""
+    def _log(self, kind: str, row: Row) -> Row:
+        """Write a row, and return it as written: without what JSON cannot hold, except a loss, which is an error."""
         bad = [k for k, v in row.items() if k != "loss" and isinstance(v, float) and not math.isfinite(v)]
         for key in bad:
             if key not in self._warned:
                 self._warned.add(key)
                 self.warn(f"{key} is {row[key]} at step {row['step']}; left out, and further ones in silence")
-        return {key: value for key, value in row.items() if key not in bad}
+        finite = {key: value for key, value in row.items() if key not in bad}
+        self._metrics.append(finite)
+        self._wandb.log(finite)
+        self._last[kind] = finite
+        return finite
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Take whatever there is to tell, and tell nothing."""
+
+
+class _Silent(Tracker):
+    """The tracker of the ranks other than 0 tells nothing; what it answers, nobody reads."""
+
+    def __init__(self) -> None:
+        self.stop_requested = False
+
+    log_step = log_evaluation = pairs = unreadable = say = warn = finish = _nothing
+
+    def evaluated(self, step: int) -> bool:
+        return False
+
+    def sync(self) -> bool:
+        return True

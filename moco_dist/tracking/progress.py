@@ -1,7 +1,6 @@
 """Show progress to people: a bar on a terminal, a plain line now and then in a log file."""
 
-from __future__ import annotations
-
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -9,6 +8,9 @@ from typing import TextIO
 from tqdm import tqdm
 
 PLAIN_SECONDS = 30.0
+
+_GONE = (OSError, ValueError)
+"""What a stream raises that is gone or closed."""
 
 
 class Progress:
@@ -34,36 +36,30 @@ class Progress:
     def update(self, step: int, **figures: float) -> None:
         """Show that `step` is done, with its figures."""
         advance, self._step, self._figures = step - self._step, step, figures
-        try:
+        with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
                 self._bar.update(advance)
             elif time.monotonic() - self._started - self._printed >= self.plain_seconds:
                 self._print()
-        except (OSError, ValueError):  # the stream is gone or closed
-            return
 
     def write(self, line: str, stream: TextIO | None = None) -> None:
         """Print a line without tearing the bar, on stdout unless another stream is named."""
         stream = stream or sys.stdout
-        try:
+        with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 tqdm.write(line, file=stream)
             else:
                 stream.write(line + "\n")
             stream.flush()
-        except (OSError, ValueError):
-            return
 
     def close(self) -> None:
         """Show the last step, and end the bar."""
-        try:
+        with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 self._bar.close()
             elif self._step > self.initial:
                 self._print()
-        except (OSError, ValueError):
-            return
 
     def _print(self) -> None:
         self._printed = elapsed = time.monotonic() - self._started

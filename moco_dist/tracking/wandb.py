@@ -4,8 +4,6 @@ Every call into W&B is made by one thread of ours, fed by a queue, so that train
 the end alone, and there no longer than the time limits.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue
@@ -29,7 +27,7 @@ class WandbSink:
     Nothing raises into training; what goes wrong is told once to the run's `warn`.
 
     Args:
-        run: not started yet; where its mode is disabled, nothing is sent.
+        run: not started yet; where `track.wandb` is disabled, nothing is sent.
     """
 
     def __init__(self, run: WandbRun) -> None:
@@ -38,7 +36,7 @@ class WandbSink:
         self._started = threading.Event()
         self._lost = threading.Event()
         self._thread: threading.Thread | None = None
-        if run.mode == "disabled":
+        if run.config.track.wandb == "disabled":
             self._lost.set()
             return
         self._thread = threading.Thread(target=self._serve, name="wandb", daemon=True)

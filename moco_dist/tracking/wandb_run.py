@@ -1,14 +1,16 @@
 """One run at W&B for a run directory, however often the job starts: a fixed id, and each row is sent once.
 
-All of it is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
+All but `fixed_id`, which needs no wandb, is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
 """
 
-from __future__ import annotations
-
 import contextlib
+import json
 import logging
 import os
+import re
+import secrets
 import socket
+import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +21,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moco_dist.config import Config
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, is_training
-from moco_dist.tracking import wandb_offline
-from moco_dist.tracking.identity import fixed_id
 
-Mode = Literal["offline", "online", "disabled"]
+_KINDS = ("train", "eval")
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,8 @@ class WandbRun:
 
     run_dir: Path
     """The run directory; everything of W&B's lies in its `wandb/`."""
-    mode: Mode
-    """It beats the WANDB_MODE variable. Online falls back to offline where the server cannot be had."""
-    project: str
-    name: str
-    config: Mapping[str, Any]
-    group: str | None = None
+    config: Config
+    """Its `track.wandb` beats the WANDB_MODE variable. Online falls back to offline where the server cannot be had."""
     rows: Sequence[Row] = ()
     """Rows of metrics.jsonl, up to the step this start begins at."""
     say: Callable[[str], None] = log.info
@@ -68,35 +65,36 @@ class WandbRun:
         """Start W&B, and send the rows that it lacks."""
         import wandb
 
+        online = self.config.track.wandb == "online"
         folder = RunPaths(self.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         run_id = fixed_id(folder)
         # Silent also means: no question for a key on a terminal.
         settings = wandb.setup(_settings(silent=True, quiet=True, login_timeout=self.init_timeout)).settings
-        if self.mode == "online":
+        if online:
             try:
                 _probe(settings, self.probe_timeout)
-                self._run = self._init("online", run_id)
+                self._run = self._init(run_id, "online")
             except (Exception, SystemExit) as error:
                 teardown()  # else the id counts as in use
-                self.mode = "offline"
+                online = False
                 command = f"wandb sync {folder}/offline-run-*"
                 self.warn(f"W&B is offline ({reason(error)}); send the run later with: {command}")
-        if self.mode == "online":
-            self._arrived = wandb_offline.last_steps(dict(self._run.summary))
-            wandb_offline.retire(folder, run_id)
+        if online:
+            self._arrived = _last_steps(dict(self._run.summary))
+            _retire(folder, run_id)
         else:
             try:  # before init opens a file of its own
-                self._arrived = wandb_offline.arrived(folder, run_id)
+                self._arrived = _arrived(folder, run_id)
             except Exception as error:  # another wandb, another format: rather a gap at W&B than rows twice
                 self.warn(f"W&B's files of earlier starts cannot be read ({reason(error)}); rows may be missing there")
-                self._arrived = dict.fromkeys(("train", "eval"), max((int(r["step"]) for r in self.rows), default=0))
-            self._run = self._init("offline", run_id)
+                self._arrived = dict.fromkeys(_KINDS, max((int(r["step"]) for r in self.rows), default=0))
+            self._run = self._init(run_id, "offline")
         # Steps of our own on every x axis: wandb's count changes meaning after a resume.
         self._run.define_metric("train/step")
         self._run.define_metric("eval/step", hidden=True)
         self._run.define_metric("*", step_metric="train/step")
-        place = self._run.url if self.mode == "online" else f"offline, look with: wandb leet {folder}"
+        place = self._run.url if online else f"offline, look with: wandb leet {folder}"
         self.say(f"W&B: {place}")
         for row in self.rows:
             self.send(row)
@@ -121,7 +119,7 @@ class WandbRun:
         self._run.finish(exit_code=exit_code)
         teardown()
 
-    def _init(self, mode: Mode, run_id: str) -> Any:
+    def _init(self, run_id: str, mode: Literal["online", "offline"]) -> Any:
         import wandb
 
         settings = _settings(
@@ -137,16 +135,29 @@ class WandbRun:
             x_transaction_log_flush_interval=2.0,  # a kill loses so many seconds, until the next start
         )
         return wandb.init(
-            project=self.project,
-            group=self.group,
-            name=self.name,
+            project=self.config.track.project,
+            group=self.config.track.group,
+            name=self.config.run.name,
             id=run_id,
             resume="allow",
             dir=str(self.run_dir),
             mode=mode,
-            config=dict(self.config),
+            config=self.config.model_dump(mode="json"),
             settings=settings,
         )
+
+
+def fixed_id(folder: Path) -> str:
+    """Return the run's id, in `folder/id`, made once for all its starts; the launcher makes it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "id"
+    with contextlib.suppress(FileExistsError), file.open("x") as new:
+        new.write(secrets.token_hex(4))
+    run_id = file.read_text().strip()
+    if not re.fullmatch(r"[\w-]+", run_id):  # killed between making the file and writing it
+        run_id = secrets.token_hex(4)
+        file.write_text(run_id)
+    return run_id
 
 
 def core_processes() -> list[int]:
@@ -175,6 +186,49 @@ def reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
     return (text.replace(key, "***") if key else text)[:200]
+
+
+def _last_steps(summary: Mapping[str, Any]) -> dict[str, int]:
+    """Return the last step of training and of evaluation by a run's summary at W&B; 0 for none."""
+    return {kind: int(summary.get(f"{kind}/step", 0)) for kind in _KINDS}
+
+
+def _arrived(folder: Path, run_id: str) -> dict[str, int]:
+    """Return the last step of training and of evaluation in the files of earlier starts; 0 for none.
+
+    Files of online starts count as arrived: they very nearly are.
+
+    Raises:
+        OSError, subprocess.SubprocessError, ValueError: W&B's reader is missing, or cannot read a file.
+    """
+    steps = [_last_steps(_summary(file)) for file in folder.glob(f"*run-*/run-{run_id}.wandb")]
+    return {kind: max((of_file[kind] for of_file in steps), default=0) for kind in _KINDS}
+
+
+def _retire(folder: Path, run_id: str) -> None:
+    """Put offline runs away from `wandb sync`: what the server lacked of them is sent again from metrics.jsonl."""
+    for segment in folder.glob(f"offline-run-*-{run_id}"):
+        (folder / "superseded").mkdir(exist_ok=True)
+        segment.rename(folder / "superseded" / segment.name)
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """Read the last figures in a `.wandb` file, up to where a kill has cut it, by `wandb leet inspect --summary`."""
+    from wandb.util import get_core_path
+
+    command = [get_core_path(), "leet", "inspect", "--summary", "--json", "--no-observability", "--run-file", str(file)]
+    done = subprocess.run(
+        [*command, str(file.parent)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # without a terminal: an older wandb would open a view on it
+        env={**os.environ, "HOME": os.devnull, "XDG_CONFIG_HOME": os.devnull},  # it would leave its settings there
+    )
+    if done.returncode:
+        raise OSError(f"{file.name}: {done.stderr}")
+    return dict(json.loads(done.stdout)["summary"])
 
 
 def _settings(**values: Any) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str], *, supervised: bool = False, make_method: MakeMethod | None = None) -> int:
-    """Train as the arguments say.
+    """Train as the arguments say, or print what they may say.
 
     Args:
         arguments: of the command line.
@@ -32,6 +32,10 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
     Returns:
         The exit status; raises whatever else goes wrong.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        print(configs.usage())
+        return 0
     rank, run_dir = Rank(0, 1, 0), None  # who tells that the environment is wrong
     try:
         rank = Rank.from_environment(arguments)
@@ -46,9 +50,9 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
         return restarts.refuse(rank, run_dir, error)
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from moco_dist.methods import moco
+    from moco_dist.methods.moco import MoCo
     from moco_dist.train import process
 
-    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or moco.build)
+    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or MoCo)
     assert exit_status is not None
     return exit_status

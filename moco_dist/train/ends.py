@@ -1,12 +1,11 @@
-"""A run may end before its last step: on request, or because its loss is no number any more."""
-
-from __future__ import annotations
+"""Decide when a run evaluates, saves and ends, which it may before its last step."""
 
 import math
 import signal
 import time
 from types import FrameType
 
+from moco_dist.config import Config
 from moco_dist.run import status
 
 
@@ -58,3 +57,38 @@ class StopRequest:
     def raised(self) -> bool:
         """Return whether this rank was asked to stop."""
         return self._signalled or time.monotonic() > self._deadline
+
+
+class Due:
+    """This class decides by the step what follows it, and by the clock whether to save, on which the ranks must agree.
+
+    Args:
+        config: of the run.
+        epoch_steps: steps of an epoch.
+        total: steps of the run.
+        evaluates: whether there are images to evaluate on.
+    """
+
+    def __init__(self, config: Config, epoch_steps: int, total: int, *, evaluates: bool) -> None:
+        self._checkpoint, self._total = config.checkpoint, total
+        self._knn_steps = config.eval.knn_every * epoch_steps if evaluates else 0
+        self._milestone_steps = (config.checkpoint.milestone_epochs or 0) * epoch_steps
+        self.saved_at = time.monotonic()
+
+    def evaluation(self, done: int) -> bool:
+        """Return whether to evaluate after so many steps."""
+        return bool(self._knn_steps) and done > 0 and (done % self._knn_steps == 0 or done == self._total)
+
+    def milestone(self, done: int) -> bool:
+        """Return whether the checkpoint of so many steps is kept for good."""
+        return bool(self._milestone_steps) and done % self._milestone_steps == 0
+
+    def save(self, done: int) -> bool:
+        """Return whether to save after so many steps."""
+        every = self._checkpoint.every_steps
+        return done == self._total or self.milestone(done) or bool(every and done % every == 0)
+
+    def save_by_the_clock(self) -> bool:
+        """Return whether the last save is too long ago by this rank's clock; the ranks must agree, as clocks differ."""
+        minutes = self._checkpoint.every_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > 60 * minutes

@@ -1,45 +1,28 @@
 """The one visible loop of the trainer."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+import torch
 
 from moco_dist import config as configs
-from moco_dist.config import Config, Layout
-from moco_dist.data import sources, stream
-from moco_dist.data.augment import Augment, Recipe
+from moco_dist.data import augment, loader, sources, stream
 from moco_dist.data.identity import check_begun
-from moco_dist.data.loader import Withheld, make_loader
-from moco_dist.engine import schedule
-from moco_dist.engine.build import build
-from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.engine import build, checkpoint, schedule
 from moco_dist.errors import UserError
 from moco_dist.evaluate import online
 from moco_dist.files import write_text
 from moco_dist.methods.method import Method
-from moco_dist.networks import weights
-from moco_dist.networks.resnet import Encoder, build_encoder
-from moco_dist.ranks import devices, watchdog
-from moco_dist.ranks.collectives import World
-from moco_dist.run import status
-from moco_dist.run.directory import RunDirectory
-from moco_dist.run.paths import ENCODER, METRICS, SUMMARY
-from moco_dist.run.rows import evaluation_row
+from moco_dist.networks import resnet, weights
+from moco_dist.ranks import collectives, devices, watchdog
+from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
-from moco_dist.train.advice import advice
-from moco_dist.train.books import SAVE, STOP, UNREADABLE, Books
-from moco_dist.train.due import Due
-from moco_dist.train.ends import Ended, Stopped, StoppedAlone, StopRequest
-from moco_dist.train.pictures import pairs_picture
-from moco_dist.train.readout import Readout
+from moco_dist.train import books, ends, readout
 
-MakeMethod = Callable[[Config, World, nn.Module], Method]
+MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
 
 
@@ -48,26 +31,26 @@ class Training:
 
     def __init__(
         self,
-        config: Config,
-        world: World,
-        plan: Layout,
+        config: configs.Config,
+        world: collectives.World,
+        plan: configs.Layout,
         data: sources.Data,
-        encoder: Encoder,
+        encoder: resnet.Encoder,
         make_method: MakeMethod,
-        run_dir: RunDirectory,
-        stop: StopRequest,
+        run_dir: directory.RunDirectory,
+        stop: ends.StopRequest,
     ) -> None:
         self.config, self.world, self.plan, self.data = config, world, plan, data
         self.encoder, self.run_dir, self.stop = encoder, run_dir, stop
         self.epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
         self.total = schedule.total_steps(config.optim, self.epoch_steps)
-        self.due = Due(config, self.epoch_steps, self.total, evaluates=data.queries is not None)
-        self.engine = build(make_method(config, world, encoder), config, plan, world)
-        self.augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-        self.checkpoints = Checkpoints(
+        self.due = ends.Due(config, self.epoch_steps, self.total, evaluates=data.queries is not None)
+        self.engine = build.build(make_method(config, world, encoder), config, plan, world)
+        self.augmentation = augment.Augment(augment.Recipe.of(config.data), *data.train.pixel_statistics)
+        self.checkpoints = checkpoint.Checkpoints(
             run_dir.paths.checkpoints, config.checkpoint.keep, milestone=self.due.milestone, writes=world.rank == 0
         )
-        self.readout = Readout(world.device)
+        self.readout = readout.Readout(world.device)
         self.done = 0
         """Steps done."""
 
@@ -89,7 +72,7 @@ class Training:
         self.run_dir.record(self.config)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
         self.tracker = Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total)
-        self.books = Books(self.config, self.world, self.data, self.tracker, self.checkpoints, self.epoch_steps)
+        self.books = books.Books(self.config, self.world, self.data, self.tracker, self.checkpoints, self.epoch_steps)
         self.books.unreadable = unreadable
         code = 1
         try:
@@ -97,7 +80,7 @@ class Training:
                 self._loop(start)
             self.world.from_first(self._conclude)
             code = 0
-        except Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
+        except ends.Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
             code = status.EXIT_CODES[end.state]
             self.run_dir.status(end.state, end.step, str(end))
             raise
@@ -110,19 +93,19 @@ class Training:
         if self.due.evaluation(start) and not self.world.from_first(lambda: tracker.evaluated(start)):
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
         views = stream.pretraining(self.data.train, config, self.world)
-        loader = make_loader(views, range(start, self.total), config.data.workers, self.world.device)
-        images = stream.on_device(loader, self.augmentation, self.world.device, self.engine.image_dtype)
+        batches = loader.make_loader(views, range(start, self.total), config.data.workers, self.world.device)
+        images = stream.on_device(batches, self.augmentation, self.world.device, self.engine.image_dtype)
         self.due.saved_at = self.books.recorded_at = time.monotonic()
         for step, (one, two, unreadable) in enumerate(images, start):
             watchdog.beat()
             if step == 0:
                 with devices.may_wait(self.world.device):
-                    tracker.pairs(pairs_picture(one, two, self.data.train.pixel_statistics))
+                    tracker.pairs(readout.pairs_picture(one, two, self.data.train.pixel_statistics))
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
             wishes = {
-                STOP: self.stop.raised() or tracker.stop_requested,
-                SAVE: self.due.save_by_the_clock(),
-                UNREADABLE: len(unreadable),
+                books.STOP: self.stop.raised() or tracker.stop_requested,
+                books.SAVE: self.due.save_by_the_clock(),
+                books.UNREADABLE: len(unreadable),
             }
             figures = self.engine.step((one, two), step, lr, sums=wishes)
             self.readout.push(step + 1, figures, unreadable)
@@ -147,7 +130,8 @@ class Training:
         if stop:
             self.checkpoints.wait()
             saved = "saved" if done in self.checkpoints.index.steps() else "NOT saved, its checkpoint failed"
-            raise Stopped(done, f"stopped on request after step {done}, {saved}; the same command goes on from there")
+            reason = f"stopped on request after step {done}, {saved}; the same command goes on from there"
+            raise ends.Stopped(done, reason)
 
     @contextmanager
     def _stopping_alone(self) -> Iterator[None]:
@@ -155,7 +139,7 @@ class Training:
         begun_at, world = self.done, self.world
         try:
             yield
-        except Withheld as reason:
+        except loader.Withheld as reason:
             if self.done > begun_at and (world.size == 1 or not devices.runs_ahead(world.device)):
                 for reading in self.readout.pop(everything=True):
                     self.books.record(reading)
@@ -163,7 +147,7 @@ class Training:
                 self.checkpoints.wait()
             last = self.checkpoints.index.last()
             line = f"stopped on request, {reason}; the last checkpoint is of step {last}, from which the same command "
-            raise StoppedAlone(last, f"{line}goes on") from None
+            raise ends.StoppedAlone(last, f"{line}goes on") from None
 
     def _save(self, done: int) -> None:
         self.due.saved_at = time.monotonic()
@@ -184,7 +168,7 @@ class Training:
         data = online.part(self.data, images)
         with devices.may_wait(self.world.device):
             figures = online.accuracies(self.config, self.engine, self.encoder, data, self.augmentation)
-        self.tracker.log_evaluation(evaluation_row(done, done // self.epoch_steps, figures))
+        self.tracker.log_evaluation(rows.evaluation_row(done, done // self.epoch_steps, figures))
         watchdog.beat()
         self.books.recorded_at = time.monotonic()
 
@@ -216,17 +200,35 @@ class Training:
         accuracies = [f"{name} {100 * summary[key]:.2f} %" for key, name in names.items() if key in summary]
         if accuracies:
             self.tracker.say(f"accuracy on held-out images: {', '.join(accuracies)}")
-        self.tracker.say(f"results: {paths.folder} ({METRICS}, {SUMMARY}, {ENCODER})")
+        self.tracker.say(f"results: {paths.folder} ({paths.metrics.name}, {paths.summary.name}, {paths.encoder.name})")
         if self.config.data.source == "digits":
-            command = (
-                "torchrun --nproc_per_node=2 -m moco_dist.train configs/mnist.yaml data.root=data data.download=true"
-            )
-            self.tracker.say(f"next, MNIST: {command}")
+            mnist = "configs/mnist.yaml data.root=data data.download=true"
+            self.tracker.say(f"next, MNIST: torchrun --nproc_per_node=2 -m moco_dist.train {mnist}")
 
 
-def first_encoder(config: Config, data: sources.Data, world: World) -> Encoder:
+def first_encoder(config: configs.Config, data: sources.Data, world: collectives.World) -> resnet.Encoder:
     """Build the query encoder as the run begins. Raises UserError."""
-    encoder = build_encoder(config.model, data.train.channels, config.run.seed)
+    encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     if config.run.init_from:
         world.tell(f"moco_dist.train: {weights.load_backbone_(encoder, Path(config.run.init_from))}")
     return encoder
+
+
+def advice(config: configs.Config, plan: configs.Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
+    """Yield a line for each setting that is allowed but seldom meant."""
+    queue, images = config.moco.queue_size, len(data.train)
+    if queue > images:
+        others = "the queue holds other views of a query's own image as negatives"
+        rule = f"more than the {images} training images, so that {others}"
+        yield f"moco.queue_size = {queue}: {rule}; a queue of at most {images} does not"
+    if plan.parts < config.optim.accumulate:
+        rule = f"a rank has too few BatchNorm groups for so many parts, it computes in {plan.parts}"
+        yield f"optim.accumulate = {config.optim.accumulate}: {rule}; raise moco.bn_groups to save memory"
+    if config.device.type == "auto" and device.type == "cpu" and (available := devices.count()):
+        rule = f"more ranks than the {available} CUDA devices here, so the CPU is used"
+        yield f"device.type = auto: {rule}; start as many ranks as there are devices"
+    yield from data.remarks
+    if config.eval.knn_every and data.train.labels is None:
+        yield "data.root: no class folders, so no kNN"
+    elif config.eval.knn_every and data.queries is None:
+        yield "data.root: no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of the images"

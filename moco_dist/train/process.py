@@ -1,7 +1,5 @@
 """The life of one training process: from a valid config to its exit status."""
 
-from __future__ import annotations
-
 import functools
 import sys
 
@@ -9,22 +7,16 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from moco_dist import tracking
 from moco_dist.config import Config, Layout
-from moco_dist.data import sources
-from moco_dist.data.loader import heeding, no_workers_left
+from moco_dist.data import loader, sources
 from moco_dist.errors import UserError
-from moco_dist.ranks import watchdog
-from moco_dist.ranks.collectives import World
+from moco_dist.ranks import collectives, watchdog
 from moco_dist.ranks.rank import Rank
-from moco_dist.ranks.start import start
-from moco_dist.run import status
-from moco_dist.run.directory import RunDirectory
-from moco_dist.train import restarts
-from moco_dist.train.ends import Ended, StoppedAlone, StopRequest
-from moco_dist.train.loop import MakeMethod, Training, first_encoder
+from moco_dist.run import directory, status
+from moco_dist.train import ends, loop, restarts
 
 
-@no_workers_left()
-def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_method: MakeMethod) -> int:
+@loader.no_workers_left()
+def run(config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirectory, make_method: loop.MakeMethod) -> int:
     """Train to the end of the run, to a request to stop, or to a mistake of the user's.
 
     Args:
@@ -37,28 +29,29 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
     Returns:
         The exit status; raises whatever else goes wrong.
     """
-    world: World | None = None
+    world: collectives.World | None = None
     try:
         tracking.check(config, rank.rank)
-        world = start(config, rank, config.run.hang_timeout_seconds, functools.partial(last_words, run_dir, rank))
+        last = functools.partial(last_words, run_dir, rank)
+        world = collectives.World.start(config, rank, config.run.hang_timeout_seconds, last)
         data = sources.on_all_ranks(config, world, sources.load)
         config = sources.with_statistics(config, data.train)
-        encoder = world.agreed(lambda: first_encoder(config, data, world))
+        encoder = world.agreed(lambda: loop.first_encoder(config, data, world))
         watchdog.beat()
-        stop = StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
+        stop = ends.StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         world.from_first(run_dir.open)
         run_dir.ours = True
-        with heeding(stop.raised):
-            Training(config, world, plan, data, encoder, make_method, run_dir, stop).run()
+        with loader.heeding(stop.raised):
+            loop.Training(config, world, plan, data, encoder, make_method, run_dir, stop).run()
         world.barrier()  # rank 0 has closed its books: now torchrun may end the others
         return 0
     except UserError as error:
         return restarts.refuse(rank, run_dir, error, met=world is not None)
-    except StoppedAlone as end:
+    except ends.StoppedAlone as end:
         run_dir.stopped_alone(end.step, str(end))
         print(f"moco_dist.train: rank {rank.rank}: {end}", file=sys.stderr, flush=True)
         return restarts.end_for_good(rank, status.EXIT_CODES[end.state], alone=True)
-    except Ended as end:
+    except ends.Ended as end:
         rank.tell(f"moco_dist.train: {end}")
         code = restarts.end_for_good(rank, status.EXIT_CODES[end.state])
         assert world is not None
@@ -73,7 +66,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: RunDirectory, make_me
             world.leave()
 
 
-def last_words(run_dir: RunDirectory, rank: Rank, hang: watchdog.Hang) -> None:
+def last_words(run_dir: directory.RunDirectory, rank: Rank, hang: watchdog.Hang) -> None:
     """Leave the cause of a hang where scripts and torchrun look for it."""
     run_dir.crashed(rank.rank, hang)
     try:

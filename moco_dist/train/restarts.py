@@ -1,7 +1,5 @@
 """Starts of torchrun's own: a run that has ended for good is not begun again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slurm.devcluster.cluster import Cluster, ClusterStatus
+from slurm.devcluster.directory import Settings
 from slurm.devcluster.errors import ClusterError, Misuse
-from slurm.devcluster.settings import Settings
 
 __all__ = ["Cluster", "ClusterError", "ClusterStatus", "Misuse", "Settings"]

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from slurm.devcluster import programs
 from slurm.devcluster.cluster import Cluster
+from slurm.devcluster.directory import Settings
 from slurm.devcluster.errors import ClusterError, Misuse
-from slurm.devcluster.settings import Settings
 
 
 class _Parser(argparse.ArgumentParser):

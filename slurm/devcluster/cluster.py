@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.devcluster import cgroups, directory, ports, processes, programs
-from slurm.devcluster.daemons import READY_SECONDS, Daemon, daemons, explained, make_database, marks
-from slurm.devcluster.directory import Record
+from slurm.devcluster import directory, processes, programs
+from slurm.devcluster.daemons import READY_SECONDS, Daemon, daemons, explained, first_port, make_database, marks
+from slurm.devcluster.directory import Record, Settings, user_name
 from slurm.devcluster.errors import ClusterError, Misuse
-from slurm.devcluster.settings import Settings, user_name
 
 _GRACE_SECONDS = 5.0
 _FOREIGN = ("SLURM", "SBATCH_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
@@ -101,17 +99,20 @@ class Cluster:
         settings = self._wanted or (record.settings if record else Settings())
         programs.require(settings.accounting)
         directory.make(self.directory)
-        with directory.locked(self.directory), self._undone_on_failure() as started:
+        started = []
+        with directory.locked(self.directory), contextlib.ExitStack() as undo:
             self._configure(settings)
             if settings.accounting:
                 make_database(self.directory)
             for daemon in self._daemons():
                 if not daemon.pids():
-                    started.append(daemon)
+                    started.append(daemon.name)
+                    undo.callback(self._end, daemon)
                     daemon.launch()
             for node in self.nodes:
                 self._wait_in_service(node)
-        return [daemon.name for daemon in started]
+            undo.pop_all()
+        return started
 
     def stop(self) -> None:
         """Cancel all jobs and end every process, also what a crash has left; the directory stays."""
@@ -120,7 +121,7 @@ class Cluster:
             self._cancel_jobs()
             for daemon in reversed(self._daemons()):
                 self._end(daemon)
-            processes.kill(self._left_overs)
+            processes.kill(lambda: processes.with_descendants(processes.find(marks(self.directory), *_LEFT_OVERS)))
 
     def kill_node(self, node: str) -> None:
         """End a node as a power cut would: its slurmd and all its tasks at once, none with a last word."""
@@ -160,8 +161,7 @@ class Cluster:
     def _record(self) -> Record:
         record = directory.read(self.directory)
         if record is None:
-            fix = "name the one that start was given"
-            raise Misuse.of("DIR", self.directory, "holds no cluster", fix)
+            raise Misuse.of("DIR", self.directory, "holds no cluster", "name the one that start was given")
         return record
 
     def _daemons(self) -> list[Daemon]:
@@ -179,28 +179,13 @@ class Cluster:
                 fix = f"python -m slurm.devcluster stop {self.directory}"
                 raise Misuse.of("DIR", self.directory, "a cluster with other settings runs in it", fix)
             return
-        if settings.proctrack == "cgroup":
-            self._check_no_other(settings.node_names)
-        directory.write(self.directory, Record(settings, _first_port(settings, record)))
-
-    def _check_no_other(self, nodes: list[str]) -> None:
-        """Refuse nodes of another cluster: their cgroups have the same names, their jobs perhaps the same numbers."""
+        # The cgroups of another cluster have the same names, its jobs perhaps the same numbers.
         mine = processes.find(marks(self.directory))
-        for node in nodes:
-            if cgroups.exists(node) and processes.find({"SLURMD_NODENAME": node}, "slurmd") - mine:
+        for node in settings.node_names if settings.proctrack == "cgroup" else ():
+            if processes.cgroup_exists(node) and processes.find({"SLURMD_NODENAME": node}, "slurmd") - mine:
                 rule = "another cluster of this machine has the cgroups of these nodes"
                 raise Misuse.of("proctrack", "cgroup", rule, "stop that one, or choose linuxproc")
-
-    @contextlib.contextmanager
-    def _undone_on_failure(self) -> Iterator[list[Daemon]]:
-        """Yield a list for daemons that are ended again where the block fails."""
-        started: list[Daemon] = []
-        try:
-            yield started
-        except BaseException:
-            for daemon in reversed(started):
-                self._end(daemon)
-            raise
+        directory.write(self.directory, Record(settings, first_port(settings, record)))
 
     def _wait_in_service(self, node: str) -> None:
         """Wait until a node takes jobs; one that was taken out of service, or that SLURM gave up, is resumed."""
@@ -235,7 +220,7 @@ class Cluster:
             self._kill_node(daemon.node)
         processes.end(daemon.pids, _GRACE_SECONDS)
         if daemon.node and self.settings.proctrack == "cgroup":
-            cgroups.remove(daemon.node)
+            processes.remove_cgroup(daemon.node)
 
     def _kill_node(self, node: str) -> None:
         processes.kill(functools.partial(self._node_processes, node))
@@ -243,12 +228,9 @@ class Cluster:
     def _node_processes(self, node: str) -> set[int]:
         pids = processes.with_descendants(processes.find(marks(self.directory, node)))
         if self.settings.proctrack == "cgroup":
-            cgroups.thaw(node)
-            pids |= cgroups.pids(node)
+            processes.thaw_cgroup(node)
+            pids |= processes.cgroup_pids(node)
         return pids
-
-    def _left_overs(self) -> set[int]:
-        return processes.with_descendants(processes.find(marks(self.directory), *_LEFT_OVERS))
 
     def _check_node(self, node: str) -> None:
         if node not in self.nodes:
@@ -258,13 +240,3 @@ class Cluster:
 def _in_service(state: str) -> bool:
     """Return whether a node takes jobs; SLURM appends + while a job ends there, and - while one is planned."""
     return state.rstrip("+-") in {"idle", "mixed", "allocated", "completing", "planned"}
-
-
-def _first_port(settings: Settings, record: Record | None) -> int:
-    """Return the first port as it is set, or as it was before, or a new one."""
-    if settings.port is not None:
-        ports.check(settings.port, settings.port_count)
-        return settings.port
-    if record and ports.taken(record.port, settings.port_count) is None:
-        return record.port
-    return ports.choose(settings.port_count)

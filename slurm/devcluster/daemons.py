@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.devcluster import ports, processes, programs
-from slurm.devcluster.directory import Record
-from slurm.devcluster.errors import ClusterError, one_line
-from slurm.devcluster.settings import user_name
+from slurm.devcluster import processes, programs
+from slurm.devcluster.directory import Record, Settings, user_name
+from slurm.devcluster.errors import ClusterError, Misuse, one_line
 
 READY_SECONDS = 60.0
 _GONE_SECONDS = 1.0
 """One look at the processes can miss a daemon while it forks into the background."""
 _KEPT_VARIABLES = ("PATH", "HOME", "TZ", "LD_LIBRARY_PATH")
 _SET_HOSTNAME = "import os, socket, sys; socket.sethostname(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
+
+
+_PORTS = range(20000, 32000, 100)
+"""Below the ports that a system hands out by itself."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +46,19 @@ class Daemon:
     def launch(self) -> None:
         """Start it, and wait until it listens. Raises ClusterError where it does not."""
         with explained(self.root, self.name):
-            log = _log(self.root, self.name)
-            processes.launch(self.command, _environment(self.root, self.node), log)
-            processes.wait_for("answer", self._ready(), READY_SECONDS)
+            processes.launch(self.command, _environment(self.root, self.node), _log(self.root, self.name))
+            last_seen = time.monotonic()
 
-    def _ready(self) -> Callable[[], bool]:
-        """Return a function that says whether it listens by now, and raises ClusterError where it has ended instead."""
-        last_seen = time.monotonic()
+            def listens() -> bool:
+                nonlocal last_seen
+                lives = bool(self.pids())
+                if lives:
+                    last_seen = time.monotonic()
+                elif time.monotonic() - last_seen > _GONE_SECONDS:
+                    raise ClusterError("it ended")
+                return lives and _answers(self.address)
 
-        def ready() -> bool:
-            nonlocal last_seen
-            lives = bool(self.pids())
-            if lives:
-                last_seen = time.monotonic()
-            elif time.monotonic() - last_seen > _GONE_SECONDS:
-                raise ClusterError("it ended")
-            return lives and ports.answers(self.address)
-
-        return ready
+            processes.wait_for("answer", listens, READY_SECONDS)
 
 
 def marks(root: Path, node: str | None = None) -> dict[str, str]:
@@ -132,25 +132,8 @@ def _munged(root: Path) -> Daemon:
 
 
 def _mariadbd(root: Path) -> Daemon:
-    """Define MariaDB for this user alone: no port, no password, and no care for a power cut."""
-    command = (
-        programs.find_program("setsid"),
-        "--fork",  # it does not go into the background by itself
-        programs.find_program("mariadbd"),
-        "--no-defaults",
-        f"--user={user_name()}",
-        f"--datadir={root}/db",
-        f"--tmpdir={root}/run",
-        f"--socket={root}/run/mysql.sock",
-        f"--pid-file={root}/run/mariadbd.pid",
-        "--skip-networking",
-        "--skip-log-bin",
-        "--innodb-buffer-pool-size=64M",
-        "--innodb-log-file-size=16M",
-        "--innodb-lock-wait-timeout=900",  # slurmdbd asks for it
-        "--innodb-flush-log-at-trx-commit=0",
-        "--innodb-doublewrite=0",
-    )
+    setsid = (programs.find_program("setsid"), "--fork")  # it does not go into the background by itself
+    command = (*setsid, programs.find_program("mariadbd"), f"--defaults-file={root}/etc/mariadb.conf")
     return Daemon(root, "mariadbd", command, root / "run/mysql.sock")
 
 
@@ -169,3 +152,44 @@ def _log(root: Path, name: str) -> Path:
 def _last_line(file: Path) -> str:
     lines = file.read_text(errors="replace").split("\n") if file.exists() else []
     return one_line(next((line for line in reversed(lines) if line.strip()), "it is empty"))
+
+
+def first_port(settings: Settings, record: Record | None) -> int:
+    """Return the first of the cluster's ports: as it is set, as it was before, or of free ones.
+
+    Free ones are chosen at random, so that clusters that start together do not meet.
+
+    Raises:
+        Misuse: one that is set is in use.
+        ClusterError: there are not so many free ones in a row.
+    """
+    count = settings.port_count
+    if settings.port is not None:
+        if (port := taken_port(settings.port, count)) is not None:
+            rule = f"needs {count} free ports from there on, and {port} is in use"
+            raise Misuse.of("port", settings.port, rule, "choose another, or leave it out")
+        return settings.port
+    for first in [*([record.port] if record else []), *random.sample(_PORTS, len(_PORTS))]:
+        if taken_port(first, count) is None:
+            return first
+    raise ClusterError(f"no {count} free ports in a row from {_PORTS.start} to {_PORTS.stop}")
+
+
+def taken_port(first: int, count: int) -> int | None:
+    """Return the first port that somebody listens on."""
+    for port in range(first, first + count):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the daemons do
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return port
+    return None
+
+
+def _answers(address: tuple[str, int] | Path) -> bool:
+    """Return whether somebody listens on a host's port or on a unix socket."""
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+    with socket.socket(family) as client:
+        client.settimeout(1)
+        return client.connect_ex(str(address) if isinstance(address, Path) else address) == 0

@@ -1,4 +1,7 @@
-"""Start processes with nothing of the caller's, find them by their environment, end them for certain."""
+"""Start processes with nothing of the caller's, find them by their environment or cgroup, end them for certain.
+
+A cgroup is one of the freezer hierarchy of cgroup v1, in which proctrack/cgroup keeps a node's tasks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from slurm.devcluster.errors import ClusterError, one_line
@@ -41,21 +44,15 @@ def launch(command: Sequence[str], environment: Mapping[str, str], log: Path) ->
         raise ClusterError(f"exit status {done.returncode}")
 
 
-def call(command: Sequence[str], environment: Mapping[str, str], timeout_seconds: float) -> str:
+def call(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str:
     """Return what a client command prints. Raises ClusterError where it fails or takes too long."""
     shown = one_line(" ".join(command))
     try:
         done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_seconds,
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{shown}: no answer within {timeout_seconds:g} s") from None
+        raise ClusterError(f"{shown}: no answer within {seconds:g} s") from None
     if done.returncode:
         raise ClusterError(f"{shown}: exit status {done.returncode}: {one_line(done.stderr or done.stdout)}")
     return done.stdout
@@ -133,3 +130,53 @@ def wait_for(what: str, condition: Callable[[], bool], timeout_seconds: float) -
         if time.monotonic() > deadline:
             raise ClusterError(f"no {what} within {timeout_seconds:g} s")
         time.sleep(_POLL_SECONDS)
+
+
+def freezer() -> Path | None:
+    """Return where the freezer is mounted and may be written to; None on a machine with cgroup v2 alone."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, options = line.split()[:4]
+        if kind == "cgroup" and "freezer" in options.split(",") and os.access(place, os.W_OK):
+            return Path(place)
+    return None
+
+
+def cgroup_exists(node: str) -> bool:
+    """Return whether a node of this name has folders, from a cluster that runs or from one that has crashed."""
+    return any(_cgroup_folders(node))
+
+
+def cgroup_pids(node: str) -> set[int]:
+    """Return the processes of a node's jobs, also those that hide from their parent and have no environment."""
+    numbers: set[int] = set()
+    for folder in _cgroup_folders(node):
+        with contextlib.suppress(OSError):
+            numbers |= {int(pid) for pid in (folder / "cgroup.procs").read_text().split()}
+    return numbers
+
+
+def thaw_cgroup(node: str) -> None:
+    """Let a node's frozen tasks go: SLURM freezes them to kill them, and a frozen task cannot die."""
+    for folder in _cgroup_folders(node):
+        with contextlib.suppress(OSError):
+            (folder / "freezer.state").write_text("THAWED")
+
+
+def remove_cgroup(node: str) -> None:
+    """Remove a node's folders, which slurmd leaves behind; the kernel needs a moment after the last task's end."""
+
+    def gone() -> bool:
+        for folder in _cgroup_folders(node):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        return not any(_cgroup_folders(node))
+
+    with contextlib.suppress(ClusterError):
+        wait_for("empty cgroups", gone, 5)
+
+
+def _cgroup_folders(node: str) -> Iterator[Path]:
+    """List the folders of a node, the innermost first. The name is SLURM's own and the same in every cluster."""
+    top = freezer()
+    if top is not None and (top / f"slurm_{node}").is_dir():
+        yield from (Path(place) for place, _, _ in os.walk(top / f"slurm_{node}", topdown=False))

@@ -60,19 +60,16 @@ def install() -> str:
         raise Misuse.of("install", " ".join(packages), "there is no apt-get here", fix)
     if os.geteuid() != 0:
         raise Misuse.of("install", " ".join(packages), "needs root", f"sudo apt-get install {' '.join(packages)}")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
-        _apt([apt, *arguments])
+        command = [apt, *arguments]
+        try:
+            subprocess.run(command, env=env, stdin=subprocess.DEVNULL, check=True, timeout=_INSTALL_TIMEOUT_SECONDS)
+        except subprocess.CalledProcessError as error:
+            raise ClusterError(f"{' '.join(command)}: exit status {error.returncode}") from None
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"{' '.join(command)}: still busy after {_INSTALL_TIMEOUT_SECONDS} s") from None
     return "installed " + " ".join(packages)
-
-
-def _apt(command: list[str]) -> None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=_INSTALL_TIMEOUT_SECONDS)
-    except subprocess.CalledProcessError as error:
-        raise ClusterError(f"{' '.join(command)}: exit status {error.returncode}") from None
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"{' '.join(command)}: still busy after {_INSTALL_TIMEOUT_SECONDS} s") from None
 
 
 def _not_installed(programs: list[str]) -> Misuse:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.engine import build as engines
+from moco_dist.engine.build import ExactEngine, OverlappedEngine
 from moco_dist.engine.engine import Engine
-from moco_dist.engine.exact import ExactEngine
-from moco_dist.engine.overlapped import OverlappedEngine
 from moco_dist.methods import moco
 from moco_dist.methods.method import Terms
 from moco_dist.ranks.collectives import World
@@ -51,7 +50,7 @@ def config_of(engine: str, *overrides: str) -> Config:
 def engine_of(config: Config, encoder: type[nn.Module], world: World = ALONE) -> Engine:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        method = moco.build(config, world, encoder())
+        method = moco.MoCo(config, world, encoder())
     return engines.build(method, config, configs.layout(config, world.size), world)
 
 

@@ -22,7 +22,7 @@ from moco_dist.networks.small import SmallNet
 CONFIG = configs.load(None, ["model.width=8"])
 DIGITS = sources.open_source(CONFIG, "train")
 AUGMENTATION = Augment(Recipe.of(CONFIG.data), *DIGITS.pixel_statistics)
-SHARED = {"data": CONFIG.data, "augmentation": AUGMENTATION, "device": torch.device("cpu")}
+SHARED = {"data": CONFIG.data, "augmentation": AUGMENTATION}
 SCHEDULE = Schedule(steps=4, batch=32, lr=0.05, lr_net=0.05)
 assert DIGITS.labels is not None
 ALL = Lesson(np.arange(len(DIGITS)), DIGITS.labels, np.ones(len(DIGITS), dtype=np.float32))
@@ -34,7 +34,7 @@ def net() -> Encoder:
 
 def learnt(lesson: Lesson, schedule: Schedule = SCHEDULE, number: int = 0, seed: int = 0) -> Classifier:
     classifier = Classifier(net(), 10)
-    learn_(classifier, DIGITS, lesson, schedule, seed=seed, number=number, **SHARED)
+    learn_(classifier, DIGITS, replace(lesson, number=number), schedule, seed=seed, **SHARED)
     return classifier
 
 
@@ -48,7 +48,7 @@ def test_it_learns(small: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = Classifier(SmallNet(1, 8) if small else net(), 10)
-    learn_(classifier, DIGITS, ALL, Schedule(steps=120, batch=64, lr=0.05, lr_net=0.05), seed=0, number=0, **SHARED)
+    learn_(classifier, DIGITS, ALL, Schedule(steps=120, batch=64, lr=0.05, lr_net=0.05), seed=0, **SHARED)
     assert not classifier.training
     test = sources.open_source(CONFIG, "test")
     pixels, _ = test.centred(np.arange(len(test)), 8)
@@ -84,7 +84,7 @@ def test_one_step_by_hand() -> None:
     torch.nn.init.normal_(classifier.linear.weight, generator=torch.Generator().manual_seed(0))
     by_hand = copy.deepcopy(classifier)
     schedule = Schedule(steps=1, batch=16, lr=0.5, lr_net=0.1, weight_decay=0.01)
-    learn_(classifier, DIGITS, few, schedule, seed=0, number=0, **SHARED)
+    learn_(classifier, DIGITS, few, schedule, seed=0, **SHARED)
     assert len(seen) == 1
     by_hand.train()
     logits = Classifier.forward(by_hand, seen[0])

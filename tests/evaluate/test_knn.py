@@ -15,6 +15,7 @@ from moco_dist.config.schema import DataSection
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.data.store import ArraySource
 from moco_dist.evaluate import features, knn
+from moco_dist.evaluate.features import Features
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
@@ -62,7 +63,9 @@ def slow(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: flo
 def predict(world: World, data: tuple[Tensor, ...], k: int, temperature: float, how: str) -> list[int]:
     bank, labels, queries, _ = data
     mine = torch.from_numpy(SHARES[how](world.size)[world.rank].copy())
-    predicted = knn.predict(queries, bank[mine], labels[mine], mine, k=k, temperature=temperature, world=world)
+    predicted = knn.predict(
+        queries, Features(bank[mine], labels[mine], mine), k=k, temperature=temperature, world=world
+    )
     assert predicted.dtype == torch.int64
     return predicted.tolist()
 
@@ -116,7 +119,7 @@ def ties(world: World) -> list[int]:
     """All images are alike: the k of lowest index vote, wherever they are."""
     bank, labels = torch.ones(40, 2) / 2**0.5, torch.tensor([2] * 5 + [0] * 4 + [1] * 31)
     mine = torch.arange(39 - world.rank, -1, -world.size)
-    arguments = bank[:3], bank[mine], labels[mine], mine
+    arguments = bank[:3], Features(bank[mine], labels[mine], mine)
     return [knn.predict(*arguments, k=k, temperature=0.1, world=world)[0].item() for k in (1, 8, 9, 13, 14, 15, 40)]
 
 
@@ -129,7 +132,7 @@ def test_ties_go_to_the_lower_index(ranks: Ranks, size: int) -> None:
 
 def test_no_temperature_is_too_low() -> None:
     bank, labels, queries, _ = clusters()
-    arguments = queries, bank, labels, torch.arange(BANK)
+    arguments = queries, Features(bank, labels, torch.arange(BANK))
     predicted = knn.predict(*arguments, k=9, temperature=1e-4, world=World(0, 1, 0, torch.device("cpu")))
     assert torch.equal(predicted, labels[(queries @ bank.T).argmax(1)])  # the nearest alone counts
 
@@ -143,11 +146,11 @@ def uneven(world: World) -> dict[str, Any]:
     turns = torch.arange(world.rank, BANK, world.size)
     few = torch.arange(QUERIES) if world.rank == world.size - 1 else torch.arange(0)
     return {
-        "rows": knn.gather_rows(mine, world).tolist(),
-        "labels": knn.gather_rows(labels, world).tolist(),
+        "rows": features.gather_rows(mine, world).tolist(),
+        "labels": features.gather_rows(labels, world).tolist(),
         "accuracy": knn.accuracy(
-            (queries[few], truth[few]),
-            (bank[turns], bank_labels[turns], turns),
+            Features(queries[few], truth[few], few),
+            Features(bank[turns], bank_labels[turns], turns),
             k=7,
             temperature=0.1,
             world=world,
@@ -166,6 +169,9 @@ def test_uneven_rows_and_accuracy(ranks: Ranks, size: int) -> None:
 
 
 # ---------------------------------------------------------------- features
+
+
+SECTION = DataSection(image_size=8, workers=0)
 
 
 def plain() -> Augment:
@@ -188,9 +194,8 @@ def shares(world: World, count: int, dtype: torch.dtype) -> tuple[np.ndarray, np
         seen.append(len(images))
         return images.flatten(1)[:, :4] * 3
 
-    rows, indices = features.extract(
-        encode, numbered(count), world, size=8, augmentation=plain(), dtype=dtype, workers=0
-    )
+    (rows, labels, indices), _ = features.extract(encode, numbered(count), world, SECTION, plain(), dtype)
+    assert len(labels) == len(indices)
     assert rows.shape == (len(indices), 4)
     assert rows.dtype == torch.promote_types(dtype, torch.float32)
     assert max(seen) <= features.CHUNK
@@ -219,8 +224,13 @@ def test_workers_change_nothing() -> None:
     world = World(0, 1, 0, torch.device("cpu"))
     one, other = (
         features.extract(
-            lambda x: x.flatten(1), numbered(600), world, size=8, augmentation=plain(), dtype=torch.float32, workers=w
-        )
-        for w in (0, 2)
+            lambda x: x.flatten(1),
+            numbered(600),
+            world,
+            SECTION.model_copy(update={"workers": workers}),
+            plain(),
+            torch.float32,
+        )[0]
+        for workers in (0, 2)
     )
     assert all(map(torch.equal, one, other))

@@ -12,6 +12,7 @@ from moco_dist.data.augment import Augment, Recipe
 from moco_dist.data.store import ArraySource
 from moco_dist.engine.build import build
 from moco_dist.evaluate import knn, online, ridge
+from moco_dist.evaluate.features import Features
 from moco_dist.methods import moco
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
@@ -74,7 +75,7 @@ def figures(world: World, images: int | None, precision: str = "fp32") -> tuple[
     config = configs.load(None, [*OVERRIDES, f"device.precision={precision}"])
     plan, data = configs.layout(config, world.size), sources.load(config)
     encoder = build_encoder(config.model, 1, seed=0)
-    engine = build(moco.build(config, world, encoder), config, plan, world)
+    engine = build(moco.MoCo(config, world, encoder), config, plan, world)
     seen = []
     encoder.conv1.register_forward_hook(lambda _, __, out: seen.append(len(out)))
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
@@ -95,12 +96,11 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
             torch.nn.functional.normalize(encoder.features(augmentation.plain(source.images)))
             for source in (data.bank, data.queries)
         )
-    labels, truth = (torch.from_numpy(source.labels) for source in (data.bank, data.queries))
+    learnt = Features(bank, torch.from_numpy(data.bank.labels), torch.arange(1438))
+    asked = Features(queries, torch.from_numpy(data.queries.labels), torch.arange(359))
     assert accuracies == {
-        "knn_top1": knn.accuracy(
-            (queries, truth), (bank, labels, torch.arange(1438)), k=7, temperature=0.1, world=ALONE
-        ),
-        "linear_top1": ridge.accuracy((queries, truth), (bank, labels), world=ALONE),
+        "knn_top1": knn.accuracy(asked, learnt, k=7, temperature=0.1, world=ALONE),
+        "linear_top1": ridge.accuracy(asked, learnt, world=ALONE),
     }
     assert 0.5 < accuracies["knn_top1"] < 1 and 0.5 < accuracies["linear_top1"] < 1
     assert len(set(accuracies.values())) == 2

@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from moco_dist.evaluate import ridge
+from moco_dist.evaluate.features import Features
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
@@ -31,6 +32,10 @@ def clusters() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     points = centres[labels] + 1.5 * torch.randn(BANK + QUERIES, DIM, generator=generator, dtype=torch.float64)
     points = F.normalize(points + 2)
     return points[:BANK], labels[:BANK], points[BANK:], labels[BANK:]
+
+
+def share(rows: Tensor, labels: Tensor) -> Features:
+    return Features(rows, labels, torch.arange(len(rows)))
 
 
 def shares(size: int) -> dict[str, list[Tensor]]:
@@ -54,7 +59,7 @@ def test_against_scikit_learn(monkeypatch: pytest.MonkeyPatch, penalty: float) -
     expected = model.predict(queries.numpy()).argmax(1)
     found = ridge.predict(weights, queries)
     assert found.tolist() == expected.tolist()
-    accuracy = ridge.accuracy((queries, truth), (bank, labels), world=ALONE)
+    accuracy = ridge.accuracy(share(queries, truth), share(bank, labels), world=ALONE)
     assert accuracy == np.mean(expected == truth.numpy()) and 0.4 < accuracy < 0.95
 
 
@@ -75,7 +80,7 @@ def everything(world: World) -> list[tuple[list[list[str]], list[int], float]]:
     for layout in shares(world.size).values():
         mine = layout[world.rank]
         weights = ridge.fit(bank[mine], labels[mine], world)
-        accuracy = ridge.accuracy((queries[some], truth[some]), (bank[mine], labels[mine]), world=world)
+        accuracy = ridge.accuracy(share(queries[some], truth[some]), share(bank[mine], labels[mine]), world=world)
         bits = [[number.hex() for number in row] for row in weights.tolist()]
         found.append((bits, ridge.predict(weights, queries).tolist(), accuracy))
     return found
@@ -155,16 +160,16 @@ def test_poor_banks(kind: str) -> None:
     weights = ridge.fit(bank, labels, ALONE)
     assert weights.isfinite().all() and weights.shape == (DIM + 1, labels.max() + 1)
     assert set(ridge.predict(weights, queries).tolist()) <= set(labels.tolist())
-    assert 0 <= ridge.accuracy((queries, truth), (bank, labels), world=ALONE) < 1
+    assert 0 <= ridge.accuracy(share(queries, truth), share(bank, labels), world=ALONE) < 1
 
 
 def broken(world: World) -> float:
     bank, labels, queries, truth = clusters()
     mine = torch.arange(world.rank, BANK, world.size)
-    share = bank[mine]
+    rows = bank[mine]
     if world.rank == world.size - 1:
-        share[0, 0] = math.nan
-    return ridge.accuracy((queries[mine[:2]], truth[mine[:2]]), (share, labels[mine]), world=world)
+        rows[0, 0] = math.nan
+    return ridge.accuracy(share(queries[mine[:2]], truth[mine[:2]]), share(rows, labels[mine]), world=world)
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco_dist import config as configs
 from moco_dist import randomness
+from moco_dist.config import Config
 from moco_dist.config.schema import DataSection
 from moco_dist.data import augment
 from moco_dist.data.augment import DRAWS, Augment
@@ -52,20 +54,22 @@ def normalisation() -> Augment:
     return Augment(augment.Recipe.of(DataSection(augmentation="v2")), MEAN, STD)
 
 
-def fit(world: World, source: ArraySource, recipe: ProbeRecipe, **changes: Any) -> Probe:
-    arguments = {"size": SIDE, "augmentation": normalisation(), "dtype": torch.float32, "seed": SEED} | changes
-    return sgd_probe.fit(encode, source, CLASSES, DIM, world, recipe=recipe, **arguments)
+def config_of(seed: int = SEED, workers: int = 0) -> Config:
+    return configs.load(None, [f"run.seed={seed}", f"data.image_size={SIDE}", f"data.workers={workers}"])
+
+
+def fit(
+    world: World, source: ArraySource, recipe: ProbeRecipe, seed: int = SEED, workers: int = 0, **others: Any
+) -> Probe:
+    config = config_of(seed, workers)
+    return sgd_probe.fit(encode, source, CLASSES, DIM, world, config, normalisation(), recipe, **others)
 
 
 def predict(world: World, probe: Probe, source: ArraySource) -> Tensor:
     """Classes of a source's images, in its order."""
-    logits, indices = features.extract(
-        lambda x: probe.logits(encode(x)),
-        source,
-        world,
-        size=SIDE,
-        augmentation=normalisation(),
-        dtype=torch.float32,
+    data = config_of().data
+    (logits, _, indices), _ = features.extract(
+        lambda x: probe.logits(encode(x)), source, world, data, normalisation(), torch.float32
     )
     return features.in_order(logits.argmax(1), indices, world)
 
@@ -226,8 +230,8 @@ def test_pieces_are_what_is_encoded() -> None:
         seen.append(len(x))
         return encode(x)
 
-    arguments = {"size": SIDE, "augmentation": normalisation(), "dtype": torch.float32, "seed": SEED}
-    sgd_probe.fit(counted, images(300), CLASSES, DIM, ALONE, recipe=ProbeRecipe(epochs=1), **arguments)
+    recipe = ProbeRecipe(epochs=1)
+    sgd_probe.fit(counted, images(300), CLASSES, DIM, ALONE, config_of(), normalisation(), recipe)
     assert seen == [32] * 8
 
 

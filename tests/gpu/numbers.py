@@ -113,7 +113,7 @@ class _Steps:
         world, self.config = setting.alone, configs.load(None, ["device.precision=fp16", *overrides])
         data, plan = sources.load(self.config), configs.layout(self.config, 1)
         encoder = build_encoder(self.config.model, data.train.channels, seed=0)
-        self.engine = build(moco.build(self.config, world, encoder), self.config, plan, world)
+        self.engine = build(moco.MoCo(self.config, world, encoder), self.config, plan, world)
         self.epoch_steps = stream.steps_per_epoch(len(data.train), self.config.optim.global_batch)
         loader = make_loader(stream.pretraining(data.train, self.config, world), range(10_000), 0, world.device)
         whole = Augment(Recipe.of(self.config.data), *data.train.pixel_statistics)
@@ -194,7 +194,7 @@ def memory(setting: Setting) -> Result:
 def _peak_of_ours(setting: Setting, config: Config) -> int:
     plan = configs.layout(config, 1)
     encoder = build_encoder(config.model, 3, seed=0)
-    engine = build(moco.build(config, setting.alone, encoder), config, plan, setting.alone)
+    engine = build(moco.MoCo(config, setting.alone, encoder), config, plan, setting.alone)
     one, two = _views(setting, config)
     with _peak(setting) as peak:
         for step in range(3):

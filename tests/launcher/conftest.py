@@ -6,13 +6,13 @@ import functools
 
 import pytest
 
-from launcher.checks import estimate, measure
+from launcher.checks import estimate
 from moco_dist.config.schema import ModelSection
 
 
 @functools.cache
 def _measured_here(model: str, channels: int, image_size: int) -> estimate.EncoderCost:
-    return measure.measure(ModelSection.model_validate_json(model), channels, image_size)
+    return estimate.measure(ModelSection.model_validate_json(model), channels, image_size)
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from launcher import slurm
+from launcher.cluster import Profile
 from launcher.record import Launch, Submission
-from launcher.views import answers
+from moco_dist.config import Config
 from moco_dist.run import status
 
 
@@ -53,6 +54,19 @@ def make_run(
     return launch
 
 
+def job_in(
+    run_dir: Path,
+    config: Config,
+    profile: Profile,
+    nodes: int = 1,
+    stage: str | None = None,
+    executor: Literal["slurm", "local"] = "slurm",
+) -> tuple[Config, Submission]:
+    """What preflight checks: a config with another run directory, and its submission."""
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(run_dir)})})
+    return config, Submission(profile=profile, nodes=nodes, stage=stage, executor=executor)
+
+
 def earlier(file: Path, seconds: float) -> None:
     """Make a file older."""
     then = file.stat().st_mtime - seconds
@@ -80,7 +94,7 @@ class MadeUp:
         self.broken: dict[str, Exception] = {}
         """Commands that fail, and how."""
         monkeypatch.setattr(slurm, "call", self._call)
-        monkeypatch.setattr(answers, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(slurm, "which", lambda name: f"/usr/bin/{name}")
 
     def queues(self, job: str, state: str, run_dir: Path | str = "", reason: str = "None", left: str = "1:00") -> None:
         """Let the queue have a job; once more replaces it."""

@@ -15,6 +15,7 @@ from launcher.checks import dataset, estimate, preflight
 from launcher.cluster import Profile
 from launcher.commands import sweep
 from moco_dist import config as configs
+from tests.launcher.made import job_in
 from tests.nobody import as_nobody
 
 assert sweep and submitit  # imported ahead: nobody may be kept out of where they lie
@@ -47,7 +48,7 @@ def _nothing_is_remembered() -> None:
 def errors(*overrides: str, run_dir: Path, stage: str | None = None) -> list[str]:
     """Of a job of one rank on this machine."""
     config = configs.load(None, ["moco.bn_groups=1", *overrides])
-    found = preflight.check(config, Profile(gpus_per_node=1), 1, run_dir=run_dir, stage=stage, executor="local")
+    found = preflight.check(*job_in(run_dir, config, Profile(gpus_per_node=1), stage=stage, executor="local"))
     return [one.text for one in found if one.level == "error"]
 
 

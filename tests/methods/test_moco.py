@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from moco_dist import config
+from moco_dist.engine.build import ExactEngine
 from moco_dist.engine.engine import Engine, Figures
-from moco_dist.engine.exact import ExactEngine
 from moco_dist.methods.method import Keys
 from moco_dist.methods.moco import MoCo
 from moco_dist.networks import batchnorm
@@ -200,24 +200,14 @@ def engine_of(world: World, run: config.Config, dtype: torch.dtype = torch.float
         torch.manual_seed(1)
         encoder = TraceEncoder(run.model.dim, mlp=True)
     batchnorm.set_group_size(encoder, plan.group_size)
-    moco = MoCo(
-        encoder,
-        dim=run.model.dim,
-        queue_size=run.moco.queue_size,
-        momentum=run.moco.momentum,
-        temperature=run.moco.temperature,
-        symmetric=run.moco.symmetric,
-        shuffle_mode=run.moco.shuffle,
-        world=world,
-        seed=2,
-    )
-    return ExactEngine(moco.to(dtype), run, plan, world)
+    return ExactEngine(MoCo(run, world, encoder).to(dtype), run, plan, world)
 
 
 def run_of(precision: str = "fp64", accumulate: int = 1, **moco: Any) -> config.Config:
     defaults = {"queue_size": 37, "momentum": 0.9, "temperature": 0.2, "bn_groups": 4}
     return config.parse(
         {
+            "run": {"seed": 2},
             "model": {"dim": 8},
             "moco": {**defaults, **moco},
             "optim": {"global_batch": BATCH, "accumulate": accumulate, "lr": 0.1, "schedule": "constant"},

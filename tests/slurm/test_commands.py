@@ -22,7 +22,7 @@ from launcher import sending, slurm
 from launcher.cluster import Profile
 from launcher.commands import cancel, logs, requeue, status
 from launcher.record import Launch, Submission
-from launcher.views import answers, runs
+from launcher.views import runs
 from launcher.views.runs import Run
 from slurm.devcluster import Cluster, ClusterError
 from tests.launcher.made import make_run
@@ -161,7 +161,7 @@ def test_cancel_does_not_wait_for_ever_and_the_job_leaves_the_queue(
     if jobs.cluster.settings.accounting:
         until(launch, lambda run: run.job is not None)  # it lags
         assert rows(capsys)["a"]["state"] == "cancelled"
-    monkeypatch.setattr(answers, "which", lambda name: None if name == "sacct" else name)
+    monkeypatch.setattr(slurm, "which", lambda name: None if name == "sacct" else name)
     row = rows(capsys)["a"]
     assert (row["state"], row["reason"]) == ("lost", f"job {jobs.sent[-1]} is not known to SLURM any more")
 
@@ -174,12 +174,12 @@ def test_requeue_saves_and_starts_again_and_logs_follow(
     following = threading.Thread(target=command, args=(logs, jobs.sent[-1], "-f", "--all"), daemon=True)
     following.start()
     assert command(requeue, "a") == 0
-    run = until(launch, lambda run: run.waits or run.starts == 2)
+    run = until(launch, lambda run: run.waits or run.evidence.starts == 2)
     if run.waits:
         assert run.state == "requeued"
         assert command(requeue, "a") == 0
     saved = launch.checkpoint_step()
-    until(launch, lambda run: run.starts == 2 and run.trainer_state == "running", 180)
+    until(launch, lambda run: run.evidence.starts == 2 and run.trainer_state == "running", 180)
     assert jobs.restarts(launch) == 1
     assert launch.starts()[1]["step"] == saved > 2
     slurm.cancel(jobs.sent[-1])

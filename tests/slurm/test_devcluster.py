@@ -19,15 +19,13 @@ from slurm.devcluster import (
     ClusterError,
     Misuse,
     Settings,
-    cgroups,
     directory,
-    ports,
     processes,
     programs,
 )
 from slurm.devcluster.__main__ import main
-from slurm.devcluster.daemons import marks
-from slurm.devcluster.settings import slurm_conf
+from slurm.devcluster.daemons import marks, taken_port
+from slurm.devcluster.directory import configuration
 
 ROOT = Path(__file__).parents[2]
 DIRTY = {"SLURM_JOB_ID": "1", "SLURM_CONF": "/x", "SBATCH_PARTITION": "x", "SUBMITIT_X": "1", "MOCO_X": "1"}
@@ -229,22 +227,22 @@ def check_nothing_left(folder: Path) -> None:
     assert record is not None
     assert of(folder) == set()
     assert sockets(folder) == []
-    assert ports.taken(record.port, record.settings.port_count) is None
+    assert taken_port(record.port, record.settings.port_count) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or cgroups.freezer() is None, reason="needs root and cgroup v1")
+@pytest.mark.skipif(os.geteuid() != 0 or processes.freezer() is None, reason="needs root and cgroup v1")
 def test_cgroups_and_hostnames(folder: Path) -> None:
     cluster = Cluster(folder, Settings(accounting=False, nodes=1, proctrack="cgroup", own_hostnames=True))
     cluster.start()
     node = cluster.nodes[0]
     assert cluster.call("srun", "hostname") == f"{node}\n" != f"{socket.gethostname()}\n"
     submit(cluster, "(setsid env -i /bin/sleep 1000 &); sleep 1000")  # the first has no parent, and no environment
-    soon("tasks", lambda: len(sleepers(cgroups.pids(node))) == 2)
-    tasks = cgroups.pids(node)
+    soon("tasks", lambda: len(sleepers(processes.cgroup_pids(node))) == 2)
+    tasks = processes.cgroup_pids(node)
     cluster.stop()
     check_nothing_left(folder)
     assert not sleepers(tasks)
-    assert not cgroups.exists(node)
+    assert not processes.cgroup_exists(node)
 
 
 def test_failed_start_is_undone(folder: Path, tmp_path: Path) -> None:
@@ -313,6 +311,6 @@ def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_preempt_signal_is_a_setting() -> None:
-    parameter = "SlurmctldParameters=preempt_send_user_signal\n"
-    assert parameter in slurm_conf(Path("/x"), Settings(), 20000)
-    assert parameter not in slurm_conf(Path("/x"), Settings(preempt_signal=False), 20000)
+    for wanted in (True, False):
+        text = configuration(Path("/x"), Settings(preempt_signal=wanted), 20000)["slurm.conf"]
+        assert ("SlurmctldParameters=preempt_send_user_signal" in text.splitlines()) == wanted

@@ -17,10 +17,10 @@ from launcher.checks import dataset, preflight, site
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
 from launcher.executors import Sbatch
-from launcher.record import Submission
+from launcher.record import Launch, Submission
 from moco_dist import config as configs
 from slurm.devcluster import Cluster
-from tests.launcher.made import make_run
+from tests.launcher.made import job_in, make_run
 from tests.slurm.jobs import launcher
 
 CONFIG = configs.load(Path("digits"), ["moco.bn_groups=null"])
@@ -57,7 +57,7 @@ def profile_of(**keys: Any) -> Profile:
 
 def check(run_dir: Path, nodes: int = 2, **keys: Any) -> list[Finding]:
     site.read.cache_clear()
-    return preflight.check(CONFIG, profile_of(**keys), nodes, run_dir=run_dir)
+    return preflight.check(*job_in(run_dir, CONFIG, profile_of(**keys), nodes))
 
 
 def lines(findings: list[Finding], level: str = "error") -> list[str]:
@@ -66,7 +66,7 @@ def lines(findings: list[Finding], level: str = "error") -> list[str]:
 
 def slurm_takes(tmp_path: Path, nodes: int, **keys: Any) -> bool:
     """Whether SLURM would start such a job at some time, by sbatch's own test of the text that submit sends."""
-    sent = Sbatch(tmp_path / "submitit", tmp_path, Submission(nodes=nodes, profile=profile_of(**keys)), str(tmp_path))
+    sent = Sbatch(Launch(tmp_path), Submission(nodes=nodes, profile=profile_of(**keys)))
     text = sent.text()
     done = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=30)
     assert "to start at" in done.stderr or done.returncode, done.stderr

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moco_dist.run.rows import MetricsFile
+from moco_dist.run.rows import MetricsFile, read_rows
 
 
 def steps(file: MetricsFile) -> list[int]:
-    return [row["step"] for row in file.rows()]
+    return [row["step"] for row in read_rows(file.path)]
 
 
 def filled(path: Path, count: int) -> MetricsFile:
@@ -35,7 +35,7 @@ def test_numbers_read_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory,
     file = MetricsFile(tmp_path_factory.mktemp("m") / "metrics.jsonl")
     for step, number in enumerate(numbers):
         file.append({"step": step, "loss": number})
-    assert [row["loss"].hex() for row in file.rows()] == [number.hex() for number in numbers]
+    assert [row["loss"].hex() for row in read_rows(file.path)] == [number.hex() for number in numbers]
     file.close()
 
 
@@ -85,7 +85,7 @@ def test_killed_writer_loses_no_row(tmp_path: Path) -> None:
     script = """
 import os, signal, sys
 from pathlib import Path
-from moco_dist.run.rows import MetricsFile
+from moco_dist.run.rows import MetricsFile, read_rows
 file = MetricsFile(Path(sys.argv[1]))
 for step in range(1, 1001):
     file.append({"step": step, "loss": 1 / step})
@@ -123,7 +123,7 @@ def test_rows_follow_when_the_disk_has_room_again(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert file.sync()
-    assert list(file.rows()) == [{"step": step, "loss": 1 / step} for step in range(1, 8)]
+    assert list(read_rows(file.path)) == [{"step": step, "loss": 1 / step} for step in range(1, 8)]
     file.close()
 
 

@@ -26,7 +26,8 @@ JOB = """
 import asyncio, json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
-from moco_dist.run.rows import MetricsFile
+from moco_dist import config
+from moco_dist.run.rows import MetricsFile, read_rows
 from moco_dist.tracking.wandb import WandbSink
 from moco_dist.tracking.wandb_run import WandbRun, core_processes
 
@@ -37,8 +38,10 @@ if fault == "stop":  # wandb asks every 15 seconds
 metrics = MetricsFile(run_dir / "metrics.jsonl")
 metrics.rewind(start)
 stops, began = [], time.monotonic()
+track = {"wandb": mode, "project": "moco"}
 run = WandbRun(
-    run_dir, mode=mode, project="moco", name="digits", config={"optim": {"lr": 0.03}}, rows=list(metrics.rows()),
+    run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": 0.05}}),
+    list(read_rows(metrics.path)),
     say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
     probe_timeout=1, init_timeout=3, finish_timeout=2,
 )
@@ -133,7 +136,7 @@ def test_offline_file_reads_back(tmp_path: Path) -> None:
     content = wandb_file.read(segment)
     assert content.run["project"] == "moco" and content.run["display_name"] == "digits"
     assert content.run["run_id"] == (tmp_path / "wandb/id").read_text()
-    assert content.config["optim"] == {"lr": 0.03}
+    assert content.config["optim"]["lr"] == 0.05
     assert [row["train/loss"] for row in content.history if "train/loss" in row] == [1 / step for step in range(1, 7)]
     (evaluation,) = (row for row in content.history if "eval/knn_top1" in row)
     assert evaluation["train/step"] == 5 and evaluation["eval/knn_top1"] == 0.05 and "train/loss" not in evaluation
@@ -187,7 +190,7 @@ def test_online_run_arrives_whole(server: FakeWandb, tmp_path: Path) -> None:
     assert name == (tmp_path / "wandb/id").read_text()
     assert [row["train/step"] for row in run.history if "train/loss" in row] == counts(10)
     assert run.summary["train/step"] == 10 and run.summary["eval/knn_top1"] == 0.1
-    assert run.config["optim"] == {"lr": 0.03} and run.display_name == "digits" and run.exit_code == 0
+    assert run.config["optim"]["lr"] == 0.05 and run.display_name == "digits" and run.exit_code == 0
     assert any("augmented_pairs" in upload for upload in run.uploads)
     assert len(result.lines("say")) == 1 and name in result.lines("say")[0] and not result.lines("warn")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]

@@ -96,7 +96,7 @@ def test_a_checkpoint_is_as_large_as_a_real_one() -> None:
     config = shipped("cifar10", "model.width=32", "moco.queue_size=65536", "device.type=cpu")
     layout = configs.layout(config, 1)
     world = World(0, 1, 0, torch.device("cpu"))
-    engine = build(moco.build(config, world, real(config)), config, layout, world)
+    engine = build(moco.MoCo(config, world, real(config)), config, layout, world)
     for parameter in engine.parameters:  # a step makes SGD's momentum
         parameter.grad = torch.zeros_like(parameter)
     engine.optimizer.step()

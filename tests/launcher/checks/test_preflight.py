@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from launcher import cluster, slurm
-from launcher.checks import dataset, estimate, fit, machine, preflight, site
+from launcher.checks import dataset, estimate, fit, preflight, site
 from launcher.checks.dataset import Folder
 from launcher.checks.finding import Finding
 from launcher.checks.site import Site
@@ -29,7 +29,7 @@ from moco_dist.data import sources
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from moco_dist.run.lease import Lease, process_start
-from tests.launcher.made import MadeUp, make_run
+from tests.launcher.made import MadeUp, job_in, make_run
 
 ROOT = Path(__file__).parents[3]
 
@@ -77,7 +77,7 @@ def load(name: str = "digits", *overrides: str) -> Config:
 def local(config: Config, run_dir: Path, stage: str | None = None, nodes: int = 1, **keys: Any) -> list[Finding]:
     """Check a job that needs no SLURM."""
     profile = Profile(**({"gpus_per_node": 2} | keys))
-    return preflight.check(config, profile, nodes, run_dir=run_dir, stage=stage, executor="local")
+    return preflight.check(*job_in(run_dir, config, profile, nodes, stage, "local"))
 
 
 def lines(findings: list[Finding], level: str = "error") -> list[str]:
@@ -659,7 +659,7 @@ def test_no_slurm_is_one_error(tmp_path: Path, made_up: MadeUp, answer: Exceptio
     begin(tmp_path / "run")
     made_up.broken = dict.fromkeys(("scontrol", "sinfo", "squeue", "sacct"), answer)
     profile = Profile(gpus_per_node=2)
-    assert lines(preflight.check(load(), profile, 1, run_dir=tmp_path / "run")) == [str(answer)]
+    assert lines(preflight.check(*job_in(tmp_path / "run", load(), profile))) == [str(answer)]
 
 
 def test_places_that_the_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,11 +670,11 @@ def test_places_that_the_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.
     def warned(partitions: Site, **keys: Any) -> set[str]:
         monkeypatch.setattr(site, "read", lambda: partitions)
         profile = Profile(**(FITS | {"gpus_per_node": 1} | keys))
-        findings = preflight.check(config, profile, 1, run_dir=tmp_path / "run")
+        findings = preflight.check(*job_in(tmp_path / "run", config, profile))
         assert not lines(findings)
         return {line.split(" = ")[0] for line in lines(findings, "warning") if "each node has for itself" in line}
 
-    monkeypatch.setattr(machine, "_OWN_DISKS", ())
+    monkeypatch.setattr(preflight, "_OWN_DISKS", ())
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     assert warned(made_up_site(), local_disk="/nowhere") == set()
     assert warned(made_up_site(), local_disk=str(tmp_path)) == {"Python", "run.dir", "data.root"}
@@ -831,7 +831,7 @@ def test_options_take_the_place_of_the_profiles_keys() -> None:
     words = ["--cluster", "devcluster", "--partition", "high", "--exclude", "n[1,3],n5", "--memory-gib", "7"]
     words += ["--account", "a", "--qos", "q", "--constraint", "ib&x", "--reservation", "r", "--gpus-per-node", "3"]
     words += ["--cpus-per-gpu", "5", "--time-minutes", "9", "--signal-seconds", "33", "--min-nodes", "1"]
-    profile = options.profile_of(parser.parse_args([*words, "--tasks", "rank", "--max-restarts", "0"]))
+    profile = options.submission_of(parser.parse_args([*words, "--tasks", "rank", "--max-restarts", "0"])).profile
     assert profile == cluster.load("devcluster").model_copy(
         update={
             **{"partition": "high", "exclude": ("n[1,3],n5",), "memory_gib": 7, "account": "a", "qos": "q"},
@@ -873,7 +873,7 @@ def test_it_needs_neither_torch_nor_slurm(tmp_path: Path) -> None:
 
 def test_a_sweep_asks_once(tmp_path: Path, made_up: MadeUp) -> None:
     for number in range(3):
-        preflight.check(load(), Profile(), 1, run_dir=tmp_path / str(number))
+        preflight.check(*job_in(tmp_path / str(number), load(), Profile()))
     assert sum("config" in command for command in made_up.asked) == 1
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from launcher.commands import logs
+from launcher.commands.logs import Tail, readable
 from launcher.record import Launch
-from launcher.views import tail
-from launcher.views.tail import Tail, readable
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from tests.launcher.made import MadeUp, make_run, replace_sleep
@@ -75,7 +74,7 @@ def test_a_wrong_number_of_lines(launch: Launch) -> None:
             call("a", f"--lines={text}")
 
 
-@pytest.mark.parametrize("length", [3, 100, tail._BLOCK - 1, tail._BLOCK, 3 * tail._BLOCK])
+@pytest.mark.parametrize("length", [3, 100, logs._BLOCK - 1, logs._BLOCK, 3 * logs._BLOCK])
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_the_last_lines_of_files_of_any_size(tmp_path: Path, length: int, end: bytes) -> None:
     """As Python counts lines, wherever the blocks of the file end."""
@@ -88,7 +87,7 @@ def test_the_last_lines_of_files_of_any_size(tmp_path: Path, length: int, end: b
             expected.pop()
         for lines in (0, 1, 2, 5, len(expected), len(expected) + 1):
             log = Tail(file, "", lines)
-            assert [*log.new(), *log.rest()] == (expected[-lines:] if lines else [])
+            assert list(log.new(to_end=True)) == (expected[-lines:] if lines else [])
             log.close()
 
 
@@ -124,8 +123,8 @@ def test_an_unfinished_line_is_shown_once(launch: Launch) -> None:
         log.write(b" a line\nmore")
         log.flush()
         assert list(own.new()) == ["> half a line"]
-        assert list(own.rest()) == ["> more"]
-        assert list(own.rest()) == []
+        assert list(own.new(to_end=True)) == ["> more"]
+        assert list(own.new(to_end=True)) == []
         assert list(at_the_end.new()) == [" a line"]
     own.close()
     at_the_end.close()

@@ -13,7 +13,7 @@ import pytest
 
 from launcher import slurm
 from launcher.commands import status as status_command
-from launcher.views import answers, table
+from launcher.views import table
 from moco_dist.errors import UserError
 from tests.launcher.made import MadeUp, knn_row, make_run, replace_sleep, train_row
 
@@ -112,7 +112,7 @@ def test_json_of_a_run_that_nothing_is_known_of(made_up: MadeUp, capsys: pytest.
     [("5", 5), ("1:00", 60), ("01:00:00", 3600), ("2-00:00:01", 172801), ("UNLIMITED", None), ("INVALID", None)],
 )
 def test_slurms_times(text: str, seconds: int | None) -> None:
-    assert table._seconds(text) == seconds
+    assert slurm.seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_silent_slurm_is_told_once_on_stderr(made_up: MadeUp, capsys: pytest.C
 def test_without_slurm_local_runs_are_told_in_peace(
     made_up: MadeUp, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "which", lambda name: None)
+    monkeypatch.setattr(slurm, "which", lambda name: None)
     make_run(Path("runs/a"), executor="local", job="1", starts=1, state="done", step=3)
     assert status() == 0
     said = capsys.readouterr()

@@ -107,7 +107,7 @@ def sbatch(
     """Of a run, with a profile's keys."""
     launch = Launch(run_dir)
     submission = Submission(name=name, nodes=nodes, profile=Profile(**keys), code="c0de")
-    return Sbatch(launch.submitit, run_dir, submission, sending.code_of(launch, submission), after)
+    return Sbatch(launch, submission, after)
 
 
 def parameters(text: str) -> dict[str, str]:
@@ -477,7 +477,7 @@ def test_the_id_at_wandb_stays_the_same(programs: Programs) -> None:
 
 def test_a_second_submission_at_once_is_refused(programs: Programs) -> None:
     config = load(Path("run"))
-    with sending.prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
+    with sending._prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
         sending.send(config, Submission())
     assert not list(programs.sent.iterdir())
     sending.send(config, Submission())  # the first has let go
@@ -545,17 +545,17 @@ def test_what_sbatch_says_is_understood_or_told(programs: Programs) -> None:
 def test_several_trainings_are_an_array(programs: Programs, tmp_path: Path) -> None:
     launches = [Launch(tmp_path / str(n)) for n in range(3)]
     profile = Profile(gpus_per_node=2, constraint="it's")
-    array = Sbatch(tmp_path / "sweep", tmp_path, Submission(name="s", profile=profile), "/code", parallel=2)
-    (tmp_path / "sweep").mkdir()
+    array = Sbatch(Launch(tmp_path), Submission(name="s", profile=profile), parallel=2)
+    Launch(tmp_path).submitit.mkdir(parents=True)
     sent = [Task(str(launch.run_dir), Submission()) for launch in launches]
     programs.keeps("srun")
     assert array.send(sent) == ["12_0", "12_1", "12_2"]
     text = (programs.sent / "12.sh").read_text()
     directives = parameters(text)
     assert (directives["array"], directives["constraint"], directives["comment"]) == ("0-2%2", "it's", str(tmp_path))
-    assert directives["output"] == f"{tmp_path}/sweep/%A_%a_0_log.out"
+    assert directives["output"] == f"{tmp_path}/launch/submitit/%A_%a_0_log.out"
     assert f"-m launcher.job.after {tmp_path})" in text
-    pickles = [DelayedSubmission.load(tmp_path / f"sweep/12_{n}_submitted.pkl") for n in range(3)]
+    pickles = [DelayedSubmission.load(Launch(tmp_path).submitit / f"12_{n}_submitted.pkl") for n in range(3)]
     assert [pickled.function for pickled in pickles] == sent
 
 

@@ -16,8 +16,7 @@ import pytest
 
 from launcher import slurm
 from launcher.record import Launch
-from launcher.views import figures, runs
-from launcher.views.find import find_run
+from launcher.views import figures, find, runs
 from launcher.views.runs import Run
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -273,7 +272,7 @@ def test_another_users_run_says_so(here: Path, made_up: MadeUp, monkeypatch: pyt
     assert (run.state, run.live, run.ended) == ("unreadable", False, False)
     assert "belongs to another user" in run.reason
     with pytest.raises(UserError, match="another user"):
-        find_run("a")
+        find.run("a")
 
 
 @pytest.fixture
@@ -306,7 +305,7 @@ def test_a_directory_that_cannot_be_entered_is_a_row(anybody: Path, made_up: Mad
     surveyed, _ = runs.survey([Path("places")])
     assert [(run.name, run.reason) for run in surveyed] == [("places", "Permission denied")]
     with pytest.raises(UserError, match="cannot be read"):
-        find_run("closed")
+        find.run("closed")
     for folder in (closed, anybody / "places"):
         folder.chmod(0o700)
 
@@ -314,21 +313,21 @@ def test_a_directory_that_cannot_be_entered_is_a_row(anybody: Path, made_up: Mad
 def test_finding_a_run(here: Path, made_up: MadeUp) -> None:
     a, b = make_run(here / "runs/a", job="12"), make_run(here / "elsewhere/b", job="13_4")
     made_up.queues("13_4", "RUNNING", b.run_dir)
-    assert find_run("a") == find_run("runs/a") == find_run(str(a.run_dir)) == find_run("12") == a
-    assert find_run("13_4") == find_run("elsewhere/b") == b
+    assert find.run("a") == find.run("runs/a") == find.run(str(a.run_dir)) == find.run("12") == a
+    assert find.run("13_4") == find.run("elsewhere/b") == b
     (here / "runs/plain").mkdir()
     for text in ("c", "99", "plain", "", "../x", "-1", "a\0b"):
         with pytest.raises(UserError, match=r"^RUN = .*; "):
-            find_run(text)
+            find.run(text)
 
 
 def test_a_job_id_that_two_runs_claim_is_the_queues(here: Path, made_up: MadeUp) -> None:
     make_run(here / "runs/old", job="12")
     new = make_run(here / "runs/new", job="12")
     with pytest.raises(UserError, match="is the job of new, old"):
-        find_run("12")
+        find.run("12")
     made_up.queues("12", "RUNNING", new.run_dir)
-    assert find_run("12") == new
+    assert find.run("12") == new
 
 
 def test_waiting_ends_when_the_run_is_as_wished(here: Path, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
