@@ -42,11 +42,13 @@ def as_meant(value: object, annotation: Any) -> object:
     if not isinstance(value, str) or str in kinds:
         return value
     text = value.strip()
+    for word in (word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)):
+        if str(word) == text:
+            return word
     for kind in kinds:
         if get_origin(kind) in (tuple, list):
             return [value] if str in _kinds(get_args(kind)[0]) else _members(text)
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    return next((word for word in words if str(word) == text), text)
+    return text
 
 
 def _kinds(annotation: Any) -> list[Any]:

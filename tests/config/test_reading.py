@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from moco_dist import config
 from moco_dist.config import Config, load, overruled
+from moco_dist.config.meaning import as_meant
 from moco_dist.config.read import read_value
 from moco_dist.errors import UserError
 
@@ -141,6 +143,22 @@ def test_a_list_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     assert mistake(f"optim.milestones={text}").startswith("optim.milestones.")
     line = mistake(path=written(tmp_path, "optim: {milestones: {a: 1}}"))
     assert line.startswith("optim.milestones = {a: 1}: must be a list, such as [60, 80]; the default is")
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "meant"),
+    [
+        ("auto", Literal["auto", 1] | tuple[float, float], "auto"),
+        (" 1 ", Literal["auto", 1] | tuple[float, float], 1),
+        ("1,2", Literal["auto", 1] | tuple[float, float] | None, ["1", "2"]),
+        ("a, b", tuple[str, ...] | None, ["a, b"]),
+        (" 1 ", str | None, " 1 "),
+        ("7", Annotated[int, "of some kind"] | None, "7"),
+        ([7], tuple[int, ...], [7]),
+    ],
+)
+def test_what_a_text_means_to_a_key(text: object, annotation: object, meant: object) -> None:
+    assert as_meant(text, annotation) == meant
 
 
 # A key twice, anchors
