@@ -233,8 +233,8 @@ class FileSource:
             except Exception as error:  # decoders raise errors of their own kinds
                 if offset == 0:
                     unreadable.append(Unreadable.of(path, error))
-        rule = f"none of its {len(self)} images can be decoded; mend the files"
-        raise UserError(f"data.root = {self.folder}: {rule}")
+        rule = f"none of its {len(self)} images can be decoded; {unreadable[-1]}"
+        raise UserError(f"data.root = {self.folder}: {rule}; mend the files")
 
 
 def _sha256(labels: Labels | None, *contents: bytes) -> str:
