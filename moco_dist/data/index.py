@@ -95,7 +95,7 @@ def list_folder(root: Path, split: Split) -> Listing:
     if folder is None or (split == "test" and not folders.classes):
         return Listing(root, [], None, folders.classes)
     if split == "test" and folders.unknown_class:
-        rule = f"{folder.name}/ has a class that {folders.train.name}/ lacks: {folders.unknown_class}"
+        rule = f"{folder.name}/ has a class that {folders.train.name}/ lacks: {_printable(folders.unknown_class)}"
         raise UserError.of("data.root", root, rule, "rename or remove it")
     tree = read_tree(root, folder)
     if not tree.images and split == "test":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from moco_dist import config
 from moco_dist.data import sources
 from moco_dist.data.store import PIXEL_STATISTICS, FileSource, Source
 from moco_dist.errors import UserError
+from moco_dist.train.advice import advice
 from tests.data.made import MNIST, config_of, draw, draws, folder_of, values
 
 
@@ -157,6 +159,37 @@ def test_classes_without_split_folders(tree: Path) -> None:
     assert cut.queries is not None and cut.queries.labels is not None and cut.train.labels is not None
     assert (len(cut.train), len(cut.queries)) == (3, 2)
     assert sorted([*cut.train.labels, *cut.queries.labels]) == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("split", "data", "line"),
+    [
+        ("train", {}, "no val/ with classes, so no kNN; eval.knn_split=validation evaluates on a part of the images"),
+        ("train/dog", {"knn_split": "validation"}, "no class folders, so no kNN"),
+        ("train/dog", {"knn_every": 0}, None),
+        ("train", {"knn_split": "validation"}, None),
+        (".", {}, None),
+    ],
+)
+def test_a_run_without_knn_is_told_why(tree: Path, split: str, data: dict[str, Any], line: str | None) -> None:
+    run = config.parse({**folder_of(tree / split, **data).model_dump(), "moco": {"queue_size": 2}})
+    advised = [
+        text for text in advice(run, config.layout(run, 1), sources.load(run), torch.device("cpu")) if "kNN" in text
+    ]
+    assert advised == ([f"data.root: {line}"] if line else [])
+
+
+def test_what_is_passed_over_is_told_at_the_start(tree: Path) -> None:
+    for place in ("train/notes.txt", "val/notes.txt", "val/beside.png"):
+        (tree / place).touch()
+    run = folder_of(tree)
+    lines = list(advice(run, config.layout(run, 1), sources.load(run), torch.device("cpu")))
+    assert [line for line in lines if "passed over" in line or "beside" in line] == [
+        f"{tree}/train: 1 file with other suffixes passed over (.txt 1)",
+        f"{tree}/val: 1 image beside the class folders has no class, left out",
+        f"{tree}/val: 1 file with other suffixes passed over (.txt 1)",
+    ]
+    assert len(sources.load(folder_of(tree, knn_every=0)).remarks) == 1
 
 
 @pytest.mark.parametrize("mistake", ["empty", "surplus", "loop"])
