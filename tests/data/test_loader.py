@@ -45,9 +45,10 @@ def test_sockets_lie_where_their_paths_are_short(
 ) -> None:
     (tmp_path / name).mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(tmp_path / name))
-    assert [int(batch[0]) for batch in make_loader(Numbers(), range(3), 1, CPU)] == [0, 1, 2]
+    batches = make_loader(Numbers(), range(3), 1, CPU)
     folder = Path(multiprocessing.util.get_temp_dir())
     assert len(os.fsencode(folder / "listener-12345678")) <= 107
+    assert [int(batch[0]) for batch in batches] == [0, 1, 2]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert tempfile.gettempdir() == str(tmp_path / name)  # other files lie where the user wants them
 
