@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moco_dist.train.advice import advice
 from sklearn.datasets import load_digits
 
 from moco_dist import config
 from moco_dist.data import sources
 from moco_dist.data.store import PIXEL_STATISTICS, FileSource, Source
 from moco_dist.errors import UserError
+from moco_dist.train.loop import advice
 from tests.data.made import MNIST, config_of, draw, draws, folder_of, values
 
 
