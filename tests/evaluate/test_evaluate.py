@@ -143,9 +143,10 @@ def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(
     theirs = tmp_path / "theirs" / "moco.pth.tar"
     theirs.parent.mkdir()
     torch.save({"epoch": 200, "state_dict": tensors}, theirs)
-    for file in (alone, theirs):
-        assert command.run([str(file), "digits", "model.width=8"]) == 0
-        assert [row["accuracies"] for row in rows(file.parent)] == expected
+    assert command.run([str(alone), "digits", "model.width=8"]) == 0
+    assert [row["accuracies"] for row in rows(tmp_path)] == expected
+    assert command.run([str(theirs), "digits", "model.width=8", "--knn"]) == 0
+    assert [row["accuracies"] for row in rows(theirs.parent)] == expected[:1]
     assert f"moco_dist.evaluate: WEIGHTS = {theirs}: took the 100 layers of state_dict." in capsys.readouterr().err
     (run_dir / "encoder.safetensors").unlink()
     assert command.run([str(run_dir), "--out", str(tmp_path / "of checkpoint")]) == 0
