@@ -124,9 +124,6 @@ def test_words_for_true_and_false(word: str, truth: bool, tmp_path: Path) -> Non
 def test_a_choice_is_shown_as_it_is_written(tmp_path: Path) -> None:
     assert mistake("track.wandb=off").startswith("track.wandb = off: must be 'offline', 'online' or 'disabled'")
     assert mistake(path=written(tmp_path, "run: {resume: no}")).startswith("run.resume = no: must be 'auto' or 'never'")
-    source = ["data.source=synthetic"]
-    assert load(None, [*source, "data.channels=1"]).data.channels == 1
-    assert mistake(*source, "data.channels=01").startswith("data.channels = 01: must be 1 or 3")
 
 
 @pytest.mark.parametrize("text", ["60,80", "[60, 80]", " 60 , 80 ", "60,80,", "[60,80]"])
