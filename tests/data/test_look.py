@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -23,6 +25,7 @@ from moco_dist.data.look.survey import Survey, survey
 from moco_dist.errors import UserError
 from moco_dist.train import command as trainer
 from tests.data.made import MNIST, draw
+from tests.nobody import as_nobody
 
 CIFAR10 = MNIST.parent / "cifar10-jpeg-test.tar"
 
@@ -232,6 +235,11 @@ def test_a_sample_is_read_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["look", "broken"], "none of 2 images can be decoded"),
         (["look", "few", "--gpus", "4"], "--gpus = 4: BatchNorm needs 2 images a rank"),
         (["look", "few", "--write", "nowhere/my.yaml"], "--write = nowhere/my.yaml: cannot be written"),
+        (["look", "few", "--write", "few/0.jpg/my.yaml"], "few/0.jpg is no folder that you may write to"),
+        (["look", "few", "--write", "n" * 300], "cannot be written: File name too long"),
+        (["look", "few", "--write", "link.yaml"], "is there already"),
+        (["look", "few", "--write", "$NOT_SET/my.yaml"], "--write = $NOT_SET/my.yaml: the variable NOT_SET is not set"),
+        (["look", "${NOT_SET}"], "FOLDER = ${NOT_SET}: the variable NOT_SET is not set"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
@@ -240,12 +248,83 @@ def test_a_mistake_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken", "few"):
         Path(name).mkdir()
+    Path("link.yaml").symlink_to("nothing")
     for number in range(2):
         Path("broken", f"{number}.jpg").touch()
         draw(Path("few", f"{number}.jpg"), 90 + number)
     assert command.run(arguments) == 2
     *_, told = capsys.readouterr().err.splitlines()
     assert told.startswith("moco_dist.data: ") and line in told
+
+
+def test_a_closed_folder_to_write_to_is_told_before_the_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o700)
+    with as_nobody():
+        assert command.run(["look", "nowhere", "--write", str(tmp_path / "my.yaml")]) == 2
+    assert "is no folder that you may write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["a$HOME", "a${x}", "$$", "~", "~nobody", "new\nline", "[red] #1: 'x'", os.fsdecode(b"\xff")]
+)
+def test_any_name_of_a_folder_is_read_back_from_the_proposal(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tree_of(tmp_path / name, train=4)
+    proposed = proposal.propose(survey(Path(name), None), 1)
+    Path("my.yaml").write_text(proposal.as_yaml(proposed, "heading"))
+    assert configs.load(Path("my.yaml")).data.root == str(root)
+
+
+def look_process(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "moco_dist.data", "look", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_it_ends_at_once_with_all_its_processes(signal_number: int, status: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches the processes that read images too; SIGKILL the command alone."""
+    noise(2000).save(tmp_path / "0.png", compress_level=1)
+    for number in range(1, 500):
+        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "0.png")
+    process = look_process(tmp_path)
+    assert process.stderr is not None
+    assert any(process.stderr.read(1) == "r" for _ in range(10))  # the bar that says "reading"
+    if signal_number == signal.SIGINT:
+        os.killpg(process.pid, signal_number)
+    else:
+        process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=30)  # which ends when no process has stderr open
+    assert process.returncode == status and "Traceback" not in errors, errors
+
+
+def test_a_terminal_that_cannot_write_the_names(tmp_path: Path) -> None:
+    root = tree_of(tmp_path / "caf\u00e9", train=4)
+    Path(root, "train", "a", os.fsdecode(b"\xff.png")).touch()
+    process = look_process(root, PYTHONIOENCODING="ascii:strict")
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "caf?" in shown and "?.png: cannot identify" in shown, errors
+
+
+def test_a_reader_that_goes_does_not_cost_the_config(tmp_path: Path) -> None:
+    """`look FOLDER --write my.yaml | head -1`."""
+    process = look_process(tree_of(tmp_path / "images", train=4), "--write", tmp_path / "my.yaml")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(60) == 1 and "data:" in (tmp_path / "my.yaml").read_text()
+    process.stderr.close()
 
 
 def test_it_runs_as_a_command_without_torch(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def measure(name: str) -> Measured | Unreadable:
             if extremes is None:
                 raise
             planes, in_range = decode.decode(path, channels, (extremes[0], max(extremes[1], extremes[0] + 1))), False
+    except MemoryError:
+        raise  # the process's own, which says nothing of the file
     except Exception as error:  # decoders raise errors of their own kinds, and here none of them ends the rest
         return Unreadable.of(path, error)
     if channels == 3 and _is_gray(planes):

@@ -91,7 +91,7 @@ def in_yaml(value: object) -> str:
 
 def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
     yield Setting("data.source", "imagefolder", "a tree of image files")
-    yield Setting("data.root", str(survey.root.absolute()), "the folder that was looked at")
+    yield Setting("data.root", configs.literal(survey.root.absolute()), "the folder that was looked at")
     channels = survey.channels
     colours = {1: "they are gray", 3: "they have colours"}.get(channels, f"they have {channels} channels")
     yield Setting("data.channels", channels, f"{colours}, as far as {survey.read} of them were read")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,10 +177,50 @@ def survey(root: Path, sample: int | None) -> Survey:
 
 def _measure(paths: Sequence[str], root: Path) -> list[Measured | Unreadable]:
     """Measure files in processes of their own, one for each core. Raises UserError where one of them dies."""
+    others = set(multiprocessing.active_children())
+    results: list[Measured | Unreadable] = []
+    length = max(1, min(64, len(paths) // (8 * (os.cpu_count() or 1))))
+    bar = tqdm(desc="reading", total=len(paths), unit=" images")
     try:
-        with ProcessPoolExecutor(os.cpu_count()) as processes:
-            chunk = max(1, min(64, len(paths) // (8 * (os.cpu_count() or 1))))
-            return list(tqdm(processes.map(measure, paths, chunksize=chunk), "reading", len(paths), unit=" images"))
-    except BrokenProcessPool:
-        rule = "a process that read its images was killed, for its memory or by a damaged file"
+        with bar, ProcessPoolExecutor(os.cpu_count(), initializer=_begin_worker) as processes:
+            chunks = (paths[start : start + length] for start in range(0, len(paths), length))
+            try:
+                with _interrupts_held():  # processes that begin in it leave Ctrl-C to this one
+                    futures = [processes.submit(_measure_each, chunk) for chunk in chunks]
+                for future in futures:
+                    results += future.result()
+                    bar.update(len(results) - bar.n)
+            except KeyboardInterrupt:
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()  # what it reads is not waited for
+                raise
+        return results
+    except (BrokenProcessPool, MemoryError):
+        rule = "a process that read its images was out of memory, or killed for it or by a damaged file"
         raise UserError.of("FOLDER", root, rule, "look at a part of it, such as one class") from None
+
+
+def _measure_each(paths: Sequence[str]) -> list[Measured | Unreadable]:
+    return [measure(path) for path in paths]
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back SIGINT until the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    """Let a process that reads images end when the command has ended."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # else it would wait for work for ever, where the command was killed
