@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from moco_dist import config as configs
+from moco_dist.data import sources
 from moco_dist.data.look import command, proposal, report
 from moco_dist.data.look.measure import Measured, measure
 from moco_dist.data.look.survey import Survey, survey
@@ -61,7 +64,7 @@ def survey_of(images: int, side: int, channels: int = 3, held_out: int = 0, clas
     """A survey of images that are not there."""
     of_class = {str(number): images // classes for number in range(classes)} if images >= classes else {}
     measured = Measured(
-        "a.png", (side, side), channels, 8, b"", None, True, side**2, (1.0,) * channels, (1.0,) * channels
+        "a.png", (side, side), channels, 8, b"", None, None, side**2, (1.0,) * channels, (1.0,) * channels
     )
     return Survey(Path("/images"), {"train": images}, of_class, images, held_out, Counter(), (), (measured,), ())
 
@@ -189,6 +192,80 @@ def test_deep_images_are_proposed_a_range(values: np.ndarray, value_range: list[
     proposed = proposal.tree(proposal.propose(survey(tmp_path, None), 1))["data"]
     assert proposed.get("value_range") == value_range
     assert proposed["channels"] == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "value_range"),
+    [
+        (0, 1, np.float16, None),
+        (0, 1, np.float64, None),
+        (0, 255, np.int64, [0.0, 255.0]),
+        (0, 4095, np.int32, [0.0, 4095.0]),
+        (0, 60000, np.uint32, None),
+        (-128, 127, np.int8, [-128.0, 127.0]),
+        (0, 255, np.uint8, None),
+        (2**40, 2**40, np.int64, [0.0, float(2**41 - 1)]),
+    ],
+)
+def test_the_proposed_range_is_what_the_trainer_has_no_doubt_of(
+    low: int, high: int, dtype: type, value_range: list[float] | None, tmp_path: Path
+) -> None:
+    """Arrays of any kind, whose bits do not tell how they are scaled."""
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.linspace(low, high, 256).reshape(16, 16).astype(dtype))
+    config = proposal.parse(proposal.propose(survey(tmp_path, None), 1))
+    assert config.data.value_range == (value_range and tuple(value_range))
+    told = sources.open_splits(config).remarks
+    assert low == high or not [line for line in told if "value_range" in line], told
+
+
+def test_no_range_is_proposed_for_what_has_no_use_of_it(tmp_path: Path) -> None:
+    """Of colours of 16 bits, PIL reads the upper 8, whatever the range is."""
+    rows = np.random.default_rng(0).integers(0, 4096, (16, 16 * 3)).astype(">u2")
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))]
+    parts += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    folder = survey(tmp_path, None)
+    config = proposal.parse(proposal.propose(folder, 1))
+    assert folder.extremes and folder.measured[0].bits == 16 and config.data.value_range is None
+    assert len(sources.open_splits(config).train) == 4
+
+
+@pytest.mark.parametrize(("channels", "first"), [(1, True), (3, True), (5, True), (12, True), (5, False)])
+def test_arrays_with_the_channels_first_or_last(channels: int, first: bool, tmp_path: Path) -> None:
+    shape = (channels, 20, 24) if first else (20, 24, channels)
+    for number in range(4):
+        image = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        np.save(tmp_path / f"{number}.npy", image)
+    folder = survey(tmp_path, None)
+    assert folder.measured[0].size == (24, 20) and folder.channels == channels
+    train = sources.open_splits(proposal.parse(proposal.propose(folder, 1))).train
+    assert train.centred(np.arange(4), 16)[1] == []
+
+
+def test_images_that_the_proposed_channels_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The channels are those of most images, gray and colour taken together, and the others are told."""
+    for number in range(7):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).integers(0, 256, (16, 16, 5), dtype=np.uint8))
+    for number in range(4):
+        noise(16, number).save(tmp_path / f"{number}.png")
+        noise(16, number, channels=1).save(tmp_path / f"gray{number}.png")
+    text = looked_at(capsys, tmp_path)
+    assert "data.channels 3" in text.replace("┃", " ")
+    assert "0; 7 of other channels cannot be read with data.channels=3. More than 1 %: the trainer will refuse" in text
+
+
+def test_held_out_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
+    """The trainer refuses them as they are, so that kNN is proposed on a part of the training images."""
+    root = tree_of(tmp_path, train=40, held_out=8)
+    (root / "val" / "c").mkdir()
+    noise(16).save(root / "val" / "c" / "0.png")
+    folder = survey(root, None)
+    assert any("train/ lacks its class c" in remark for remark in folder.remarks)
+    data = sources.open_splits(proposal.parse(proposal.propose(folder, 1)))
+    assert data.queries is not None and len(data.queries) == 4
 
 
 def test_arrays_of_many_channels(tmp_path: Path) -> None:

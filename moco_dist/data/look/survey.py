@@ -37,7 +37,7 @@ class Survey:
     """Training images of each class, of those that have one; empty where the images have no classes."""
     training_images: int
     held_out_images: int
-    """Images with a class that the training images have too."""
+    """Images that kNN can classify: all have a class that the training images have too."""
     suffixes: Counter[str]
     """Images by the suffix of their names, in small letters."""
     remarks: tuple[str, ...]
@@ -86,9 +86,19 @@ class Survey:
 
     @cached_property
     def channels(self) -> int:
-        """Return the channels to train with: 1 where all images are gray, else those of most of the others."""
-        others = Counter(image.channels for image in self.measured if image.channels != 1)
-        return others.most_common(1)[0][0] if others else 1
+        """Return the channels to train with: those of most images, where gray and colour (3) count as one."""
+        counts = Counter(image.channels for image in self.measured)
+        gray_or_colour = counts.pop(1, 0) + counts.pop(3, 0)
+        channels, number = counts.most_common(1)[0] if counts else (1, 0)
+        if number > gray_or_colour:
+            return channels
+        return 3 if any(image.channels == 3 for image in self.measured) else 1
+
+    @cached_property
+    def fitting(self) -> list[Measured]:
+        """Return the images that can be read with these channels."""
+        channels = (1, 3) if self.channels in (1, 3) else (self.channels,)
+        return [image for image in self.measured if image.channels in channels]
 
     @cached_property
     def duplicates(self) -> list[list[str]]:
@@ -107,10 +117,11 @@ class Survey:
     @cached_property
     def value_range(self) -> tuple[float, float] | None:
         """Return the range that the pixels' values need; None where that of their kind serves."""
-        if self.extremes is None:
+        ranges = [image.full_range for image in self.measured if image.extremes]
+        if self.extremes is None or None in ranges:
             return None
-        (low, high), whole = self.extremes, 65535 if any(image.bits == 16 for image in self.measured) else 1
-        if all(image.in_range for image in self.measured) and high - low >= whole / 8:
+        (low, high), (least, most) = self.extremes, max(whole for whole in ranges if whole)
+        if least <= low <= high <= most and high - low >= (most - least) / 8:
             return None
         if low < 0 or high <= 1:
             return (low, high) if high > low else None
@@ -119,7 +130,7 @@ class Survey:
     @cached_property
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Return each channel's mean and standard deviation, of pixels in [0, 1]; every pixel counts the same."""
-        images = [image for image in self.measured if image.channels in (1, self.channels)]
+        images = self.fitting
         pixels = sum(image.pixels for image in images)
         mean, std = [], []
         for channel in range(self.channels):
@@ -167,7 +178,7 @@ def survey(root: Path, sample: int | None) -> Survey:
         splits={str(of_split.root.relative_to(root)): len(of_split.images) for of_split in trees},
         classes={name: labels[place] for place, name in enumerate(training.classes) if labels[place]},
         training_images=len(training.names),
-        held_out_images=len(held_out.names) if held_out and training.labels else 0,
+        held_out_images=len(held_out.names) if held_out and training.labels and not folders.unknown_class else 0,
         suffixes=Counter(os.path.splitext(path)[1].lower() for path in paths),  # noqa: PTH122
         remarks=tuple(remark for listing in listings for remark in listing.remarks),
         measured=measured,
