@@ -268,6 +268,13 @@ def test_held_out_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
     assert data.queries is not None and len(data.queries) == 4
 
 
+def test_no_image_is_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without train/, the root is trained on as a whole, its val/ too."""
+    root = tree_of(tmp_path, train=0, held_out=8)
+    text = looked_at(capsys, root)
+    assert "images 8, all of them read" in text and "0 files repeat" in text and "as a whole, with what may be" in text
+
+
 def test_arrays_of_many_channels(tmp_path: Path) -> None:
     """Statistics are those of all pixels; the channels those of most images."""
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 5), dtype=np.uint8)

@@ -155,7 +155,8 @@ def survey(root: Path, sample: int | None) -> Survey:
         UserError: the folder cannot be read or holds no image, or none that can be decoded.
     """
     folders = index.Folders.of(root)
-    trees = [index.read_tree(root, folder) for folder in (folders.train, folders.held_out) if folder]
+    held_out_folder = folders.held_out if folders.train != root else None  # a root without train/ holds it too
+    trees = [index.read_tree(root, folder) for folder in (folders.train, held_out_folder) if folder]
     listings = [index.listing_of(folders, of_split) for of_split in trees]
     paths = [os.path.join(of_split.root, name) for of_split in trees for name in of_split.images]  # noqa: PTH118
     if not paths:
