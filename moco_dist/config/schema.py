@@ -36,6 +36,8 @@ Positive = Annotated[Int, Field(gt=0)]
 Natural = Annotated[Int, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Interval = tuple[Float, Float]
+MOST_CHANNELS = 12
+"""An image has so many channels at most."""
 
 
 class Section(BaseModel):
@@ -73,7 +75,7 @@ class DataSection(Section):
     """Folder of the data: a torchvision root (mnist, cifar10) or a tree of images (imagefolder)."""
     download: bool = False
     """Let torchvision download mnist or cifar10 into root."""
-    channels: Annotated[Int, Field(ge=1, le=12)] | None = None
+    channels: Annotated[Int, Field(ge=1, le=MOST_CHANNELS)] | None = None
     """Read the images of an imagefolder as grayscale (1), colour (3), or with other channels as they are; unset, 3."""
     image_size: Annotated[Int, Field(ge=4)] = 8
     """Side of the square crop that the encoder sees, in pixels."""
