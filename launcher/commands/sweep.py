@@ -42,6 +42,8 @@ from moco_dist.config.schema import Section
 from moco_dist.errors import UserError, shown
 
 _MOST_MEMBERS = 1000
+_OWN = ("run.name", "run.dir", "track.group")
+"""What a sweep sets itself for each member."""
 
 Values = dict[str, Any]
 
@@ -102,6 +104,8 @@ def read(file: Path) -> Sweep:
     for key, values in sweep.grid.items():
         if not values:
             raise UserError.of(f"grid.{key}", values, "must be a list of values", f"write {key}: [0.03, 0.06]")
+    for key in (key for values in (sweep.grid, *sweep.cases) for key in values if key in _OWN):
+        raise UserError(f"sweep {file}: sets {key}, which a sweep sets itself for each member; drop it")
     count = math.prod(map(len, sweep.grid.values())) * max(1, len(sweep.cases))
     if count > _MOST_MEMBERS:
         raise UserError(f"sweep {file}: has {count} members, {_MOST_MEMBERS} at most; make it smaller")
