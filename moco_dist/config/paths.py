@@ -18,8 +18,10 @@ def expand(text: str) -> str:
     """Expand a leading `~` or `~user`, `$NAME` and `${NAME}` of a path; `$$` is a dollar sign.
 
     Raises:
-        ValueError: a variable is not set or is empty, or there is no such user.
+        ValueError: the text is empty, a variable is not set or is empty, or there is no such user.
     """
+    if not text:
+        raise ValueError("must be a path; for none, write null")
     if not text.startswith("~"):
         return _VARIABLE.sub(_value, text)
     user, slash, rest = text.partition("/")
