@@ -25,9 +25,9 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from launcher import sending
 from launcher.checks.finding import Finding
@@ -38,7 +38,7 @@ from launcher.views.table import show
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.paths import PathText
-from moco_dist.config.schema import Section
+from moco_dist.config.schema import FileName, Section
 from moco_dist.errors import UserError, shown
 
 _MOST_MEMBERS = 1000
@@ -48,16 +48,10 @@ _OWN = ("run.name", "run.dir", "track.group")
 Values = dict[str, Any]
 
 
-def _file_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.+=-]*", text):
-        raise ValueError("must be a file name of letters, digits and _ . + = -")
-    return text
-
-
 class Sweep(Section):
     """A sweep file."""
 
-    name: Annotated[str, AfterValidator(_file_name)] = "sweep"
+    name: FileName = "sweep"
     """Name of the sweep."""
     config: PathText | None = None
     """Config that the members share."""

@@ -232,11 +232,15 @@ def test_what_is_no_character_is_refused_and_what_is_unprintable_is_shown_escape
         line = mistake(path=written(tmp_path, f'data:\n  root: "{text}"\n'))
         assert line.endswith(f": {shown} in line 2 holds what is no character; drop it")
     assert mistake(path=written(tmp_path, r'optim: {"l\nr\e[31m": 3}')).startswith(r"optim.l\nr\x1b[31m = 3: unknown")
+    assert ": must have at most 255 bytes; the default is" in mistake("run.name=" + "é" * 128)
     assert mistake("run.name=a\x1b[31m").startswith(r"run.name = a\x1b[31m: must be a file name")
 
 
-def test_a_path_that_is_there_is_no_empty_text(tmp_path: Path) -> None:
+def test_a_path_is_neither_empty_nor_too_long() -> None:
     for key in ("run.dir", "run.init_from", "data.root"):
+        for path in ("a" * 256, "/d/" + "é" * 128, "a/" * 2001):
+            assert "must have names of at most 255 bytes, and 4000 in all; shorten it" in mistake(f"{key}={path}")
+        load(None, [f"{key}=/{'a' * 255}/{'é' * 127}"])
         assert mistake(f'{key}=""').startswith(f"{key} = : must be a path; for none, write null")
 
 
