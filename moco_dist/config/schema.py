@@ -27,9 +27,12 @@ from moco_dist.config.paths import PathText
 def _file_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.+=-]*", text):
         raise ValueError("must be a file name of letters, digits and _ . + = -")
+    if len(text.encode()) > 255:
+        raise ValueError("must have at most 255 bytes")
     return text
 
 
+FileName = Annotated[str, AfterValidator(_file_name)]
 Int = Annotated[int, BeforeValidator(number)]
 Float = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Int, Field(gt=0)]
@@ -52,7 +55,7 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: Annotated[str, AfterValidator(_file_name)] = "run"
+    name: FileName = "run"
     """Name of the run; unset, the name of the config file."""
     dir: PathText | None = None
     """Run directory; unset, runs/<name>."""
