@@ -99,6 +99,11 @@ def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
         low, high = survey.extremes or survey.value_range
         reason = f"the values lie in {low:g} to {high:g}; unset, 0 to 65535 were black to white, and 0 to 1 of floats"
         yield Setting("data.value_range", list(survey.value_range), reason)
+    else:
+        mean, std = survey.pixel_statistics
+        reason = f"measured on {survey.read} images; unset, ImageNet's serve for gray and for colour"
+        yield Setting("data.mean", [round(number, 4) for number in mean], reason)
+        yield Setting("data.std", [max(0.004, round(number, 4)) for number in std], "measured with the mean")
     side = _side(survey)
     typical = f"half of the images have a shorter side of {survey.typical_side} pixels or less"
     source = "the papers crop to 224 (MoCo v1, section 4.1)" if side == 224 else "a crop cannot be larger than that"
@@ -144,8 +149,11 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
     groups, batch = _batch(images, gpus)
     steps = images // batch
     queue = _queue(images, batch)
-    reason = f"a multiple of the batch, well below the {images} images (MoCo v1: 5 % of ImageNet): a queue larger than "
-    yield Setting("moco.queue_size", queue, reason + "the data holds other views of a query's own image as negatives")
+    reason = (
+        f"a multiple of the batch, {queue / images:.0%} of the images (MoCo v1, section 4.1: 5 % of ImageNet); a queue "
+    )
+    reason += "larger than the data would hold other views of a query's own image as negatives"
+    yield Setting("moco.queue_size", queue, reason)
     if large:
         yield Setting("moco.momentum", 0.999, "MoCo v1, section 4.1, for long queues and much data")
         yield Setting("moco.temperature", 0.2, "MoCo v2, section 3")
@@ -168,7 +176,7 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
             "optim.epochs", 200, "the papers' 200; 800 gave 3.6 points of linear probe more in MoCo v2, table 2"
         )
     else:
-        epochs = min(2000, max(200, round(_DEMO_STEPS / steps, -1)))
+        epochs = min(2000, max(200, 10 * round(_DEMO_STEPS / steps / 10)))
         reason = f"{epochs * steps} steps of {steps} an epoch; the CIFAR-10 demo has {_DEMO_STEPS}, in 200 epochs"
         yield Setting("optim.epochs", epochs, reason)
     reason = "MoCo v1, section 4.1" if large else "the CIFAR-10 demo, more than ImageNet's 1e-4 where images are few"
@@ -177,6 +185,9 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
 
 def _evaluation(survey: Survey) -> Iterator[Setting]:
     if not survey.labelled:
+        return
+    if len(survey.classes) == 1:
+        yield Setting("eval.knn_every", 0, "all images are of one class, so that kNN has nothing to tell apart")
         return
     if survey.cut_off:
         reason = "no held-out images have the same classes, so a tenth of the labelled ones is cut off to watch kNN by"
@@ -198,11 +209,10 @@ def _side(survey: Survey) -> int:
 def _batch(images: int, gpus: int) -> tuple[int, int]:
     """Choose BatchNorm groups and global batch, which divide by the ranks. Raises UserError."""
     wanted = max(images // 8, min(64, images // 2))  # eight steps an epoch, but no tiny batch
-    for groups in (gpus * max(1, round(8 / gpus)), gpus):
-        group = 1 << (min(32, wanted // groups) or 1).bit_length() - 1  # images, a power of two
-        if group >= 8:
-            break
-    group = max(2, group)
+    groups = gpus * max(1, round(8 / gpus))
+    while groups > gpus and wanted // groups < 8:
+        groups = gpus * (groups // gpus // 2)
+    group = max(2, 1 << min(32, max(1, wanted // groups)).bit_length() - 1)  # images, a power of two
     if groups * group > images:
         rule = f"BatchNorm needs 2 images a rank, and there are {images} to train on"
         raise UserError.of("--gpus", gpus, rule, f"use {images // 2} or fewer" if images > 1 else "add images")
