@@ -117,7 +117,7 @@ def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
         raise UserError(f"{secret}: a secret has no place in a file; export it in the shell that submits")
     variables = tree.get("environment")
     for variable in variables if isinstance(variables, dict) else ():
-        if not re.fullmatch(r"[A-Za-z_]\w*", str(variable)):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(variable)):
             raise UserError.of("environment", variable, "must be a name of a variable", "write NAME: value")
     return configs.validate(Profile, tree)
 
@@ -130,7 +130,7 @@ def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
         elif isinstance(value, dict):
             yield from _secrets(value, f"{place}{key}.")
     lines = tree.get("setup")
-    for line in lines if isinstance(lines, list) else ():
+    for line in lines if isinstance(lines, list) else [lines]:  # one line needs no list
         if secret := re.search(rf"(\w*(?:{_SECRET})\w*)=[\"']?[^$`\"'\s]", str(line), re.IGNORECASE):
             yield f"setup: {secret[1]}"
 

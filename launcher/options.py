@@ -12,19 +12,19 @@ from launcher.record import Submission
 from moco_dist import config as configs
 
 _OVERRIDES = (
-    ("partition", str, "PARTITION"),
-    ("account", str, "ACCOUNT"),
-    ("qos", str, "QOS"),
-    ("constraint", str, "FEATURES"),
-    ("reservation", str, "NAME"),
-    ("gpus_per_node", int, "N"),
-    ("cpus_per_gpu", int, "N"),
-    ("memory_gib", int, "GIB"),
-    ("time_minutes", int, "MINUTES"),
-    ("signal_seconds", int, "SECONDS"),
-    ("min_nodes", int, "N"),
-    ("max_restarts", int, "N"),
-    ("tasks", str, "node|rank"),
+    ("partition", "PARTITION"),
+    ("account", "ACCOUNT"),
+    ("qos", "QOS"),
+    ("constraint", "FEATURES"),
+    ("reservation", "NAME"),
+    ("gpus_per_node", "N"),
+    ("cpus_per_gpu", "N"),
+    ("memory_gib", "GIB"),
+    ("time_minutes", "MINUTES"),
+    ("signal_seconds", "SECONDS"),
+    ("min_nodes", "N"),
+    ("max_restarts", "N"),
+    ("tasks", "node|rank"),
 )
 
 
@@ -40,9 +40,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
     parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
-    for key, kind, metavar in _OVERRIDES:
+    for key, metavar in _OVERRIDES:
         option = f"--{key.replace('_', '-')}"
-        parser.add_argument(option, type=kind, metavar=metavar, help=f"instead of the profile's {key}")
+        parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
     parser.add_argument(
         "--stage", type=path_of("--stage"), metavar="ARCHIVE", help="tar or zip, unpacked on each node's own disk"
@@ -63,7 +63,7 @@ def path_of(name: str) -> Callable[[str], str]:
 
 def submission_of(options: argparse.Namespace) -> Submission:
     """Describe the job that the options ask for, but for its name. Raises UserError."""
-    overrides = {key: getattr(options, key) for key, _, _ in _OVERRIDES}
+    overrides = {key: getattr(options, key) for key, _ in _OVERRIDES}
     overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
     return Submission(
         executor="local" if options.local else "slurm",

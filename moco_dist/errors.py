@@ -10,7 +10,8 @@ class UserError(Exception):
 
     def __init__(self, line: str) -> None:
         # torch raises a data worker's UserError anew here, with the worker's traceback ahead of the line: drop that.
-        super().__init__(line.rsplit("UserError: ", 1)[-1].rstrip())
+        line = line.rsplit("UserError: ", 1)[-1].rstrip()
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
     @classmethod
     def of(cls, key: str, value: object, rule: str, fix: str) -> UserError:

@@ -27,6 +27,13 @@ settings.register_profile("shared machine", deadline=None)  # an example may wai
 settings.load_profile("shared machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests on a real SLURM, which wait most of the time, a process of their own beside that of the others."""
+    for item in items:
+        of_slurm = item.path.is_relative_to(item.config.rootpath / "tests" / "slurm")
+        item.add_marker(pytest.mark.xdist_group("slurm" if of_slurm else "all others"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_wish_of_the_user() -> None:
     for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT"):  # they are defaults of track.*

@@ -25,9 +25,9 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from launcher import sending
 from launcher.checks.finding import Finding
@@ -38,24 +38,20 @@ from launcher.views.table import show
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.paths import PathText
-from moco_dist.config.schema import Section
+from moco_dist.config.schema import FileName, Section
 from moco_dist.errors import UserError, shown
 
 _MOST_MEMBERS = 1000
+_OWN = ("run.name", "run.dir", "track.group")
+"""What a sweep sets itself for each member."""
 
 Values = dict[str, Any]
-
-
-def _file_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.+=-]*", text):
-        raise ValueError("must be a file name of letters, digits and _ . + = -")
-    return text
 
 
 class Sweep(Section):
     """A sweep file."""
 
-    name: Annotated[str, AfterValidator(_file_name)] = "sweep"
+    name: FileName = "sweep"
     """Name of the sweep."""
     config: PathText | None = None
     """Config that the members share."""
@@ -102,6 +98,8 @@ def read(file: Path) -> Sweep:
     for key, values in sweep.grid.items():
         if not values:
             raise UserError.of(f"grid.{key}", values, "must be a list of values", f"write {key}: [0.03, 0.06]")
+    for key in (key for values in (sweep.grid, *sweep.cases) for key in values if key in _OWN):
+        raise UserError(f"sweep {file}: sets {key}, which a sweep sets itself for each member; drop it")
     count = math.prod(map(len, sweep.grid.values())) * max(1, len(sweep.cases))
     if count > _MOST_MEMBERS:
         raise UserError(f"sweep {file}: has {count} members, {_MOST_MEMBERS} at most; make it smaller")

@@ -76,7 +76,11 @@ def validate(model: type[S], tree: Mapping[str, Any], *, expand: bool = True) ->
 
 def dump(config: Config) -> str:
     """Return the resolved config as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json", context=True), sort_keys=False, allow_unicode=True)
+    tree = config.model_dump(mode="json", context=True)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return yaml.safe_dump(tree, sort_keys=False)  # escaped: YAML takes some other characters for ends of lines
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -18,16 +18,25 @@ def expand(text: str) -> str:
     """Expand a leading `~` or `~user`, `$NAME` and `${NAME}` of a path; `$$` is a dollar sign.
 
     Raises:
-        ValueError: a variable is not set or is empty, or there is no such user.
+        ValueError: the text is empty, a variable is not set or is empty, there is no such user, or a name is too long.
     """
+    if not text:
+        raise ValueError("must be a path; for none, write null")
     if not text.startswith("~"):
-        return _VARIABLE.sub(_value, text)
+        return _possible(_VARIABLE.sub(_value, text))
     user, slash, rest = text.partition("/")
     try:
         home = str(Path(user).expanduser())
     except RuntimeError:
         raise ValueError(f"there is no user {user[1:]}; write ./{user} for a folder of that name") from None
-    return home + slash + _VARIABLE.sub(_value, rest)
+    return _possible(home + slash + _VARIABLE.sub(_value, rest))
+
+
+def _possible(path: str) -> str:
+    """Return the path if Linux can have it. Raises ValueError."""
+    if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(name)) > 255 for name in path.split("/")):
+        raise ValueError("must have names of at most 255 bytes, and 4000 in all; shorten it")
+    return path
 
 
 def _value(match: re.Match[str]) -> str:

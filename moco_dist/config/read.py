@@ -5,7 +5,9 @@ What a text means is decided by the key that takes it (`schema.Section`): `0123`
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import yaml
 from moco_dist.errors import UserError
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+_PLAIN = (_NULL, *(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")))
+_NO_CHARACTER = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""Zero, and halves of characters but those by which Python names a file whose name is no UTF-8."""
+_MOST_VALUES, _MOST_LEVELS = 100_000, 20
 
 
-class _Repeated(Exception):
-    """A key stands twice in a mapping."""
+class _Refused(Exception):
+    """A file is YAML, and holds what no config may hold; the text names it and the fix."""
 
 
 class _TextSafeLoader(yaml.SafeLoader):
@@ -30,15 +36,30 @@ class _TextSafeLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
                 continue
             if key.value in lines:
-                raise _Repeated(f"{key.value} stands twice, in line {lines[key.value]} and in line {line}")
+                place = f"in line {lines[key.value]} and in line {line}"
+                raise _Refused(f"{key.value} stands twice, {place}, and one would hide the other; keep one of them")
             lines[key.value] = line
         return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Return a text, which must be one that a file's name or a variable can hold."""
+        text = super().construct_scalar(node)
+        if _NO_CHARACTER.search(text):
+            raise _Refused(f"{text} in line {node.start_mark.line + 1} holds what is no character; drop it")
+        return text
+
+    def construct_tagged(self, node: yaml.Node) -> None:
+        """Refuse a tag, such as !!int, by which YAML would guess what the text means."""
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise _Refused(f"{tag} in line {node.start_mark.line + 1} is a tag; drop it, and write the value alone")
 
 
 _TextSafeLoader.yaml_implicit_resolvers = {  # what is not among them is text
     first: [resolver for resolver in resolvers if resolver[0] in (_NULL, _MERGE)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_TextSafeLoader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN}
+_TextSafeLoader.add_constructor(None, _TextSafeLoader.construct_tagged)
 _TextSafeLoader.add_constructor(_MERGE, lambda _, node: str(node.value))  # << as a value
 
 
@@ -48,12 +69,12 @@ def read_tree(file: Path) -> dict[str, Any]:
     Top-level keys that begin with `x-` are a place for anchors, and left out.
 
     Raises:
-        UserError: it is no such file, or a key stands twice.
+        UserError: it is no such file, a key stands twice, or aliases make it grow without end.
     """
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextSafeLoader)
-    except _Repeated as error:
-        raise UserError(f"config {file}: {error}, and one would hide the other; keep one of them") from None
+        tree = _load(file.read_text(encoding="utf-8"))
+    except _Refused as error:
+        raise UserError(f"config {file}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError) as error:
         raise UserError(f"config {file}: cannot be read as YAML: {' '.join(str(error).split())}; mend it") from None
     if tree is None:
@@ -64,14 +85,38 @@ def read_tree(file: Path) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key != "$schema" and not str(key).startswith("x-")}
 
 
+def _load(text: str) -> Any:
+    """Load one document. Raises yaml.YAMLError, _Refused."""
+    loader = _TextSafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        for count, level in enumerate(_levels(node) if node else ()):
+            if count > _MOST_VALUES or level > _MOST_LEVELS:
+                raise RecursionError
+        return loader.construct_document(node) if node else None
+    except RecursionError:
+        rule = f"nests deeper than {_MOST_LEVELS} levels, or is over {_MOST_VALUES} values with its aliases written out"
+        raise _Refused(f"{rule}; make it smaller") from None
+    finally:
+        loader.dispose()
+
+
+def _levels(node: yaml.Node, level: int = 0) -> Iterator[int]:
+    """Yield the level of each node, as if aliases were written out; that of a node within itself has no end."""
+    yield level
+    parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+    for part in itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts:
+        yield from _levels(part, level + 1)
+
+
 def read_value(text: str) -> str | None:
     """Read the value of an override: the text as typed, or in its quotes; None for null, ~ and nothing."""
     if re.fullmatch(r"\s*(?:~|null|Null|NULL)?\s*", text):
         return None
     if re.fullmatch(r"\s*(['\"]).*\1\s*", text, re.DOTALL):
         try:
-            value = yaml.load(text, Loader=_TextSafeLoader)
-        except yaml.YAMLError:  # two quoted words
+            value = _load(text)
+        except (yaml.YAMLError, _Refused):  # two quoted words
             return text
         return value if isinstance(value, str) else text
     return text

@@ -27,15 +27,20 @@ from moco_dist.config.paths import PathText
 def _file_name(text: str) -> str:
     if not re.fullmatch(r"\w[\w.+=-]*", text):
         raise ValueError("must be a file name of letters, digits and _ . + = -")
+    if len(text.encode()) > 255:
+        raise ValueError("must have at most 255 bytes")
     return text
 
 
+FileName = Annotated[str, AfterValidator(_file_name)]
 Int = Annotated[int, BeforeValidator(number)]
 Float = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Int, Field(gt=0)]
 Natural = Annotated[Int, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Interval = tuple[Float, Float]
+MOST_CHANNELS = 12
+"""An image has so many channels at most."""
 
 
 class Section(BaseModel):
@@ -50,7 +55,7 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: Annotated[str, AfterValidator(_file_name)] = "run"
+    name: FileName = "run"
     """Name of the run; unset, the name of the config file."""
     dir: PathText | None = None
     """Run directory; unset, runs/<name>."""
@@ -73,7 +78,7 @@ class DataSection(Section):
     """Folder of the data: a torchvision root (mnist, cifar10) or a tree of images (imagefolder)."""
     download: bool = False
     """Let torchvision download mnist or cifar10 into root."""
-    channels: Annotated[Int, Field(ge=1, le=12)] | None = None
+    channels: Annotated[Int, Field(ge=1, le=MOST_CHANNELS)] | None = None
     """Read the images of an imagefolder as grayscale (1), colour (3), or with other channels as they are; unset, 3."""
     image_size: Annotated[Int, Field(ge=4)] = 8
     """Side of the square crop that the encoder sees, in pixels."""

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from moco_dist.config.schema import Interval
-from moco_dist.data.index import array_shape, opened
+from moco_dist.data.index import array_shape, opened, printable
 from moco_dist.data.tree import ARRAY_SUFFIX
 
 Planes = list[Image.Image]
@@ -47,7 +47,7 @@ class Unreadable(NamedTuple):
         return cls(str(path), reason[:200] or type(error).__name__)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{printable(self.name)}: {self.reason}"
 
 
 class RangeError(ValueError):
@@ -153,6 +153,8 @@ def _with_channels(image: Image.Image, channels: int) -> Planes:
     """Convert an 8-bit image to the channels asked for. Raises ValueError."""
     if image.mode in ("P", "PA"):  # by way of RGBA, as PIL advises where colours of the palette are transparent
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode == "LAB":  # which PIL converts into colour alone
+        image = image.convert("RGB")
     if channels in (1, 3):
         mode = "L" if channels == 1 else "RGB"
         return [image if image.mode == mode else image.convert(mode)]  # convert would copy it

@@ -95,7 +95,7 @@ def list_folder(root: Path, split: Split) -> Listing:
     if folder is None or (split == "test" and not folders.classes):
         return Listing(root, [], None, folders.classes)
     if split == "test" and folders.unknown_class:
-        rule = f"{folder.name}/ has a class that {folders.train.name}/ lacks: {_printable(folders.unknown_class)}"
+        rule = f"{folder.name}/ has a class that {folders.train.name}/ lacks: {printable(folders.unknown_class)}"
         raise UserError.of("data.root", root, rule, "rename or remove it")
     tree = read_tree(root, folder)
     if not tree.images and split == "test":
@@ -200,7 +200,7 @@ def is_empty(folder: Path) -> bool:
 
 def _remarks(folders: Folders, tree: Tree, skipped: int = 0, empty: Sequence[str] = ()) -> Iterator[str]:
     """Yield a line for each kind of files and folders that a walk passed over, and for held-out images in use."""
-    here, trains = _printable(str(tree.root)), tree.root == folders.train
+    here, trains = printable(str(tree.root)), tree.root == folders.train
     if skipped:
         have = "has" if skipped == 1 else "have"
         yield f"{here}: {_count(skipped, 'image')} beside the class folders {have} no class, left out"
@@ -216,6 +216,8 @@ def _remarks(folders: Folders, tree: Tree, skipped: int = 0, empty: Sequence[str
         yield f"{here}: run directories passed over ({_some(tree.runs)})"
     if empty:
         yield f"{here}: {_count(len(empty), 'class folder')} without an image ({_some(empty)})"
+    if not trains and folders.unknown_class:
+        yield f"{here} cannot be classified: {folders.train.name}/ lacks its class {printable(folders.unknown_class)}"
     if trains and folders.beside:
         names = _some(folders.beside)
         yield f"{here} holds the training images: folders and images beside it are passed over ({names})"
@@ -238,17 +240,17 @@ def _frequencies(suffixes: Counter[str]) -> str:
 def _some(names: Sequence[str], count: int = 3) -> str:
     """Write the first of some names, on one line, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(_printable, names[:count])) + more
+    return ", ".join(map(printable, names[:count])) + more
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Write a name on one line, with ? for what cannot be printed, such as bytes that are no UTF-8."""
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def closed(root: Path, folder: Path, reason: str) -> UserError:
     """Return the mistake of a folder below `data.root` that cannot be read."""
-    rule = f"{_printable(str(folder))} cannot be read: {reason}"
+    rule = f"{printable(str(folder))} cannot be read: {reason}"
     return UserError.of("data.root", root, rule, "ask for access, or remove it")
 
 

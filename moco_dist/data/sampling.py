@@ -8,6 +8,7 @@ import numpy as np
 
 from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import decode
+from moco_dist.data.index import printable
 from moco_dist.data.store import FileSource, PixelStatistics
 from moco_dist.errors import UserError
 
@@ -36,7 +37,7 @@ def range_notes(sources: Sequence[FileSource], data: DataSection) -> Iterator[st
         except decode.RangeError as error:
             value = list(data.value_range) if data.value_range else None
             fix = "mend it" if value else "give data.value_range=[LOW,HIGH], what is black and what is white"
-            raise UserError.of("data.value_range", value, f"{path} {error}", fix) from None
+            raise UserError.of("data.value_range", value, f"{printable(str(path))} {error}", fix) from None
         except MemoryError:
             raise
         except Exception:  # it is told when it is met

@@ -9,6 +9,7 @@ from torch import Tensor
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.data.augment import Augment
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.sources import Data
 from moco_dist.data.store import Source
 from moco_dist.engine.engine import Engine
@@ -35,13 +36,16 @@ def _some(source: Source, count: int, number: int) -> Source:
 
 
 @torch.no_grad()
-def accuracies(config: Config, engine: Engine, encoder: Encoder, data: Data, augmentation: Augment) -> dict[str, float]:
+def accuracies(
+    config: Config, engine: Engine, encoder: Encoder, data: Data, augmentation: Augment
+) -> tuple[dict[str, float], list[Unreadable]]:
     """Compute the accuracy of kNN and of a linear probe on the data's queries, the same on all ranks.
 
     One extraction of features serves both. Leaves the encoder in training mode.
 
     Returns:
-        `knn_top1` and `linear_top1`, 0 to 1.
+        `knn_top1` and `linear_top1`, 0 to 1, and the images that could not be read and were replaced on
+        any rank, the queries first.
     """
     assert data.bank is not None and data.queries is not None
 
@@ -50,13 +54,16 @@ def accuracies(config: Config, engine: Engine, encoder: Encoder, data: Data, aug
             return encoder.features(images)
 
     encoder.eval()
-    bank, queries = (
-        features.extract(encode, source, engine.world, config.data, augmentation, engine.image_dtype)[0]
+    (bank, of_bank), (queries, of_queries) = (
+        features.extract(encode, source, engine.world, config.data, augmentation, engine.image_dtype)
         for source in (data.bank, data.queries)
     )
     encoder.train()
     world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
-    return {
+    on_ranks = zip(*world.gather_objects((of_queries, of_bank)), strict=True)
+    unreadable = [image for lists in on_ranks for image in sorted({image for images in lists for image in images})]
+    figures = {
         "knn_top1": knn.accuracy(queries, bank, k=k, temperature=temperature, world=world),
         "linear_top1": ridge.accuracy(queries, bank, world=world),
     }
+    return figures, unreadable

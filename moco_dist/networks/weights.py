@@ -83,10 +83,8 @@ def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> 
     own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
     theirs = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
     for name in own:
-        if name in theirs and not (isinstance(value := theirs[name], Tensor) and value.is_floating_point()):
-            kind = "an array of numpy" if isinstance(value, _Inert) else f"of type {type(value).__name__}"
-            kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else kind
-            raise UserError.of(key, path, f"{prefix}{name} is {kind}, not a tensor of floats", "save a state_dict()")
+        if name in theirs and (fault := _fault(name, theirs[name])):
+            raise UserError.of(key, path, f"{prefix}{name} {fault[0]}", fault[1])
     tensors = {n: t for n, t in theirs.items() if isinstance(t, Tensor)}
     _check_layers(own, tensors, key, path)
     encoder.load_state_dict({n: tensors[n] for n in own}, strict=False)
@@ -95,6 +93,8 @@ def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> 
 
 def _read(path: Path) -> object:
     """Read what a file of weights holds, by what it is and not by its suffix. Raises errors of any kind."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise _NoWeights("neither a file nor a link to one")  # a pipe or a device may have no end
     with path.open("rb") as file:
         start = file.read(9)
         size = file.seek(0, os.SEEK_END)
@@ -145,6 +145,20 @@ def _prefix(names: Mapping[str, object], key: str, path: Path) -> str:
         rule = f"holds several encoders: {', '.join(prefix or '(no prefix)' for prefix in prefixes[:5])}"
         raise UserError.of(key, path, rule, "save the one that you mean alone")
     return prefixes[0]
+
+
+def _fault(name: str, value: object) -> tuple[str, str] | None:
+    """Return rule and fix for what stands under a layer's name and cannot be its weights; None where it can."""
+    if not isinstance(value, Tensor):
+        kind = "an array of numpy" if isinstance(value, _Inert) else f"of type {type(value).__name__}"
+        return f"is {kind}, not a tensor of floats", "save a state_dict()"
+    if not value.is_floating_point():
+        return f"is a tensor of {value.dtype}, not a tensor of floats", "save a state_dict()"
+    if value.is_meta or value.layout != torch.strided:
+        return f"is a tensor {'without values' if value.is_meta else 'in a sparse layout'}", "save dense tensors"
+    if not value.float().isfinite().all() or (name.endswith("running_var") and (value.float() < 0).any()):
+        return "holds NaN, infinity or a variance below 0", "give weights of a run that has not diverged"
+    return None
 
 
 def _check_layers(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: str, path: Path) -> None:

@@ -52,6 +52,8 @@ class Rank:
         for name, text in numbers.items():
             if not (text.isascii() and text.isdecimal()):
                 raise UserError.of(name, text, "must be a whole number, 0 or more", start)
+        if int(port := numbers.get("MASTER_PORT", "0")) > 65535:
+            raise UserError.of("MASTER_PORT", port, "must be 65535 or less", start)
         rank, size, local_rank = (int(numbers[name]) for name in _OF_TORCHRUN)
         for name, number in (("RANK", rank), ("LOCAL_RANK", local_rank)):
             if number >= size:

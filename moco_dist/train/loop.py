@@ -167,7 +167,8 @@ class Training:
         images = None if done == self.total else self.config.eval.online_images
         data = online.part(self.data, images)
         with devices.may_wait(self.world.device):
-            figures = online.accuracies(self.config, self.engine, self.encoder, data, self.augmentation)
+            figures, unreadable = online.accuracies(self.config, self.engine, self.encoder, data, self.augmentation)
+        self.tracker.unreadable([str(image) for image in unreadable])
         self.tracker.log_evaluation(rows.evaluation_row(done, done // self.epoch_steps, figures))
         watchdog.beat()
         self.books.recorded_at = time.monotonic()

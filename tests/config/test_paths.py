@@ -74,7 +74,7 @@ def test_what_cannot_be_expanded_is_refused(text: str, rule: str) -> None:
     assert str(caught.value).startswith(f"--out = {text}: {rule}")
 
 
-@given(st.text(st.sampled_from("~$ab/{}.A \\")))
+@given(st.text(st.sampled_from("~$ab/{}.A \\"), min_size=1))
 def test_a_literal_path_is_what_it_says(path: str) -> None:
     text = expand(literal(path))
     assert text == (f"./{path}" if path.startswith("~") else path)

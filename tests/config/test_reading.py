@@ -190,6 +190,69 @@ def test_anchors_may_stand_in_sections_of_their_own(tmp_path: Path) -> None:
     assert mistake(path=written(tmp_path, "optim: {x-lr: 1}")).startswith("optim.x-lr = 1: unknown key")
 
 
+LAUGHS = "x-0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"x-{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+MERGES = "x-0: &a0 {lr: 1}\n" + "".join(
+    f"x-{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAUGHS,
+        f"{LAUGHS}run: {{name: *a9}}",
+        f"{MERGES}optim: *a9",
+        "optim: &a {lr: *a}",
+        "optim: &a\n  <<: *a\n",
+        "x-a: &a [*a]",
+        "x-0: &a0 1\n" + "".join(f"x-{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 3000)),
+        "a: " + "[" * 5000 + "]" * 5000,
+    ],
+    ids=["laughs", "laughs as a name", "merges", "itself", "merges itself", "list of itself", "ladder", "deep"],
+)
+def test_aliases_and_nesting_have_an_end(text: str, tmp_path: Path) -> None:
+    assert "nests deeper than 20 levels, or is over 100000 values" in mistake(path=written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!int 010", "!!float 0x1", "!!int ''", "!!bool maybe", "!!timestamp x", "!!set {1, 2}", "!!binary MTI=", "!a 1"],
+)
+def test_a_tag_is_refused(value: str, tmp_path: Path) -> None:
+    for key in ("steps", "lr", "milestones"):
+        line = mistake(path=written(tmp_path, f"optim:\n  {key}: {value}\n"))
+        assert line.endswith(f": {value.split()[0]} in line 2 is a tag; drop it, and write the value alone")
+    assert load(written(tmp_path, "track: !!map {project: !!str 0123}\n")).track.project == "0123"
+
+
+def test_what_is_no_character_is_refused_and_what_is_unprintable_is_shown_escaped(tmp_path: Path) -> None:
+    for text, shown in ((r"a\0b", r"a\x00b"), (r"\ud800", r"\ud800"), (r"\udfff", r"\udfff")):
+        line = mistake(path=written(tmp_path, f'data:\n  root: "{text}"\n'))
+        assert line.endswith(f": {shown} in line 2 holds what is no character; drop it")
+    assert mistake(path=written(tmp_path, r'optim: {"l\nr\e[31m": 3}')).startswith(r"optim.l\nr\x1b[31m = 3: unknown")
+    assert ": must have at most 255 bytes; the default is" in mistake("run.name=" + "é" * 128)
+    assert mistake("run.name=a\x1b[31m").startswith(r"run.name = a\x1b[31m: must be a file name")
+
+
+def test_a_path_is_neither_empty_nor_too_long() -> None:
+    for key in ("run.dir", "run.init_from", "data.root"):
+        for path in ("a" * 256, "/d/" + "é" * 128, "a/" * 2001):
+            assert "must have names of at most 255 bytes, and 4000 in all; shorten it" in mistake(f"{key}={path}")
+        load(None, [f"{key}=/{'a' * 255}/{'é' * 127}"])
+        assert mistake(f'{key}=""').startswith(f"{key} = : must be a path; for none, write null")
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "\u2028", "a\x1eb", "\ufeffa", "a\r\nb", "\udcff\udc80", "é😀", "\xa0", "\t", "a\x7f"]
+)
+def test_any_text_reads_back(text: str, tmp_path: Path) -> None:
+    begun = config.parse({"data": {"root": text}, "run": {"dir": text}, "track": {"project": text, "group": text}})
+    assert load(written(tmp_path, config.dump(begun))) == begun
+    assert "é😀" in config.dump(config.parse({"data": {"root": "é😀"}}))  # as it is typed, where it can be
+
+
 def test_of_overrides_the_last_one_counts() -> None:
     assert load(None, ["run.name=a", "run.name=0123"]).run.name == "0123"
 

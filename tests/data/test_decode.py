@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import warnings
@@ -259,3 +260,25 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path, name: str, make: Calla
     assert str(unreadable) == f"{path}: {unreadable.reason}" and str(tmp_path) not in unreadable.reason
     assert re.search(reason, unreadable.reason), unreadable
     assert shorter_side(path) is None or name != "a.png"
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("LAB", "tif"), ("CMYK", "tif"), ("YCbCr", "tif"), ("PA", "png")])
+def test_colours_of_any_kind_become_gray(mode: str, suffix: str, tmp_path: Path) -> None:
+    """PIL converts some modes into colour alone."""
+    image = Image.new("RGB", (4, 4), (250, 250, 250))
+    if mode == "LAB":
+        image = Image.new("LAB", (4, 4), (250, 128, 128))
+    elif mode == "PA":
+        image = image.convert("RGBA").quantize()
+    else:
+        image = image.convert(mode)
+    path = tmp_path / f"image.{suffix}"
+    image.save(path)
+    for channels in (1, 3):
+        (plane,) = decode(path, channels, None)
+        assert np.asarray(plane).mean() > 240
+
+
+def test_a_name_is_told_on_one_line() -> None:
+    told = str(Unreadable.of(os.fsdecode(b"new\nline\xff.png"), ValueError("broken")))
+    assert told == "new?line?.png: broken"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -17,12 +21,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from moco_dist import config as configs
+from moco_dist.data import sources
 from moco_dist.data.look import command, proposal, report
 from moco_dist.data.look.measure import Measured, measure
 from moco_dist.data.look.survey import Survey, survey
 from moco_dist.errors import UserError
 from moco_dist.train import command as trainer
 from tests.data.made import MNIST, draw
+from tests.nobody import as_nobody
 
 CIFAR10 = MNIST.parent / "cifar10-jpeg-test.tar"
 
@@ -58,7 +64,7 @@ def survey_of(images: int, side: int, channels: int = 3, held_out: int = 0, clas
     """A survey of images that are not there."""
     of_class = {str(number): images // classes for number in range(classes)} if images >= classes else {}
     measured = Measured(
-        "a.png", (side, side), channels, 8, b"", None, True, side**2, (1.0,) * channels, (1.0,) * channels
+        "a.png", (side, side), channels, 8, b"", None, None, side**2, (1.0,) * channels, (1.0,) * channels
     )
     return Survey(Path("/images"), {"train": images}, of_class, images, held_out, Counter(), (), (measured,), ())
 
@@ -188,6 +194,87 @@ def test_deep_images_are_proposed_a_range(values: np.ndarray, value_range: list[
     assert proposed["channels"] == 1
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "value_range"),
+    [
+        (0, 1, np.float16, None),
+        (0, 1, np.float64, None),
+        (0, 255, np.int64, [0.0, 255.0]),
+        (0, 4095, np.int32, [0.0, 4095.0]),
+        (0, 60000, np.uint32, None),
+        (-128, 127, np.int8, [-128.0, 127.0]),
+        (0, 255, np.uint8, None),
+        (2**40, 2**40, np.int64, [0.0, float(2**41 - 1)]),
+    ],
+)
+def test_the_proposed_range_is_what_the_trainer_has_no_doubt_of(
+    low: int, high: int, dtype: type, value_range: list[float] | None, tmp_path: Path
+) -> None:
+    """Arrays of any kind, whose bits do not tell how they are scaled."""
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.linspace(low, high, 256).reshape(16, 16).astype(dtype))
+    config = proposal.parse(proposal.propose(survey(tmp_path, None), 1))
+    assert config.data.value_range == (value_range and tuple(value_range))
+    told = sources.open_splits(config).remarks
+    assert low == high or not [line for line in told if "value_range" in line], told
+
+
+def test_no_range_is_proposed_for_what_has_no_use_of_it(tmp_path: Path) -> None:
+    """Of colours of 16 bits, PIL reads the upper 8, whatever the range is."""
+    rows = np.random.default_rng(0).integers(0, 4096, (16, 16 * 3)).astype(">u2")
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))]
+    parts += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    folder = survey(tmp_path, None)
+    config = proposal.parse(proposal.propose(folder, 1))
+    assert folder.extremes and folder.measured[0].bits == 16 and config.data.value_range is None
+    assert len(sources.open_splits(config).train) == 4
+
+
+@pytest.mark.parametrize(("channels", "first"), [(1, True), (3, True), (5, True), (12, True), (5, False)])
+def test_arrays_with_the_channels_first_or_last(channels: int, first: bool, tmp_path: Path) -> None:
+    shape = (channels, 20, 24) if first else (20, 24, channels)
+    for number in range(4):
+        image = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        np.save(tmp_path / f"{number}.npy", image)
+    folder = survey(tmp_path, None)
+    assert folder.measured[0].size == (24, 20) and folder.channels == channels
+    train = sources.open_splits(proposal.parse(proposal.propose(folder, 1))).train
+    assert train.centred(np.arange(4), 16)[1] == []
+
+
+def test_images_that_the_proposed_channels_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The channels are those of most images, gray and colour taken together, and the others are told."""
+    for number in range(7):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).integers(0, 256, (16, 16, 5), dtype=np.uint8))
+    for number in range(4):
+        noise(16, number).save(tmp_path / f"{number}.png")
+        noise(16, number, channels=1).save(tmp_path / f"gray{number}.png")
+    text = looked_at(capsys, tmp_path)
+    assert "data.channels 3" in text.replace("┃", " ")
+    assert "0; 7 of other channels cannot be read with data.channels=3. More than 1 %: the trainer will refuse" in text
+
+
+def test_held_out_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
+    """The trainer refuses them as they are, so that kNN is proposed on a part of the training images."""
+    root = tree_of(tmp_path, train=40, held_out=8)
+    (root / "val" / "c").mkdir()
+    noise(16).save(root / "val" / "c" / "0.png")
+    folder = survey(root, None)
+    assert any("train/ lacks its class c" in remark for remark in folder.remarks)
+    data = sources.open_splits(proposal.parse(proposal.propose(folder, 1)))
+    assert data.queries is not None and len(data.queries) == 4
+
+
+def test_no_image_is_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without train/, the root is trained on as a whole, its val/ too."""
+    root = tree_of(tmp_path, train=0, held_out=8)
+    text = looked_at(capsys, root)
+    assert "images 8, all of them read" in text and "0 files repeat" in text and "as a whole, with what may be" in text
+
+
 def test_arrays_of_many_channels(tmp_path: Path) -> None:
     """Statistics are those of all pixels; the channels those of most images."""
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 5), dtype=np.uint8)
@@ -232,6 +319,11 @@ def test_a_sample_is_read_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["look", "broken"], "none of 2 images can be decoded"),
         (["look", "few", "--gpus", "4"], "--gpus = 4: BatchNorm needs 2 images a rank"),
         (["look", "few", "--write", "nowhere/my.yaml"], "--write = nowhere/my.yaml: cannot be written"),
+        (["look", "few", "--write", "few/0.jpg/my.yaml"], "few/0.jpg is no folder that you may write to"),
+        (["look", "few", "--write", "n" * 300], "cannot be written: File name too long"),
+        (["look", "few", "--write", "link.yaml"], "is there already"),
+        (["look", "few", "--write", "$NOT_SET/my.yaml"], "--write = $NOT_SET/my.yaml: the variable NOT_SET is not set"),
+        (["look", "${NOT_SET}"], "FOLDER = ${NOT_SET}: the variable NOT_SET is not set"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
@@ -240,12 +332,83 @@ def test_a_mistake_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("empty", "broken", "few"):
         Path(name).mkdir()
+    Path("link.yaml").symlink_to("nothing")
     for number in range(2):
         Path("broken", f"{number}.jpg").touch()
         draw(Path("few", f"{number}.jpg"), 90 + number)
     assert command.run(arguments) == 2
     *_, told = capsys.readouterr().err.splitlines()
     assert told.startswith("moco_dist.data: ") and line in told
+
+
+def test_a_closed_folder_to_write_to_is_told_before_the_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o700)
+    with as_nobody():
+        assert command.run(["look", "nowhere", "--write", str(tmp_path / "my.yaml")]) == 2
+    assert "is no folder that you may write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["a$HOME", "a${x}", "$$", "~", "~nobody", "new\nline", "[red] #1: 'x'", os.fsdecode(b"\xff")]
+)
+def test_any_name_of_a_folder_is_read_back_from_the_proposal(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tree_of(tmp_path / name, train=4)
+    proposed = proposal.propose(survey(Path(name), None), 1)
+    Path("my.yaml").write_text(proposal.as_yaml(proposed, "heading"))
+    assert configs.load(Path("my.yaml")).data.root == str(root)
+
+
+def look_process(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "moco_dist.data", "look", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_it_ends_at_once_with_all_its_processes(signal_number: int, status: int, tmp_path: Path) -> None:
+    """Ctrl-C reaches the processes that read images too; SIGKILL the command alone."""
+    noise(2000).save(tmp_path / "0.png", compress_level=1)
+    for number in range(1, 500):
+        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "0.png")
+    process = look_process(tmp_path)
+    assert process.stderr is not None
+    assert any(process.stderr.read(1) == "r" for _ in range(10))  # the bar that says "reading"
+    if signal_number == signal.SIGINT:
+        os.killpg(process.pid, signal_number)
+    else:
+        process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=30)  # which ends when no process has stderr open
+    assert process.returncode == status and "Traceback" not in errors, errors
+
+
+def test_a_terminal_that_cannot_write_the_names(tmp_path: Path) -> None:
+    root = tree_of(tmp_path / "caf\u00e9", train=4)
+    Path(root, "train", "a", os.fsdecode(b"\xff.png")).touch()
+    process = look_process(root, PYTHONIOENCODING="ascii:strict")
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "caf?" in shown and "?.png: cannot identify" in shown, errors
+
+
+def test_a_reader_that_goes_does_not_cost_the_config(tmp_path: Path) -> None:
+    """`look FOLDER --write my.yaml | head -1`."""
+    process = look_process(tree_of(tmp_path / "images", train=4), "--write", tmp_path / "my.yaml")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(60) == 1 and "data:" in (tmp_path / "my.yaml").read_text()
+    process.stderr.close()
 
 
 def test_it_runs_as_a_command_without_torch(tmp_path: Path) -> None:

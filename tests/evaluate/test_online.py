@@ -79,7 +79,7 @@ def figures(world: World, images: int | None, precision: str = "fp32") -> tuple[
     seen = []
     encoder.conv1.register_forward_hook(lambda _, __, out: seen.append(len(out)))
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    accuracies = online.accuracies(config, engine, encoder, online.part(data, images), augmentation)
+    accuracies, _ = online.accuracies(config, engine, encoder, online.part(data, images), augmentation)
     assert encoder.training
     return accuracies, sum(seen)
 

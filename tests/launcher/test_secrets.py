@@ -21,6 +21,8 @@ from moco_dist.errors import UserError
         ("container: {image: x.sif, registry_secret: hush}", "container.registry_secret"),
         ("setup: ['module load cuda', 'export WANDB_API_KEY=hush']", "setup: WANDB_API_KEY"),
         ("setup: [\"export A=1 HF_TOKEN='hush'\"]", "setup: HF_TOKEN"),
+        ("setup: export WANDB_API_KEY=hush", "setup: WANDB_API_KEY"),
+        ("x-a: &a export A_TOKEN=hush\nsetup: *a", "setup: A_TOKEN"),
         ("gpus_per_node: 0\npassword: hush", "password"),
     ],
 )
@@ -54,7 +56,7 @@ def test_what_names_no_value_may_stand(tmp_path: Path, text: str) -> None:
     [
         ('partition: "a\\e[31m"', "partition"),
         ('network_interface: "ib0\\a"', "network_interface"),
-        ('setup: ["a\\x00b"]', "setup.0"),
+        ('setup: ["a\\x07b"]', "setup.0"),
         ("container: {}", "container.image"),
         ("container: {image: ''}", "container.image"),
         ("container: {image: x.sif, mounts: ['']}", "container.mounts.0"),

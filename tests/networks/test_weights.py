@@ -140,6 +140,10 @@ def saving(content: Any) -> Callable[[Path], None]:
     return lambda path: torch.save(content, path)
 
 
+def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    return saving({**STATE, name: change(STATE[name])})
+
+
 NUMPY = {name: np.asarray(tensor) for name, tensor in STATE.items()}
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor": (saving(torch.ones(3)), "cannot be read as weights: it holds a Tensor, no layers by name"),
@@ -174,11 +178,25 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (cut, "cannot be read as weights: damaged"),
     "damaged safetensors": (flipped, "cannot be read as weights: damaged"),
     "empty": (lambda path: path.touch(), "cannot be read as weights: the file is empty"),
+    "a pipe": (os.mkfifo, "neither a file nor a link to one"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "neither a file nor a link to one"),
+    "NaN": (
+        changed("conv1.weight", lambda t: t * float("nan")),
+        r"conv1\.weight holds NaN, infinity or a variance below",
+    ),
+    "too large": (
+        changed("bn1.bias", lambda t: t.double() + 1e300),
+        r"bn1\.bias holds NaN, infinity or a variance below",
+    ),
+    "variance": (changed("bn1.running_var", lambda t: -t), r"bn1\.running_var holds NaN, infinity or a variance below"),
+    "sparse": (changed("conv1.weight", lambda t: t.to_sparse()), r"conv1\.weight is a tensor in a sparse layout"),
+    "meta": (changed("conv1.weight", lambda t: t.to("meta")), r"conv1\.weight is a tensor without values"),
     "a folder": (lambda path: path.mkdir(), "cannot be read as weights: Is a directory"),
     "no file": (lambda path: None, "cannot be read as weights: No such file or directory"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_holds_no_weights_is_refused_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

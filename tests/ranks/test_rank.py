@@ -35,6 +35,7 @@ BAD = {
     "WORLD_SIZE a fraction": ({"WORLD_SIZE": "2.0"}, r"WORLD_SIZE = 2\.0: must be a whole number"),
     "LOCAL_RANK negative": ({"LOCAL_RANK": "-1"}, r"LOCAL_RANK = -1: must be a whole number"),
     "port no number": ({"MASTER_PORT": "http"}, r"MASTER_PORT = http: must be a whole number"),
+    "port too large": ({"MASTER_PORT": "99999"}, r"MASTER_PORT = 99999: must be 65535 or less"),
     "ranks of a node no number": ({"LOCAL_WORLD_SIZE": "all"}, r"LOCAL_WORLD_SIZE = all: must be a whole number"),
     "RANK too large": ({"RANK": "2"}, r"RANK = 2: must be below WORLD_SIZE=2"),
     "LOCAL_RANK too large": ({"LOCAL_RANK": "7"}, r"LOCAL_RANK = 7: must be below WORLD_SIZE=2"),

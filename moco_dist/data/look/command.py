@@ -9,17 +9,21 @@ are used.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
+from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.data.look import proposal, report
 from moco_dist.data.look.survey import survey
 from moco_dist.errors import UserError
+
+_HEADING = "Proposed by `python -m moco_dist.data look`. These are numbers to begin with, not the best ones."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,6 +31,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see python -m moco_dist.data --help")
+
+
+def _path(name: str) -> Callable[[str], Path]:
+    """Return what reads the path that is the argument of that name; it raises UserError."""
+    return lambda text: Path(configs.expanded(name, text))
 
 
 def _positive(text: str) -> int:
@@ -38,11 +47,11 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     p = _Parser("python -m moco_dist.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("look", choices=["look"], help="the one command there is")
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of images, as data.root would name it")
+    p.add_argument("folder", type=_path("FOLDER"), metavar="FOLDER", help="a folder of images, as data.root names it")
     p.add_argument("--all", action="store_true", help="read every file, not a sample")
     p.add_argument("--sample", type=_positive, default=10_000, metavar="N", help="files to read at most (10000)")
     p.add_argument("--gpus", type=_positive, default=1, metavar="N", help="GPUs, or ranks, that will train (1)")
-    p.add_argument("--write", type=Path, metavar="my.yaml", help="save the proposed config; a new file")
+    p.add_argument("--write", type=_path("--write"), metavar="my.yaml", help="save the proposed config; a new file")
     return p
 
 
@@ -50,24 +59,36 @@ def run(arguments: Sequence[str]) -> int:
     """Look at a folder as the command line asks. Returns the exit status."""
     try:
         options = _parser().parse_args(arguments)
-        if options.write and options.write.exists():
-            raise UserError.of("--write", options.write, "is there already", "choose another name, or remove it")
+        if options.write:
+            _check_new(options.write)
         survey_of_folder = survey(options.folder, None if options.all else options.sample)
         console = Console(highlight=False)
-        console.print(report.facts(survey_of_folder))
-        settings = proposal.propose(survey_of_folder, options.gpus)
+        try:
+            settings = proposal.propose(survey_of_folder, options.gpus)
+            if options.write:  # ahead of the tables, of which `| head` reads a part
+                _write(options.write, proposal.as_yaml(settings, _HEADING))
+        finally:
+            console.print(report.facts(survey_of_folder))
         console.print(report.settings_table(settings))
-        if options.write:
-            heading = "Proposed by `python -m moco_dist.data look`. These are numbers to begin with, not the best ones."
-            _write(options.write, proposal.as_yaml(settings, heading))
     except UserError as error:
         print(f"moco_dist.data: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     file = options.write or "my.yaml"
     print(f"to train: torchrun --nproc_per_node={options.gpus} -m moco_dist.train {file}")
     if not options.write:
         print("to save this config: the same command with --write my.yaml")
     return 0
+
+
+def _check_new(path: Path) -> None:
+    """Refuse a file that is there already, or in a folder that cannot be written to, before the images are read."""
+    if os.path.lexists(path):
+        raise UserError.of("--write", path, "is there already", "choose another name, or remove it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        rule = f"cannot be written: {path.parent} is no folder that you may write to"
+        raise UserError.of("--write", path, rule, "choose another place")
 
 
 def _write(path: Path, text: str) -> None:

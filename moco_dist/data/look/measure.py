@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageStat
 
+from moco_dist.config.schema import MOST_CHANNELS, Interval
 from moco_dist.data import decode
 from moco_dist.data.decode import Planes, Unreadable
 from moco_dist.data.index import array_shape, opened
@@ -33,8 +34,8 @@ class Measured(NamedTuple):
     """sha256 of the file."""
     extremes: tuple[float, float] | None
     """Least and greatest value where a channel has more than 8 bits, else None."""
-    in_range: bool
-    """Whether the values can be scaled to 8 bits without `data.value_range`."""
+    full_range: Interval | None
+    """Values that become black and white unless `data.value_range` says otherwise; None where it cannot."""
     pixels: int
     """Pixels of a channel."""
     sums: tuple[float, ...]
@@ -50,20 +51,19 @@ def measure(name: str) -> Measured | Unreadable:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         size, channels, bits = _head(path)
-        values = decode.deep_values(path, channels) if bits > 8 else None
+        values = decode.deep_values(path, channels)
         extremes = None if values is None else decode.extremes(values)
-        try:
-            planes, in_range = decode.decode(path, channels, None), True
-        except decode.RangeError:
-            if extremes is None:
-                raise
-            planes, in_range = decode.decode(path, channels, (extremes[0], max(extremes[1], extremes[0] + 1))), False
+        full_range = None if values is None or _is_deep_colour(path) else decode.full_range(values)
+        value_range = _value_range(extremes, full_range) if extremes and full_range else None
+        planes = decode.decode(path, channels, value_range)
+    except MemoryError:
+        raise  # the process's own, which says nothing of the file
     except Exception as error:  # decoders raise errors of their own kinds, and here none of them ends the rest
         return Unreadable.of(path, error)
     if channels == 3 and _is_gray(planes):
         channels, planes = 1, [planes[0].getchannel(0)]
     pixels, sums, squares = _moments(planes)
-    return Measured(name, size, channels, bits, digest, extremes, in_range, pixels, sums, squares)
+    return Measured(name, size, channels, bits, digest, extremes, full_range, pixels, sums, squares)
 
 
 def _head(path: Path) -> tuple[tuple[int, int], int, int]:
@@ -71,12 +71,30 @@ def _head(path: Path) -> tuple[tuple[int, int], int, int]:
     if path.suffix.lower() == ARRAY_SUFFIX:
         shape = array_shape(path)
         height, width, channels = shape if len(shape) == 3 else (*shape, 1)
+        if channels > MOST_CHANNELS >= height:
+            channels, height, width = shape
         bits = 8 * np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize
         return (width, height), channels, bits
     with opened(path) as image:
         gray = image.mode.startswith("I;16")
         bits = 16 if gray or decode.is_deep_colour(image) else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
         return image.size, 1 if gray else _CHANNELS.get(image.mode, 3), bits
+
+
+def _value_range(extremes: Interval, full_range: Interval) -> Interval | None:
+    """Return the range that the values of an image need to be scaled by; None where that of their kind serves."""
+    low, high = extremes
+    if full_range[0] <= low <= high <= full_range[1]:
+        return None
+    return low, max(high, float(np.nextafter(low, np.inf)))
+
+
+def _is_deep_colour(path: Path) -> bool:
+    """Tell whether an image has 16 bits a channel, of which PIL reads the upper 8."""
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return False
+    with opened(path) as image:
+        return decode.is_deep_colour(image)
 
 
 def _is_gray(planes: Planes) -> bool:

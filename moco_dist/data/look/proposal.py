@@ -91,14 +91,14 @@ def in_yaml(value: object) -> str:
 
 def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
     yield Setting("data.source", "imagefolder", "a tree of image files")
-    yield Setting("data.root", str(survey.root.absolute()), "the folder that was looked at")
+    yield Setting("data.root", configs.literal(survey.root.absolute()), "the folder that was looked at")
     channels = survey.channels
     colours = {1: "they are gray", 3: "they have colours"}.get(channels, f"they have {channels} channels")
     yield Setting("data.channels", channels, f"{colours}, as far as {survey.read} of them were read")
     if survey.value_range:
-        low, high = survey.value_range
-        reason = f"the pixels lie in {low:g} to {high:g}, a small part of what the files could hold"
-        yield Setting("data.value_range", [low, high], reason)
+        low, high = survey.extremes or survey.value_range
+        reason = f"the values lie in {low:g} to {high:g}; unset, 0 to 65535 were black to white, and 0 to 1 of floats"
+        yield Setting("data.value_range", list(survey.value_range), reason)
     side = _side(survey)
     typical = f"half of the images have a shorter side of {survey.typical_side} pixels or less"
     source = "the papers crop to 224 (MoCo v1, section 4.1)" if side == 224 else "a crop cannot be larger than that"
@@ -155,6 +155,9 @@ def _contrast(survey: Survey, gpus: int) -> Iterator[Setting]:
         reason = "each view is query and key once: twice the time of a step, 2.7 points of kNN in the CIFAR-10 demo"
         yield Setting("moco.symmetric", True, reason)
     reason = f"a multiple of {_ranks(gpus)}, about 8 as in MoCo v1, section 3.3; groups of {batch // groups} images"
+    if groups < min(8, batch):
+        reason = f"so few images give {_ranks(gpus)} no more groups of {batch // groups}"
+        reason += "; shuffle-BN (MoCo v1, section 3.3) wants 2 or more" * (groups == 1)
     yield Setting("moco.bn_groups", groups, reason)
     reason = "256 in MoCo v1, in groups of 32 images; less where the images are few, more where there are many GPUs"
     yield Setting("optim.global_batch", batch, reason)
@@ -176,7 +179,7 @@ def _evaluation(survey: Survey) -> Iterator[Setting]:
     if not survey.labelled:
         return
     if survey.cut_off:
-        reason = "there are no held-out images, so a tenth of the labelled ones is cut off to watch kNN by"
+        reason = "no held-out images have the same classes, so a tenth of the labelled ones is cut off to watch kNN by"
         yield Setting("eval.knn_split", "validation", reason)
     neighbours = max(1, min(200, min(survey.classes.values()) // 2))
     reason = "200 in Wu et al. 2018 and the CIFAR-10 demo; at most half of the smallest class"

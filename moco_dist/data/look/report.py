@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from moco_dist.data.index import printable
 from moco_dist.data.look.proposal import Setting, in_yaml
 from moco_dist.data.look.survey import Survey
 
@@ -17,7 +18,7 @@ _MOST_DAMAGED = 0.01
 
 def facts(survey: Survey) -> Table:
     """Return the table of what a folder holds."""
-    table = Table(title=escape(f"{survey.root}"), title_justify="left", show_header=False)
+    table = Table(title=escape(printable(str(survey.root))), title_justify="left", show_header=False)
     for name, text in _facts(survey):
         table.add_row(name, escape(text))
     return table
@@ -49,13 +50,13 @@ def _facts(survey: Survey) -> Iterator[tuple[str, str]]:
     if survey.extremes:
         low, high = survey.extremes
         yield "values", f"{low:g} to {high:g}, of images with more than 8 bits a channel"
-    yield "suffixes", ", ".join(f"{suffix} {number}" for suffix, number in survey.suffixes.most_common())
+    yield "suffixes", ", ".join(f"{printable(suffix)} {number}" for suffix, number in survey.suffixes.most_common())
     mean, std = survey.pixel_statistics
     yield "pixel mean", f"{_decimals(mean)}, of pixels in [0, 1]"
     yield "pixel deviation", _decimals(std)
     yield "damaged", _damaged(survey) + sampled
     copies = sum(len(names) - 1 for names in survey.duplicates)
-    first = f", such as {' = '.join(survey.duplicates[0][:3])}" if copies else ""
+    first = f", such as {' = '.join(map(printable, survey.duplicates[0][:3]))}" if copies else ""
     yield "duplicates", f"{copies} files repeat the content of another{first}{sampled}"
     for remark in survey.remarks:
         yield "passed over", remark
@@ -63,13 +64,17 @@ def _facts(survey: Survey) -> Iterator[tuple[str, str]]:
 
 def _damaged(survey: Survey) -> str:
     """Tell how many images cannot be decoded, and why the first of them cannot."""
-    if not survey.damaged:
+    unfit = len(survey.measured) - len(survey.fitting)
+    if not survey.damaged and not unfit:
         return "0"
-    refused = len(survey.damaged) > _MOST_DAMAGED * survey.read
+    refused = len(survey.damaged) + unfit > _MOST_DAMAGED * survey.read
+    rule = ". More than 1 %: the trainer will refuse the folder until they are mended or removed" * refused
+    others = f"; {unfit} of other channels cannot be read with data.channels={survey.channels}" * bool(unfit)
+    if not survey.damaged:
+        return f"0{others}{rule}"
     shown = "; ".join(map(str, survey.damaged[:5]))
     more = f"; and {len(survey.damaged) - 5} more" if len(survey.damaged) > 5 else ""
-    rule = ". More than 1 %: the trainer will refuse the folder until they are mended or removed" * refused
-    return f"{len(survey.damaged)} cannot be decoded: {shown}{more}{rule}"
+    return f"{len(survey.damaged)} cannot be decoded: {shown}{more}{others}{rule}"
 
 
 def _shares(counts: Counter[int], names: dict[int, str]) -> str:

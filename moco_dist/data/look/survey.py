@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +37,7 @@ class Survey:
     """Training images of each class, of those that have one; empty where the images have no classes."""
     training_images: int
     held_out_images: int
-    """Images with a class that the training images have too."""
+    """Images that kNN can classify: all have a class that the training images have too."""
     suffixes: Counter[str]
     """Images by the suffix of their names, in small letters."""
     remarks: tuple[str, ...]
@@ -82,9 +86,19 @@ class Survey:
 
     @cached_property
     def channels(self) -> int:
-        """Return the channels to train with: 1 where all images are gray, else those of most of the others."""
-        others = Counter(image.channels for image in self.measured if image.channels != 1)
-        return others.most_common(1)[0][0] if others else 1
+        """Return the channels to train with: those of most images, where gray and colour (3) count as one."""
+        counts = Counter(image.channels for image in self.measured)
+        gray_or_colour = counts.pop(1, 0) + counts.pop(3, 0)
+        channels, number = counts.most_common(1)[0] if counts else (1, 0)
+        if number > gray_or_colour:
+            return channels
+        return 3 if any(image.channels == 3 for image in self.measured) else 1
+
+    @cached_property
+    def fitting(self) -> list[Measured]:
+        """Return the images that can be read with these channels."""
+        channels = (1, 3) if self.channels in (1, 3) else (self.channels,)
+        return [image for image in self.measured if image.channels in channels]
 
     @cached_property
     def duplicates(self) -> list[list[str]]:
@@ -103,10 +117,11 @@ class Survey:
     @cached_property
     def value_range(self) -> tuple[float, float] | None:
         """Return the range that the pixels' values need; None where that of their kind serves."""
-        if self.extremes is None:
+        ranges = [image.full_range for image in self.measured if image.extremes]
+        if self.extremes is None or None in ranges:
             return None
-        (low, high), whole = self.extremes, 65535 if any(image.bits == 16 for image in self.measured) else 1
-        if all(image.in_range for image in self.measured) and high - low >= whole / 8:
+        (low, high), (least, most) = self.extremes, max(whole for whole in ranges if whole)
+        if least <= low <= high <= most and high - low >= (most - least) / 8:
             return None
         if low < 0 or high <= 1:
             return (low, high) if high > low else None
@@ -115,7 +130,7 @@ class Survey:
     @cached_property
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Return each channel's mean and standard deviation, of pixels in [0, 1]; every pixel counts the same."""
-        images = [image for image in self.measured if image.channels in (1, self.channels)]
+        images = self.fitting
         pixels = sum(image.pixels for image in images)
         mean, std = [], []
         for channel in range(self.channels):
@@ -140,7 +155,8 @@ def survey(root: Path, sample: int | None) -> Survey:
         UserError: the folder cannot be read or holds no image, or none that can be decoded.
     """
     folders = index.Folders.of(root)
-    trees = [index.read_tree(root, folder) for folder in (folders.train, folders.held_out) if folder]
+    held_out_folder = folders.held_out if folders.train != root else None  # a root without train/ holds it too
+    trees = [index.read_tree(root, folder) for folder in (folders.train, held_out_folder) if folder]
     listings = [index.listing_of(folders, of_split) for of_split in trees]
     paths = [os.path.join(of_split.root, name) for of_split in trees for name in of_split.images]  # noqa: PTH118
     if not paths:
@@ -163,7 +179,7 @@ def survey(root: Path, sample: int | None) -> Survey:
         splits={str(of_split.root.relative_to(root)): len(of_split.images) for of_split in trees},
         classes={name: labels[place] for place, name in enumerate(training.classes) if labels[place]},
         training_images=len(training.names),
-        held_out_images=len(held_out.names) if held_out and training.labels else 0,
+        held_out_images=len(held_out.names) if held_out and training.labels and not folders.unknown_class else 0,
         suffixes=Counter(os.path.splitext(path)[1].lower() for path in paths),  # noqa: PTH122
         remarks=tuple(remark for listing in listings for remark in listing.remarks),
         measured=measured,
@@ -173,10 +189,50 @@ def survey(root: Path, sample: int | None) -> Survey:
 
 def _measure(paths: Sequence[str], root: Path) -> list[Measured | Unreadable]:
     """Measure files in processes of their own, one for each core. Raises UserError where one of them dies."""
+    others = set(multiprocessing.active_children())
+    results: list[Measured | Unreadable] = []
+    length = max(1, min(64, len(paths) // (8 * (os.cpu_count() or 1))))
+    bar = tqdm(desc="reading", total=len(paths), unit=" images")
     try:
-        with ProcessPoolExecutor(os.cpu_count()) as processes:
-            chunk = max(1, min(64, len(paths) // (8 * (os.cpu_count() or 1))))
-            return list(tqdm(processes.map(measure, paths, chunksize=chunk), "reading", len(paths), unit=" images"))
-    except BrokenProcessPool:
-        rule = "a process that read its images was killed, for its memory or by a damaged file"
+        with bar, ProcessPoolExecutor(os.cpu_count(), initializer=_begin_worker) as processes:
+            chunks = (paths[start : start + length] for start in range(0, len(paths), length))
+            try:
+                with _interrupts_held():  # processes that begin in it leave Ctrl-C to this one
+                    futures = [processes.submit(_measure_each, chunk) for chunk in chunks]
+                for future in futures:
+                    results += future.result()
+                    bar.update(len(results) - bar.n)
+            except KeyboardInterrupt:
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.kill()  # what it reads is not waited for
+                raise
+        return results
+    except (BrokenProcessPool, MemoryError):
+        rule = "a process that read its images was out of memory, or killed for it or by a damaged file"
         raise UserError.of("FOLDER", root, rule, "look at a part of it, such as one class") from None
+
+
+def _measure_each(paths: Sequence[str]) -> list[Measured | Unreadable]:
+    return [measure(path) for path in paths]
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back SIGINT until the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    """Let a process that reads images end when the command has ended."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # else it would wait for work for ever, where the command was killed

@@ -170,11 +170,10 @@ def test_paths_of_members_are_expanded(tmp_path: Path, monkeypatch: pytest.Monke
     assert line.startswith("member 00_root=-NOT_SET_HERE-a: data.root = $NOT_SET_HERE/a: the variable NOT_SET_HERE is")
 
 
-def test_no_value_moves_a_member() -> None:
-    file = write("cases: [{run.dir: elsewhere, run.name: x, track.group: y}]")
-    [run] = sweep.member_configs(sweep.read(file), [], staged=False)
-    assert run.run_dir.parent == Path.cwd() / "runs/temperatures"
-    assert (run.run.name, run.track.group) == (run.run_dir.name, "temperatures")
+@pytest.mark.parametrize("key", ["run.dir", "run.name", "track.group"])
+def test_no_value_moves_a_member(key: str) -> None:
+    for text in (f"cases: [{{}}, {{{key}: x}}]", f"grid: {{{key}: [x, y]}}"):  # they would be one curve twice
+        assert mistake(text).endswith(f": sets {key}, which a sweep sets itself for each member; drop it")
 
 
 @pytest.mark.parametrize("name", ["2024-11-24", "007", "1e3", "no"])
