@@ -1,7 +1,5 @@
 """The launcher: python -m launcher COMMAND [...]; COMMAND --help tells more."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Read a cluster profile, `slurm/clusters/*.yaml`: what a job asks of a site, checked like the trainer's config."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path

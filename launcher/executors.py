@@ -1,7 +1,5 @@
 """Hand jobs to submitit: to sbatch with the parameters of a profile, or to this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

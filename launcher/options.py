@@ -1,7 +1,5 @@
 """Define the options and arguments that several commands share: those that describe a job, and names of runs."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 from collections.abc import Callable

@@ -10,8 +10,6 @@ launch/
   revision.txt, diff.patch, packages.txt
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Send a run: check it, write what the job needs into its run directory, and hand it to SLURM or to this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

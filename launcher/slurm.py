@@ -3,8 +3,6 @@
 Every call has a time limit and no shell. An error of SLURM's is raised in one line.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Copy the code that a job runs into its run directory, so that an edit in the checkout changes no waiting job."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Check the batch of a job: against its nodes, against the data, and against the memory and the time that it has."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

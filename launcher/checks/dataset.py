@@ -3,8 +3,6 @@
 The trainer opens the data on the nodes by the same rules, those of moco_dist/data/index.py for a folder of images.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -6,8 +6,6 @@ prints what the encoder itself takes, an EncoderCost as JSON. MODEL is the confi
 its own, so that a command of the launcher neither needs torch nor waits for its import.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

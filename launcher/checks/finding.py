@@ -1,7 +1,5 @@
 """Define what a check of a job finds: a plain line, with its fix where something is to be done."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Check whether a job fits a site: partition, limits, and nodes that can hold a part of it."""
 
-from __future__ import annotations
-
 import contextlib
 import grp
 import os

@@ -1,7 +1,5 @@
 """Check a job before it is sent, by all that can be known on a login node."""
 
-from __future__ import annotations
-
 import netrc
 import os
 import shutil

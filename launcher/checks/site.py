@@ -1,7 +1,5 @@
 """Ask SLURM about a site: its partitions with their limits, its nodes, its reservations and settings."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterable

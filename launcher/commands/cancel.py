@@ -1,7 +1,5 @@
 """End runs; a running one saves first."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

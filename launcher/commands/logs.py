@@ -1,7 +1,5 @@
 """Print a run's logs, and follow them over requeues."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

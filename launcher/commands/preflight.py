@@ -1,7 +1,5 @@
 """Check a job before it is sent: shapes, site, data, disk, memory, time. Takes seconds, needs no torch."""
 
-from __future__ import annotations
-
 import argparse
 
 from launcher.checks import preflight

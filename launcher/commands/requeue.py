@@ -1,7 +1,5 @@
 """Put running runs back into the queue, and send ended ones again."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

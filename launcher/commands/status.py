@@ -20,8 +20,6 @@ With --json a list of objects, one a run, of these keys; what is not known is nu
   sweep                    folder of the sweep that it is a member of
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,7 +1,5 @@
 """Send a run to SLURM, or with --local to this machine."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -16,8 +16,6 @@ A sweep file:
     - {moco.symmetric: false, optim.epochs: 200}
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math

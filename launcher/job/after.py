@@ -6,8 +6,6 @@ SLURM requeues a job when it finds a node dead. One that is up again sooner has 
 srun ends, and the job with it, as failed. And a job in a container finds no scontrol to requeue itself by.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Unpack an archive of the data onto a node's own disk, once a node."""
 
-from __future__ import annotations
-
 import hashlib
 import lzma
 import os

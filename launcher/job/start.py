@@ -4,8 +4,6 @@ A *start* is the time between SLURM's starting the job and its end or requeue. W
 several times; each of these is an *attempt*.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -3,8 +3,6 @@
 python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The latest figures of a run, from the end of its rows, which may be many."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

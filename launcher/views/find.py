@@ -1,7 +1,5 @@
 """Find the runs that a person means: by a run directory, a name under runs/, a job's id, or the folder of a sweep."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path

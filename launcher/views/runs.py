@@ -1,7 +1,5 @@
 """Look at runs as a person sees them: each one's directory, its job at SLURM, and its figures, joined."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Decide how a run stands, from SLURM's state of its job and from what its run directory shows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """Read W&B's own variables, which count where track.wandb and track.project are unset, and nowhere else."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

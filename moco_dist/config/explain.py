@@ -1,7 +1,5 @@
 """Explain a mistake that pydantic has found, in one line of the user's words."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Compute how a global batch lies on the ranks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from moco_dist.config.schema import Config, round_up

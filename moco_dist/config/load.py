@@ -1,7 +1,5 @@
 """Turn a YAML file and overrides into a validated config, and a config back into YAML."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Say what a text means to the key that takes it: text stays as it was typed, numbers are plain decimal numbers."""
 
-from __future__ import annotations
-
 import re
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin

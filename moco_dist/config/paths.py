@@ -1,7 +1,5 @@
 """Expand `~` and `$NAME` in the paths that a user writes, in a file or on a command line."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

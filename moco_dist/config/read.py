@@ -3,8 +3,6 @@
 What a text means is decided by the key that takes it (`schema.Section`): `0123` is a name, and no number.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A run that goes on may change where and how fast it runs and what it tells, but not its curve."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

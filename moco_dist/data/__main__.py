@@ -1,7 +1,5 @@
 """Run `python -m moco_dist.data look FOLDER`."""
 
-from __future__ import annotations
-
 import io
 import sys
 

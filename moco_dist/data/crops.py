@@ -3,8 +3,6 @@
 Nothing is drawn here: a box is a function of its image's size and of `CROP_DRAWS` uniform numbers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

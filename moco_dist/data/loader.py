@@ -1,7 +1,5 @@
 """The loader has batches made ahead of time, in processes of its own."""
 
-from __future__ import annotations
-
 import gc
 import math
 import multiprocessing

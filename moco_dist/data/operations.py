@@ -5,8 +5,6 @@ other channels than three, those about colour leave an image as it is. What an i
 neighbours in the batch; on the CPU not even in the last bit.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

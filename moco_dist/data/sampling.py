@@ -1,7 +1,5 @@
 """Look at some images of a folder ahead of a run: what its pixels are scaled from, and their statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

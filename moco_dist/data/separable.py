@@ -1,7 +1,5 @@
 """Separable linear maps work along the rows of an image and then its columns: resizing, blur, smooth shifts."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Open the source of images that a config names, for training and for the evaluation beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A stream makes batches by step: what a step sees follows from its keys, so that a run can go on at any step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple

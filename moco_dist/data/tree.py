@@ -3,8 +3,6 @@
 Nothing here needs torch or numpy, so that the launcher can look into a folder of images on a login node.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import Counter, deque

@@ -4,8 +4,6 @@ A group is a run of `group_size` neighbours of the batch. Its statistics are its
 number of ranks does not change what is computed: one GPU that holds eight groups stands in for eight GPUs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

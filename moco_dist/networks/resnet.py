@@ -4,8 +4,6 @@ The layers, their names and the weights of a seed are those of torchvision's Res
 importing torchvision takes longer than importing torch.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

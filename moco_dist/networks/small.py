@@ -1,7 +1,5 @@
 """Build the small network that a run on digits is compared with."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 

@@ -4,8 +4,6 @@ Ranks that wait for a rank that hangs would wait for ever, and a killed torchrun
 at a clock that the training loop winds: `beat`, once a step.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os

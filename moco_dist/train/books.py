@@ -1,7 +1,5 @@
 """The rows of a run: what is read of each step, written once, and what follows from it."""
 
-from __future__ import annotations
-
 import math
 import time
 

@@ -1,7 +1,5 @@
 """A real SLURM in one private directory of one machine, for tests and demos."""
 
-from __future__ import annotations
-
 from slurm.devcluster.cluster import Cluster, ClusterStatus
 from slurm.devcluster.directory import Settings
 from slurm.devcluster.errors import ClusterError, Misuse

@@ -1,7 +1,5 @@
 """Read the command line: `python -m slurm.devcluster start|stop|status|kill-node|start-node|install`."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -1,7 +1,5 @@
 """Define the daemons of a cluster: their command lines, their environment, where they listen."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

@@ -1,7 +1,5 @@
 """Define what a cluster is to be like; check, lay out and read the directory that it lives in."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -3,8 +3,6 @@
 A cgroup is one of the freezer hierarchy of cgroup v1, in which proctrack/cgroup keeps a node's tasks.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Find the programs that a cluster consists of, and install the Debian packages that bring them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

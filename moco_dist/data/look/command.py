@@ -6,8 +6,6 @@ All names are listed. Of the files, --sample are read, spread evenly, or all of 
 are used.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Measure one image file: its size, its pixels, and whether it can be decoded at all."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import NamedTuple

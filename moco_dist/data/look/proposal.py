@@ -4,8 +4,6 @@ The numbers are those of the papers and of the authors' code, scaled to the numb
 where to begin, not what is best.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import textwrap

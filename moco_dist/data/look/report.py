@@ -1,7 +1,5 @@
 """Show a survey and the config that is proposed, as tables on the terminal."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Survey a folder of images: list all names, read some or all of the files, and add up what they are."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os
