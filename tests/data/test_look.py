@@ -160,7 +160,7 @@ def test_a_folder_of_everything_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     text = looked_at(capsys, root)
     assert "train 69, val 8" in text
     assert "3 cannot be decoded" in text and "broken.png: cannot identify image file" in text and "half.png" in text
-    assert "More than 1 %: the trainer will refuse" in text
+    assert "More than 1 % of a split: the trainer" in text
     assert "3 files repeat the content of another" in text
     assert "16 to 6000 pixels" in text and "1 to 16 pixels" in text
     assert "colour 72, gray 2" in text and "8 73, 16 1" in text and "4095 to 4095" in text
@@ -254,7 +254,7 @@ def test_images_that_the_proposed_channels_leave_out(tmp_path: Path, capsys: pyt
         noise(16, number, channels=1).save(tmp_path / f"gray{number}.png")
     text = looked_at(capsys, tmp_path)
     assert "data.channels 3" in text.replace("┃", " ")
-    assert "0; 7 of other channels cannot be read with data.channels=3. More than 1 %: the trainer will refuse" in text
+    assert "0; 7 of other channels cannot be read with data.channels=3. More than 1 % of a split: the trainer" in text
 
 
 def test_held_out_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
@@ -429,3 +429,13 @@ def test_report_names_only_what_is_there() -> None:
     """A folder without classes says that there will be no kNN; one without deep images says nothing of values."""
     rows = dict(report._facts(survey_of(100, 32, classes=1000)))
     assert "no kNN" in rows["classes"] and "values" not in rows and "passed over" not in rows
+
+
+@pytest.mark.parametrize(("train", "held_out", "too_many"), [(1, 0, False), (0, 1, True), (2, 0, True), (0, 0, False)])
+def test_damaged_files_are_weighed_by_split(train: int, held_out: int, too_many: bool, tmp_path: Path) -> None:
+    """One of a hundred training images may be damaged, and none of eight held-out ones."""
+    root = tree_of(tmp_path, train=100, held_out=8, side=8)
+    for split, number in (("train", train), ("val", held_out)):
+        for path in sorted((root / split).rglob("*.png"))[:number]:
+            path.write_bytes(b"no image")
+    assert survey(root, None).too_many_damaged == too_many

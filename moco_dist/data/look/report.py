@@ -10,9 +10,6 @@ from moco_dist.data.index import printable
 from moco_dist.data.look.proposal import Setting, in_yaml
 from moco_dist.data.look.survey import Survey
 
-_MOST_DAMAGED = 0.01
-"""Share of images that cannot be decoded, above which the trainer refuses a folder."""
-
 
 def facts(survey: Survey) -> Table:
     """Return the table of what a folder holds."""
@@ -65,8 +62,10 @@ def _damaged(survey: Survey) -> str:
     unfit = len(survey.measured) - len(survey.fitting)
     if not survey.damaged and not unfit:
         return "0"
-    refused = len(survey.damaged) + unfit > _MOST_DAMAGED * survey.read
-    rule = ". More than 1 %: the trainer will refuse the folder until they are mended or removed" * refused
+    refused = (
+        ". More than 1 % of a split: the trainer or the evaluation will refuse it until they are mended or removed"
+    )
+    rule = refused * survey.too_many_damaged
     others = f"; {unfit} of other channels cannot be read with data.channels={survey.channels}" * bool(unfit)
     if not survey.damaged:
         return f"0{others}{rule}"

@@ -95,8 +95,24 @@ class Survey:
     @cached_property
     def fitting(self) -> list[Measured]:
         """Return the images that can be read with these channels."""
-        channels = (1, 3) if self.channels in (1, 3) else (self.channels,)
-        return [image for image in self.measured if image.channels in channels]
+        return [image for image in self.measured if self._fits(image)]
+
+    def _split_of(self, name: str) -> str:
+        """Return the split of an image by its name, as in `splits`."""
+        top = tree.top_folder(name)
+        return top if top in self.splits else "."
+
+    def _fits(self, image: Measured) -> bool:
+        return image.channels in ((1, 3) if self.channels in (1, 3) else (self.channels,))
+
+    @cached_property
+    def too_many_damaged(self) -> bool:
+        """Tell whether more than 1 % of what was read of a split cannot be read for training, which is refused."""
+        damaged = [image.name for image in self.damaged]
+        unfit = [image.name for image in self.measured if not self._fits(image)]
+        read = Counter(map(self._split_of, [*damaged, *(image.name for image in self.measured)]))
+        bad = Counter(map(self._split_of, [*damaged, *unfit]))
+        return any(number > read[split] / 100 for split, number in bad.items())
 
     @cached_property
     def duplicates(self) -> list[list[str]]:
