@@ -27,6 +27,7 @@ settings.register_profile("shared machine", deadline=None)  # an example may wai
 settings.load_profile("shared machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # ahead of the plugin, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests on a real SLURM, which wait most of the time, a process of their own beside that of the others."""
     for item in items:

@@ -60,7 +60,8 @@ class Loader(Iterable[T]):
     _loader: DataLoader[T]
 
     def __iter__(self) -> Iterator[T]:
-        batches = iter(self._loader)
+        with _garbage_stays_here():
+            batches = iter(self._loader)  # the workers begin
         for _ in range(len(self._loader)):
             with watchdog.awaiting_batch():
                 batch = self._next(batches)
@@ -105,6 +106,21 @@ def make_loader(batches: Dataset[T], steps: range, workers: int, device: torch.d
         timeout=_LOOK_SECONDS if workers else 0,
     )
     return Loader(loader)
+
+
+@contextmanager
+def _garbage_stays_here() -> Iterator[None]:
+    """Keep processes that are forked within from collecting what this one has made.
+
+    Some of it has threads, which a fork leaves behind: a worker that collected the decoder of a damaged AVIF waited for
+    them for ever.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _place_sockets() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.util
 import os
@@ -74,6 +75,41 @@ def test_a_stop_ends_the_wait_for_a_batch(slow: int, monkeypatch: pytest.MonkeyP
             next(batches)
         del batches
     assert multiprocessing.active_children() == before
+
+
+class OfThisProcess:
+    """Garbage that only the process that made it may collect, like a decoder with threads."""
+
+    def __init__(self) -> None:
+        self.itself, self.process = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            time.sleep(1e6)
+
+
+class Collecting(Numbers):
+    """Making a batch collects garbage."""
+
+    def __getitem__(self, step: int) -> Tensor:
+        gc.collect()
+        return super().__getitem__(step)
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_workers_collect_no_garbage_of_this_process(alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(loader, "_STOP_SECONDS", 5.0)
+    gc.disable()
+    try:
+        garbage = [OfThisProcess()]
+        if not alive:
+            garbage.clear()
+        with no_workers_left(), heeding(lambda: True):
+            assert [int(batch[0]) for batch in make_loader(Collecting(), range(3), 1, CPU)] == [0, 1, 2]
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_slow_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
