@@ -43,7 +43,10 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
     parser.add_argument(
-        "--stage", type=path_of("--stage"), metavar="ARCHIVE", help="tar or zip, unpacked on each node's own disk"
+        "--stage",
+        type=path_of("--stage"),
+        metavar="ARCHIVE",
+        help="tar, zip or shards, for each node's own disk",
     )
     parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
 

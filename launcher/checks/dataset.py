@@ -10,7 +10,7 @@ import tarfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,8 +18,9 @@ from statistics import median
 from launcher.checks import finding
 from launcher.checks.finding import Finding
 from moco_dist.config import Config
-from moco_dist.data.index import Folders, listing_of, read_tree, shorter_side
-from moco_dist.data.tree import SUFFIXES, Tree, some, top_folder
+from moco_dist.data.image_file import ImageFile, shorter_side
+from moco_dist.data.index import Folders, listing_of, read_tree
+from moco_dist.data.tree import SHARD_INDEX, SUFFIXES, Tree, some, top_folder
 from moco_dist.errors import UserError
 
 _SECONDS = 1.5
@@ -94,7 +95,8 @@ def check(config: Config, stage: str | None) -> Iterator[Finding]:
 
 def _staged(archive: Path, root: str | None) -> Iterator[Finding]:
     try:
-        if not (zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)):
+        is_packed = _is(Path.is_file, archive / SHARD_INDEX)
+        if not (is_packed or zipfile.is_zipfile(archive) or tarfile.is_tarfile(archive)):
             yield finding.error("--stage", archive, "is no tar and no zip", "pack the data as one of them")
     except OSError as error:
         yield finding.error("--stage", archive, f"cannot be read: {error.strerror}", "give a tar or zip")
@@ -147,6 +149,8 @@ def _smaller(side: int) -> str:
 def look(root: str) -> Folder:
     """What a tree of images holds, as far as it can be read in a second or two."""
     top, deadline = Path(root), time.monotonic() + _SECONDS
+    if _is(Path.is_file, top / SHARD_INDEX):
+        return _packed(top)
     try:
         folders = Folders.of(top)
         tree = read_tree(top, folders.train, lambda: time.monotonic() > deadline)
@@ -158,8 +162,21 @@ def look(root: str) -> Folder:
         labelled = listing.labels is not None
     else:
         images, labelled = _expected(tree, folders.classes), bool(folders.classes)
-    sides = _sides([str(tree.root / name) for name in some(tree.images, _SAMPLES)])
+    sides = _sides([tree.root / name for name in some(tree.images, _SAMPLES)])
     return Folder(images, tree.unfinished is None, labelled, folders.unknown_class, sides)
+
+
+def _packed(root: Path) -> Folder:
+    """What a folder of shards holds; its index tells at once."""
+    from moco_dist.data import shards  # it needs numpy, which other commands do without
+
+    try:
+        train = shards.open_split(root, "train")
+        shards.open_split(root, "test")
+    except UserError as error:
+        return Folder(None, False, False, trouble=str(error))
+    members = [train.places.member(number, train.names[number]) for number in some(range(len(train.names)), _SAMPLES)]
+    return Folder(len(train.names), True, train.labels is not None, sides=_sides(members))
 
 
 def _expected(tree: Tree, classes: tuple[str, ...]) -> int | None:
@@ -177,6 +194,6 @@ def _is(kind: Callable[[Path], bool], path: str | Path) -> bool:
     return False
 
 
-def _sides(paths: list[str]) -> tuple[int, ...]:
+def _sides(image_files: Sequence[ImageFile]) -> tuple[int, ...]:
     """Shorter sides of images, as far as they can be read."""
-    return tuple(side for path in paths if (side := shorter_side(path)) is not None)
+    return tuple(side for file in image_files if (side := shorter_side(file)) is not None)

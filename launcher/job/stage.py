@@ -1,4 +1,4 @@
-"""Unpack an archive of the data onto a node's own disk, once a node."""
+"""Unpack an archive of the data, or copy a folder of shards, onto a node's own disk, once a node."""
 
 import hashlib
 import lzma
@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 from launcher.record import refuse_others
+from moco_dist.data.tree import SHARD_INDEX
 from moco_dist.errors import UserError
 from moco_dist.run.lease import process_start
 
@@ -24,14 +25,15 @@ def unpack(archive: Path, local_disk: Path) -> Path:
     at once on a node unpack each for itself, and the first to finish serves all.
 
     Args:
-        archive: tar, compressed or not, or zip.
+        archive: tar, compressed or not, or zip; or a folder of shards, which is copied.
         local_disk: folder on the node's own disk.
 
     Raises:
         UserError: there is no such archive, it cannot be unpacked, or the disk is full.
     """
     try:
-        details = archive.stat()
+        index = archive / SHARD_INDEX
+        details = (index if index.is_file() else archive).stat()
         folder = local_disk / f"moco-dist-{os.getuid()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         refuse_others(folder)
@@ -55,8 +57,11 @@ def unpack(archive: Path, local_disk: Path) -> Path:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Unpack an archive; names that lead out of the folder are refused."""
-    if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # a tar may end in a zip
+    """Unpack an archive, or copy a folder of shards; names that lead out of the folder are refused."""
+    if archive.is_dir():
+        for file in (archive / SHARD_INDEX, *archive.glob("*.tar")):
+            shutil.copyfile(file, folder / file.name)
+    elif zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # a tar may end in a zip
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
     else:

@@ -75,7 +75,7 @@ class DataSection(Section):
     source: Literal["digits", "mnist", "cifar10", "imagefolder", "synthetic"] = "digits"
     """Where the images come from."""
     root: PathText | None = None
-    """Folder of the data: a torchvision root (mnist, cifar10) or a tree of images (imagefolder)."""
+    """Folder of the data: a torchvision root (mnist, cifar10), or a tree of images or its shards (imagefolder)."""
     download: bool = False
     """Let torchvision download mnist or cifar10 into root."""
     channels: Annotated[Int, Field(ge=1, le=MOST_CHANNELS)] | None = None

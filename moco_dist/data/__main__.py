@@ -1,9 +1,9 @@
-"""Run `python -m moco_dist.data look FOLDER`."""
+"""Run `python -m moco_dist.data`."""
 
 import io
 import sys
 
-from moco_dist.data.look import command
+from moco_dist.data import command
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):

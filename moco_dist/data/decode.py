@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,8 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from moco_dist.config.schema import Interval
-from moco_dist.data.index import array_shape, opened, printable
+from moco_dist.data.image_file import ImageFile, opened, read_array
+from moco_dist.data.index import printable
 from moco_dist.data.tree import ARRAY_SUFFIX
 
 Planes = list[Image.Image]
@@ -54,13 +54,13 @@ class RangeError(ValueError):
     """The values of an image are not in the range that they would be scaled from."""
 
 
-def decode(path: Path, channels: int, value_range: Interval | None) -> Planes:
+def decode(path: ImageFile, channels: int, value_range: Interval | None) -> Planes:
     """Decode an image file: 8 bits a channel, upright, with as many channels as asked for.
 
     A gray image becomes colour and a colour image gray; other numbers of channels are taken as they are or not at all.
 
     Args:
-        path: an image that PIL reads, or a NumPy array.
+        path: an image that PIL reads, or a NumPy array, in a folder or in a shard.
         channels: 1 to 12.
         value_range: the values of more than 8 bits that become 0 and 255; None for those of `full_range`.
 
@@ -122,7 +122,7 @@ def full_range(values: NDArray[Any]) -> Interval:
     return (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 65535.0)
 
 
-def deep_values(path: Path, channels: int) -> NDArray[Any] | None:
+def deep_values(path: ImageFile, channels: int) -> NDArray[Any] | None:
     """Read the values of an image of more than 8 bits a channel as they are; None for any other.
 
     Of 16-bit colour, PIL reads the upper 8 bits; they are scaled back.
@@ -136,10 +136,9 @@ def deep_values(path: Path, channels: int) -> NDArray[Any] | None:
         return np.asarray(image) if image.mode in _DEEP else None
 
 
-def _array(path: Path, channels: int) -> NDArray[Any]:
-    """Read a NumPy array as [H, W, C], from [H, W], [H, W, C] or else [C, H, W]. Raises as `array_shape`."""
-    array_shape(path)  # refuses what would not fit into memory
-    values: NDArray[Any] = np.load(path, allow_pickle=False)
+def _array(path: ImageFile, channels: int) -> NDArray[Any]:
+    """Read a NumPy array as [H, W, C], from [H, W], [H, W, C] or else [C, H, W]. Raises as `read_array`."""
+    values = read_array(path)
     values = values[:, :, None] if values.ndim == 2 else values
     fitting = (1, 3) if channels in (1, 3) else (channels,)
     if values.shape[2] not in fitting and values.shape[0] in fitting:

@@ -5,21 +5,14 @@ Nothing here needs torch or numpy, so that the launcher can look into a folder o
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
-from moco_dist.data.tree import ARRAY_SUFFIX, SUFFIXES, Tree, top_folder, walk
+from moco_dist.data.tree import SHARD_INDEX, SUFFIXES, Tree, top_folder, walk
 from moco_dist.errors import UserError
-
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it prints what it raises too, in each worker
 
 Split = Literal["train", "test"]
 
@@ -103,6 +96,7 @@ def list_folder(root: Path, split: Split) -> Listing:
         raise UserError.of("data.root", root, rule, "add held-out images, or remove it")
     if not tree.images:
         rule = "is empty" if is_empty(folder) else f"no image below it ({', '.join(SUFFIXES)})"
+        rule += f", and of the shards in it no {SHARD_INDEX}, with which packing ends" if tree.suffixes[".tar"] else ""
         raise UserError.of("data.root", folder, rule, "give the folder that holds the images")
     return listing_of(folders, tree)
 
@@ -137,49 +131,6 @@ def classes_in_root(folders: Folders, tree: Tree) -> tuple[str, ...]:
         return ()
     tops = sorted(set(map(top_folder, tree.images)))
     return tuple(tops) if len(tops) > 1 else ()
-
-
-def shorter_side(path: str | Path) -> int | None:
-    """Read the shorter side of an image in pixels from the head of its file; None where that cannot be read."""
-    try:
-        if Path(path).suffix.lower() == ARRAY_SUFFIX:
-            return sorted(array_shape(path))[-2]  # the channels are fewer than the pixels of a side
-        with opened(path) as image:
-            return min(image.size)
-    except MemoryError:
-        raise
-    except Exception:  # decoders raise errors of their own kinds
-        return None
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file without PIL's warnings, which each worker would tell anew.
-
-    They are about metadata, and about images of more pixels than usual; PIL refuses those of 179 million and more.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            yield image
-
-
-def array_shape(path: str | Path) -> tuple[int, ...]:
-    """Read the shape of an image that is a NumPy array from the head of its file.
-
-    Raises:
-        OSError, ValueError: it is no such array, of other than two or three axes, or cut short.
-        DecompressionBombError: it has more pixels than PIL allows an image.
-    """
-    from numpy.lib.format import open_memmap  # a launcher that looks at other images has no need of it
-
-    shape: tuple[int, ...] = open_memmap(path, mode="r").shape
-    if len(shape) not in (2, 3):
-        raise ValueError(f"has the shape {list(shape)}; save [H, W] or [H, W, C]")
-    height, width = sorted(shape)[-2:]
-    if Image.MAX_IMAGE_PIXELS and height * width > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"has {height * width} pixels, more than {2 * Image.MAX_IMAGE_PIXELS}")
-    return shape
 
 
 def is_folder(path: Path | os.DirEntry[str]) -> bool:

@@ -25,17 +25,17 @@ def range_notes(sources: Sequence[FileSource], data: DataSection) -> Iterator[st
     """
     ranges: list[Interval] = []  # of each image's values
     least, most = data.value_range or (0.0, 0.0)
-    for path in (path for source in sources for path in source.sample(_RANGE_IMAGES)):
+    for file in (file for source in sources for file in source.sample(_RANGE_IMAGES)):
         try:
-            values = decode.deep_values(path, sources[0].channels)
+            values = decode.deep_values(file, sources[0].channels)
             if values is not None:
-                decode.decode(path, sources[0].channels, data.value_range)  # refuses what it would refuse later
+                decode.decode(file, sources[0].channels, data.value_range)  # refuses what it would refuse later
                 ranges.append(decode.extremes(values))
                 least, most = data.value_range or decode.full_range(values)
         except decode.RangeError as error:
             value = list(data.value_range) if data.value_range else None
             fix = "mend it" if value else "give data.value_range=[LOW,HIGH], what is black and what is white"
-            raise UserError.of("data.value_range", value, f"{printable(str(path))} {error}", fix) from None
+            raise UserError.of("data.value_range", value, f"{printable(str(file))} {error}", fix) from None
         except MemoryError:
             raise
         except Exception:  # it is told when it is met
@@ -59,13 +59,13 @@ def statistics(source: FileSource) -> PixelStatistics:
     """
     sums, pixels = np.zeros((2, source.channels), dtype=np.int64), 0
     unreadable = []
-    for path in source.sample(_STATISTICS_IMAGES):
+    for file in source.sample(_STATISTICS_IMAGES):
         try:
-            planes = decode.decode(path, source.channels, source.value_range)
+            planes = decode.decode(file, source.channels, source.value_range)
         except MemoryError:
             raise
         except Exception as error:  # it is told when it is met
-            unreadable.append(decode.Unreadable.of(path, error))
+            unreadable.append(decode.Unreadable.of(file, error))
             continue
         values = np.concatenate([np.atleast_3d(np.asarray(plane)) for plane in planes], axis=2).astype(np.int64)
         sums += [values.sum((0, 1)), (values**2).sum((0, 1))]

@@ -15,6 +15,7 @@ from moco_dist.data import sampling
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.identity import Identity, check_ranks
 from moco_dist.data.index import Split, is_empty, is_folder, list_folder
+from moco_dist.data.shards import is_packed, open_split
 from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, PixelStatistics, Source, general_statistics
 from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
@@ -153,10 +154,16 @@ def _torchvision(data: DataSection, split: Split) -> ArraySource:
 
 def _folder(data: DataSection, split: Split) -> FileSource:
     assert data.root is not None
-    listing = list_folder(Path(data.root), split)
-    names, channels = np.array(listing.names, dtype=bytes), data.channels or 3
-    labels = None if listing.labels is None else np.array(listing.labels, dtype=np.int64)
+    root, channels = Path(data.root), data.channels or 3
     statistics = general_statistics(channels)
+    if is_packed(root):
+        packed = open_split(root, split)
+        return FileSource(
+            root, packed.names, packed.labels, packed.classes, channels, statistics, data.value_range, (), packed.places
+        )
+    listing = list_folder(root, split)
+    names = np.array(listing.names, dtype=bytes)
+    labels = None if listing.labels is None else np.array(listing.labels, dtype=np.int64)
     return FileSource(
         listing.folder, names, labels, listing.classes, channels, statistics, data.value_range, listing.remarks
     )

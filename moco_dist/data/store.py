@@ -1,4 +1,4 @@
-"""A store is what images are read from: arrays in memory, or files that are decoded when they are needed."""
+"""A store is what images are read from: arrays in memory, or files and shards that are decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import crops
 from moco_dist.data.decode import Planes, Unreadable, decode
-from moco_dist.data.index import shorter_side
+from moco_dist.data.image_file import ImageFile, shorter_side
+from moco_dist.data.shards import Places
 from moco_dist.data.tree import some
 from moco_dist.errors import UserError
 
@@ -158,7 +159,10 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A file source decodes files below a folder; the next readable image replaces one that cannot be decoded."""
+    """A file source decodes files below a folder, or in shards that were made of it.
+
+    The next readable image replaces one that cannot be decoded.
+    """
 
     folder: Path
     names: NDArray[np.bytes_]
@@ -171,20 +175,24 @@ class FileSource:
     value_range: Interval | None = None
     """The values of more than 8 bits a channel that become 0 and 255, as `decode` takes them."""
     remarks: tuple[str, ...] = ()
+    places: Places | None = None
+    """Where in the shards the images lie; None where each is a file of its own."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def subset(self, indices: Indices) -> FileSource:
-        return replace(self, names=self.names[indices], labels=None if self.labels is None else self.labels[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        places = None if self.places is None else self.places.subset(indices)
+        return replace(self, names=self.names[indices], labels=labels, places=places)
 
     def shortest_side(self) -> int | None:
-        sides = [side for path in self.sample(9) if (side := shorter_side(path)) is not None]
+        sides = [side for file in self.sample(9) if (side := shorter_side(file)) is not None]
         return int(np.median(sides)) if sides else None
 
-    def sample(self, images: int) -> list[Path]:
-        """Return the paths of at most so many images, spread over the source; always the same."""
-        return [self.path(place) for place in some(range(len(self)), images)]
+    def sample(self, images: int) -> list[ImageFile]:
+        """Return the files of at most so many images, spread over the source; always the same."""
+        return [self.file(place) for place in some(range(len(self)), images)]
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
@@ -201,14 +209,15 @@ class FileSource:
 
     def sample_digest(self) -> str:
         contents = []
-        for place in some(range(len(self)), 16):
+        for file in self.sample(16):
             with contextlib.suppress(OSError):  # a file that cannot be read is told of where it is decoded
-                contents.append(self.path(place).read_bytes())
+                contents.append(file.read_bytes())
         return _sha256(None, *(hashlib.sha256(content).digest() for content in contents))
 
-    def path(self, place: int) -> Path:
-        """Return the path of one image."""
-        return self.folder / os.fsdecode(self.names[place])
+    def file(self, place: int) -> ImageFile:
+        """Return the file of one image, which is not opened yet."""
+        name = self.names[place]
+        return self.folder / os.fsdecode(name) if self.places is None else self.places.member(place, name)
 
     def _centre(self, place: int, size: int, unreadable: list[Unreadable]) -> Tensor:
         return torch.cat([crops.centre(plane, size) for plane in self._decode(place, unreadable)])
@@ -225,14 +234,14 @@ class FileSource:
             UserError: the source has no readable image.
         """
         for offset in range(len(self)):
-            path = self.path((place + offset) % len(self))
+            file = self.file((place + offset) % len(self))
             try:
-                return decode(path, self.channels, self.value_range)
+                return decode(file, self.channels, self.value_range)
             except MemoryError:
                 raise  # the process's own, which another image would not mend
             except Exception as error:  # decoders raise errors of their own kinds
                 if offset == 0:
-                    unreadable.append(Unreadable.of(path, error))
+                    unreadable.append(Unreadable.of(file, error))
         rule = f"none of its {len(self)} images can be decoded; {unreadable[-1]}"
         raise UserError(f"data.root = {self.folder}: {rule}; mend the files")
 

@@ -22,6 +22,8 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ARRAY_SUFFIX),
 )
 """A file is an image where its name ends with one of these, in small or capital letters."""
+SHARD_INDEX = "shards.npz"
+"""The file by which a folder of shards is known; see `shards`."""
 
 
 @dataclass

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 
 from moco_dist.data.decode import RangeError, Unreadable, decode, eight_bits
-from moco_dist.data.index import shorter_side
+from moco_dist.data.image_file import shorter_side
 from tests.data.made import damaged_avif
 
 RNG = np.random.default_rng(0)

@@ -21,8 +21,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from moco_dist import config as configs
-from moco_dist.data import sources
-from moco_dist.data.look import command, proposal, report
+from moco_dist.data import command, sources
+from moco_dist.data.look import proposal, report
 from moco_dist.data.look.measure import Measured, measure
 from moco_dist.data.look.survey import Survey, survey
 from moco_dist.errors import UserError
@@ -296,7 +296,7 @@ def test_gray_is_told_from_colour_by_its_pixels(tmp_path: Path) -> None:
         image.save(coloured)
     channels = []
     for path in (gray, coloured):
-        measured = measure(str(path))
+        measured = measure(path)
         assert isinstance(measured, Measured)
         channels.append(measured.channels)
     assert channels == [1, 3]
@@ -414,7 +414,7 @@ def test_a_reader_that_goes_does_not_cost_the_config(tmp_path: Path) -> None:
 def test_it_runs_as_a_command_without_torch(tmp_path: Path) -> None:
     tree_of(tmp_path, train=4)
     script = (
-        "import sys; from moco_dist.data.look import command; "
+        "import sys; from moco_dist.data import command; "
         f"code = command.run(['look', {str(tmp_path)!r}]); sys.exit(code or 3 * ('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from moco_dist import train
+from moco_dist.data.pack import pack
 from moco_dist.engine import checkpoint
 from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
@@ -108,5 +109,18 @@ def test_a_checkpoint_that_names_no_images_is_held_to_the_steps_of_an_epoch(plac
     assert start(place) == 2
     assert re.search(r"gives 4 steps an epoch, .* had 3: other images", status.read(place / "run").reason)
     shutil.rmtree(place / "images" / "train" / "emu")
+    assert start(place) == 0
+    assert losses(place / "run") == losses(finished / "run")
+
+
+def test_a_run_goes_from_the_folder_to_its_shards_and_back(place: Path, finished: Path) -> None:
+    pack(place / "images", place / "shards", 1)
+    interrupt(place)
+    assert start(place, f"data.root={place}/shards") == 0
+    assert losses(place / "run") == losses(finished / "run")
+    shutil.rmtree(place / "run")
+    assert start(place, f"data.root={place}/shards") == 0
+    assert losses(place / "run") == losses(finished / "run")
+    interrupt(place)
     assert start(place) == 0
     assert losses(place / "run") == losses(finished / "run")

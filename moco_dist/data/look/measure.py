@@ -1,7 +1,6 @@
 """Measure one image file: its size, its pixels, and whether it can be decoded at all."""
 
 import hashlib
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image, ImageChops, ImageStat
 from moco_dist.config.schema import MOST_CHANNELS, Interval
 from moco_dist.data import decode
 from moco_dist.data.decode import Planes, Unreadable
-from moco_dist.data.index import array_shape, opened
+from moco_dist.data.image_file import ImageFile, array, opened
 from moco_dist.data.tree import ARRAY_SUFFIX
 
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1}
@@ -42,38 +41,38 @@ class Measured(NamedTuple):
     """Sum of their squares."""
 
 
-def measure(name: str) -> Measured | Unreadable:
+def measure(file: ImageFile) -> Measured | Unreadable:
     """Read an image file from its first byte to its last pixel."""
-    path = Path(name)
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-        size, channels, bits = _head(path)
-        values = decode.deep_values(path, channels)
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").digest()
+        size, channels, bits = _head(file)
+        values = decode.deep_values(file, channels)
         extremes = None if values is None else decode.extremes(values)
-        full_range = None if values is None or _is_deep_colour(path) else decode.full_range(values)
+        full_range = None if values is None or _is_deep_colour(file) else decode.full_range(values)
         value_range = _value_range(extremes, full_range) if extremes and full_range else None
-        planes = decode.decode(path, channels, value_range)
+        planes = decode.decode(file, channels, value_range)
     except MemoryError:
         raise  # the process's own, which says nothing of the file
     except Exception as error:  # decoders raise errors of their own kinds, and here none of them ends the rest
-        return Unreadable.of(path, error)
+        return Unreadable.of(file, error)
     if channels == 3 and _is_gray(planes):
         channels, planes = 1, [planes[0].getchannel(0)]
     pixels, sums, squares = _moments(planes)
-    return Measured(name, size, channels, bits, digest, extremes, full_range, pixels, sums, squares)
+    return Measured(str(file), size, channels, bits, digest, extremes, full_range, pixels, sums, squares)
 
 
-def _head(path: Path) -> tuple[tuple[int, int], int, int]:
+def _head(file: ImageFile) -> tuple[tuple[int, int], int, int]:
     """Read size, channels and bits of a channel from the head of a file."""
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        shape = array_shape(path)
+    if file.suffix.lower() == ARRAY_SUFFIX:
+        values = array(file)
+        shape = values.shape
         height, width, channels = shape if len(shape) == 3 else (*shape, 1)
         if channels > MOST_CHANNELS >= height:
             channels, height, width = shape
-        bits = 8 * np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize
+        bits = 8 * values.dtype.itemsize
         return (width, height), channels, bits
-    with opened(path) as image:
+    with opened(file) as image:
         gray = image.mode.startswith("I;16")
         bits = 16 if gray or decode.is_deep_colour(image) else {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
         return image.size, 1 if gray else _CHANNELS.get(image.mode, 3), bits
@@ -87,11 +86,11 @@ def _value_range(extremes: Interval, full_range: Interval) -> Interval | None:
     return low, max(high, float(np.nextafter(low, np.inf)))
 
 
-def _is_deep_colour(path: Path) -> bool:
+def _is_deep_colour(file: ImageFile) -> bool:
     """Tell whether an image has 16 bits a channel, of which PIL reads the upper 8."""
-    if path.suffix.lower() == ARRAY_SUFFIX:
+    if file.suffix.lower() == ARRAY_SUFFIX:
         return False
-    with opened(path) as image:
+    with opened(file) as image:
         return decode.is_deep_colour(image)
 
 

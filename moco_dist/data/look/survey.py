@@ -12,14 +12,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import median
+from typing import get_args
 
 from tqdm import tqdm
 
 from moco_dist.config.schema import EvalSection
-from moco_dist.data import index, tree
+from moco_dist.data import index, shards, tree
 from moco_dist.data.decode import Unreadable
+from moco_dist.data.image_file import Member
 from moco_dist.data.look.measure import Measured, measure
 from moco_dist.errors import UserError
 
@@ -168,51 +170,70 @@ def survey(root: Path, sample: int | None) -> Survey:
     Raises:
         UserError: the folder cannot be read or holds no image, or none that can be decoded.
     """
-    folders = index.Folders.of(root)
-    held_out_folder = folders.held_out if folders.train != root else None  # a root without train/ holds it too
-    trees = [index.read_tree(root, folder) for folder in (folders.train, held_out_folder) if folder]
-    listings = [index.listing_of(folders, of_split) for of_split in trees]
-    paths = [os.path.join(of_split.root, name) for of_split in trees for name in of_split.images]  # noqa: PTH118
-    if not paths:
+    splits, training, held_out, files = _packed(root) if shards.is_packed(root) else _listed(root)
+    if not files:
         rule = f"no image below it ({', '.join(tree.SUFFIXES)})"
         raise UserError.of("FOLDER", root, rule, "give the folder that holds the images")
-    results = [
-        result._replace(name=os.path.relpath(result.name, root))
-        for result in _measure(paths if sample is None else tree.some(paths, sample), root)
-    ]
+    results = _measure(files if sample is None else tree.some(files, sample), root)
     measured = tuple(result for result in results if isinstance(result, Measured))
     damaged = tuple(result for result in results if isinstance(result, Unreadable))
     if not measured:
         rule = f"none of {len(damaged)} images can be decoded, such as {damaged[0]}"
         raise UserError.of("FOLDER", root, rule, "mend the files")
-    training = listings[0]
-    held_out = listings[1] if len(listings) > 1 else None
     labels = Counter(training.labels or ())
     return Survey(
         root=root,
-        splits={str(of_split.root.relative_to(root)): len(of_split.images) for of_split in trees},
+        splits=splits,
         classes={name: labels[place] for place, name in enumerate(training.classes) if labels[place]},
         training_images=len(training.names),
-        held_out_images=len(held_out.names) if held_out and training.labels and not folders.unknown_class else 0,
-        suffixes=Counter(os.path.splitext(path)[1].lower() for path in paths),  # noqa: PTH122
-        remarks=tuple(remark for listing in listings for remark in listing.remarks),
+        held_out_images=len(held_out.names) if held_out and training.labels else 0,
+        suffixes=Counter(PurePath(file if isinstance(file, str) else file.name).suffix.lower() for file in files),
+        remarks=tuple(remark for listing in (training, held_out) if listing for remark in listing.remarks),
         measured=measured,
         damaged=damaged,
     )
 
 
-def _measure(paths: Sequence[str], root: Path) -> list[Measured | Unreadable]:
+_Listed = tuple[dict[str, int], index.Listing, index.Listing | None, Sequence[str | Member]]
+"""Images of each split, the listings of the training and the held-out images, and all files that can be read."""
+
+
+def _listed(root: Path) -> _Listed:
+    """List a folder of images. Raises UserError."""
+    folders = index.Folders.of(root)
+    held_out_folder = folders.held_out if folders.train != root else None  # a root without train/ holds it too
+    trees = [index.read_tree(root, folder) for folder in (folders.train, held_out_folder) if folder]
+    training, *held_out = (index.listing_of(folders, of_split) for of_split in trees)
+    paths = [os.path.join(of_split.root, name) for of_split in trees for name in of_split.images]  # noqa: PTH118
+    splits = {str(of_split.root.relative_to(root)): len(of_split.images) for of_split in trees}
+    unlabelled = [listing._replace(names=[]) for listing in held_out] if folders.unknown_class else held_out
+    return splits, training, next(iter(unlabelled), None), paths
+
+
+def _packed(root: Path) -> _Listed:
+    """List a folder of shards. Raises UserError."""
+    splits = [shards.open_split(root, split, "FOLDER") for split in get_args(index.Split)]
+    listings = [
+        index.Listing(root, one.names.tolist(), None if one.labels is None else one.labels.tolist(), one.classes)
+        for one in splits
+    ]
+    members = [one.places.member(number, name) for one in splits for number, name in enumerate(one.names)]
+    counts = {one.places.prefix.rstrip("/") or ".": len(one.names) for one in splits if len(one.names)}
+    return counts, listings[0], listings[1], members
+
+
+def _measure(files: Sequence[str | Member], root: Path) -> list[Measured | Unreadable]:
     """Measure files in processes of their own, one for each core. Raises UserError where one of them dies."""
     others = set(multiprocessing.active_children())
     results: list[Measured | Unreadable] = []
-    length = max(1, min(64, len(paths) // (8 * (os.cpu_count() or 1))))
-    bar = tqdm(desc="reading", total=len(paths), unit=" images")
+    length = max(1, min(64, len(files) // (8 * (os.cpu_count() or 1))))
+    bar = tqdm(desc="reading", total=len(files), unit=" images")
     try:
         with bar, ProcessPoolExecutor(os.cpu_count(), initializer=_begin_worker) as processes:
-            chunks = (paths[start : start + length] for start in range(0, len(paths), length))
+            chunks = (files[start : start + length] for start in range(0, len(files), length))
             try:
                 with _interrupts_held():  # processes that begin in it leave Ctrl-C to this one
-                    futures = [processes.submit(_measure_each, chunk) for chunk in chunks]
+                    futures = [processes.submit(_measure_each, chunk, root) for chunk in chunks]
                 for future in futures:
                     results += future.result()
                     bar.update(len(results) - bar.n)
@@ -226,8 +247,14 @@ def _measure(paths: Sequence[str], root: Path) -> list[Measured | Unreadable]:
         raise UserError.of("FOLDER", root, rule, "look at a part of it, such as one class") from None
 
 
-def _measure_each(paths: Sequence[str]) -> list[Measured | Unreadable]:
-    return [measure(path) for path in paths]
+def _measure_each(files: Sequence[str | Member], root: Path) -> list[Measured | Unreadable]:
+    """Measure files, which are named by their paths below the folder that they are, or were packed, from."""
+    return [
+        measure(file)._replace(name=file.name)
+        if isinstance(file, Member)
+        else measure(Path(file))._replace(name=os.path.relpath(file, root))
+        for file in files
+    ]
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.data import sources
+from moco_dist.data.pack import pack
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from moco_dist.run.lease import Lease, process_start
@@ -359,6 +360,23 @@ def test_weights_to_begin_from(tmp_path: Path) -> None:
     ]
     weights.touch()
     assert not lines(local(config, tmp_path / "run"))
+
+
+def test_shards(tmp_path: Path) -> None:
+    for number in range(10):
+        for image in range(4):
+            draw(tmp_path / "images" / "train" / f"class{number}" / f"{image}.png", side=8)
+    out = tmp_path / "out"
+    pack(tmp_path / "images", out, 1)
+    assert dataset.look(str(out)) == dataset.look(str(tmp_path / "images"))
+    config = load("imagenet_v2", f"data.root={out}", "data.image_size=8")
+    assert dataset.count(config, staged=False) == dataset.Images(40, True)
+    assert not lines(list(dataset.check(config, None)))
+    assert not lines(list(dataset.check(load("imagenet_v2", "data.root=."), str(out))))
+    dataset.look.cache_clear()
+    (out / "train-000000.tar").unlink()
+    [finding] = lines(list(dataset.check(config, None)))
+    assert finding.startswith(f"data.root = {out}: the shard train-000000.tar is missing; ")
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])

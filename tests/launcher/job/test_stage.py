@@ -20,7 +20,11 @@ from launcher.job import stage, task
 from launcher.job.start import Start
 from launcher.record import Submission
 from moco_dist import config as configs
+from moco_dist.data.pack import pack
+from moco_dist.data.shards import open_split
+from moco_dist.data.tree import SHARD_INDEX
 from moco_dist.errors import UserError
+from tests.data.made import draw
 
 FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two" * 1000, "val/a/3.png": b""}
 
@@ -288,3 +292,16 @@ def test_the_node_s_own_disk_is_named_by_the_node_s_own_variables(
     [override] = task._staged(start)
     root = configs.load(None, [override]).data.root
     assert root and Path(root).parent.parent == own(tmp_path / "a$b/mine")
+
+
+def test_a_folder_of_shards_is_copied(disk: Path, tmp_path: Path) -> None:
+    for name, value in (("a/1.png", 10), ("b/2.png", 20)):
+        draw(tmp_path / "images" / name, value)
+    pack(tmp_path / "images", tmp_path / "out", 1)
+    (tmp_path / "out" / "notes.txt").touch()
+    folder = stage.unpack(tmp_path / "out", disk)
+    assert content(folder) == {name: kept for name, kept in content(tmp_path / "out").items() if name != "notes.txt"}
+    assert len(open_split(folder, "train").names) == 2
+    assert stage.unpack(tmp_path / "out", disk) == folder
+    (tmp_path / "out" / SHARD_INDEX).unlink()
+    assert "shards.npz" in refusal(tmp_path / "out", disk / "other")
