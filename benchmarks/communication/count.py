@@ -167,9 +167,11 @@ def count(world: World, case: Case, *, of_step: bool = True) -> dict[str, Any]:
     counter = Counter()
     world.barrier()
     before = received_by_tcp()
+    world.barrier()  # no rank begins the step before all have looked, nor goes on after it
     with counter.counting():
         take_step(_WARM_UP_STEPS)
     wire = received_by_tcp() - before
+    world.barrier()
     own = _own_images(config, rank, ranks, 1 + case.symmetric)
     expected = formula.messages(case.scheme, formula.Shapes.of(config), case.global_batch, ranks, case.symmetric, own)
     return {

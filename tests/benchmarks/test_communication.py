@@ -40,7 +40,7 @@ def test_the_formula_is_what_is_counted(counted: dict[int, list[list[dict[str, A
 
 
 def test_nothing_moves_that_is_not_counted(counted: dict[int, list[list[dict[str, Any]]]]) -> None:
-    """TCP's own counters agree, but for gloo's headers and a neighbour that is already at the next step."""
+    """TCP's own counters agree, but for gloo's headers."""
     for size, of_ranks in counted.items():
         for number, case in enumerate(cases(size)):
             wire = sum(of_rank[number]["wire"] for of_rank in of_ranks)
