@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.runs import config_of
 from moco_dist import config as configs
 from moco_dist.data import sources, stream
 from moco_dist.data.augment import Augment, Recipe
@@ -40,7 +41,7 @@ BOUND = 0.02
 
 
 def main(arguments: list[str]) -> int:
-    config = configs.load(*configs.parse_arguments(arguments))
+    config = config_of(arguments, "benchmarks.checkpoint", __doc__)
     world = World(0, 1, 0, devices.pick(config, local_rank=0))
     engine, step = training(config, sources.load(config), world)
     for _ in range(5):  # buffers, caches

@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 
 from benchmarks.checkpoint import training
+from benchmarks.runs import config_of
 from moco_dist import config as configs
 from moco_dist.data import sources, stream
 from moco_dist.data.augment import Augment, Recipe
@@ -38,7 +39,7 @@ BOUND_PERCENT = 3.0
 
 
 def main(arguments: list[str]) -> int:
-    config = configs.load(*configs.parse_arguments(arguments))
+    config = config_of(arguments, "benchmarks.evaluation", __doc__)
     world = World(0, 1, 0, devices.pick(config, local_rank=0))
     devices.prepare(config, world.device)
     data = sources.load(config)

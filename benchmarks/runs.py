@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from moco_dist import config as configs
 from moco_dist import files
+from moco_dist.errors import UserError
 from moco_dist.run import status
 
 HERE = Path(__file__).parent
@@ -25,6 +29,22 @@ class Taken(NamedTuple):
     """Seconds."""
     cpu: float
     """Seconds of all ranks and their workers together."""
+
+
+def config_of(arguments: Sequence[str], module: str, description: str | None) -> configs.Config:
+    """Read `[CONFIG.yaml] [section.key=value ...]`. Raises SystemExit for `--help` and for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        usage="%(prog)s [-h] [CONFIG.yaml] [section.key=value ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml, section.key=value", help="as for moco_dist.train")
+    try:
+        return configs.load(*configs.parse_arguments(parser.parse_args(arguments).words))
+    except UserError as error:
+        print(f"{module}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def torchrun(ranks: int, module: str, *arguments: str) -> None:

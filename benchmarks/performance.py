@@ -1,0 +1,226 @@
+"""Write docs/performance.md, the page of all that was measured, from the json files in benchmarks/results/.
+
+python -m benchmarks.performance [--results DIR] [--page PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.communication.formula import PURPOSES, SCHEMES
+from benchmarks.communication.model import LABELS
+from benchmarks.runs import DOCS, RESULTS
+from moco_dist import files
+
+Results = dict[str, Any]
+_BATCH, _RANKS = 256, 8
+"""The global batch and the ranks of most tables."""
+
+HEAD = """# Performance
+
+What was measured or counted, with the command of each table. `python -m benchmarks.performance` writes this page from
+the json files in `benchmarks/results/`.
+"""
+
+NOT_RUN = """## Not run
+
+| what | result | why |
+|---|---|---|
+| images per second on 2, 4 and 8 GPUs | not run | needs several GPUs |
+| seconds of each collective with NCCL, inside a node and between nodes | not run | needs several GPUs |
+| share of the gradients' all_reduce that overlaps with the backward pass | not run | needs several GPUs |
+"""
+
+COMMUNICATION = """## Traffic between ranks
+
+    {command}
+
+{cores} CPU cores, torch {torch}, {backend}. Ours is the overlapped engine; the authors' scheme is that of
+facebookresearch/moco: an all_gather of the images, a broadcast of the permutation, an all_gather to restore the keys'
+order and one for the queue, and DDP around the whole model, which sends rank 0's buffers, the queue among them, ahead
+of each forward pass.
+
+Bytes are counted so: of an all_gather and an all_to_all, a rank receives and sends the result without its own part,
+(R-1)/R of an all_gather's; of an all_reduce 2(R-1)/R of the tensor, as a ring does; of a broadcast, all of it. A rank
+sends as much as it receives, but for a broadcast.
+
+### Counted
+
+A ResNet-18 of width 8, images of 3 x 8 x 8 float32, 128 numbers a key, a queue of {queue} keys, a global batch of
+{batch}. Kilobytes (1,000 bytes) of one step, of the rank that receives most. The formula in
+`benchmarks/communication/formula.py` gives {equal} of these {count} counts on all their ranks exactly. *TCP* is what
+Linux says has come in on the rank's connections; the rest is gloo's own headers, and how gloo moves a broadcast.
+*Memory* is the most that tensors took during the step beside what was there before; *of the shuffle*, that of moving
+the images of one direction, for which gloo's all_gather has a copy that NCCL's has not.
+"""
+
+AT_224 = """### At full size
+
+The formula for `configs/imagenet_v2.yaml` (ResNet-50, 224 pixels, a queue of 65,536 keys) with float32 images; of
+all_to_all the mean over all permutations. Megabytes that a rank receives in one step on {ranks} ranks, with the loss of
+one direction; with `moco.symmetric=true`, images and keys are twice as many. With `device.precision=bf16` our images
+are half as large. *Shuffle* is the memory that moving the images takes, with NCCL.
+"""
+
+MODEL = """### On large clusters
+
+A model with bandwidths alone: {inside_gbytes:g} GB/s into each GPU inside a node of {gpus_per_node} (NVLink of an A100:
+half of the 600 GB/s of both directions), {between_gbytes:g} GB/s into each node from the others (one InfiniBand adapter
+of 200 Gbit/s). It has no latency and no congestion, and nothing overlaps with computing, so that it compares schemes
+and predicts no job. Each rank has {batch} images, so that the global batch grows with the ranks. Milliseconds a step.
+
+![traffic and seconds over the number of ranks](communication.png)
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.performance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--page", type=Path, default=DOCS / "performance.md", metavar="PATH")
+    options = parser.parse_args(arguments)
+    files.write_text(options.page, page(options.results))
+    return 0
+
+
+def page(results: Path) -> str:
+    """Return the page of all results in a folder. Raises SystemExit for a file that no section is for."""
+    sections = [HEAD]
+    for path in sorted(results.glob("*.json")):
+        if path.stem not in SECTIONS:
+            raise SystemExit(f"{path}: add a section for it to benchmarks/performance.py")
+        sections.append(SECTIONS[path.stem](json.loads(path.read_text())))
+    return "\n".join([*sections, NOT_RUN])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], text_columns: int = 1) -> str:
+    """Return a table whose first columns are text, and the others numbers."""
+    lines = [f"| {' | '.join(map(str, line))} |" for line in (head, *rows)]
+    rule = "|---" * text_columns + "|---:" * (len(head) - text_columns) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def communication(results: Results) -> str:
+    """Return the section on traffic between ranks."""
+    counted, machine = results["counted"], results["machine"]
+    equal = sum(row["formula_is_exact"] for row in counted)
+    first = counted[0]
+    sizes = {"queue": f"{first['queue_size']:,}", "batch": first["global_batch"]}
+    intro = COMMUNICATION.format(command=results["command"], **machine, **sizes, equal=equal, count=len(counted))
+    at_224 = AT_224.format(ranks=_RANKS)
+    model = MODEL.format(**results["cluster"], batch=results["batch_per_rank"])
+    tables = (_counted(counted), _at_224(results["at_224"]), _model(results["model"]))
+    return "\n".join(part for pair in zip((intro, at_224, model), tables, strict=True) for part in pair)
+
+
+def _counted(rows: list[Results]) -> str:
+    columns = ["scheme", "loss", "ranks", *PURPOSES, "sum", "TCP", "calls", "memory", "of the shuffle"]
+    order = sorted(rows, key=lambda row: (SCHEMES.index(row["scheme"]), row["symmetric"], row["ranks"]))
+    lines = [
+        [
+            LABELS[row["scheme"]],
+            "two directions" if row["symmetric"] else "one",
+            row["ranks"],
+            *(_number(row["received"][purpose], 1e3) for purpose in PURPOSES),
+            _number(sum(row["received"].values()), 1e3),
+            _number(row["wire"], 1e3),
+            sum(row["calls"].values()),
+            _number(row["peak"], 1e3),
+            _number(row["shuffle_peak"], 1e3),
+        ]
+        for row in order
+    ]
+    return table(columns, lines, text_columns=2)
+
+
+def _at_224(rows: list[Results]) -> str:
+    columns = ["scheme", "global batch", *PURPOSES, "sum", "calls", "shuffle"]
+    lines = [
+        [
+            LABELS[row["scheme"]],
+            row["global_batch"],
+            *(_number(row["received"][purpose], 1e6) for purpose in PURPOSES),
+            _number(sum(row["received"].values()), 1e6),
+            row["calls"],
+            _number(row["shuffle_peak"], 1e6),
+        ]
+        for scheme in SCHEMES
+        for row in rows
+        if row["scheme"] == scheme and row["ranks"] == _RANKS
+    ]
+    by_ranks = [
+        [
+            LABELS[scheme],
+            *(
+                _number(row["received"]["images"], 1e6)
+                for row in rows
+                if row["scheme"] == scheme and row["global_batch"] == _BATCH
+            ),
+        ]
+        for scheme in SCHEMES
+    ]
+    ranks = [row["ranks"] for row in rows if row["scheme"] == SCHEMES[0] and row["global_batch"] == _BATCH]
+    images = f"Megabytes of images that a rank receives in one step of a global batch of {_BATCH}, by ranks:\n"
+    return "\n".join([table(columns, lines), images, table(["scheme", *map(str, ranks)], by_ranks)])
+
+
+def _model(rows: list[Results]) -> str:
+    columns = ["scheme", "ranks", *PURPOSES, "sum"]
+    lines = [
+        [
+            LABELS[row["scheme"]],
+            row["ranks"],
+            *(_number(row["seconds"][purpose], 1e-3) for purpose in PURPOSES),
+            _number(sum(row["seconds"].values()), 1e-3),
+        ]
+        for scheme in SCHEMES
+        for row in rows
+        if row["scheme"] == scheme and row["ranks"] in (8, 16, 64, 256, 1024)
+    ]
+    return table(columns, lines)
+
+
+def cifar10(results: Results) -> str:
+    """Return the time of the CIFAR-10 run."""
+    lines = [[row["encoder"], row["steps"], round(row["wall"] / 60)] for row in results["rows"] if row["steps"]]
+    command = "    python -m benchmarks.cifar10 --root FOLDER\n"
+    intro = "Two ranks on two CPU cores; the accuracies are in [docs/cifar10.md](cifar10.md).\n"
+    return "\n".join(["## CIFAR-10\n", command, intro, table(["run", "steps", "minutes"], lines)])
+
+
+def mnist(results: Results) -> str:
+    """Return the times of the pretrainings on MNIST."""
+    runs = {row["pretraining"]: row for row in results["rows"] if row.get("pretraining_seconds")}
+    lines = [[n, r["pretraining_steps"], _number(r["pretraining_seconds"], 60)] for n, r in runs.items()]
+    command = "    python -m benchmarks.mnist_100_labels --root FOLDER\n"
+    intro = "Two ranks on two CPU cores; the accuracies are in [docs/mnist.md](mnist.md).\n"
+    return "\n".join(["## MNIST\n", command, intro, table(["pretraining", "steps", "minutes"], lines)])
+
+
+def _number(value: float, unit: float) -> str:
+    """Return a value in a unit with three digits that count, and zero as 0."""
+    scaled = value / unit
+    if scaled == 0:
+        return "0"
+    return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+
+
+SECTIONS: dict[str, Callable[[Results], str]] = {
+    "cifar10": cifar10,
+    "communication": communication,
+    "mnist_100_labels": mnist,
+}
+"""The section of each file of results."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
