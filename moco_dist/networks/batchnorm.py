@@ -99,33 +99,34 @@ def forward(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) ->
         The output, what `backward` needs [2, groups, C]: means and 1 / standard deviations, and the sums [2, C] over
         the groups of their means and unbiased variances. All but the output is float32, of a float64 batch float64.
     """
-    wide = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))  # [groups, n, C, H, W]
-    variance, mean = torch.var_mean(wide, _WITHIN, correction=0)  # [groups, C]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide.unflatten(0, (groups, -1)), _WITHIN, correction=0)  # [groups, C]
     kept = torch.stack([mean, (variance + eps).rsqrt()])
-    output = (wide - _each(mean)).mul_(_each(kept[1] * weight)).add_(_each(bias[None]))
+    output = (wide - _each(mean, x)).mul_(_each(kept[1] * weight, x)).add_(bias[:, None, None])
     rows = x[0, 0].numel() * len(x) // groups
     sums = torch.stack([mean, variance * (rows / (rows - 1))]).sum(1)
-    return output.flatten(0, 1).to(x.dtype), kept, sums
+    return output.to(x.dtype), kept, sums
 
 
 def backward(dy: Tensor, x: Tensor, kept: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of x, and those of weight and bias [2, C], of what `forward` computed."""
     mean, deviation = kept  # [groups, C]; the second is 1 / standard deviation
-    centred, dy = (t.unflatten(0, (len(mean), -1)).to(mean.dtype) for t in (x, dy))
-    centred = centred - _each(mean)
-    sums = torch.stack([(dy * centred).sum(_WITHIN) * deviation, dy.sum(_WITHIN)])  # [2, groups, C]
+    dy, centred = dy.to(mean.dtype), x - _each(mean, x)
+    of_bias, of_slope = (t.unflatten(0, (len(mean), -1)).sum(_WITHIN) for t in (dy, dy * centred))  # [groups, C]
+    sums = torch.stack([of_slope * deviation, of_bias])
     slope, shift = sums / (x[0, 0].numel() * len(x) // len(mean))
-    dx = centred.mul_(_each(-slope * deviation)).add_(dy).sub_(_each(shift)).mul_(_each(deviation * weight))
-    return dx.flatten(0, 1).to(x.dtype), sums.sum(1)
+    dx = centred.mul_(_each(-slope * deviation, x)).add_(dy).sub_(_each(shift, x)).mul_(_each(deviation * weight, x))
+    return dx.to(x.dtype), sums.sum(1)
 
 
 _WITHIN = (1, 3, 4)
 """The dimensions of [groups, n, C, H, W] within a group and channel."""
 
 
-def _each(numbers: Tensor) -> Tensor:
-    """Lay numbers [groups, C] out so that they meet their group and channel in [groups, n, C, H, W]."""
-    return numbers[:, None, :, None, None]
+def _each(numbers: Tensor, x: Tensor) -> Tensor:
+    """Lay numbers [groups, C] out as [N, C, 1, 1], so that they meet the images of their group."""
+    groups, channels = numbers.shape
+    return numbers[:, None].expand(groups, len(x) // groups, channels).reshape(len(x), channels, 1, 1)
 
 
 def _suits_kernels(x: Tensor, groups: int) -> bool:

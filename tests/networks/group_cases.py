@@ -84,6 +84,7 @@ def one_after_the_other(x: Tensor, weight: Tensor, bias: Tensor, groups: int, ep
 def computed(how: Any, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, groups: int) -> Numbers:
     x, weight, bias = (t.detach().requires_grad_() for t in (x, weight, bias))
     output, sums = how(x, weight, bias, groups, EPS)
+    output.mul_(2)  # in place, as the ReLUs of a ResNet
     output.backward(dy)
     assert x.grad is not None and weight.grad is not None and bias.grad is not None and not sums.requires_grad
     return Numbers(output.detach(), sums, x.grad, weight.grad, bias.grad)
