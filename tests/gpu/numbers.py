@@ -23,11 +23,13 @@ from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.methods import moco
+from moco_dist.networks import batchnorm
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
 from moco_dist.train import loop
 from tests import oracle, replay
 from tests.gpu.result import Result, Setting
+from tests.networks import group_cases
 from tests.views import OPERATIONS, RECIPES, images
 
 PEAK_LIMIT = 1.05
@@ -73,6 +75,15 @@ def augmentation(setting: Setting) -> Result:
         f"{len(OPERATIONS)} operations and {len(RECIPES)} recipes, gray and colour: at most {levels:.2g} grey levels "
         f"apart ({worst} channels)",
     )
+
+
+def groups(setting: Setting) -> Result:
+    """All BatchNorm groups at once, by Triton's kernels on a GPU, against torch's BatchNorm of each group."""
+    for case in group_cases.CASES:
+        group_cases.check(case, setting.kind)
+    way = "Triton's kernels" if setting.on_gpu and batchnorm._kernels() else "plain torch"
+    figures = f"{len(group_cases.CASES)} batches by {way}: float64 to 1e-12, else as near to it as torch's BatchNorm"
+    return Result(not setting.on_gpu or way != "plain torch", figures)
 
 
 def waits(setting: Setting) -> Result:
