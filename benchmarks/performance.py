@@ -53,10 +53,13 @@ sends as much as it receives, but for a broadcast.
 
 A ResNet-18 of width 8, images of 3 x 8 x 8 float32, 128 numbers a key, a queue of {queue} keys, a global batch of
 {batch}. Kilobytes (1,000 bytes) of one step, of the rank that receives most. The formula in
-`benchmarks/communication/formula.py` gives {equal} of these {count} counts on all their ranks exactly. *TCP* is what
-Linux says has come in on the rank's connections; the rest is gloo's own headers, and how gloo moves a broadcast.
-*Memory* is the most that tensors took during the step beside what was there before; *of the shuffle*, that of moving
-the images of one direction, for which gloo's all_gather has a copy that NCCL's has not.
+`benchmarks/communication/formula.py` gives {equal} of these {count} counts exactly, on each of their ranks. With
+all_to_all, a rank receives no more than its own share of the images, whatever the number of ranks
+(`test_the_images_of_all_to_all_do_not_grow_with_the_ranks`).
+
+*TCP* is what Linux says has come in on the rank's connections; beside what is counted, that is gloo's headers and a
+barrier. *Memory* is the most that tensors took during the step beside what was there before; *of the shuffle*, that of
+moving the images of one direction, for which gloo's all_gather has a copy that NCCL's has not.
 """
 
 AT_224 = """### At full size
@@ -69,10 +72,12 @@ are half as large. *Shuffle* is the memory that moving the images takes, with NC
 
 MODEL = """### On large clusters
 
-A model with bandwidths alone: {inside_gbytes:g} GB/s into each GPU inside a node of {gpus_per_node} (NVLink of an A100:
-half of the 600 GB/s of both directions), {between_gbytes:g} GB/s into each node from the others (one InfiniBand adapter
-of 200 Gbit/s). It has no latency and no congestion, and nothing overlaps with computing, so that it compares schemes
-and predicts no job. Each rank has {batch} images, so that the global batch grows with the ranks. Milliseconds a step.
+A model with bandwidths alone: {inside_gbytes:g} GB/s into each GPU inside a node of {gpus_per_node}, and
+{between_gbytes:g} GB/s into each node from the others. The defaults are 300 GB/s, half of the 600 GB/s that NVIDIA's
+data sheet of the A100 states for NVLink in both directions together, and 25 GB/s, one InfiniBand HDR adapter of
+200 Gbit/s; `--inside`, `--between` and `--gpus-per-node` change them. The model has no latency and no congestion, and
+nothing overlaps with computing, so that it compares schemes and predicts no job. Each rank has {batch} images, so that
+the global batch grows with the ranks. Milliseconds a step.
 
 ![traffic and seconds over the number of ranks](communication.png)
 """
@@ -93,13 +98,23 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def page(results: Path) -> str:
-    """Return the page of all results in a folder. Raises SystemExit for a file that no section is for."""
+    """Return the page of all results in a folder. Raises SystemExit for a file that no section fits."""
     sections = [HEAD]
     for path in sorted(results.glob("*.json")):
-        if path.stem not in SECTIONS:
-            raise SystemExit(f"{path}: add a section for it to benchmarks/performance.py")
-        sections.append(SECTIONS[path.stem](json.loads(path.read_text())))
+        content = json.loads(path.read_text())
+        sections.append(SECTIONS[path.stem](content) if path.stem in SECTIONS else any_rows(path, content))
     return "\n".join([*sections, NOT_RUN])
+
+
+def any_rows(path: Path, results: Results) -> str:
+    """Return a section of results that have `command`, `machine` and `rows`, and none of their own here."""
+    if not results.keys() >= {"command", "machine", "rows"}:
+        raise SystemExit(f"{path}: has no command, machine and rows; add a section for it to benchmarks/performance.py")
+    columns = list(dict.fromkeys(name for row in results["rows"] for name in row))
+    lines = [[row.get(name, "") for name in columns] for row in results["rows"]]
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    title = path.stem.replace("_", " ").capitalize()
+    return "\n".join([f"## {title}\n", f"    {results['command']}\n", f"{machine}.\n", table(columns, lines)])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], text_columns: int = 1) -> str:

@@ -41,6 +41,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.train.books import SAVE, STOP, UNREADABLE
 
+_DESCRIPTORS = Path("/proc/self/fd")
 _WARM_UP_STEPS = 2
 """DDP arranges its buckets anew after the first step."""
 
@@ -234,13 +235,13 @@ def peak(action: Callable[[], object]) -> int:
         waiting += event.children
         if event.tag == _EventType.Allocation:
             events.append((event.start_time_ns, event.extra_fields.alloc_size))
-    return max(itertools.accumulate((size for _, size in sorted(events)), initial=0))
+    return max(itertools.accumulate((int(size) for _, size in sorted(events)), initial=0))
 
 
 def received_by_tcp() -> int:
-    """Return the bytes that have come in on this process's TCP connections, as Linux counts them."""
+    """Return the bytes that have come in on this process's TCP connections, as Linux counts them; elsewhere 0."""
     total = 0
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in _DESCRIPTORS.iterdir() if _DESCRIPTORS.is_dir() else ():
         try:
             if not str(entry.readlink()).startswith("socket:"):
                 continue

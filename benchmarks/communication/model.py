@@ -80,13 +80,14 @@ def draw(model_rows: list[dict[str, Any]], batch_per_rank: int, path: Path) -> N
             chosen = [row for row in model_rows if row["scheme"] == scheme and row["ranks"] > 1]
             return [row["ranks"] for row in chosen], [scale * row[figures][purpose] for row in chosen]
 
-        for colour, scheme in zip(COLOURS, ("authors", "all_gather", "all_to_all"), strict=False):
-            style = ":" if scheme == "authors" else "-"  # it lies on that of all_gather
-            axes.plot(*line(scheme, "images"), style, color=colour, lw=2.5, label=f"images, {LABELS[scheme]}", zorder=3)
-        for colour, purpose in zip(COLOURS[3:], ("keys", "gradients"), strict=False):
+        styles = {"all_gather": ("-", 4.0), "authors": (":", 2.0), "all_to_all": ("-", 2.5)}  # the first two coincide
+        for colour, (scheme, (style, width)) in zip(("#E69F00", "#000000", "#009E73"), styles.items(), strict=True):
+            axes.plot(*line(scheme, "images"), style, color=colour, lw=width, label=f"images, {LABELS[scheme]}")
+        for colour, purpose in zip(COLOURS[:2], ("keys", "gradients"), strict=True):
             axes.plot(*line("all_to_all", purpose), "--", color=colour, label=purpose)
         axes.plot(*line("authors", "buffers"), "-.", color=COLOURS[5], label="buffers, the authors' scheme")
         axes.set_xscale("log", base=2)
+        axes.set_xticks([2, 8, 32, 128, 512], labels=["2", "8", "32", "128", "512"])
         axes.set_yscale("log")
         axes.set_xlabel(f"ranks, {batch_per_rank} images each")
         axes.set_ylabel(label)

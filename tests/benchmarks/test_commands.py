@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -56,7 +57,18 @@ def test_the_page_is_that_of_the_results() -> None:
     assert (DOCS / "performance.md").read_text() == performance.page(RESULTS)
 
 
-def test_results_without_a_section_are_told(tmp_path: Path) -> None:
-    (tmp_path / "unheard_of.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"unheard_of\.json: add a section"):
+def test_results_without_a_section_have_a_table_or_are_told(tmp_path: Path) -> None:
+    results = {
+        "command": "python -m x",
+        "machine": {"cores": 2},
+        "rows": [{"what": "a", "s": 1}, {"what": "b", "n": 2}],
+    }
+    (tmp_path / "steps_of_a_day.json").write_text(json.dumps(results))
+    page = performance.page(tmp_path)
+    assert (
+        "## Steps of a day\n\n    python -m x\n\ncores 2.\n\n| what | s | n |\n|---|---:|---:|\n| a | 1 |  |\n" in page
+    )
+    assert "not run" in page
+    (tmp_path / "steps_of_a_day.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"steps_of_a_day\.json: has no command"):
         performance.page(tmp_path)

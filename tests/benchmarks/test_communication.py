@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from benchmarks.communication import formula, model
 from benchmarks.communication.count import Case, count
@@ -39,6 +42,7 @@ def test_the_formula_is_what_is_counted(counted: dict[int, list[list[dict[str, A
                 assert figures["counted"]["gradients"].received > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a connection's bytes")
 def test_nothing_moves_that_is_not_counted(counted: dict[int, list[list[dict[str, Any]]]]) -> None:
     """TCP's own counters agree, but for gloo's headers."""
     for size, of_ranks in counted.items():
@@ -64,6 +68,16 @@ def test_the_images_of_all_to_all_do_not_grow_with_the_ranks(counted: dict[int, 
                 assert of[scheme, False]["counted"]["images"].received == (size - 1) * SHARE * image
                 assert of[scheme, False]["shuffle_peak"] >= (size + 1) * SHARE * image
             assert of["none", True]["counted"]["images"] == formula.NOTHING
+
+
+def test_buckets_are_those_of_ddp() -> None:
+    """For networks larger than those that are counted, too."""
+    sizes = (100, 3_000_000, 5_000_000, 9_000_000, 1_000, 400_000, 20, 200_000)
+    shapes = Shapes(image=1, dim=1, queue_size=1, parameters=sizes, channels=())
+    last_first = [torch.empty(numbers) for numbers in reversed(sizes)]
+    indices, _ = dist._compute_bucket_assignment_by_size(last_first, [1 << 20, 25 << 20])
+    assert shapes.buckets() == [sum(last_first[i].nbytes for i in bucket) for bucket in indices]
+    assert len(indices) == 4
 
 
 def test_one_rank_sends_nothing() -> None:
