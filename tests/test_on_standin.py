@@ -364,18 +364,9 @@ def test_the_probe_by_sgd() -> None:
     def fitted(device: torch.device) -> linear.Probe:
         encoder = build_encoder(config.model, 1, seed=0).to(device).eval()
         batchnorm.set_group_size(encoder, 32)
-        return sgd_probe.fit(
-            encoder.features,
-            source,
-            10,
-            encoder.feature_dim,
-            World(0, 1, 0, device),
-            size=8,
-            augmentation=Augment(Recipe.of(config.data), *source.pixel_statistics),
-            dtype=torch.float32,
-            seed=0,
-            recipe=recipe,
-        )
+        augmentation = Augment(Recipe.of(config.data), *source.pixel_statistics)
+        world, dim = World(0, 1, 0, device), encoder.feature_dim
+        return sgd_probe.fit(encoder.features, source, 10, dim, world, config, augmentation, recipe)
 
     with standin.present() as device:
         there = fitted(device)
