@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from moco_dist.ranks import watchdog
 from tests import standin  # noqa: F401  # it must be known before the first backward pass
@@ -27,12 +28,17 @@ settings.register_profile("shared machine", deadline=None)  # an example may wai
 settings.load_profile("shared machine")
 
 
-@pytest.hookimpl(tryfirst=True)  # ahead of the plugin, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests on a real SLURM, which wait most of the time, a process of their own beside that of the others."""
-    for item in items:
-        of_slurm = item.path.is_relative_to(item.config.rootpath / "tests" / "slurm")
-        item.add_marker(pytest.mark.xdist_group("slurm" if of_slurm else "all others"))
+class _Scheduling(LoadScopeScheduling):
+    """The tests on a real SLURM, which wait most of the time, have a process of their own beside that of the others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "slurm" if nodeid.startswith("tests/slurm/") else "all others"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Scheduling:
+    """Return the scheduler of `pytest --numprocesses=2 --dist=loadscope`."""
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
