@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
-from xdist.scheduler import LoadScopeScheduling
 
 from moco_dist.ranks import watchdog
 from tests import standin  # noqa: F401  # it must be known before the first backward pass
@@ -26,19 +25,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for a core
 settings.load_profile("shared machine")
-
-
-class _Scheduling(LoadScopeScheduling):
-    """The tests on a real SLURM, which wait most of the time, have a process of their own beside that of the others."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "slurm" if nodeid.startswith("tests/slurm/") else "all others"
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Scheduling:
-    """Return the scheduler of `pytest --numprocesses=2 --dist=loadscope`."""
-    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -345,7 +345,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no weights": (lambda r: [str(r / "metrics.jsonl"), "digits"], r"WEIGHTS = .*cannot be read as weights"),
     "no head": (lambda r: [str(r / "encoder.safetensors"), "--features", "head", "model.width=8"], "have no head"),
     "no labels": (unlabelled, r"data\.root = .*images: no labels; give a folder with train/ and val/"),
-    "NaN": (not_finite, r"the features of 1438 of 1438 images are not finite; "),
+    "NaN": (not_finite, r"conv1\.weight holds NaN, infinity or a variance below 0; "),
     "fewer labels than classes": (lambda r: [str(r), "--labels", "9"], "--labels = 9: there are 10 classes"),
     "more labels than images": (
         lambda r: [str(r), "--labels", "1430"],

@@ -346,7 +346,7 @@ def test_after(programs: Programs, capsys: Said, words: list[str], expected: str
         (["--after", "any:"], "--after = any:: must be a job's id"),
         (["--job-name", "two\nlines"], "--job-name = two lines: must be one printable line of at most 200 characters"),
         (["--job-name", "x\n#SBATCH --uid=0"], "--job-name = x #SBATCH --uid=0: must be one printable line"),
-        (["--job-name", "bell\a"], "--job-name = bell\a: must be one printable line"),
+        (["--job-name", "bell\a"], "--job-name = bell\\x07: must be one printable line"),
         (["--job-name", " "], "--job-name = : must be one printable line"),
         (["--job-name", "n" * 201], f"--job-name = {'n' * 77}...: must be one printable line"),
         (["--partition", "a b"], "partition = a b: must be one word without quotes"),
