@@ -237,7 +237,7 @@ def test_a_sweep_is_one_array_of_runs(cluster: Cluster, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     array = next(line.split()[2].rstrip(",") for line in done.stdout.splitlines() if line.startswith("job array:"))
     folder = tmp_path / "runs" / "lr"
-    good, bad = folder / "00_lr=0.05", folder / "01_lr=1e+30"
+    good, bad = folder / "00_lr=0.05", folder / "01_lr=1.0e+30"
     waiting = cluster.call("squeue", "-h", "-r", "-o", "%i %k").splitlines()
     assert sorted(waiting) == [f"{array}_0 {folder}", f"{array}_1 {folder}"]
     deadline = time.monotonic() + 120
@@ -249,8 +249,8 @@ def test_a_sweep_is_one_array_of_runs(cluster: Cluster, tmp_path: Path) -> None:
     assert [(row["run_dir"], row["state"]) for row in shown] == [(str(good), "done"), (str(bad), "diverged")]
     assert shown[0]["knn_top1"] > 0.3
     table = launcher(cluster, "sweep", "status", str(folder)).stdout.splitlines()
-    assert "00_lr=0.05" in table[1] and "01_lr=1e+30" in table[2]
+    assert "00_lr=0.05" in table[1] and "01_lr=1.0e+30" in table[2]
     again = launcher(cluster, "sweep", "again", str(folder), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.startswith("01_lr=1e+30: job ") and len(again.stdout.splitlines()) == 1
+    assert again.stdout.startswith("01_lr=1.0e+30: job ") and len(again.stdout.splitlines()) == 1
     assert "_" not in again.stdout.split()[-1], "a job of its own"
