@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -23,6 +24,17 @@ def shown(value: object) -> str:
     """Write a value as the user would write it in YAML, on one line and not longer than a line."""
     text = " ".join(_flow(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def some_names(names: Sequence[str], count: int = 3) -> str:
+    """Write the first of some names, on one line, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(printable, names[:count])) + more
+
+
+def printable(name: str) -> str:
+    """Write a name on one line, with ? for what cannot be printed, such as bytes that are no UTF-8."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _flow(value: object) -> str:

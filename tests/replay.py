@@ -210,12 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
         for path, trace in traces.items():
             for mode in options.shuffle or ("all_gather", "all_to_all"):
                 try:
-                    found = ranks.run(trace.ranks, play, trace, mode)
+                    errors_of_ranks = ranks.run(trace.ranks, play, trace, mode)
                 except AssertionError as error:
                     print(f"{path.name} {mode}: {error}", file=sys.stderr)
                     bad += 1
                     continue
-                errors = {key: max(of_rank[key] for of_rank in found) for key in found[0]}
+                errors = {key: max(of_rank[key] for of_rank in errors_of_ranks) for key in errors_of_ranks[0]}
                 right = all(error <= TOLERANCE for error in errors.values())
                 bad += not right
                 shown = "  ".join(f"{key} {error:.1e}" for key, error in errors.items())

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "moco_dist"
 FLOORS = (
     ("errors", "files", "packages", "randomness", "summation"),
     ("config",),
-    ("run", "ranks"),
+    ("run", "ranks", "arguments"),
     ("networks", "data"),
     ("methods",),
     ("engine",),

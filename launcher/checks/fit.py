@@ -10,6 +10,7 @@ from typing import NamedTuple
 from launcher.checks import finding
 from launcher.checks.site import Node, Partition, Site, hostnames
 from launcher.cluster import Profile
+from moco_dist.errors import some_names
 
 _FEWEST_GRACE_SECONDS = 10
 """A large run can hardly save in less time than this."""
@@ -180,4 +181,4 @@ def _features(constraint: str) -> set[str]:
 
 def _few(names: tuple[str, ...] | list[str]) -> str:
     """List names, no more than fit in a line."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return some_names(names, 8)

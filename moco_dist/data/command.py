@@ -7,19 +7,10 @@ python -m moco_dist.data verify OUT                                          com
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Sequence
 
-from moco_dist import config as configs
+from moco_dist.arguments import Parser, path_of
 from moco_dist.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises a mistake as one line, instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,25 +28,27 @@ def run(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser("python -m moco_dist.data", description=__doc__, formatter_class=raw)
+    parser = Parser("python -m moco_dist.data", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = commands.add_parser("look", help="show what a folder holds, and a config to begin with")
     look.set_defaults(command=_look)
-    look.add_argument("folder", type=_path("FOLDER"), metavar="FOLDER", help="of images or shards, as data.root")
+    look.add_argument("folder", type=path_of("FOLDER"), metavar="FOLDER", help="of images or shards, as data.root")
     look.add_argument("--all", action="store_true", help="read every file, not a sample")
     look.add_argument("--sample", type=_positive, default=10_000, metavar="N", help="files to read at most (10000)")
     look.add_argument("--gpus", type=_positive, default=1, metavar="N", help="GPUs, or ranks, that will train (1)")
-    look.add_argument("--write", type=_path("--write"), metavar="my.yaml", help="save the proposed config; a new file")
+    look.add_argument(
+        "--write", type=path_of("--write"), metavar="my.yaml", help="save the proposed config; a new file"
+    )
     pack = commands.add_parser("pack", help="pack a folder of images into tar shards in WebDataset's layout")
     pack.set_defaults(command=_pack)
     pack.add_argument(
-        "folder", type=_path("FOLDER"), metavar="FOLDER", help="a folder of images, as data.root names it"
+        "folder", type=path_of("FOLDER"), metavar="FOLDER", help="a folder of images, as data.root names it"
     )
-    pack.add_argument("out", type=_path("OUT"), metavar="OUT", help="the folder of shards: a new one, or empty")
+    pack.add_argument("out", type=path_of("OUT"), metavar="OUT", help="the folder of shards: a new one, or empty")
     pack.add_argument("--shard-mib", type=_positive, default=1024, metavar="N", help="size of a shard in MiB (1024)")
     verify = commands.add_parser("verify", help="read shards to their ends, and compare them with their digests")
     verify.set_defaults(command=_verify)
-    verify.add_argument("out", type=_path("OUT"), metavar="OUT", help="a folder of shards")
+    verify.add_argument("out", type=path_of("OUT"), metavar="OUT", help="a folder of shards")
     return parser
 
 
@@ -78,11 +71,6 @@ def _verify(options: argparse.Namespace) -> None:
 
     shards, images = verify(options.out)
     print(f"{shards} shards with {images} images are as they were packed")
-
-
-def _path(name: str) -> Callable[[str], Path]:
-    """Return what reads the path that is the argument of that name; it raises UserError."""
-    return lambda text: Path(configs.expanded(name, text))
 
 
 def _positive(text: str) -> int:

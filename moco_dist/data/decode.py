@@ -11,8 +11,8 @@ from PIL.ExifTags import Base
 
 from moco_dist.config.schema import Interval
 from moco_dist.data.image_file import ImageFile, opened, read_array
-from moco_dist.data.index import printable
 from moco_dist.data.tree import ARRAY_SUFFIX
+from moco_dist.errors import printable
 
 Planes = list[Image.Image]
 """A decoded image: one PIL image of mode L or RGB, or one of mode L for each channel."""

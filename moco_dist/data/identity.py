@@ -10,7 +10,7 @@ import numpy as np
 
 from moco_dist.config import Config
 from moco_dist.data.store import Source
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 from moco_dist.ranks.collectives import World
 
 
@@ -88,11 +88,7 @@ def check_ranks(mine: Mapping[str, Identity], config: Config, world: World) -> N
 def _place(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     """Write a few of some ranks and of their hosts."""
     names = list(dict.fromkeys(hosts[rank] for rank in ranks))
-    return f"rank{'s' * (len(ranks) > 1)} {_some(list(map(str, ranks)))} ({_some(names)})"
-
-
-def _some(names: Sequence[str], count: int = 4) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    return f"rank{'s' * (len(ranks) > 1)} {some_names(list(map(str, ranks)), 4)} ({some_names(names, 4)})"
 
 
 def _key(config: Config) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from moco_dist.data.tree import SHARD_INDEX, SUFFIXES, Tree, top_folder, walk
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable, some_names
 
 Split = Literal["train", "test"]
 
@@ -158,23 +158,23 @@ def _remarks(folders: Folders, tree: Tree, skipped: int = 0, empty: Sequence[str
     if number := tree.suffixes.total():
         yield f"{here}: {_count(number, 'file')} with other suffixes passed over ({_frequencies(tree.suffixes)})"
     if tree.no_files:
-        names = _some(tree.no_files)
+        names = some_names(tree.no_files)
         yield f"{here}: {_count(len(tree.no_files), 'name')} of no file passed over, such as a broken link ({names})"
     if tree.repeated:
-        names = _some(tree.repeated)
+        names = some_names(tree.repeated)
         yield f"{here}: {_count(len(tree.repeated), 'folder')} reached again by links, and read only once ({names})"
     if tree.runs:
-        yield f"{here}: run directories passed over ({_some(tree.runs)})"
+        yield f"{here}: run directories passed over ({some_names(tree.runs)})"
     if empty:
-        yield f"{here}: {_count(len(empty), 'class folder')} without an image ({_some(empty)})"
+        yield f"{here}: {_count(len(empty), 'class folder')} without an image ({some_names(empty)})"
     if not trains and folders.unknown_class:
         yield f"{here} cannot be classified: {folders.train.name}/ lacks its class {printable(folders.unknown_class)}"
     if trains and folders.beside:
-        names = _some(folders.beside)
+        names = some_names(folders.beside)
         yield f"{here} holds the training images: folders and images beside it are passed over ({names})"
     held_out = [name for name in tree.folders if _is_split(os.path.basename(name), _VALIDATION + _TEST)]  # noqa: PTH119
     if trains and held_out:
-        names = _some(held_out)
+        names = some_names(held_out)
         yield f"{here} is trained on as a whole, with what may be held-out images ({names}); name the folder of train/"
 
 
@@ -185,18 +185,7 @@ def _count(number: int, word: str) -> str:
 def _frequencies(suffixes: Counter[str]) -> str:
     """Write how many files have each suffix, the most frequent ones first."""
     ordered = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
-    return _some([f"{suffix or 'none'} {count}" for suffix, count in ordered], 5)
-
-
-def _some(names: Sequence[str], count: int = 3) -> str:
-    """Write the first of some names, on one line, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(printable, names[:count])) + more
-
-
-def printable(name: str) -> str:
-    """Write a name on one line, with ? for what cannot be printed, such as bytes that are no UTF-8."""
-    return "".join(character if character.isprintable() else "?" for character in name)
+    return some_names([f"{suffix or 'none'} {count}" for suffix, count in ordered], 5)
 
 
 def closed(root: Path, folder: Path, reason: str) -> UserError:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from moco_dist import files
 from moco_dist.data import shards
-from moco_dist.data.index import Listing, Split, list_folder, printable
+from moco_dist.data.index import Listing, Split, list_folder
 from moco_dist.data.shards import PackedSplit, Places, Shard
 from moco_dist.data.tree import SHARD_INDEX
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 
 _READERS = 8
 """Threads that read images ahead; a shared disk answers many at once."""

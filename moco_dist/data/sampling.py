@@ -6,9 +6,8 @@ import numpy as np
 
 from moco_dist.config.schema import DataSection, Interval
 from moco_dist.data import decode
-from moco_dist.data.index import printable
 from moco_dist.data.store import FileSource, PixelStatistics
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 
 _RANGE_IMAGES = 9
 """Images whose range of values is looked at."""

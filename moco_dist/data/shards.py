@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moco_dist.data.image_file import Member
-from moco_dist.data.index import Split, printable
+from moco_dist.data.index import Split
 from moco_dist.data.tree import SHARD_INDEX
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 
 HEAD_BYTES = 4096
 """Bytes at the beginning of a shard that are compared at each start; the first image's name is among them."""

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from moco_dist import config as configs
+from moco_dist.arguments import Parser, path_of
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, paths, status
@@ -35,23 +36,11 @@ class Options:
     out: Path | None
 
 
-class _OptionParser(argparse.ArgumentParser):
-    """A parser that raises a mistake as one line, instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
-def _path(name: str) -> Callable[[str], Path]:
-    """Return what reads the path that is the argument of that name; it raises UserError."""
-    return lambda text: Path(configs.expanded(name, text))
-
-
 def _parser(description: str) -> argparse.ArgumentParser:
     name, layout = "python -m moco_dist.evaluate", argparse.RawDescriptionHelpFormatter
-    p = _OptionParser(name, description=description, formatter_class=layout, allow_abbrev=False)
+    p = Parser(name, description=description, formatter_class=layout, allow_abbrev=False)
     name = "RUN_DIR|WEIGHTS"
-    p.add_argument("path", metavar=name, type=_path(name), help="a run directory, or .safetensors or .pt")
+    p.add_argument("path", metavar=name, type=path_of(name), help="a run directory, or .safetensors or .pt")
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
     p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
@@ -66,7 +55,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
     splits, split_help = ("test", "validation"), "judge by it; validation: for tuning"
     p.add_argument("--split", choices=splits, default="test", help=split_help)
-    p.add_argument("--out", type=_path("--out"), metavar="DIR", help="where results go; RUN_DIR, or beside the weights")
+    p.add_argument(
+        "--out", type=path_of("--out"), metavar="DIR", help="where results go; RUN_DIR, or beside the weights"
+    )
     return p
 
 

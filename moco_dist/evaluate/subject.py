@@ -15,7 +15,7 @@ from moco_dist.config.schema import DataSection
 from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
 from moco_dist.engine.checkpoint import Checkpoints
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 from moco_dist.evaluate import features, labels, options
 from moco_dist.networks import resnet, weights
 from moco_dist.ranks.collectives import World
@@ -152,9 +152,8 @@ class Subject:
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
         if new := [image for image in unreadable if image not in self._named]:
             self._named.update(new)
-            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
-            names = ", ".join(map(str, new[:3]))
-            self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}{more}")
+            names = some_names(list(map(str, new)))
+            self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}")
 
 
 def open_subject(path: Path, config: Config, world: World, layer: options.Layer) -> Subject:

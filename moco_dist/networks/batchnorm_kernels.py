@@ -72,10 +72,10 @@ def _add_up(
 
 
 @triton.jit
-def _mean_of_pieces(sums, place, known, size, rows, PIECES: tl.constexpr):
+def _mean_of_pieces(sums, place, inside, size, rows, PIECES: tl.constexpr):
     """Return the mean over the rows of a group, for each channel, of what was added up in pieces."""
     parts = tl.arange(0, PIECES)[:, None] * size + place[None, :]
-    return tl.sum(tl.load(sums + parts, mask=known[None, :], other=0), 0) / rows
+    return tl.sum(tl.load(sums + parts, mask=inside[None, :], other=0), 0) / rows
 
 
 @triton.jit
@@ -88,18 +88,18 @@ def _normalise(
     dtype: tl.constexpr = sums.dtype.element_ty
     group, piece, groups = tl.program_id(0), tl.program_id(2), tl.num_programs(0)
     channel, row = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, ROWS)
-    known = channel < channels
+    inside = channel < channels
     x += group.to(tl.int64) * rows * channels
     out += group.to(tl.int64) * rows * channels
     place = group * channels + channel
     size = groups * channels
-    first = _mean_of_pieces(sums, place, known, size, rows, PIECES)
-    second = _mean_of_pieces(sums + PIECES * size, place, known, size, rows, PIECES)
-    scale = tl.load(weight + channel, mask=known, other=0).to(dtype)
+    first = _mean_of_pieces(sums, place, inside, size, rows, PIECES)
+    second = _mean_of_pieces(sums + PIECES * size, place, inside, size, rows, PIECES)
+    scale = tl.load(weight + channel, mask=inside, other=0).to(dtype)
     if BACKWARD:
         dy += group.to(tl.int64) * rows * channels
-        mean = tl.load(kept + place, mask=known, other=0)
-        deviation = tl.load(kept + size + place, mask=known, other=0)  # 1 / standard deviation
+        mean = tl.load(kept + place, mask=inside, other=0)
+        deviation = tl.load(kept + size + place, mask=inside, other=0)  # 1 / standard deviation
         one, two = second * rows * deviation, first * rows  # of the weight and the bias
         shift = -first * deviation * scale
         slope = -second * deviation * deviation * deviation * scale
@@ -108,14 +108,14 @@ def _normalise(
         variance = tl.maximum(second - first * first, 0, propagate_nan=tl.PropagateNan.ALL)
         deviation = 1 / tl.sqrt(variance + EPS)
         one, two = mean, variance * rows / (rows - 1)
-        shift = tl.load(bias + channel, mask=known, other=0).to(dtype)
+        shift = tl.load(bias + channel, mask=inside, other=0).to(dtype)
         slope = deviation * scale
     if piece == 0:
-        tl.store(results + place, one, mask=known)
-        tl.store(results + size + place, two, mask=known)
+        tl.store(results + place, one, mask=inside)
+        tl.store(results + size + place, two, mask=inside)
         if not BACKWARD:
-            tl.store(kept + place, mean, mask=known)
-            tl.store(kept + size + place, deviation, mask=known)
+            tl.store(kept + place, mean, mask=inside)
+            tl.store(kept + size + place, deviation, mask=inside)
     for start in range(piece * ROWS, rows, PIECES * ROWS):
         offset, exists, numbers = _tile(x, start + row, channel, rows, pixels, channels, dtype, CHANNELS_LAST)
         result = (numbers - mean[None, :]) * slope[None, :] + shift[None, :]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 from moco_dist.files import replacing
 from moco_dist.networks.resnet import DEPTHS, BasicBlock, Bottleneck, Encoder
 from moco_dist.run.checkpoints import MARK, verify
@@ -167,9 +167,8 @@ def _check_layers(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: 
     more = [name for name in theirs if name.startswith("layer") and name not in own and "num_batches" not in name]
     if not wrong and not more:
         return
-    layers = [f"{n} {list(theirs[n].shape) if n in theirs else 'missing'} for {list(own[n].shape)}" for n in wrong[:3]]
-    rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    rule = f"{len(wrong)} of {len(own)} layers do not fit: {', '.join(layers)}{rest}"
+    layers = [f"{n} {list(theirs[n].shape) if n in theirs else 'missing'} for {list(own[n].shape)}" for n in wrong]
+    rule = f"{len(wrong)} of {len(own)} layers do not fit: {some_names(layers)}"
     if not wrong:
         rule = f"{len(more)} layers do not fit: {more[0]} and its like are not in the model"
     ours, needed = _settings(own), _settings(theirs)

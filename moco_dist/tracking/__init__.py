@@ -14,7 +14,7 @@ from PIL import Image
 
 from moco_dist import packages
 from moco_dist.config import Config, overruled
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training, read_rows
@@ -109,8 +109,7 @@ class Tracker:
         new = [image for image in images if image not in self._warned]
         self._warned.update(new)
         if new:
-            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
-            self.warn(f"cannot be decoded, replaced by other images: {', '.join(new[:3])}{more}")
+            self.warn(f"cannot be decoded, replaced by other images: {some_names(new)}")
 
     def summary(self) -> dict[str, float | int | str]:
         """Return the final figures: those of the last training row and of the last evaluation, by their names."""

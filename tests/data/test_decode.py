@@ -280,5 +280,5 @@ def test_colours_of_any_kind_become_gray(mode: str, suffix: str, tmp_path: Path)
 
 
 def test_a_name_is_told_on_one_line() -> None:
-    told = str(Unreadable.of(os.fsdecode(b"new\nline\xff.png"), ValueError("broken")))
-    assert told == "new?line?.png: broken"
+    message = str(Unreadable.of(os.fsdecode(b"new\nline\xff.png"), ValueError("broken")))
+    assert message == "new?line?.png: broken"

@@ -87,13 +87,13 @@ def test_every_proposal_is_a_config_that_fits(
         with pytest.raises(UserError, match=r"--gpus"):
             proposal.propose(folder, gpus)
         return
-    found = proposal.propose(folder, gpus)
-    config = configs.parse(yaml.safe_load(proposal.as_yaml(found, "A heading.")))
+    proposed_settings = proposal.propose(folder, gpus)
+    config = configs.parse(yaml.safe_load(proposal.as_yaml(proposed_settings, "A heading.")))
     assert configs.layout(config, gpus).group_size >= 2
     assert config.optim.global_batch <= folder.trained_images and config.data.image_size <= side
     assert config.moco.queue_size <= max(folder.trained_images, config.optim.global_batch)
     assert config.moco.queue_size % config.optim.global_batch == 0
-    assert all(setting.reason for setting in found)
+    assert all(setting.reason for setting in proposed_settings)
 
 
 def test_the_papers_settings_come_out_for_the_papers_data() -> None:
@@ -215,8 +215,8 @@ def test_the_proposed_range_is_what_the_trainer_has_no_doubt_of(
         np.save(tmp_path / f"{number}.npy", np.linspace(low, high, 256).reshape(16, 16).astype(dtype))
     config = proposal.parse(proposal.propose(survey(tmp_path, None), 1))
     assert config.data.value_range == (value_range and tuple(value_range))
-    told = sources.open_splits(config).remarks
-    assert low == high or not [line for line in told if "value_range" in line], told
+    message = sources.open_splits(config).remarks
+    assert low == high or not [line for line in message if "value_range" in line], message
 
 
 def test_no_range_is_proposed_for_what_has_no_use_of_it(tmp_path: Path) -> None:
@@ -337,8 +337,8 @@ def test_a_mistake_is_told_in_one_line(
         Path("broken", f"{number}.jpg").touch()
         draw(Path("few", f"{number}.jpg"), 90 + number)
     assert command.run(arguments) == 2
-    *_, told = capsys.readouterr().err.splitlines()
-    assert told.startswith("moco_dist.data: ") and line in told
+    *_, message = capsys.readouterr().err.splitlines()
+    assert message.startswith("moco_dist.data: ") and line in message
 
 
 def test_a_closed_folder_to_write_to_is_told_before_the_images_are_read(

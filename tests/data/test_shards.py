@@ -245,8 +245,8 @@ def test_what_is_missing_or_changed_is_told_at_the_start(
         sources.load(folder_of(out, batch=1))
     assert str(mistake.value).startswith(f"data.root = {out}: ") and line in str(mistake.value)
     assert command.run(["verify", str(out)]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(f"moco_dist.data: OUT = {out}: ")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"moco_dist.data: OUT = {out}: ")
 
 
 def test_a_changed_byte_is_told_where_it_is_read(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,8 +309,8 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
     before = sorted(map(str, tree.rglob("*")))
     with as_nobody():
         assert command.run(arguments) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("moco_dist.data: ") and line in told
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("moco_dist.data: ") and line in message
     assert sorted(map(str, tree.rglob("*"))) == before
 
 

@@ -251,8 +251,8 @@ def test_images_that_cannot_be_decoded_are_named_and_a_hundredth_is_too_many(
     broken = run_dir / "images/train/shade [1]/7.png"
     broken.write_bytes(b"no image")
     assert command.run([*arguments, "data.workers=1"]) == 0
-    told = f"cannot be decoded, replaced by others: {broken}: cannot identify image file"
-    assert capsys.readouterr().err == f"moco_dist.evaluate: {told}\n"
+    warning = f"cannot be decoded, replaced by others: {broken}: cannot identify image file"
+    assert capsys.readouterr().err == f"moco_dist.evaluate: {warning}\n"
     broken.with_name("8.png").write_bytes(b"no image")
     assert command.run([*arguments, "--out", str(run_dir / "again")]) == 2
     errors = capsys.readouterr().err

@@ -34,14 +34,14 @@ def test_all_images_are_all_of_them_though_classes_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "message"),
     [
         (9, r"--labels = 9: there are 10 classes; use --labels 10 or more"),
         (210, r"--labels = 210: class 0 has 20 images, and 21 of each are asked for; use at most --labels 200"),
     ],
 )
-def test_too_few(count: int, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_too_few(count: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         labels.draw(OF_ALL, 10, count, seed=0, number=0)
 
 

@@ -97,10 +97,10 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
             for source in (data.bank, data.queries)
         )
     learnt = Features(bank, torch.from_numpy(data.bank.labels), torch.arange(1438))
-    asked = Features(queries, torch.from_numpy(data.queries.labels), torch.arange(359))
+    query_features = Features(queries, torch.from_numpy(data.queries.labels), torch.arange(359))
     assert accuracies == {
-        "knn_top1": knn.accuracy(asked, learnt, k=7, temperature=0.1, world=ALONE),
-        "linear_top1": ridge.accuracy(asked, learnt, world=ALONE),
+        "knn_top1": knn.accuracy(query_features, learnt, k=7, temperature=0.1, world=ALONE),
+        "linear_top1": ridge.accuracy(query_features, learnt, world=ALONE),
     }
     assert 0.5 < accuracies["knn_top1"] < 1 and 0.5 < accuracies["linear_top1"] < 1
     assert len(set(accuracies.values())) == 2

@@ -57,8 +57,8 @@ def test_against_scikit_learn(monkeypatch: pytest.MonkeyPatch, penalty: float) -
     np.testing.assert_allclose(weights[:-1].T, model.coef_, rtol=0, atol=1e-4)  # features are rounded
     np.testing.assert_allclose(weights[-1], model.intercept_, rtol=0, atol=1e-4)
     expected = model.predict(queries.numpy()).argmax(1)
-    found = ridge.predict(weights, queries)
-    assert found.tolist() == expected.tolist()
+    results = ridge.predict(weights, queries)
+    assert results.tolist() == expected.tolist()
     accuracy = ridge.accuracy(share(queries, truth), share(bank, labels), world=ALONE)
     assert accuracy == np.mean(expected == truth.numpy()) and 0.4 < accuracy < 0.95
 
@@ -76,21 +76,21 @@ def everything(world: World) -> list[tuple[list[list[str]], list[int], float]]:
     """Weights to the last bit, predictions and accuracy, of each way to lay out the bank."""
     bank, labels, queries, truth = clusters()
     some = torch.arange(QUERIES).tensor_split([0, 50, 51][: world.size - 1])[world.rank]
-    found = []
+    results = []
     for layout in shares(world.size).values():
         mine = layout[world.rank]
         weights = ridge.fit(bank[mine], labels[mine], world)
         accuracy = ridge.accuracy(share(queries[some], truth[some]), share(bank[mine], labels[mine]), world=world)
         bits = [[number.hex() for number in row] for row in weights.tolist()]
-        found.append((bits, ridge.predict(weights, queries).tolist(), accuracy))
-    return found
+        results.append((bits, ridge.predict(weights, queries).tolist(), accuracy))
+    return results
 
 
 def test_any_number_of_ranks_and_any_shares_give_equal_bits(ranks: Ranks) -> None:
     expected = ranks.run(1, everything)[0][0]
     for size in (1, 2, 3, 4):
-        for found in ranks.run(size, everything):
-            assert found == [expected] * 3, f"{size} ranks"
+        for results in ranks.run(size, everything):
+            assert results == [expected] * 3, f"{size} ranks"
 
 
 def test_sums_are_exact_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +127,9 @@ def test_sums_by_way_of_the_mean_are_exact(size: int) -> None:
     whole[:2] = torch.tensor([2**51 - 1, 1 - 2**51])
     sums = whole.double() * 2.0**-30
     assert size == 1 or not torch.equal(sums / size * size, sums)  # what could go wrong does
-    found = sums.clone()
-    ridge.sum_([found], 30, Gathered(0, size, 0, torch.device("cpu")))
-    assert torch.equal(found, sums)
+    results = sums.clone()
+    ridge.sum_([results], 30, Gathered(0, size, 0, torch.device("cpu")))
+    assert torch.equal(results, sums)
 
 
 def test_features_are_rounded_so_that_the_sums_fit() -> None:
@@ -174,4 +174,4 @@ def broken(world: World) -> float:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_features_that_are_not_finite_give_no_figure_and_no_error(ranks: Ranks, size: int) -> None:
-    assert all(math.isnan(found) for found in ranks.run(size, broken))
+    assert all(math.isnan(results) for results in ranks.run(size, broken))

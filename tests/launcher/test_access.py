@@ -48,8 +48,8 @@ def _nothing_is_remembered() -> None:
 def errors(*overrides: str, run_dir: Path, stage: str | None = None) -> list[str]:
     """Of a job of one rank on this machine."""
     config = configs.load(None, ["moco.bn_groups=1", *overrides])
-    found = preflight.check(*job_in(run_dir, config, Profile(gpus_per_node=1), stage=stage, executor="local"))
-    return [one.text for one in found if one.level == "error"]
+    findings = preflight.check(*job_in(run_dir, config, Profile(gpus_per_node=1), stage=stage, executor="local"))
+    return [one.text for one in findings if one.level == "error"]
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def errors(*overrides: str, run_dir: Path, stage: str | None = None) -> list[str
 def test_data(place: Path, source: str, root: str, rule: str) -> None:
     run_dir = Path(tempfile.gettempdir()) / "no-such-run"
     with as_nobody():
-        found = errors(f"data.source={source}", f"data.root={place / root}", run_dir=run_dir)
-    assert found == [f"data.root = {place / root}: {rule}"]
+        findings = errors(f"data.source={source}", f"data.root={place / root}", run_dir=run_dir)
+    assert findings == [f"data.root = {place / root}: {rule}"]
 
 
 def test_a_folder_of_the_data_that_is_closed_within(place: Path) -> None:
@@ -105,9 +105,9 @@ def test_weights_and_archives(place: Path) -> None:
 )
 def test_run_directories(place: Path, run_dir: str, rule: str) -> None:
     with as_nobody():
-        [found] = errors(run_dir=place / run_dir)
-    assert found.startswith(f"run.dir = {place / run_dir}: ")
-    assert found.endswith(rule)
+        [finding] = errors(run_dir=place / run_dir)
+    assert finding.startswith(f"run.dir = {place / run_dir}: ")
+    assert finding.endswith(rule)
 
 
 @pytest.mark.parametrize(

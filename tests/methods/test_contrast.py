@@ -54,9 +54,9 @@ def test_info_nce_of_a_collapsed_encoder_is_log_of_the_classes() -> None:
 
 def test_top_k_against_torch() -> None:
     logits = torch.randn(200, 9, generator=torch.Generator().manual_seed(0))
-    for k, found in zip((1, 2, 5, 9), top_k_accuracy(logits, (1, 2, 5, 9)), strict=True):
+    for k, accuracy in zip((1, 2, 5, 9), top_k_accuracy(logits, (1, 2, 5, 9)), strict=True):
         expected = (logits.topk(k, dim=1).indices == 0).any(dim=1).float().mean()
-        assert found.item() == expected.item()
+        assert accuracy.item() == expected.item()
 
 
 def test_a_collapsed_encoder_scores_nothing() -> None:

@@ -43,11 +43,11 @@ def exchange(world: World) -> None:
             for mode in MODES:
                 for layout in (torch.contiguous_format, torch.channels_last):
                     mine = own(world, rows).to(memory_format=layout)
-                    found = shuffle.shuffled_slice(mine, order, world, mode)
-                    assert bits(found) == bits(own(world, rows[torch.from_numpy(order)])), (dtype, mode)
-                    assert found.dtype == dtype
+                    shuffled = shuffle.shuffled_slice(mine, order, world, mode)
+                    assert bits(shuffled) == bits(own(world, rows[torch.from_numpy(order)])), (dtype, mode)
+                    assert shuffled.dtype == dtype
                 # An encoder that names its input: the keys come back in the order of the global batch.
-                keys = found.flatten(1)[:, :7]
+                keys = shuffled.flatten(1)[:, :7]
                 restored = shuffle.gathered_keys(keys, order, world, mode)
                 assert bits(restored) == bits(rows.flatten(1)[:, :7]), (dtype, mode)
             mine = own(world, rows)
@@ -100,6 +100,6 @@ def test_bytes_received_do_not_grow_with_the_cluster(ranks: Ranks) -> None:
 
 def test_the_permutation_depends_on_seed_step_and_direction() -> None:
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    found = {key: tuple(shuffle.permutation(*key, 32).tolist()) for key in keys}
-    assert len(set(found.values())) == 4
-    assert all(sorted(order) == list(range(32)) for order in found.values())
+    shuffled = {key: tuple(shuffle.permutation(*key, 32).tolist()) for key in keys}
+    assert len(set(shuffled.values())) == 4
+    assert all(sorted(order) == list(range(32)) for order in shuffled.values())

@@ -73,8 +73,8 @@ def test_the_prefix_is_found_and_told(name: str, archive: bool, tmp_path: Path) 
     content, prefix = FILES[name]
     path = tmp_path / "weights.pth.tar"
     torch.save(content, path, _use_new_zipfile_serialization=archive)
-    theirs, told = loaded(path)
-    assert told == f"run.init_from = {path}: took the 100 layers of {prefix}"
+    theirs, line = loaded(path)
+    assert line == f"run.init_from = {path}: took the 100 layers of {prefix}"
     assert_equal(theirs, STATE)
 
 
@@ -88,8 +88,8 @@ def assert_equal(theirs: Encoder, state: dict[str, Tensor]) -> None:
 def test_a_checkpoint_of_ours_gives_its_query_encoder(tmp_path: Path) -> None:
     path = tmp_path / "step_000000007.pt"
     checkpoint.write(path, {"step": 7, "encoder_k": OTHER, "encoder_q": STATE, "queue": torch.randn(8, 16)})
-    theirs, told = loaded(path)
-    assert told.endswith("took the 100 layers of encoder_q.")
+    theirs, line = loaded(path)
+    assert line.endswith("took the 100 layers of encoder_q.")
     assert_equal(theirs, STATE)
 
     content = bytearray(path.read_bytes())
@@ -202,10 +202,10 @@ def test_what_holds_no_weights_is_refused_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make, told = REFUSED[name]
+    make, line = REFUSED[name]
     path = tmp_path / "weights.pt"
     make(path)
-    with pytest.raises(UserError, match=rf"^run\.init_from = .*: .*{told}") as error:
+    with pytest.raises(UserError, match=rf"^run\.init_from = .*: .*{line}") as error:
         loaded(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert not Path("trapped").exists()

@@ -47,24 +47,24 @@ BAD = {
 def test_half_an_environment_is_refused_in_one_line(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes, told = BAD[name]
+    changes, pattern = BAD[name]
     for variable, value in {**ONE_OF_TWO, **changes}.items():
         if value is None:
             monkeypatch.delenv(variable, raising=False)
         else:
             monkeypatch.setenv(variable, value)
-    assert_refused(told, [], capsys)
+    assert_refused(pattern, [], capsys)
 
 
 @pytest.mark.parametrize("argument", ["--local-rank=0", "--local_rank=3", "--local-rank"])
 def test_the_argument_of_an_old_launcher_leads_to_torchrun(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
-    told = rf"argument {argument}: comes from torch\.distributed\.launch; start the ranks with torchrun"
-    assert_refused(told, [argument], capsys)
+    pattern = rf"argument {argument}: comes from torch\.distributed\.launch; start the ranks with torchrun"
+    assert_refused(pattern, [argument], capsys)
 
 
-def assert_refused(told: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def assert_refused(pattern: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Both commands tell so in one line, and exit with 2."""
     for command, run in (("train", train.run), ("evaluate", evaluate.run)):
         assert run(arguments) == 2
         error = capsys.readouterr().err
-        assert re.match(rf"moco_dist\.{command}: {told}", error) and error.count("\n") == 1, error
+        assert re.match(rf"moco_dist\.{command}: {pattern}", error) and error.count("\n") == 1, error

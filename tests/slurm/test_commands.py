@@ -59,9 +59,9 @@ class Jobs:
         """SLURM's count of them."""
         sent = launch.submission()
         assert sent is not None
-        found = re.search(r"Restarts=(\d+)", self.cluster.call("scontrol", "show", "job", sent.job))
-        assert found
-        return int(found[1])
+        match = re.search(r"Restarts=(\d+)", self.cluster.call("scontrol", "show", "job", sent.job))
+        assert match
+        return int(match[1])
 
 
 @pytest.fixture

@@ -88,25 +88,25 @@ def soon(what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def of(path: Path) -> set[int]:
     """Every process that has anything to do with a directory, but for this one."""
-    found = set()
+    matching = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
         except OSError:
             continue
         if str(path).encode() in text:
-            found.add(int(process.name))
-    return found - {os.getpid()}
+            matching.add(int(process.name))
+    return matching - {os.getpid()}
 
 
 def sleepers(pids: set[int]) -> set[int]:
     """Those that run `sleep`; of a zombie there is no command line."""
-    found = set()
+    matching = set()
     for pid in pids:
         with contextlib.suppress(OSError):
             if b"sleep\x001000" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.add(pid)
-    return found
+                matching.add(pid)
+    return matching
 
 
 def sockets(path: Path) -> list[str]:

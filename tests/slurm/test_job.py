@@ -47,8 +47,8 @@ def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert f"done, step {STEPS}/{STEPS}" in done.stderr
     assert json.loads((run_dir / "summary.json").read_text())["knn_top1"] > 0.5
     assert not (run_dir.parent / "pwned").exists()
-    known = cluster.call("squeue", "-h", "-a", "-t", "all", "-o", "%j").splitlines()
-    assert any(line.startswith("x; touch") for line in known), known
+    job_names = cluster.call("squeue", "-h", "-a", "-t", "all", "-o", "%j").splitlines()
+    assert any(line.startswith("x; touch") for line in job_names), job_names
     return run_dir
 
 
@@ -77,8 +77,8 @@ def test_one_run_through_a_killed_worker_a_time_limit_a_preemption_and_a_lost_no
         time.sleep(1)
         cluster.start_node(node)
         assert run.wait() == "COMPLETED", run.log()
-        found = jobs.compare(run_dir, reference, STEPS)
-        assert found.exact, found
+        comparison = jobs.compare(run_dir, reference, STEPS)
+        assert comparison.exact, comparison
         [sent] = server.runs.values()
         steps = [row["train/step"] for row in sent.history if "train/loss" in row]
         assert sorted(steps) == list(range(1, STEPS + 1))

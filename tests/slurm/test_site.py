@@ -74,10 +74,10 @@ def slurm_takes(tmp_path: Path, nodes: int, **keys: Any) -> bool:
 
 
 def test_the_site(cluster: Cluster) -> None:
-    found = site.read()
-    assert set(found.partitions) == {"main", "high"}
-    main = found.partitions["main"]
-    assert main.default and not found.partitions["high"].default
+    answers = site.read()
+    assert set(answers.partitions) == {"main", "high"}
+    main = answers.partitions["main"]
+    assert main.default and not answers.partitions["high"].default
     assert (main.state, main.max_minutes, main.max_nodes, main.accounts, main.denied_qos) == (
         "UP",
         None,
@@ -86,12 +86,12 @@ def test_the_site(cluster: Cluster) -> None:
         (),
     )
     assert (main.preempt_mode, main.grace_seconds, main.tier) == ("REQUEUE", 15, 1)
-    assert [node.name for node in found.nodes["main"]] == cluster.nodes
-    for node in found.nodes["high"]:
+    assert [node.name for node in answers.nodes["main"]] == cluster.nodes
+    for node in answers.nodes["high"]:
         assert (node.gpus, node.cpus, node.memory_mib, node.features) == ({"": 4}, 4, 65536, frozenset())
         assert node.usable
-    assert not found.reservations
-    assert found.settings["JobRequeue"] == "1" and found.preempts
+    assert not answers.reservations
+    assert answers.settings["JobRequeue"] == "1" and answers.preempts
     assert site.hostnames(["127.0.0.[11-12]", "n3"]) == {"127.0.0.11", "127.0.0.12", "n3"}
 
 
@@ -120,8 +120,8 @@ def test_a_job_that_fits(tmp_path: Path) -> None:
     ],
 )
 def test_a_job_that_slurm_would_refuse(tmp_path: Path, nodes: int, keys: dict[str, Any], line: str) -> None:
-    [found] = lines(check(tmp_path / "run", nodes, **keys))
-    assert found.startswith(line)
+    [answers] = lines(check(tmp_path / "run", nodes, **keys))
+    assert answers.startswith(line)
     assert not slurm_takes(tmp_path, nodes, **keys)
 
 
@@ -164,8 +164,8 @@ def test_features_and_reservations(tmp_path: Path, change: Any) -> None:
     change(node, "AvailableFeatures=ib,big", "ActiveFeatures=ib,big", back=back)
     cases = (("ib&big", 1, True), ("ib", 2, False), ("ib|big", 1, True), ("ib|eth", 1, False), ("eth", 1, False))
     for constraint, nodes, fits in cases:
-        found = lines(check(tmp_path / "run", nodes, constraint=constraint))
-        assert not found if fits else found[0].startswith(f"constraint = {constraint}: "), constraint
+        answers = lines(check(tmp_path / "run", nodes, constraint=constraint))
+        assert not answers if fits else answers[0].startswith(f"constraint = {constraint}: "), constraint
         assert slurm_takes(tmp_path, nodes, constraint=constraint) == fits
     words = ("ReservationName=school", "StartTime=now", "Duration=10", "Users=root", "Nodes=127.0.0.11")
     subprocess.run(["scontrol", "create", "reservation", *words[1:], words[0]], check=True, capture_output=True)

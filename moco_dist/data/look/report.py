@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from moco_dist.data.index import printable
 from moco_dist.data.look.proposal import Setting, in_yaml
 from moco_dist.data.look.survey import Survey
+from moco_dist.errors import printable
 
 
 def facts(survey: Survey) -> Table:

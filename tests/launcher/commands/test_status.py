@@ -33,9 +33,9 @@ def status(*words: str) -> int:
 def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert status("--json", *words) == 0
-    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
-    assert isinstance(found, list)
-    return found
+    listed = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert isinstance(listed, list)
+    return listed
 
 
 def fields(line: str) -> list[str]:
