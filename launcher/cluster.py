@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 import slurm
 from moco_dist import config as configs
 from moco_dist.config.paths import PathText
-from moco_dist.config.schema import Float, Int, Natural, Positive, Section
+from moco_dist.config.section import Float, Int, Natural, Positive, Section
 from moco_dist.errors import UserError
 
 SHIPPED = Path(slurm.__file__).parent / "clusters"

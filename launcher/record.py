@@ -21,7 +21,7 @@ from typing import Any, Literal
 from launcher.cluster import Profile
 from moco_dist import config as configs
 from moco_dist import files
-from moco_dist.config.schema import Positive, Section
+from moco_dist.config.section import Positive, Section
 from moco_dist.errors import UserError
 from moco_dist.run import checkpoints, paths, status
 

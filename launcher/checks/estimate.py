@@ -17,7 +17,8 @@ from pathlib import Path
 import launcher
 from moco_dist import packages
 from moco_dist.config import Config, Layout
-from moco_dist.config.schema import DataSection, ModelSection
+from moco_dist.config.data_section import DataSection
+from moco_dist.config.schema import ModelSection
 
 GIB = 2**30
 

@@ -36,7 +36,7 @@ from launcher.views.table import show
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.paths import PathText
-from moco_dist.config.schema import FileName, Section
+from moco_dist.config.section import FileName, Section
 from moco_dist.errors import UserError, shown
 
 _MOST_MEMBERS = 1000

@@ -12,7 +12,8 @@ from moco_dist.config import environment
 from moco_dist.config.explain import explain, nearest
 from moco_dist.config.paths import expanded
 from moco_dist.config.read import read_tree, read_value
-from moco_dist.config.schema import Config, Section
+from moco_dist.config.schema import Config
+from moco_dist.config.section import Section
 from moco_dist.errors import UserError, shown
 
 SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"

@@ -1,6 +1,6 @@
 """Read what a user has typed as YAML without guessing: every scalar stays the text that it is, and only null is null.
 
-What a text means is decided by the key that takes it (`schema.Section`): `0123` is a name, and no number.
+What a text means is decided by the key that takes it (`section.Section`): `0123` is a name, and no number.
 """
 
 import itertools

@@ -5,53 +5,14 @@ What needs no knowledge of the machine is checked here; `layout` checks what dep
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from moco_dist.config.meaning import as_meant, number
+from moco_dist.config.data_section import DataSection
 from moco_dist.config.paths import PathText
-
-
-def _file_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.+=-]*", text):
-        raise ValueError("must be a file name of letters, digits and _ . + = -")
-    if len(text.encode()) > 255:
-        raise ValueError("must have at most 255 bytes")
-    return text
-
-
-FileName = Annotated[str, AfterValidator(_file_name)]
-Int = Annotated[int, BeforeValidator(number)]
-Float = Annotated[float, BeforeValidator(number)]
-Positive = Annotated[Int, Field(gt=0)]
-Natural = Annotated[Int, Field(ge=0)]
-Fraction = Annotated[Float, Field(ge=0, le=1)]
-Interval = tuple[Float, Float]
-MOST_CHANNELS = 12
-"""An image has so many channels at most."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_meant(cls, value: object, info: ValidationInfo) -> object:
-        return as_meant(value, cls.model_fields[info.field_name or ""].annotation)
+from moco_dist.config.section import FileName, Float, Fraction, Int, Natural, Positive, Section
 
 
 class RunSection(Section):
@@ -69,63 +30,6 @@ class RunSection(Section):
     """Save and exit with 75 after so many minutes of this start, ahead of a time limit."""
     hang_timeout_seconds: Annotated[Float, Field(ge=5)] = 600.0
     """A rank that waits so long for another one ends the job."""
-
-
-class DataSection(Section):
-    source: Literal["digits", "mnist", "cifar10", "imagefolder", "synthetic"] = "digits"
-    """Where the images come from."""
-    root: PathText | None = None
-    """Folder of the data: a torchvision root (mnist, cifar10), or a tree of images or its shards (imagefolder)."""
-    download: bool = False
-    """Let torchvision download mnist or cifar10 into root."""
-    channels: Annotated[Int, Field(ge=1, le=MOST_CHANNELS)] | None = None
-    """Read the images of an imagefolder as grayscale (1), colour (3), or with other channels as they are; unset, 3."""
-    image_size: Annotated[Int, Field(ge=4)] = 8
-    """Side of the square crop that the encoder sees, in pixels."""
-    enlarge: bool = False
-    """Accept images that are smaller than image_size, and scale them up."""
-    value_range: Interval | None = None
-    """Values of more than 8 bits a channel that become black and white; unset, 0 to 65535, and 0 to 1 of floats."""
-    mean: tuple[Float, ...] | None = None
-    """Mean of each channel of pixels in 0 to 1; unset, the data set's or ImageNet's, or measured for other channels."""
-    std: tuple[Annotated[Float, Field(gt=0)], ...] | None = None
-    """Standard deviation of each channel, given together with mean."""
-    augmentation: Literal["v1", "v2", "crop_blur"] = "v2"
-    """Recipe: v1 and v2 of the papers, or crop and blur alone (grayscale digits)."""
-    crop_scale: Interval = (0.2, 1.0)
-    """Area of the random crop as a fraction of the image's, least and most."""
-    crop_ratio: Interval = (3 / 4, 4 / 3)
-    """Width over height of the random crop, least and most."""
-    rotation_degrees: Annotated[Float, Field(ge=0, le=180)] = 0.0
-    """Largest random rotation to either side; for digits and the like, where colours tell nothing."""
-    shear_degrees: Annotated[Float, Field(ge=0, le=60)] = 0.0
-    """Largest random slant to either side."""
-    elastic_pixels: Annotated[Float, Field(ge=0)] = 0.0
-    """Largest shift of a control point of a random elastic distortion."""
-    blur_probability: Fraction | None = None
-    """Probability of the Gaussian blur; unset, the recipe's."""
-    blur_sigma: Interval = (0.1, 2.0)
-    """Standard deviation of the Gaussian blur in pixels, least and most."""
-    workers: Natural = 0
-    """Processes a rank that decode and crop; 0: the training process does it."""
-    samples: Positive = 1024
-    """Number of images of the synthetic source."""
-
-    @property
-    def channel_count(self) -> int:
-        """Return the number of an image's channels."""
-        return {"digits": 1, "mnist": 1, "cifar10": 3}.get(self.source) or self.channels or 3
-
-    def check_pixels(self) -> None:
-        """Refuse pixel statistics that do not fit the channels, and an empty range of values. Raises ValueError."""
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if (self.mean is None) != (self.std is None):
-                raise ValueError(f"data.{key} = {values and list(values)}: mean and std go together; give both or none")
-            if values is not None and len(values) != self.channel_count:
-                numbers = f"must have {self.channel_count} numbers, one a channel"
-                raise ValueError(f"data.{key} = {list(values)}: {numbers}; add or drop some, or mend data.channels")
-        if self.value_range and not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"data.value_range = {list(self.value_range)}: must be [low, high]; swap or raise them")
 
 
 class ModelSection(Section):

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection, Interval
+from moco_dist.config.data_section import DataSection
+from moco_dist.config.section import Interval
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.operations import WARP_GRID, blur, brightness, contrast, flip, grayscale, hue, saturation, warp
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection, Interval
+from moco_dist.config.data_section import DataSection
+from moco_dist.config.section import Interval
 from moco_dist.data.decode import Planes
 from moco_dist.data.separable import interpolation, separable
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import Base
 
-from moco_dist.config.schema import Interval
+from moco_dist.config.section import Interval
 from moco_dist.data.image_file import ImageFile, opened, read_array
 from moco_dist.data.tree import ARRAY_SUFFIX
 from moco_dist.errors import printable

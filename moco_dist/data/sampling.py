@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moco_dist.config.schema import DataSection, Interval
+from moco_dist.config.data_section import DataSection
+from moco_dist.config.section import Interval
 from moco_dist.data import decode
 from moco_dist.data.store import FileSource, PixelStatistics
 from moco_dist.errors import UserError, printable

@@ -10,7 +10,7 @@ import torch
 
 from moco_dist import randomness
 from moco_dist.config import Config
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data import sampling
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.identity import Identity, check_ranks

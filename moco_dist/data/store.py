@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection, Interval
+from moco_dist.config.data_section import DataSection
+from moco_dist.config.section import Interval
 from moco_dist.data import crops
 from moco_dist.data.decode import Planes, Unreadable, decode
 from moco_dist.data.image_file import ImageFile, shorter_side

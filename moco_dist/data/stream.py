@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from moco_dist import randomness
 from moco_dist.config import Config
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data.augment import DRAWS, Augment
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.decode import Unreadable

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moco_dist import randomness
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, loader, store, stream
 from moco_dist.evaluate.labels import Indices
 from moco_dist.evaluate.linear import Probe

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data import loader, store
 from moco_dist.data.augment import Augment
 from moco_dist.data.decode import Unreadable

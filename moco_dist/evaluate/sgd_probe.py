@@ -14,7 +14,8 @@ from torch import Tensor
 
 from moco_dist import randomness
 from moco_dist.config import Config
-from moco_dist.config.schema import DataSection, Interval
+from moco_dist.config.data_section import DataSection
+from moco_dist.config.section import Interval
 from moco_dist.data import augment, loader, store, stream
 from moco_dist.errors import UserError
 from moco_dist.evaluate.features import Encode

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moco_dist.config import Config
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
 from moco_dist.engine.checkpoint import Checkpoints

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from moco_dist import config
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data import crops
 from moco_dist.data.augment import COLOUR_DRAWS, Recipe
 from moco_dist.randomness import Stream, uniform

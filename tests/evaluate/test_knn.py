@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.data.store import ArraySource
 from moco_dist.evaluate import features, knn

@@ -15,7 +15,7 @@ from torch import Tensor
 from moco_dist import config as configs
 from moco_dist import randomness
 from moco_dist.config import Config
-from moco_dist.config.schema import DataSection
+from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment
 from moco_dist.data.augment import DRAWS, Augment
 from moco_dist.data.crops import CROP_DRAWS

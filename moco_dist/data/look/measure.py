@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageStat
 
-from moco_dist.config.schema import MOST_CHANNELS, Interval
+from moco_dist.config.section import MOST_CHANNELS, Interval
 from moco_dist.data import decode
 from moco_dist.data.decode import Planes, Unreadable
 from moco_dist.data.image_file import ImageFile, array, opened
