@@ -82,7 +82,7 @@ def training(config: configs.Config, data: sources.Data, world: World) -> tuple[
     epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
     views = stream.pretraining(data.train, config, world)
     loader = make_loader(views, range(10**6), config.data.workers, world.device)
-    images = stream.on_device(loader, augmentation, world.device, engine.image_dtype)
+    images = stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
 
     def steps() -> Iterator[float]:
         began = time.perf_counter()

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from moco_dist import config as configs
@@ -108,7 +109,7 @@ def test_every_operation_is_named_here() -> None:
 
 
 def test_crops_of_a_batch() -> None:
-    boxes = np.array([[1, 2, 7, 5]] * BATCH)
+    boxes = torch.tensor([[1, 2, 7, 5]] * BATCH)
     with standin.present() as device:
         cropped, centres = (
             standin.held(t)
@@ -119,6 +120,39 @@ def test_crops_of_a_batch() -> None:
         )
     assert torch.equal(cropped, crops.resized_crop(images(BATCH, 3), boxes, 6))
     assert torch.equal(centres, crops.centre_batch(images(BATCH, 3), 8))
+
+
+def cut(world: World, config: Config) -> list[Tensor]:
+    """The views of three steps and the centres of some images, in the memory of the host."""
+    source = sources.on_all_ranks(config, world, sources.load).train
+    assert (source.device == world.device) is (config.data.cache != "none" or world is ALONE)
+    batches = make_loader(stream.pretraining(source, config, world), range(3), config.data.workers, world.device)
+    augmentation = Augment(Recipe.of(config.data), *source.pixel_statistics)
+    with standin.strictly() if world is not ALONE else nullcontext():
+        tensors = [source.centred(np.arange(5), 8)[0]]
+        for one, two, unreadable in stream.on_device(batches, source, augmentation, world.device, torch.float32):
+            tensors += [one, two]
+            assert [Path(image.name).name for image in unreadable] in ([], ["3.png"])
+    return [standin.held(tensor).clone() for tensor in tensors]
+
+
+def folder_of(root: Path) -> list[str]:
+    """A folder of nine images of 10x14 pixels, one of them damaged, as overrides."""
+    for number, image in enumerate(images(12, 3, 14)[3:, :, :10]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / f"{number}.png")
+    (root / "3.png").write_bytes(b"no png")
+    return ["data.source=imagefolder", f"data.root={root}", "data.image_size=8", "optim.global_batch=8"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("source", ["synthetic", "imagefolder"])
+def test_views_are_cut_where_the_images_are(source: str, workers: int, tmp_path: Path) -> None:
+    of_source = folder_of(tmp_path) if source == "imagefolder" else []
+    config = config_of("v2", *of_source, f"data.workers={workers}", "eval.knn_every=0")
+    expected = cut(ALONE, config_of("v2", *of_source, "data.cache=none", "eval.knn_every=0"))
+    with standin.present() as device:
+        tensors = cut(World(0, 1, 0, device), config)
+    assert len(tensors) == 7 and all(map(torch.equal, tensors, expected))
 
 
 # -------------------------------------------------------------------------------------------------- the training step
@@ -162,12 +196,15 @@ class Outcome(NamedTuple):
 
 def steps(world: World, config: Config) -> Outcome:
     """The first steps as the trainer takes them, from the loader to what they leave; strict on the stand-in."""
-    plan, data = configs.layout(config, world.size), sources.load(config)
+    plan, data = configs.layout(config, world.size), sources.on_all_ranks(config, world, sources.load)
+    assert data.train.device == world.device
     engine = build(moco.MoCo(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
     figures, skipped = [], []
-    for step, (one, two, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
+    for step, (one, two, _) in enumerate(
+        stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
+    ):
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
             figures.append(engine.step((one, two), step, schedule.learning_rate(config.optim, step, 10), SUMS).values)

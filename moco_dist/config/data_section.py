@@ -45,6 +45,8 @@ class DataSection(Section):
     """Standard deviation of the Gaussian blur in pixels, least and most."""
     workers: Natural = 0
     """Processes a rank that decode and crop; 0: the training process does it."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """memory: decode small images of one size once, and keep them on the device; auto: where they fit; none: never."""
     samples: Positive = 1024
     """Number of images of the synthetic source."""
 

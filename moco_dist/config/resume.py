@@ -7,8 +7,9 @@ from moco_dist.config.layout import Layout
 from moco_dist.config.schema import Config
 from moco_dist.errors import UserError, shown
 
-_FREE = {"run", "data.root", "data.download", "data.workers", "data.enlarge", "moco.bn_groups", "optim.accumulate"}
-_FREE |= {"device", "checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k", "eval.knn_temperature", "track"}
+_FREE = {"run", "data.root", "data.download", "data.workers", "data.cache", "data.enlarge", "moco.bn_groups"}
+_FREE |= {"optim.accumulate", "device", "checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k"}
+_FREE |= {"eval.knn_temperature", "track"}
 
 
 def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> None:

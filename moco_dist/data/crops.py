@@ -1,12 +1,14 @@
-"""Crop images on the host: place random boxes by keyed draws, and take their pixels from decoded files or arrays.
+"""Crop images: place random boxes by keyed draws on the host, and cut them out there or on the device.
 
 Nothing is drawn here: a box is a function of its image's size and of `CROP_DRAWS` uniform numbers.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,6 +26,8 @@ CROP_DRAWS = 4 * CROP_TRIES
 _LONGEST = 16
 """Longer over shorter side, beyond which the ends of an image are cut off before its centre is resized; even, so that
 what is cut off is even too."""
+_PIL_ONE = 2.0**22
+"""What PIL multiplies the weights of a resize by, and rounds them."""
 
 
 def crop_boxes(
@@ -107,24 +111,26 @@ def centre(image: Image.Image, size: int) -> Tensor:
     Returns:
         uint8 [C, size, size]
     """
-    image = _without_far_ends(image)
-    short = round(size * 256 / 224)
-    width, height = (short * side // min(image.size) for side in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return _tensor(resized.crop((left, top, left + size, top + size)))
+    (left, width, new_width, first_col), (top, height, new_height, first_row) = _central(image.size, size)
+    middle = image.crop((left, top, left + width, top + height))
+    resized = middle.resize((new_width, new_height), Image.Resampling.BILINEAR)
+    return _tensor(resized.crop((first_col, first_row, first_col + size, first_row + size)))
 
 
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    """Cut both ends off an image that is many times as long as it is wide; the middle stays where it is.
+def _central(sides: Sequence[int], size: int) -> list[tuple[int, int, int, int]]:
+    """Return for each axis what `centre` takes of an image: the first pixel, how many, resized to how many, and the
+    first of the resized ones.
 
-    Resized whole, a line of 60000 pixels would be a gigabyte of which a square is seen.
+    Both ends of an image that is many times as long as it is wide are cut off. Resized whole, a line of 60000 pixels
+    would be a gigabyte of which a square is seen.
     """
-    middle = [min(side, _LONGEST * min(image.size) + side % 2) for side in image.size]
-    if tuple(middle) == image.size:
-        return image
-    left, top = ((side - kept) // 2 for side, kept in zip(image.size, middle, strict=True))
-    return image.crop((left, top, left + middle[0], top + middle[1]))
+    shorter, short = min(sides), round(size * 256 / 224)
+    kept = [min(side, _LONGEST * shorter + side % 2) for side in sides]
+    resized = [short * length // shorter for length in kept]
+    return [
+        ((side - length) // 2, length, new_length, round((new_length - size) / 2))
+        for side, length, new_length in zip(sides, kept, resized, strict=True)
+    ]
 
 
 def _tensor(image: Image.Image) -> Tensor:
@@ -134,26 +140,107 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def resized_crop(images: Tensor, boxes: NDArray[np.int64], size: int) -> Tensor:
-    """Crop each image to a box of its own and resize it, bilinear and antialiased.
+def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop each image of an array to a box of its own and resize it, bilinear and antialiased.
 
     Computed in float64: an error of float32 could depend on the batch, and rounding would make it a whole level.
 
     Args:
         images: uint8 [B, C, H, W]
-        boxes: [B, 4] top, left, height, width in pixels.
+        boxes: int64 [B, 4] top, left, height, width in pixels.
         size: side of the result in pixels.
 
     Returns:
         uint8 [B, C, size, size]
     """
-    height, width = images.shape[2:]
-    top, left, crop_height, crop_width = torch.from_numpy(boxes).to(images.device, torch.float64).unbind(1)
-    rows = interpolation(top, crop_height, height, size)  # [B, size, H]
-    cols = interpolation(left, crop_width, width, size)  # [B, size, W]
+    rows, cols = _resampling(images, boxes, size, size)
     resized = separable(rows, images.double(), cols)  # [B, C, size, size]
     # Ties are frequent (the mean of two levels); off the edge, rounding error cannot decide them.
     return resized.add_(0.5 + 1e-6).clamp_(0, 255).to(torch.uint8)  # the conversion truncates
+
+
+def crop_files(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop and resize each decoded image to a box of its own: the bits of `crop_file`, for a batch on any device.
+
+    Args:
+        images: uint8 [B, C, H, W]
+        boxes: int64 [B, 4] top, left, height, width in pixels, on the CPU.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [B, C, size, size]
+    """
+    down_first = _is_resized_down_first(boxes, size, size)
+    return _resized_as_pil(images, *_resampling(images, boxes, size, size), down_first)
+
+
+def centre_files(images: Tensor, size: int) -> Tensor:
+    """Cut the evaluation's view out of decoded images of one size: the bits of `centre`, for a batch on any device.
+
+    Args:
+        images: uint8 [B, C, H, W]
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [B, C, size, size]
+    """
+    (top, height, new_height, first_row), (left, width, new_width, first_col) = _central(images.shape[2:], size)
+    box = torch.tensor([[top, left, height, width]])
+    down_first = _is_resized_down_first(box, new_height, new_width)
+    rows, cols = _resampling(images, box, new_height, new_width)
+    rows, cols = rows[:, first_row:][:, :size], cols[:, first_col:][:, :size]
+    return _resized_as_pil(images, rows, cols, down_first)
+
+
+@functools.cache
+def pil_is_as_known() -> bool:
+    """Tell whether `crop_files` gives the bits of the PIL that is here: of a later release, it need not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 24), dtype=np.uint8)
+    boxes = np.array([[0, 0, height, width] for height in range(3, 24, 4) for width in range(3, 24, 4)])[:24]
+    cropped = crop_files(torch.from_numpy(pixels)[:, None], torch.from_numpy(boxes), 12)
+    alone = [crop_file(Image.fromarray(image), box, 12) for image, box in zip(pixels, boxes, strict=True)]
+    return torch.equal(cropped, torch.stack(alone))
+
+
+def _resampling(images: Tensor, boxes: Tensor, new_height: int, new_width: int) -> tuple[Tensor, Tensor]:
+    """Make the matrices that resize boxes [B, 4]: [B, new_height, H] and [B, new_width, W], in float64."""
+    top, left, heights, widths = boxes.to(images.device, non_blocking=True).double().unbind(1)
+    height, width = images.shape[2:]
+    return interpolation(top, heights, height, new_height), interpolation(left, widths, width, new_width)
+
+
+def _resized_as_pil(images: Tensor, rows: Tensor, cols: Tensor, down_first: Tensor) -> Tensor:
+    """Resize as PIL does, in integers: float64 holds all of them, so that the order of additions does not matter.
+
+    Args:
+        images: uint8 [B, C, H, W]
+        rows: [B or 1, S, H] weights, which PIL rounds to multiples of 2^-22.
+        cols: [B or 1, T, W]
+        down_first: bool [B or 1], on the CPU, as `_is_resized_down_first`.
+
+    Returns:
+        uint8 [B, C, S, T]
+    """
+    rows, cols = ((matrix * _PIL_ONE + 0.5).floor_().expand(len(images), -1, -1) for matrix in (rows, cols))
+
+    def pixels(sums: Tensor) -> Tensor:
+        return sums.div_(_PIL_ONE).add_(0.5).floor_()
+
+    images = images.double()
+    resized = separable(rows, images, cols, pixels)  # along the rows of the image, then down its columns
+    if down_first.any():
+        other = separable(cols, images.mT, rows, pixels).mT
+        resized = torch.where(down_first.to(images.device, non_blocking=True)[:, None, None, None], other, resized)
+    return resized.to(torch.uint8)
+
+
+def _is_resized_down_first(boxes: Tensor, new_height: int, new_width: int) -> Tensor:
+    """Tell which boxes [B, 4] PIL resizes down their columns before it does so along their rows.
+
+    Releases before 13 never do; 13 does where the height shrinks by more than twice what the width does.
+    """
+    shrink = boxes[:, 2] - new_height
+    return (shrink > 0) & (shrink > 2 * (boxes[:, 3] - new_width)) & (int(PIL.__version__.split(".")[0]) >= 13)
 
 
 def centre_batch(images: Tensor, size: int) -> Tensor:
@@ -170,5 +257,5 @@ def centre_batch(images: Tensor, size: int) -> Tensor:
     if height == width == size:
         return images
     side = min(height, width)
-    box = np.array([(height - side) // 2, (width - side) // 2, side, side])
-    return resized_crop(images, np.tile(box, (len(images), 1)), size)
+    box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
+    return resized_crop(images, box.expand(len(images), -1), size)

@@ -70,9 +70,8 @@ def decode(path: ImageFile, channels: int, value_range: Interval | None) -> Plan
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
         pixels = eight_bits(_array(path, channels), value_range)  # [H, W, C]
-        if pixels.shape[2] in (1, 3):
-            return _with_channels(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), channels)
-        return [Image.fromarray(np.ascontiguousarray(pixels[:, :, channel])) for channel in range(channels)]
+        planes = planes_of(pixels)
+        return _with_channels(planes[0], channels) if len(planes) == 1 else planes
     with opened(path) as image:
         if value_range and is_deep_colour(image):
             raise RangeError("has 16 bits a channel, of which PIL reads 8 alone in colour; save it as .npy [H, W, 3]")
@@ -84,6 +83,13 @@ def decode(path: ImageFile, channels: int, value_range: Interval | None) -> Plan
         else:
             planes = _with_channels(image, channels)
     return [plane.transpose(turn) for plane in planes] if turn is not None else planes
+
+
+def planes_of(pixels: NDArray[np.uint8]) -> Planes:
+    """Return the planes of pixels, uint8 [H, W, C]."""
+    if pixels.shape[2] == 3:
+        return [Image.fromarray(pixels)]
+    return [Image.fromarray(np.ascontiguousarray(plane)) for plane in pixels.transpose(2, 0, 1)]
 
 
 def eight_bits(values: NDArray[Any], value_range: Interval | None) -> NDArray[np.uint8]:

@@ -1,12 +1,16 @@
 """Separable linear maps work along the rows of an image and then its columns: resizing, blur, smooth shifts."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def separable(rows: Tensor, x: Tensor, cols: Tensor) -> Tensor:
-    """Compute `rows @ x @ cols^T`, with matrices of its own for each sample.
+def separable(
+    rows: Tensor, x: Tensor, cols: Tensor, after_each: Callable[[Tensor], Tensor] = lambda product: product
+) -> Tensor:
+    """Compute `rows @ (x @ cols^T)`, with matrices of its own for each sample.
 
     BLAS takes another path, with another rounding, for a matrix that does not begin at a multiple of 64 bytes; so
     all sides are padded to multiples of 4, lest the result depend on a sample's place in the batch.
@@ -15,13 +19,14 @@ def separable(rows: Tensor, x: Tensor, cols: Tensor) -> Tensor:
         rows: [B, S, H]
         x: [B, C, H, W]
         cols: [B, T, W]
+        after_each: what is done to the numbers after each of the two products.
 
     Returns:
         [B, C, S, T]
     """
     product = _padded(x)
     for matrix in (cols, rows):  # each turn multiplies the last axis and swaps the last two
-        product = (product.flatten(1, 2) @ _padded(matrix).mT).view(*product.shape[:3], -1).mT
+        product = after_each(product.flatten(1, 2) @ _padded(matrix).mT).view(*product.shape[:3], -1).mT
     return product[..., : rows.shape[1], : cols.shape[1]]
 
 

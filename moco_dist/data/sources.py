@@ -11,7 +11,7 @@ import torch
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
-from moco_dist.data import sampling
+from moco_dist.data import cache, sampling
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.identity import Identity, check_ranks
 from moco_dist.data.index import Split, is_empty, is_folder, list_folder
@@ -50,8 +50,10 @@ def load(config: Config) -> Data:
 def on_all_ranks(config: Config, world: World, load: Callable[[Config], Data]) -> Data:
     """Open the images on every rank, untimed; where they are downloaded, the first rank of a node goes ahead.
 
+    Small images are then kept where they are cropped, as `data.cache` says.
+
     Raises:
-        UserError: on all ranks, what `load` raises on one, or that the ranks see different images.
+        UserError: on all ranks, what `load` or `cache.keep` raises, or that the ranks see different images.
     """
 
     def untimed() -> tuple[Data, Identity]:
@@ -62,7 +64,10 @@ def on_all_ranks(config: Config, world: World, load: Callable[[Config], Data]) -
 
     data, of_queries = world.first_then_others(untimed) if config.data.download else world.agreed(untimed)
     check_ranks({"training": data.identity, "held-out": of_queries}, config, world)
-    return data
+    with watchdog.untimed():
+        train = cache.keep(data.train, config, world)
+        queries = None if data.queries is None else cache.keep(data.queries, config, world)
+    return replace(data, train=train, bank=None if data.bank is None else train, queries=queries)
 
 
 def open_splits(config: Config) -> Data:

@@ -17,13 +17,14 @@ from torch import Tensor
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data import crops
+from moco_dist.data.boxes import Boxes, Indices, Views, rows_of
 from moco_dist.data.decode import Planes, Unreadable, decode
 from moco_dist.data.image_file import ImageFile, shorter_side
 from moco_dist.data.shards import Places
 from moco_dist.data.tree import some
 from moco_dist.errors import UserError
+from moco_dist.ranks import devices
 
-Indices = NDArray[np.int64]
 Labels = NDArray[np.int64]
 
 
@@ -62,6 +63,10 @@ class Source(Protocol):
     """A source holds images with or without labels, which are read by their place in it."""
 
     @property
+    def device(self) -> torch.device:
+        """Return where views are cut: the CPU, or a device that has the images in its memory."""
+
+    @property
     def labels(self) -> Labels | None: ...
 
     @property
@@ -86,7 +91,7 @@ class Source(Protocol):
     def shortest_side(self) -> int | None:
         """Return the shorter side of a typical image in pixels; None where no image can be read."""
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
         """Crop some random views of each image; a file is decoded once for all its views.
 
         Args:
@@ -95,8 +100,11 @@ class Source(Protocol):
             data: size of the crops, and limits of their area and ratio.
 
         Returns:
-            uint8 [V, n, C, S, S], and the images that could not be read and were replaced.
+            uint8 [V, n, C, S, S], or where to `cut` them; and the images that could not be read and were replaced.
         """
+
+    def cut(self, boxes: Boxes) -> Tensor:
+        """Cut views out of images on a device, uint8 [V, n, C, S, S]; nothing waits for it."""
 
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         """Cut out the centre of each image, as an evaluation sees it.
@@ -106,7 +114,7 @@ class Source(Protocol):
             size: side S of the result in pixels.
 
         Returns:
-            uint8 [n, C, S, S], and the images that could not be read and were replaced.
+            uint8 [n, C, S, S] on the source's device, and the images that could not be read and were replaced.
         """
 
     def digest(self) -> str:
@@ -121,13 +129,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """An array source holds images of one size in memory, uint8 [N, C, H, W]."""
+    """An array source holds images of one size in memory or on a device, uint8 [N, C, H, W]."""
 
     images: Tensor
     labels: Labels | None
     pixel_statistics: PixelStatistics
     classes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
 
     @property
     def channels(self) -> int:
@@ -137,22 +149,24 @@ class ArraySource:
         return len(self.images)
 
     def subset(self, indices: Indices) -> ArraySource:
-        return replace(self, images=self.images[indices], labels=None if self.labels is None else self.labels[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, images=rows_of(self.images, indices), labels=labels)
 
     def shortest_side(self) -> int:
         return min(self.images.shape[2:])
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
-        images = self.images[indices]  # [n, C, H, W]
-        height, width = (np.full(len(indices), side) for side in images.shape[2:])
-        boxes = (crops.crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws)
-        return torch.stack([crops.resized_crop(images, of_view, data.image_size) for of_view in boxes]), []
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
+        boxes = Boxes.draw(self.images, indices, draws, data)
+        return boxes if devices.runs_ahead(self.device) else self.cut(boxes), []
+
+    def cut(self, boxes: Boxes) -> Tensor:
+        return boxes.cut(self.images, crops.resized_crop)
 
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
-        return crops.centre_batch(self.images[indices], size), []
+        return crops.centre_batch(rows_of(self.images, indices), size), []
 
     def digest(self) -> str:
-        return _sha256(self.labels, self.images.numpy().tobytes())
+        return _sha256(self.labels, self.images.cpu().numpy().tobytes())
 
     def sample_digest(self) -> str:
         return ""
@@ -179,6 +193,10 @@ class FileSource:
     places: Places | None = None
     """Where in the shards the images lie; None where each is a file of its own."""
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -195,11 +213,14 @@ class FileSource:
         """Return the files of at most so many images, spread over the source; always the same."""
         return [self.file(place) for place in some(range(len(self)), images)]
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
         unreadable: list[Unreadable] = []
         places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
         views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
         return torch.stack(views, dim=1), unreadable
+
+    def cut(self, boxes: Boxes) -> Tensor:
+        raise AssertionError("files are not on a device")
 
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
@@ -235,16 +256,27 @@ class FileSource:
             UserError: the source has no readable image.
         """
         for offset in range(len(self)):
-            file = self.file((place + offset) % len(self))
-            try:
-                return decode(file, self.channels, self.value_range)
-            except MemoryError:
-                raise  # the process's own, which another image would not mend
-            except Exception as error:  # decoders raise errors of their own kinds
-                if offset == 0:
-                    unreadable.append(Unreadable.of(file, error))
-        rule = f"none of its {len(self)} images can be decoded; {unreadable[-1]}"
-        raise UserError(f"data.root = {self.folder}: {rule}; mend the files")
+            planes = self.attempt((place + offset) % len(self))
+            if not isinstance(planes, Unreadable):
+                return planes
+            if offset == 0:
+                unreadable.append(planes)
+        raise self.unusable(unreadable[-1])
+
+    def attempt(self, place: int) -> Planes | Unreadable:
+        """Decode the image at a place, or tell why that cannot be done."""
+        file = self.file(place)
+        try:
+            return decode(file, self.channels, self.value_range)
+        except MemoryError:
+            raise  # the process's own, which another image would not mend
+        except Exception as error:  # decoders raise errors of their own kinds
+            return Unreadable.of(file, error)
+
+    def unusable(self, unreadable: Unreadable) -> UserError:
+        """Word the mistake of a source without any readable image."""
+        rule = f"none of its {len(self)} images can be decoded; {unreadable}"
+        return UserError(f"data.root = {self.folder}: {rule}; mend the files")
 
 
 def _sha256(labels: Labels | None, *contents: bytes) -> str:

@@ -14,9 +14,10 @@ from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data.augment import DRAWS, Augment
+from moco_dist.data.boxes import Boxes, Indices, Views
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.decode import Unreadable
-from moco_dist.data.store import Indices, Source
+from moco_dist.data.store import Source
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 
@@ -24,14 +25,20 @@ from moco_dist.ranks.collectives import World
 class Batch(NamedTuple):
     """A batch is one rank's share of a step, with V views of each of its n images."""
 
-    views: Tensor
-    """uint8 [V, n, C, S, S] crops."""
+    views: Views
+    """uint8 [V, n, C, S, S] crops, or where to cut them out of images on a device."""
     draws: Tensor
     """float32 [V, n, COLOUR_DRAWS] uniform numbers for the augmentation on the device."""
     samples: Tensor
     """int64 [n] places of the images among those that the stream is about."""
     unreadable: list[Unreadable]
     """The images that were replaced, sorted, each once."""
+
+    def views_on(self, device: torch.device, source: Source) -> Tensor:
+        """Return the crops on the device, uint8 [V, n, C, S, S], of the source that the batch is from."""
+        if isinstance(self.views, Boxes):
+            return source.cut(self.views)
+        return self.views.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -116,15 +123,15 @@ def pretraining(source: Source, config: Config, world: World) -> BatchStream:
 
 
 def on_device(
-    batches: Iterable[Batch], augmentation: Augment, device: torch.device, dtype: torch.dtype
+    batches: Iterable[Batch], source: Source, augmentation: Augment, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor, list[Unreadable]]]:
-    """Yield both augmented views of each batch, [n, C, S, S] each, and the replaced images.
+    """Yield both augmented views of each batch of a source, [n, C, S, S] each, and the replaced images.
 
     On a GPU the next step's copy and augmentation run on a stream of their own while the current step computes.
     """
 
     def prepare(batch: Batch) -> tuple[Tensor, Tensor, list[Unreadable]]:
-        images = batch.views.to(device, non_blocking=True)
+        images = batch.views_on(device, source)
         wide = torch.promote_types(dtype, torch.float32)  # colours and blur are not for half precision
         one, two = (augmentation(images[v], batch.draws[v], wide).to(dtype) for v in range(2))
         return one, two, batch.unreadable
@@ -134,6 +141,7 @@ def on_device(
         return
     of_device = devices.of(device)
     stream = of_device.Stream(device)
+    stream.wait_stream(of_device.current_stream(device))  # by which the images of a source on the device came
     ahead: list[tuple[Tensor, Tensor, list[Unreadable]]] = []  # the batch that is prepared and not yet taken
     for batch in batches:
         with of_device.stream(stream):

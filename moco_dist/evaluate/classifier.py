@@ -111,7 +111,7 @@ def learn_(
         samples = batch.samples.numpy()
         labels = torch.from_numpy(lesson.labels[samples]).to(device, non_blocking=True)
         weights = torch.from_numpy(lesson.weights[samples]).to(device, non_blocking=True)
-        logits = classifier(augmentation(batch.views[0].to(device, non_blocking=True), batch.draws[0]))
+        logits = classifier(augmentation(batch.views_on(device, source)[0], batch.draws[0]))
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum().clamp(min=1e-6)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

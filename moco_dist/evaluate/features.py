@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from moco_dist.config.data_section import DataSection
 from moco_dist.data import loader, store
 from moco_dist.data.augment import Augment
 from moco_dist.data.decode import Unreadable
-from moco_dist.ranks import watchdog
+from moco_dist.ranks import devices, watchdog
 from moco_dist.ranks.collectives import World
 
 # The revision is part of the key of every cell: raise it whenever the features of an image change, be it by the way it
@@ -88,7 +88,10 @@ def extract(
         return F.normalize(out.to(torch.promote_types(out.dtype, torch.float32)), dim=1)
 
     rows, indices = [], []
-    for images, which, replaced in loader.make_loader(chunks, mine, data.workers, world.device):
+    batches: Iterable[tuple[Tensor, Tensor, list[Unreadable]]] = map(chunks.__getitem__, mine)
+    if not devices.runs_ahead(source.device):
+        batches = loader.make_loader(chunks, mine, data.workers, world.device)
+    for images, which, replaced in batches:
         rows.append(features_of(images))
         indices.append(which)
         unreadable += replaced

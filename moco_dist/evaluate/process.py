@@ -98,7 +98,7 @@ def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], 
     wrong = np.flatnonzero(truth != predicted)
     shown, images = wrong[:_MOST_SHOWN], np.zeros((0, 1, 1, 1), dtype=np.uint8)
     if len(shown):
-        images = subject.held_out.centred(shown, subject.config.data.image_size)[0].numpy()
+        images = subject.held_out.centred(shown, subject.config.data.image_size)[0].cpu().numpy()
         images = images[:, : shown_channels(images.shape[1])]
     plots.save(paths.evaluation / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
     figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))

@@ -107,7 +107,7 @@ def fit(
     def of_piece(crops: Tensor, draws: Tensor, labels: Tensor) -> list[Tensor]:
         """Compute what a piece adds to the mean loss of this rank's slice, and to its gradients."""
         with torch.no_grad():
-            images = view(crops.to(world.device, non_blocking=True), draws, wide)
+            images = view(crops, draws, wide)
             features = encode(images.to(dtype))  # [n / pieces, D]
         loss = F.cross_entropy(probe.logits(features), labels.to(world.device, non_blocking=True)) / pieces
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
@@ -120,7 +120,8 @@ def fit(
     for step, batch in enumerate(loader.make_loader(batches, steps, config.data.workers, world.device)):
         labels = torch.from_numpy(source.labels[batch.samples.numpy()])
         total = PairwiseSum()
-        for piece in zip(*(t.chunk(pieces) for t in (batch.views[0], batch.draws[0], labels)), strict=True):
+        of_batch = batch.views_on(world.device, source)[0], batch.draws[0], labels
+        for piece in zip(*(t.chunk(pieces) for t in of_batch), strict=True):
             total.add(of_piece(*piece))
         world.mean_(means := total.total())
         loss, probe.weight.grad, probe.bias.grad = means

@@ -87,6 +87,11 @@ def memory(device: torch.device) -> int:
     return min(everything, *_memory_limits()) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def cores() -> int:
+    """Return the CPU cores of a rank: its share of those that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """Return the bytes that this process's control groups and those above them allow, set by SLURM or a container."""
     limits = [sys.maxsize]

@@ -94,7 +94,9 @@ class Training:
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
         views = stream.pretraining(self.data.train, config, self.world)
         batches = loader.make_loader(views, range(start, self.total), config.data.workers, self.world.device)
-        images = stream.on_device(batches, self.augmentation, self.world.device, self.engine.image_dtype)
+        images = stream.on_device(
+            batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
+        )
         self.due.saved_at = self.books.recorded_at = time.monotonic()
         for step, (one, two, unreadable) in enumerate(images, start):
             watchdog.beat()

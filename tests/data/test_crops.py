@@ -93,7 +93,7 @@ def test_resized_crop_is_torchvisions(channels: int, height: int, width: int, si
     images, batch = pixels(16, channels, height, width), 16
     sides = np.full(batch, height), np.full(batch, width)
     boxes = crops.crop_boxes(numbers(batch, crops.CROP_DRAWS), *sides, (0.1, 1.0), (0.5, 2.0))
-    out = crops.resized_crop(images, boxes, size)
+    out = crops.resized_crop(images, torch.from_numpy(boxes), size)
     assert out.shape == (batch, channels, size, size) and out.dtype == torch.uint8
     top, left, h, w = torch.from_numpy(boxes).double().unbind(1)
     rows, cols = separable.interpolation(top, h, height, size), separable.interpolation(left, w, width, size)
@@ -108,7 +108,7 @@ def test_resized_crop_is_torchvisions(channels: int, height: int, width: int, si
 
 def test_a_crop_of_the_same_size_is_copied() -> None:
     images = pixels(2, 3, 20)
-    out = crops.resized_crop(images, np.array([[3, 5, 12, 12], [8, 0, 12, 12]]), 12)
+    out = crops.resized_crop(images, torch.tensor([[3, 5, 12, 12], [8, 0, 12, 12]]), 12)
     assert torch.equal(out, torch.stack([images[0, :, 3:15, 5:17], images[1, :, 8:20, 0:12]]))
 
 
@@ -128,7 +128,7 @@ def test_crop_file_is_torchvisions(channels: int, box: tuple[int, ...]) -> None:
 
 def test_files_and_arrays_are_cropped_alike() -> None:
     image, box = picture(3, 50, 60), np.array([[5, 7, 40, 30]])
-    array = crops.resized_crop(tv.pil_to_tensor(image)[None], box, 16)[0]
+    array = crops.resized_crop(tv.pil_to_tensor(image)[None], torch.from_numpy(box), 16)[0]
     assert (array.int() - crops.crop_file(image, box[0], 16).int()).abs().max() <= 1
 
 
@@ -147,6 +147,32 @@ def test_the_centre_of_a_long_image_is_torchvisions(height: int, width: int) -> 
     theirs = tv.center_crop(tv.resize(image, [round(8 * 256 / 224)], antialias=True), [8, 8])
     ours = crops.centre(image, 8)
     assert (ours.int() - tv.pil_to_tensor(theirs).int()).abs().max() <= 5  # the place of a pixel is rounded
+
+
+# of (32, 32, 28) and the like, PIL 13 resizes some crops down their columns first
+IN_BATCHES = [(32, 32, 32), (32, 32, 28), (50, 37, 24), (40, 53, 70), (200, 150, 32), (5, 300, 8), (9, 2, 4)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width", "size"), IN_BATCHES)
+def test_decoded_files_are_cut_in_a_batch_as_one_by_one(channels: int, height: int, width: int, size: int) -> None:
+    images = pixels(40, channels, height, width) if min(height, width) > 4 else pixels(40, channels, 9)[..., :width]
+    alone = [Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()) for image in images]
+    sides = np.full(40, height), np.full(40, width)
+    boxes = crops.crop_boxes(numbers(40, crops.CROP_DRAWS), *sides, (0.05, 1.0), (0.5, 2.0))
+    expected = [crops.crop_file(image, box, size) for image, box in zip(alone, boxes, strict=True)]
+    assert torch.equal(crops.crop_files(images, torch.from_numpy(boxes), size), torch.stack(expected))
+    centres = [crops.centre(image, size) for image in alone]
+    assert torch.equal(crops.centre_files(images, size), torch.stack(centres))
+
+
+def test_a_pil_that_resizes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    crops.pil_is_as_known.cache_clear()
+    assert crops.pil_is_as_known()
+    monkeypatch.setattr(crops, "_PIL_ONE", 2.0**8)
+    crops.pil_is_as_known.cache_clear()
+    assert not crops.pil_is_as_known()
+    crops.pil_is_as_known.cache_clear()
 
 
 def test_centre_batch() -> None:

@@ -131,7 +131,7 @@ def test_on_device_gives_both_views(dtype: torch.dtype) -> None:
     run = config_of(10)
     augmentation = Augment(Recipe.of(run.data), *PIXEL_STATISTICS["colour"])
     batches = make_loader(steps_of(run), range(2, 5), 0, CPU)
-    prepared = list(on_device(batches, augmentation, CPU, dtype))
+    prepared = list(on_device(batches, batches._loader.dataset.source, augmentation, CPU, dtype))
     assert len(prepared) == 3
     wide = torch.promote_types(dtype, torch.float32)
     for (one, two, unreadable), batch in zip(prepared, batches, strict=True):
