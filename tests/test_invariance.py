@@ -38,7 +38,9 @@ def outcome(world: World, overrides: list[str]) -> tuple[list[list[float]], dict
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
     figures = []
-    for step, (one, two, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
+    for step, (one, two, _) in enumerate(
+        stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
+    ):
         lr = schedule.learning_rate(config.optim, step, 11)
         figures.append(engine.step((one, two), step, lr).values.tolist())
     state = {**engine.state()["encoder_q"], "queue": engine.state()["queue"]}

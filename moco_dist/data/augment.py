@@ -8,9 +8,11 @@ nothing waits for the GPU.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.operations import WARP_GRID, blur, brightness, contrast, flip, grayscale, hue, saturation, warp
+from moco_dist.ranks import devices
 
 COLOUR_DRAWS = 15 + 2 * WARP_GRID**2
 """Uniform numbers for all that follows a view's crop, whatever the recipe."""
@@ -29,6 +32,9 @@ DRAWS = CROP_DRAWS + COLOUR_DRAWS
 _JITTER, _GRAYSCALE, _BLUR, _SIGMA, _FLIP = range(5)
 _FACTORS, _ORDER = slice(5, 9), slice(9, 13)
 _ROTATION, _SHEAR, _ELASTIC = 13, 14, slice(15, COLOUR_DRAWS)
+
+_OPERATIONS = (brightness, contrast, saturation, hue)
+"""The operations of the colour jitter, in the order of their factors."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +136,7 @@ class Augment:
             [B, C, S, S], normalised.
         """
         assert draws.shape == (len(images), COLOUR_DRAWS) and draws.device.type == "cpu"
-        r, x = self.recipe, images.to(dtype).div_(255)
-        gray = draws[:, _GRAYSCALE] < r.grayscale  # [B]
-        if r.grayscale_first:
-            _apply_(x, gray, grayscale)
-        _jitter_(x, draws, r)
-        if not r.grayscale_first:
-            _apply_(x, gray, grayscale)
-        x = self._warped(x, draws)
+        r, x = self.recipe, self._warped(_coloured(images, draws, self.recipe, dtype), draws)
         radius = min(math.ceil(3 * r.blur_sigma[1]), min(x.shape[2:]) - 1)
         sigma = _between(*r.blur_sigma, draws[:, _SIGMA])  # [B]
         _apply_(x, draws[:, _BLUR] < r.blur, lambda part, s: blur(part, s, radius), sigma)
@@ -179,25 +178,61 @@ def _apply_(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parame
         x.index_copy_(0, index, operation(x.index_select(0, index), *of_samples))
 
 
-def _jitter_(x: Tensor, draws: Tensor, recipe: Recipe) -> None:
-    """Jitter the colours in place: four operations for each chosen sample, in an order of its own.
+def _coloured(images: Tensor, draws: Tensor, recipe: Recipe, dtype: torch.dtype) -> Tensor:
+    """Jitter the colours of some images, and turn some gray, by their draws; [B, C, S, S] in 0 to 1."""
+    gray = draws[:, _GRAYSCALE] < recipe.grayscale  # [B]
+    order, factors = _turns(draws, recipe)
+    if _suits_kernel(images, dtype) and (recipe.jitter or recipe.grayscale):
+        coloured: Tensor = _kernels().colour(images, order, factors, gray, gray_first=recipe.grayscale_first)
+        return coloured
+    x = images.to(dtype).div_(255)
+    if recipe.grayscale_first:
+        _apply_(x, gray, grayscale)
+    _jitter_(x, order, factors)
+    if not recipe.grayscale_first:
+        _apply_(x, gray, grayscale)
+    return x
+
+
+def _turns(draws: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Return the operation of each of four turns, [B, 4], 4 for none, and the factor of each operation, [B, 4]."""
+    strength, middle = torch.tensor([recipe.jitter_strength, (1, 1, 1, 0)])  # [4] each
+    low = (middle - strength).clamp(min=torch.tensor([0, 0, 0, -0.5]))
+    factors = low + (middle + strength - low) * draws[:, _FACTORS]
+    order = draws[:, _ORDER].argsort(dim=1, stable=True)
+    order[draws[:, _JITTER] >= recipe.jitter] = len(_OPERATIONS)
+    return order, factors
+
+
+def _jitter_(x: Tensor, order: Tensor, factors: Tensor) -> None:
+    """Jitter the colours in place: four operations for each sample, as `_turns` says.
 
     In each of four turns the samples are sorted by the operation that is theirs now, so that it meets them all at once.
     """
-    jittered = draws[:, _JITTER] < recipe.jitter  # [B]
-    if not jittered.any():
+    if (order == len(_OPERATIONS)).all():
         return
-    operations = (brightness, contrast, saturation, hue)
-    strength, middle = torch.tensor([recipe.jitter_strength, (1, 1, 1, 0)])  # [4] each
-    low = (middle - strength).clamp(min=torch.tensor([0, 0, 0, -0.5]))
-    factors = low + (middle + strength - low) * draws[:, _FACTORS]  # [B, 4]
-    order = draws[:, _ORDER].argsort(dim=1, stable=True)  # [B, 4] the operation of each turn
-    order[~jittered] = len(operations)  # none
     counts = [turn.bincount(minlength=5).tolist() for turn in order.unbind(1)]
     # one transfer for all turns
     samples = order.argsort(dim=0, stable=True).to(x.device, non_blocking=True)  # [B, 4]
     factors = factors.to(x.device, x.dtype, non_blocking=True)
     for turn, of_turn in zip(samples.unbind(1), counts, strict=True):
-        for operation, index, factor in zip(operations, turn.split(of_turn), factors.unbind(1), strict=False):
+        for operation, index, factor in zip(_OPERATIONS, turn.split(of_turn), factors.unbind(1), strict=False):
             if len(index):
                 x.index_copy_(0, index, operation(x.index_select(0, index), factor.index_select(0, index)))
+
+
+def _suits_kernel(images: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether Triton's kernel computes the colours of this batch."""
+    return images.is_cuda and images.shape[1] == 3 and dtype == torch.float32 and bool(_kernels())
+
+
+@functools.cache
+def _kernels() -> Any:
+    """Return the module of Triton's kernel; None where it does not work."""
+
+    def try_out(kernels: Any) -> None:
+        numbers = torch.zeros(1, 4)
+        images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8, device="cuda")
+        kernels.colour(images, numbers.long(), numbers, numbers[:, 0] > 0, gray_first=False)
+
+    return devices.kernels("moco_dist.data.colour_kernels", try_out, "colours")

@@ -5,7 +5,6 @@ number of ranks does not change what is computed: one GPU that holds eight group
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from moco_dist.ranks import devices
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
@@ -137,16 +138,12 @@ def _suits_kernels(x: Tensor, groups: int) -> bool:
 @functools.cache
 def _kernels() -> Any:
     """Return the module of Triton's kernels, or None where they do not work, which a warning tells."""
-    try:
-        from moco_dist.networks import batchnorm_kernels
 
+    def try_out(kernels: Any) -> None:
         numbers = torch.ones(2, 1, 2, 2, device="cuda")
-        batchnorm_kernels.forward(numbers, 2, numbers[0, 0, 0], numbers[0, 0, 0], 1.0)
-    except Exception as error:  # no Triton, no C compiler, an old GPU or driver: each fails in its own way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        warnings.warn(f"BatchNorm groups are computed without Triton, which is slower ({reason})", stacklevel=2)
-        return None
-    return batchnorm_kernels
+        kernels.forward(numbers, 2, numbers[0, 0, 0], numbers[0, 0, 0], 1.0)
+
+    return devices.kernels("moco_dist.networks.batchnorm_kernels", try_out, "BatchNorm groups")
 
 
 def norms(module: nn.Module) -> list[GroupBatchNorm2d]:

@@ -4,9 +4,11 @@ A device other than the CPU runs ahead: the host queues work on it and goes on. 
 of torch's module for it (`torch.cuda`), asked for by `of`, so that the suite's stand-in for a GPU runs the same lines.
 """
 
+import importlib
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,18 @@ def memory(device: torch.device) -> int:
         return int(free + of(device).memory_reserved(device) - of(device).memory_allocated(device))
     everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(everything, *_memory_limits()) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def kernels(module: str, try_out: Callable[[Any], object], what: str) -> Any:
+    """Import a module of Triton's kernels and try it out; return None where it does not work, which a warning tells."""
+    try:
+        imported = importlib.import_module(module)
+        try_out(imported)
+    except Exception as error:  # no Triton, no C compiler, an old GPU or driver: each fails in its own way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        warnings.warn(f"{what} are computed without Triton, which is slower ({reason})", stacklevel=2)
+        return None
+    return imported
 
 
 def cores() -> int:

@@ -122,13 +122,13 @@ class _Steps:
 
     def __init__(self, setting: Setting, overrides: list[str]) -> None:
         world, self.config = setting.alone, configs.load(None, ["device.precision=fp16", *overrides])
-        data, plan = sources.load(self.config), configs.layout(self.config, 1)
+        data, plan = sources.on_all_ranks(self.config, world, sources.load), configs.layout(self.config, 1)
         encoder = build_encoder(self.config.model, data.train.channels, seed=0)
         self.engine = build(moco.MoCo(self.config, world, encoder), self.config, plan, world)
         self.epoch_steps = stream.steps_per_epoch(len(data.train), self.config.optim.global_batch)
         loader = make_loader(stream.pretraining(data.train, self.config, world), range(10_000), 0, world.device)
         whole = Augment(Recipe.of(self.config.data), *data.train.pixel_statistics)
-        self.views = stream.on_device(loader, whole, world.device, self.engine.image_dtype)
+        self.views = stream.on_device(loader, data.train, whole, world.device, self.engine.image_dtype)
         self.done = 0
 
     def loss(self) -> float:
