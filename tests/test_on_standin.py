@@ -22,6 +22,7 @@ from moco_dist.config import Config
 from moco_dist.data import crops, operations, sources, stream
 from moco_dist.data.augment import COLOUR_DRAWS, Augment, Recipe
 from moco_dist.data.loader import make_loader
+from moco_dist.data.views import Views
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.errors import UserError
@@ -130,8 +131,8 @@ def cut(world: World, config: Config) -> list[Tensor]:
     augmentation = Augment(Recipe.of(config.data), *source.pixel_statistics)
     with standin.strictly() if world is not ALONE else nullcontext():
         tensors = [source.centred(np.arange(5), 8)[0]]
-        for one, two, unreadable in stream.on_device(batches, source, augmentation, world.device, torch.float32):
-            tensors += [one, two]
+        for views, unreadable in stream.on_device(batches, source, augmentation, world.device, torch.float32):
+            tensors += [views.images(0), views.images(1)]
             assert [Path(image.name).name for image in unreadable] in ([], ["3.png"])
     return [standin.held(tensor).clone() for tensor in tensors]
 
@@ -200,14 +201,15 @@ def steps(world: World, config: Config) -> Outcome:
     assert data.train.device == world.device
     engine = build(moco.MoCo(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
+    pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
+    loader = make_loader(pairs, range(STEPS), 0, world.device)
     figures, skipped = [], []
-    for step, (one, two, _) in enumerate(
+    for step, (views, _) in enumerate(
         stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
     ):
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
-            figures.append(engine.step((one, two), step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
+            figures.append(engine.step(views, step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
         skipped.append(engine.skipped)
     state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}
     state |= {"queue": engine.method.queue}
@@ -279,7 +281,7 @@ def test_an_overflow_skips_the_step() -> None:
 
         def step(number: int) -> list[Tensor]:
             with standin.strictly():
-                engine.step((views[0], views[1]), number, 0.1)
+                engine.step(Views(views), number, 0.1)
             return [standin.held(p).clone() for p in engine.method.encoder_q.parameters()]
 
         begun = [standin.held(p).clone() for p in engine.method.encoder_q.parameters()]

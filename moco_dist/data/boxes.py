@@ -43,8 +43,8 @@ class Boxes(NamedTuple):
         return views.view(*self.boxes.shape[:2], *views.shape[1:])
 
 
-Views = Tensor | Boxes
-"""Views of images: their pixels, or where to cut them."""
+Crops = Tensor | Boxes
+"""Crops of images: their pixels, or where to cut them out."""
 
 
 def rows_of(tensor: Tensor, places: Tensor | Indices) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data import crops, loader
-from moco_dist.data.boxes import Boxes, Indices, Views, rows_of
+from moco_dist.data.boxes import Boxes, Crops, Indices, rows_of
 from moco_dist.data.decode import Planes, Unreadable, planes_of
 from moco_dist.data.store import ArraySource, FileSource, Source
 from moco_dist.data.tree import some
@@ -59,7 +59,7 @@ class DecodedSource(FileSource):
         replaced = {new: self.replaced[old] for new, old in enumerate(indices.tolist()) if old in self.replaced}
         return DecodedSource.of(super().subset(indices), rows_of(self.images, indices), replaced)
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
         if not devices.runs_ahead(self.device):
             return super().crops(indices, draws, data)
         return Boxes.draw(self.images, indices, draws, data), self._replaced(indices)

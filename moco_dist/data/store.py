@@ -17,7 +17,7 @@ from torch import Tensor
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data import crops
-from moco_dist.data.boxes import Boxes, Indices, Views, rows_of
+from moco_dist.data.boxes import Boxes, Crops, Indices, rows_of
 from moco_dist.data.decode import Planes, Unreadable, decode
 from moco_dist.data.image_file import ImageFile, shorter_side
 from moco_dist.data.shards import Places
@@ -91,7 +91,7 @@ class Source(Protocol):
     def shortest_side(self) -> int | None:
         """Return the shorter side of a typical image in pixels; None where no image can be read."""
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
         """Crop some random views of each image; a file is decoded once for all its views.
 
         Args:
@@ -155,7 +155,7 @@ class ArraySource:
     def shortest_side(self) -> int:
         return min(self.images.shape[2:])
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
         boxes = Boxes.draw(self.images, indices, draws, data)
         return boxes if devices.runs_ahead(self.device) else self.cut(boxes), []
 
@@ -213,7 +213,7 @@ class FileSource:
         """Return the files of at most so many images, spread over the source; always the same."""
         return [self.file(place) for place in some(range(len(self)), images)]
 
-    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Views, list[Unreadable]]:
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
         unreadable: list[Unreadable] = []
         places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
         views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
