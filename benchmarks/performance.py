@@ -36,6 +36,9 @@ NOT_RUN = """## Not run
 | share of the gradients' all_reduce that overlaps with the backward pass | not run | needs several GPUs |
 """
 
+FULL_NOT_RUN = """| 200 epochs of CIFAR-10, `python -m benchmarks.cifar10 --full` | not run | needs a GPU |
+"""
+
 COMMUNICATION = """## Traffic between ranks
 
     {command}
@@ -105,7 +108,8 @@ def page(results: Path) -> str:
     for path in sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         sections.append(SECTIONS[path.stem](content) if path.stem in SECTIONS else any_rows(path, content))
-    return "\n".join([*sections, NOT_RUN])
+    full = "" if (results / "cifar10_full.json").exists() else FULL_NOT_RUN
+    return "\n".join([*sections, NOT_RUN + full])
 
 
 def any_rows(path: Path, results: Results) -> str:
@@ -214,6 +218,14 @@ def cifar10(results: Results) -> str:
     return "\n".join(["## CIFAR-10\n", command, intro, table(["run", "steps", "minutes"], lines)])
 
 
+def cifar10_full(results: Results) -> str:
+    """Return the times of the full CIFAR-10 runs."""
+    lines = [[row["loss"], row["ranks"], row["steps"], f"{row['wall'] / 60:.1f}"] for row in results["rows"]]
+    command = "    python -m benchmarks.cifar10 --root FOLDER --full\n"
+    intro = "Minutes with all starts and evaluations; the accuracies are in [docs/cifar10.md](cifar10.md).\n"
+    return "\n".join(["## CIFAR-10, 200 epochs\n", command, intro, table(["loss", "ranks", "steps", "minutes"], lines)])
+
+
 def mnist(results: Results) -> str:
     """Return the times of the pretrainings on MNIST."""
     runs = {row["pretraining"]: row for row in results["rows"] if row.get("pretraining_seconds")}
@@ -233,6 +245,7 @@ def _number(value: float, unit: float) -> str:
 
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "cifar10": cifar10,
+    "cifar10_full": cifar10_full,
     "communication": communication,
     "mnist_100_labels": mnist,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
@@ -129,6 +130,7 @@ def cut(world: World, config: Config) -> list[Tensor]:
     assert (source.device == world.device) is (config.data.cache != "none" or world is ALONE)
     batches = make_loader(stream.pretraining(source, config, world), range(3), config.data.workers, world.device)
     augmentation = Augment(Recipe.of(config.data), *source.pixel_statistics)
+    assert pickle.dumps(stream.pretraining(source, config, world))  # as workers that are not forked are sent it
     with standin.strictly() if world is not ALONE else nullcontext():
         tensors = [source.centred(np.arange(5), 8)[0]]
         for views, unreadable in stream.on_device(batches, source, augmentation, world.device, torch.float32):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from moco_dist.config.data_section import DataSection
 from moco_dist.data.crops import crop_boxes
+from moco_dist.data.decode import Unreadable
 from moco_dist.ranks import devices
 
 Indices = NDArray[np.int64]
@@ -27,13 +29,6 @@ class Boxes(NamedTuple):
     size: int
     """Side S of the views in pixels."""
 
-    @classmethod
-    def draw(cls, images: Tensor, places: Indices, draws: NDArray[np.float32], data: DataSection) -> Boxes:
-        """Place some random crops in some of the images [N, C, H, W]; the other arguments are those of `crops`."""
-        height, width = (np.full(len(places), side) for side in images.shape[2:])
-        boxes = [crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws]
-        return cls(torch.from_numpy(places), torch.from_numpy(np.stack(boxes)), data.image_size)
-
     def cut(self, images: Tensor, crop: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
         """Cut the views out of the images, uint8 [V, n, C, S, S], all with one call of a function of `data.crops`."""
         if devices.runs_ahead(images.device):  # the stream that cuts is not the one by which the images came
@@ -41,6 +36,39 @@ class Boxes(NamedTuple):
         of_views = rows_of(images, self.places).repeat(len(self.boxes), 1, 1, 1)
         views = crop(of_views, self.boxes.flatten(0, 1), self.size)
         return views.view(*self.boxes.shape[:2], *views.shape[1:])
+
+
+@dataclass(frozen=True)
+class Outline:
+    """An outline is all that it takes to place crops in images of one size: what data workers know of a device's."""
+
+    images: int
+    """How many images the source has."""
+    height: int
+    """Of each image, in pixels."""
+    width: int
+    replaced: Mapping[int, Unreadable] = field(default_factory=dict)
+    """The images that cannot be read, by their places."""
+
+    @classmethod
+    def of(cls, images: Tensor, replaced: Mapping[int, Unreadable] | None = None) -> Outline:
+        """Return the outline of images [N, C, H, W]."""
+        height, width = images.shape[2:]
+        return cls(len(images), height, width, replaced or {})
+
+    def __len__(self) -> int:
+        return self.images
+
+    def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Boxes, list[Unreadable]]:
+        """Place random crops; arguments and result are those of `Source.crops`."""
+        height, width = (np.full(len(indices), side) for side in (self.height, self.width))
+        boxes = [crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws]
+        placed = Boxes(torch.from_numpy(indices), torch.from_numpy(np.stack(boxes)), data.image_size)
+        return placed, self.unreadable(indices)
+
+    def unreadable(self, indices: Indices) -> list[Unreadable]:
+        """Return which of some images cannot be read."""
+        return [self.replaced[place] for place in indices.tolist() if place in self.replaced]
 
 
 Crops = Tensor | Boxes

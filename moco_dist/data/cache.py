@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data import crops, loader
-from moco_dist.data.boxes import Boxes, Crops, Indices, rows_of
+from moco_dist.data.boxes import Boxes, Crops, Indices, Outline, rows_of
 from moco_dist.data.decode import Planes, Unreadable, planes_of
 from moco_dist.data.store import ArraySource, FileSource, Source
 from moco_dist.data.tree import some
@@ -62,7 +62,10 @@ class DecodedSource(FileSource):
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
         if not devices.runs_ahead(self.device):
             return super().crops(indices, draws, data)
-        return Boxes.draw(self.images, indices, draws, data), self._replaced(indices)
+        return self.outline().crops(indices, draws, data)
+
+    def outline(self) -> Outline:
+        return Outline.of(self.images, self.replaced)
 
     def cut(self, boxes: Boxes) -> Tensor:
         return boxes.cut(self.images, crops.crop_files)
@@ -70,13 +73,10 @@ class DecodedSource(FileSource):
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         if not devices.runs_ahead(self.device):
             return super().centred(indices, size)
-        return crops.centre_files(rows_of(self.images, indices), size), self._replaced(indices)
-
-    def _replaced(self, indices: Indices) -> list[Unreadable]:
-        return [self.replaced[place] for place in indices.tolist() if place in self.replaced]
+        return crops.centre_files(rows_of(self.images, indices), size), self.outline().unreadable(indices)
 
     def _decode(self, place: int, unreadable: list[Unreadable]) -> Planes:
-        unreadable += self._replaced(np.array([place]))
+        unreadable += self.outline().unreadable(np.array([place]))
         return planes_of(self.images[place].permute(1, 2, 0).numpy())
 
 

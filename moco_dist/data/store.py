@@ -17,7 +17,7 @@ from torch import Tensor
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data import crops
-from moco_dist.data.boxes import Boxes, Crops, Indices, rows_of
+from moco_dist.data.boxes import Boxes, Crops, Indices, Outline, rows_of
 from moco_dist.data.decode import Planes, Unreadable, decode
 from moco_dist.data.image_file import ImageFile, shorter_side
 from moco_dist.data.shards import Places
@@ -103,6 +103,9 @@ class Source(Protocol):
             uint8 [V, n, C, S, S], or where to `cut` them; and the images that could not be read and were replaced.
         """
 
+    def outline(self) -> Outline:
+        """Return what places crops in images on a device."""
+
     def cut(self, boxes: Boxes) -> Tensor:
         """Cut views out of images on a device, uint8 [V, n, C, S, S]; nothing waits for it."""
 
@@ -156,8 +159,11 @@ class ArraySource:
         return min(self.images.shape[2:])
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
-        boxes = Boxes.draw(self.images, indices, draws, data)
+        boxes, _ = self.outline().crops(indices, draws, data)
         return boxes if devices.runs_ahead(self.device) else self.cut(boxes), []
+
+    def outline(self) -> Outline:
+        return Outline.of(self.images)
 
     def cut(self, boxes: Boxes) -> Tensor:
         return boxes.cut(self.images, crops.resized_crop)
@@ -218,6 +224,9 @@ class FileSource:
         places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
         views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
         return torch.stack(views, dim=1), unreadable
+
+    def outline(self) -> Outline:
+        raise AssertionError("files are not on a device")
 
     def cut(self, boxes: Boxes) -> Tensor:
         raise AssertionError("files are not on a device")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,11 @@ class BatchStream(Dataset[Batch]):
     where each rank augments its own."""
     _order: tuple[int, Indices] = field(default=(-1, np.empty(0, dtype=np.int64)), init=False, repr=False)
     """The epoch of the last batch, and its order."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave images on a device out of what a worker is sent."""
+        on_device = devices.runs_ahead(self.source.device)
+        return self.__dict__ | ({"source": self.source.outline()} if on_device else {})
 
     def samples(self, step: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the [n] samples of this rank: a slice of the epoch's global order."""
