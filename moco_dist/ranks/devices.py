@@ -43,10 +43,31 @@ def pick(config: Config, local_rank: int) -> torch.device:
 def prepare(config: Config, device: torch.device) -> None:
     """Set the global switches of torch that the config asks for."""
     torch.set_num_threads(config.device.threads)
+    _keep_compiled_code()
     if config.device.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = runs_ahead(device) and not config.device.deterministic
+
+
+def _keep_compiled_code() -> None:
+    """Let torch.compile keep its code in the user's cache directory, unless the user names another place.
+
+    Torch's own place is in /tmp, which a node may lose at each job.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with suppress(OSError, RuntimeError):  # no home, or one that cannot be written: torch's own place is good enough
+        folder = (base if base.is_absolute() else Path.home() / ".cache") / "moco-dist" / "torch-compile"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+            os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+
+
+def begin_step(config: Config) -> None:
+    """Tell CUDA graphs, where torch.compile makes them, that what they hold of the last step may be overwritten."""
+    if config.device.compile == "reduce-overhead":
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def runs_ahead(device: torch.device) -> bool:
