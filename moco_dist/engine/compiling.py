@@ -24,7 +24,7 @@ def compile_(engine: Engine, mode: Literal["reduce-overhead", True]) -> str:
         What came of it, in words for people.
     """
     world, began = engine.world, time.monotonic()
-    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torch's cache")
+    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torch's folder in /tmp")
     world.tell(
         "moco_dist.train: compiling the networks, which may take a minute at the first start, and less at the next "
         f"ones ({place} keeps the code); device.compile=false goes without"

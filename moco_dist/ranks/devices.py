@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moco_dist.config import Config
+from moco_dist.config import Config, speed
 from moco_dist.errors import UserError
 
 ACCELERATOR = "cuda"
@@ -43,7 +43,8 @@ def pick(config: Config, local_rank: int) -> torch.device:
 def prepare(config: Config, device: torch.device) -> None:
     """Set the global switches of torch that the config asks for."""
     torch.set_num_threads(config.device.threads)
-    _keep_compiled_code()
+    if speed.chosen(config, on_cpu=not runs_ahead(device)).compile:
+        _keep_compiled_code()  # at once: torch settles the place when it makes an optimizer
     if config.device.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -51,17 +52,19 @@ def prepare(config: Config, device: torch.device) -> None:
 
 
 def _keep_compiled_code() -> None:
-    """Let torch.compile keep its code in the user's cache directory, unless the user names another place.
+    """Make torch.compile keep its code in the user's cache directory, where it is not told another place.
 
-    Torch's own place is in /tmp, which a node may lose at each job.
+    Torch's own place is in /tmp, which the next job may find empty. It stays where there is no home to write to.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    with suppress(OSError, RuntimeError):  # no home, or one that cannot be written: torch's own place is good enough
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    with suppress(OSError, RuntimeError):
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         folder = (base if base.is_absolute() else Path.home() / ".cache") / "moco-dist" / "torch-compile"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-            os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def begin_step(config: Config) -> None:
