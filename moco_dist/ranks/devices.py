@@ -70,7 +70,8 @@ def _keep_compiled_code() -> None:
 def begin_step(config: Config) -> None:
     """Tell CUDA graphs, where torch.compile makes them, that what they hold of the last step may be overwritten."""
     if config.device.compile == "reduce-overhead":
-        torch.compiler.cudagraph_mark_step_begin()
+        with suppress(ImportError):  # no compiler, so no graphs
+            torch.compiler.cudagraph_mark_step_begin()
 
 
 def runs_ahead(device: torch.device) -> bool:
