@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_dist import config as configs
+from moco_dist.data.views import Views
 from moco_dist.engine import build as engines
 from moco_dist.engine.engine import Engine
 from moco_dist.methods import moco
@@ -62,7 +63,7 @@ def curve(engine: Engine, steps: range = range(3)) -> list[float]:
         generator = torch.Generator().manual_seed(step)
         views = torch.randn(2, BATCH, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
         one, two = views[:, world.rank * BATCH // world.size : (world.rank + 1) * BATCH // world.size]
-        losses.append(engine.step((one, two), step, 0.1).numbers()["loss"])
+        losses.append(engine.step(Views.of(one, two), step, 0.1).numbers()["loss"])
     return losses
 
 
