@@ -43,6 +43,8 @@ class DataSection(Section):
     """Probability of the Gaussian blur; unset, the recipe's."""
     blur_sigma: Interval = (0.1, 2.0)
     """Standard deviation of the Gaussian blur in pixels, least and most."""
+    decode: Literal["auto", "cpu", "pillow"] = "auto"
+    """cpu: libjpeg-turbo and SIMD; pillow: Pillow alone, several times slower; auto: cpu, or as the run was begun."""
     workers: Natural = 0
     """Processes a rank that decode and crop; 0: the training process does it."""
     samples: Positive = 1024

@@ -122,7 +122,7 @@ class Augment:
         """Make one view of each image.
 
         Args:
-            images: uint8 [B, C, S, S], on the device.
+            images: uint8 [B, C, S, S], on the device, in any memory format.
             draws: float32 [B, COLOUR_DRAWS] uniform numbers in [0, 1), on the CPU.
             dtype: float32 or float64, of the arithmetic and of the result.
 
@@ -130,7 +130,7 @@ class Augment:
             [B, C, S, S], normalised.
         """
         assert draws.shape == (len(images), COLOUR_DRAWS) and draws.device.type == "cpu"
-        r, x = self.recipe, images.to(dtype).div_(255)
+        r, x = self.recipe, images.to(dtype, memory_format=torch.contiguous_format).div_(255)
         gray = draws[:, _GRAYSCALE] < r.grayscale  # [B]
         if r.grayscale_first:
             _apply_(x, gray, grayscale)

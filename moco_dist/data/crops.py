@@ -5,6 +5,7 @@ Nothing is drawn here: a box is a function of its image's size and of `CROP_DRAW
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
-from moco_dist.data.decode import Planes
 from moco_dist.data.separable import interpolation, separable
+
+Box = tuple[int, int, int, int]
+"""Top, left, height and width of a crop in pixels."""
 
 CROP_TRIES = 10
 CROP_DRAWS = 4 * CROP_TRIES
@@ -29,10 +31,7 @@ what is cut off is even too."""
 def crop_boxes(
     draws: NDArray[np.float32], heights: NDArray[np.int64], widths: NDArray[np.int64], scale: Interval, ratio: Interval
 ) -> NDArray[np.int64]:
-    """Place random crops as torchvision's RandomResizedCrop does.
-
-    A crop is the first of ten tries that fits into the image: area uniform in `scale`, width over height log-uniform in
-    `ratio`, position uniform. Where none fits, the largest central crop whose ratio is allowed.
+    """Place a random crop in each of some images, as `Placer` does.
 
     Args:
         draws: [B, CROP_DRAWS] uniform numbers in [0, 1).
@@ -44,40 +43,59 @@ def crop_boxes(
     Returns:
         [B, 4] top, left, height, width in pixels.
     """
-    image = np.stack([heights, widths]).astype(np.int64)  # [2, B] height and width
-    area_draw, ratio_draw, *place_draws = np.moveaxis(draws.reshape(-1, CROP_TRIES, 4).astype(np.float64), 2, 0)
-    area = (scale[0] + (scale[1] - scale[0]) * area_draw) * image.prod(0)[:, None]  # [B, tries]
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(log_low + (log_high - log_low) * ratio_draw)
-    crop = np.rint(np.sqrt(np.stack([area / aspect, area * aspect]))).astype(np.int64)  # [2, B, tries]
-    place = np.floor(np.stack(place_draws) * (image[:, :, None] - crop + 1)).astype(np.int64)
-    fits = ((crop > 0) & (crop <= image[:, :, None])).all(0)  # [B, tries]
-    tried = np.concatenate([place, crop])[:, np.arange(len(fits)), fits.argmax(1)]  # [4, B]
-    return np.where(fits.any(1), tried, _central_crop(image, ratio)).T
+    placers = placers_of(draws[None], scale, ratio)
+    sizes = zip(heights.tolist(), widths.tolist(), strict=True)
+    boxes = [placer(*size)[0] for placer, size in zip(placers, sizes, strict=True)]
+    return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
 
-def _central_crop(image: NDArray[np.int64], ratio: Interval) -> NDArray[np.int64]:
-    """Place the largest central crops whose ratio is allowed, [4, B] top, left, height, width."""
-    height, width = image  # [B] each
-    crop = np.stack([np.minimum(height, np.rint(width / ratio[0])), np.minimum(width, np.rint(height * ratio[1]))])
-    crop = np.maximum(crop, 1).astype(np.int64)  # torchvision's is empty in an image of a few pixels
-    return np.concatenate([(image - crop) // 2, crop])
+class Placer(NamedTuple):
+    """A placer places random crops in one image, once the size of that is known.
+
+    It does what torchvision's RandomResizedCrop does: a crop is the first of ten tries that fits into the image, with
+    an area that is uniform in `scale`, width over height log-uniform in `ratio`, and a uniform position. Where none
+    fits, it is the largest central crop whose ratio is allowed.
+    """
+
+    tries: list[list[list[float]]]
+    """[V, CROP_TRIES, 4] of each view: area as a fraction of the image's, width over height, and the position from
+    top and left as fractions of what is possible."""
+    ratio: Interval
+
+    def __call__(self, height: int, width: int) -> list[Box]:
+        """Return the box of each view in an image of that size. Plain numbers, since numpy takes long for a few."""
+        return [self._box(tries, height, width) for tries in self.tries]
+
+    def _box(self, tries: list[list[float]], height: int, width: int) -> Box:
+        for fraction, aspect, top, left in tries:
+            area = fraction * (height * width)
+            crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                return (
+                    int(top * (height - crop_height + 1)),
+                    int(left * (width - crop_width + 1)),
+                    crop_height,
+                    crop_width,
+                )
+        # torchvision's is empty in an image of a few pixels
+        crop_height = max(1, min(height, round(width / self.ratio[0])))
+        crop_width = max(1, min(width, round(height * self.ratio[1])))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def crop_views(planes: Planes, draws: NDArray[np.float32], data: DataSection) -> Tensor:
-    """Crop some random views out of one decoded image.
+def placers_of(draws: NDArray[np.float32], scale: Interval, ratio: Interval) -> list[Placer]:
+    """Make the placer of each of some images.
 
     Args:
-        planes: of the image.
-        draws: [V, CROP_DRAWS] uniform numbers in [0, 1), a row for each view.
-        data: size S of the views in pixels, and limits of their area and ratio.
-
-    Returns:
-        uint8 [V, C, S, S]
+        draws: [V, B, CROP_DRAWS] uniform numbers in [0, 1), for V views of each image.
+        scale: area of the crop as a fraction of the image's, least and most.
+        ratio: width over height of the crop, least and most.
     """
-    width, height = (np.full(len(draws), side) for side in planes[0].size)
-    boxes = crop_boxes(draws, height, width, data.crop_scale, data.crop_ratio)
-    return torch.stack([torch.cat([crop_file(plane, box, data.image_size) for plane in planes]) for box in boxes])
+    tries = draws.reshape(*draws.shape[:2], CROP_TRIES, 4).astype(np.float64).swapaxes(0, 1)  # [B, V, tries, 4]
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    tries[..., 0] = scale[0] + (scale[1] - scale[0]) * tries[..., 0]
+    tries[..., 1] = np.exp(log_low + (log_high - log_low) * tries[..., 1])
+    return [Placer(of_image, ratio) for of_image in tries.tolist()]
 
 
 def crop_file(image: Image.Image, box: Sequence[int] | NDArray[np.int64], size: int) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +18,15 @@ from torch import Tensor
 
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
-from moco_dist.data import crops
-from moco_dist.data.decode import Planes, Unreadable, decode
+from moco_dist.data import crops, photographs
+from moco_dist.data.crops import Placer
+from moco_dist.data.decode import Unreadable, decode
 from moco_dist.data.image_file import ImageFile, shorter_side
 from moco_dist.data.shards import Places
 from moco_dist.data.tree import some
 from moco_dist.errors import UserError
+
+T = TypeVar("T")
 
 Indices = NDArray[np.int64]
 Labels = NDArray[np.int64]
@@ -197,9 +202,23 @@ class FileSource:
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
-        places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
-        views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
-        return torch.stack(views, dim=1), unreadable
+        shape = (len(draws), len(indices), data.image_size, data.image_size, self.channels)
+        views = torch.empty(shape, dtype=torch.uint8)  # [V, n, S, S, C], in the order in which decoders give pixels
+        placers = crops.placers_of(draws, data.crop_scale, data.crop_ratio)
+        for column, (place, placer) in enumerate(zip(indices.tolist(), placers, strict=True)):
+            read = functools.partial(self._crops_of, placer=placer, data=data)
+            for view, crop in zip(views[:, column], self._first_readable(place, read, unreadable), strict=True):
+                view.copy_(crop)
+        return views.movedim(4, 2), unreadable
+
+    def _crops_of(self, file: ImageFile, placer: Placer, data: DataSection) -> list[Tensor]:
+        """Crop the views of one file, uint8 [S, S, C] each, in the way that `data.decode` says."""
+        if data.decode == "cpu":
+            return photographs.crop_views(file, placer, data.image_size, self.channels, self.value_range)
+        planes = decode(file, self.channels, self.value_range)
+        width, height = planes[0].size
+        cropped = ([crops.crop_file(p, box, data.image_size) for p in planes] for box in placer(height, width))
+        return [torch.cat(of_view).movedim(0, 2) for of_view in cropped]
 
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
         unreadable: list[Unreadable] = []
@@ -221,13 +240,15 @@ class FileSource:
         return self.folder / os.fsdecode(name) if self.places is None else self.places.member(place, name)
 
     def _centre(self, place: int, size: int, unreadable: list[Unreadable]) -> Tensor:
-        return torch.cat([crops.centre(plane, size) for plane in self._decode(place, unreadable)])
+        read = functools.partial(decode, channels=self.channels, value_range=self.value_range)
+        return torch.cat([crops.centre(plane, size) for plane in self._first_readable(place, read, unreadable)])
 
-    def _decode(self, place: int, unreadable: list[Unreadable]) -> Planes:
-        """Decode the image at a place, or the next readable one.
+    def _first_readable(self, place: int, read: Callable[[ImageFile], T], unreadable: list[Unreadable]) -> T:
+        """Read the image at a place, or the next readable one.
 
         Args:
             place: of the image in the source.
+            read: what is wanted of a file.
             unreadable: the image is added to it where another one replaces it. Those passed over in search of one are
                 not: each is counted where it is asked for itself, and so once an epoch.
 
@@ -237,7 +258,7 @@ class FileSource:
         for offset in range(len(self)):
             file = self.file((place + offset) % len(self))
             try:
-                return decode(file, self.channels, self.value_range)
+                return read(file)
             except MemoryError:
                 raise  # the process's own, which another image would not mend
             except Exception as error:  # decoders raise errors of their own kinds

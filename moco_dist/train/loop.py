@@ -58,8 +58,9 @@ class Training:
         """Train to the end. Raises Ended, UserError."""
         start = self.world.from_first(self._last_checkpoint)
         unreadable = {"epoch": 0, "images": 0}
+        state = self.checkpoints.load(start) if start else {}
+        self.config = configs.with_decoder(self.config, state.get("config"))
         if start:
-            state = self.checkpoints.load(start)
             configs.check_resumable(state["config"], state["group_size"], self.config, self.plan)
             earlier = self.world.from_first(lambda: status.read(self.run_dir.folder))
             check_begun(state.get("data"), earlier.epoch_steps, self.data.identity, self.epoch_steps, self.config)
