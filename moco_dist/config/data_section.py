@@ -45,8 +45,8 @@ class DataSection(Section):
     """Standard deviation of the Gaussian blur in pixels, least and most."""
     decode: Literal["auto", "cpu", "pillow"] = "auto"
     """cpu: libjpeg-turbo and SIMD; pillow: Pillow alone, several times slower; auto: cpu, or as the run was begun."""
-    workers: Natural = 0
-    """Processes a rank that decode and crop; 0: the training process does it."""
+    workers: Natural | Literal["auto"] = 0
+    """Processes a rank that decode and crop; 0: the training process does it; auto: by its cores and a batch's time."""
     samples: Positive = 1024
     """Number of images of the synthetic source."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moco_dist.config.section import Interval
-from moco_dist.data.crops import Box
+from moco_dist.data.crops import Box, Placer
 from moco_dist.data.decode import TURNS, decode, orientation
 from moco_dist.data.image_file import ImageFile, opened
 
@@ -41,14 +41,12 @@ Pixels = NDArray[np.uint8]
 """An upright image, [H, W, C]."""
 
 
-def crop_views(
-    file: ImageFile, place: Callable[[int, int], list[Box]], size: int, channels: int, value_range: Interval | None
-) -> list[Tensor]:
+def crop_views(file: ImageFile, place: Placer, size: int, channels: int, value_range: Interval | None) -> list[Tensor]:
     """Decode an image file once, and crop its views.
 
     Args:
         file: the image.
-        place: returns the boxes of the views in an image of that height and width.
+        place: places the crops of the views.
         size: side S of the views in pixels.
         channels: C of the views.
         value_range: as `decode` takes it.

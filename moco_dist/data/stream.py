@@ -153,7 +153,10 @@ def on_device(
         return augmentation(crops, draws, wide).to(dtype)
 
     def views_of(batch: Batch) -> Views:
-        return Views(batch.views.to(device, non_blocking=True), batch.draws, augment)
+        crops = batch.views.to(
+            device, non_blocking=True
+        ).contiguous()  # as collectives need them; of files, they are not
+        return Views(crops, batch.draws, augment)
 
     if not devices.runs_ahead(device):
         yield from ((views_of(batch), batch.unreadable) for batch in batches)
