@@ -68,7 +68,7 @@ _OF_STATE = {
     "optimizer": "optimizer",
 }
 _OF_ROW = {"loss": "losses", "lr": "lr", "top1": "top1 top5", "top5": "top1 top5"}
-_WALL_CLOCK = re.compile("second|minute|hour|time")
+_WALL_CLOCK = re.compile("second|minute|hour|time|wait")
 
 START_SECONDS = 300.0  # four ranks of each side on two cores that others use as well
 END_SECONDS = 60.0  # from the death of the ranks to that of the last data worker

@@ -18,7 +18,7 @@ from moco_dist.config.load import (
 )
 from moco_dist.config.paths import expanded, literal
 from moco_dist.config.read import read_tree
-from moco_dist.config.resume import check_resumable
+from moco_dist.config.resume import check_resumable, with_decoder
 from moco_dist.config.schema import Config
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "schema",
     "usage",
     "validate",
+    "with_decoder",
 ]

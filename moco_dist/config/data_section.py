@@ -43,8 +43,10 @@ class DataSection(Section):
     """Probability of the Gaussian blur; unset, the recipe's."""
     blur_sigma: Interval = (0.1, 2.0)
     """Standard deviation of the Gaussian blur in pixels, least and most."""
-    workers: Natural = 0
-    """Processes a rank that decode and crop; 0: the training process does it."""
+    decode: Literal["auto", "cpu", "pillow"] = "auto"
+    """cpu: libjpeg-turbo and SIMD; pillow: Pillow alone, several times slower; auto: cpu, or as the run was begun."""
+    workers: Natural | Literal["auto"] = 0
+    """Processes a rank that decode and crop; 0: the training process does it; auto: by its cores and a batch's time."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """memory: decode small images of one size once, and keep them on the device; auto: where they fit; none: never."""
     samples: Positive = 1024

@@ -11,6 +11,22 @@ _FREE = {"run", "data.root", "data.download", "data.workers", "data.cache", "dat
 _FREE |= {"optim.accumulate", "device", "checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k"}
 _FREE |= {"eval.knn_temperature", "track"}
 
+_EARLIER = {"data.decode": "pillow"}
+"""What runs did that were begun before there was a key for it, where that is not the key's default."""
+
+
+def with_decoder(config: Config, begun: Mapping[str, Any] | None) -> Config:
+    """Return the config with the decoder that `data.decode=auto` means: the one that the run was begun with, or cpu.
+
+    Args:
+        config: the one to go on with, or to begin with.
+        begun: the config that the run was begun with, as `model_dump`; None: it begins now.
+    """
+    if config.data.decode != "auto":
+        return config
+    decode = "cpu" if begun is None else begun["data"].get("decode", _EARLIER["data.decode"])
+    return config.model_copy(update={"data": config.data.model_copy(update={"decode": decode})})
+
 
 def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> None:
     """Refuse to go on with a run under a config that would change its curve.
@@ -41,7 +57,7 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
         for name, new in keys.items()
         if section not in free
         if (key := f"{section}.{name}") not in free
-        if (old := begun[section].get(name, default[section][name])) != new  # a key that came later
+        if (old := begun[section].get(name, _EARLIER.get(key, default[section][name]))) != new  # a key that came later
     ]
     for key in ("run.seed", "device.precision"):
         section, name = key.split(".")

@@ -128,7 +128,7 @@ class Augment:
         """Make one view of each image.
 
         Args:
-            images: uint8 [B, C, S, S], on the device.
+            images: uint8 [B, C, S, S], on the device, in any memory format.
             draws: float32 [B, COLOUR_DRAWS] uniform numbers in [0, 1), on the CPU.
             dtype: float32 or float64, of the arithmetic and of the result.
 
@@ -185,7 +185,7 @@ def _coloured(images: Tensor, draws: Tensor, recipe: Recipe, dtype: torch.dtype)
     if _suits_kernel(images, dtype) and (recipe.jitter or recipe.grayscale):
         coloured: Tensor = _kernels().colour(images, order, factors, gray, gray_first=recipe.grayscale_first)
         return coloured
-    x = images.to(dtype).div_(255)
+    x = images.to(dtype, memory_format=torch.contiguous_format).div_(255)
     if recipe.grayscale_first:
         _apply_(x, gray, grayscale)
     _jitter_(x, order, factors)
@@ -223,7 +223,11 @@ def _jitter_(x: Tensor, order: Tensor, factors: Tensor) -> None:
 
 def _suits_kernel(images: Tensor, dtype: torch.dtype) -> bool:
     """Return whether Triton's kernel computes the colours of this batch."""
-    return images.is_cuda and images.shape[1] == 3 and dtype == torch.float32 and bool(_kernels())
+    return _is_on_gpu(images) and images.shape[1] == 3 and dtype == torch.float32 and bool(_kernels())
+
+
+def _is_on_gpu(images: Tensor) -> bool:
+    return images.is_cuda
 
 
 @functools.cache

@@ -28,9 +28,11 @@ class Boxes(NamedTuple):
     """int64 [V, n, 4] top, left, height, width in pixels, for V views of each image."""
     size: int
     """Side S of the views in pixels."""
+    decode: str
+    """As `data.decode`, which says how crops of files are resized."""
 
     def cut(self, images: Tensor, crop: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
-        """Cut the views out of the images, uint8 [V, n, C, S, S], all with one call of a function of `data.crops`."""
+        """Cut the views out of the images, uint8 [V, n, C, S, S], with one call of a function that crops a batch."""
         if devices.runs_ahead(images.device):  # the stream that cuts is not the one by which the images came
             images.record_stream(devices.of(images.device).current_stream(images.device))
         of_views = rows_of(images, self.places).repeat(len(self.boxes), 1, 1, 1)
@@ -63,7 +65,7 @@ class Outline:
         """Place random crops; arguments and result are those of `Source.crops`."""
         height, width = (np.full(len(indices), side) for side in (self.height, self.width))
         boxes = [crop_boxes(view, height, width, data.crop_scale, data.crop_ratio) for view in draws]
-        placed = Boxes(torch.from_numpy(indices), torch.from_numpy(np.stack(boxes)), data.image_size)
+        placed = Boxes(torch.from_numpy(indices), torch.from_numpy(np.stack(boxes)), data.image_size, data.decode)
         return placed, self.unreadable(indices)
 
     def unreadable(self, indices: Indices) -> list[Unreadable]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,14 +15,18 @@ from torch.utils.data import Dataset
 
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
-from moco_dist.data import crops, loader
+from moco_dist.data import crops, loader, photographs, resizes
 from moco_dist.data.boxes import Boxes, Crops, Indices, Outline, rows_of
-from moco_dist.data.decode import Planes, Unreadable, planes_of
+from moco_dist.data.decode import Unreadable, planes_of
+from moco_dist.data.image_file import ImageFile
 from moco_dist.data.store import ArraySource, FileSource, Source
 from moco_dist.data.tree import some
 from moco_dist.errors import UserError
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
+
+Read = Callable[[ImageFile], photographs.Pixels]
+"""Decodes a file, [H, W, C]."""
 
 _PART = 8
 """`data.cache=auto` takes at most one in so many of the bytes that a rank may use."""
@@ -60,28 +65,33 @@ class DecodedSource(FileSource):
         return DecodedSource.of(super().subset(indices), rows_of(self.images, indices), replaced)
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
-        if not devices.runs_ahead(self.device):
-            return super().crops(indices, draws, data)
-        return self.outline().crops(indices, draws, data)
+        boxes, unreadable = self.outline().crops(indices, draws, data)
+        if devices.runs_ahead(self.device):
+            return boxes, unreadable
+        views = torch.empty(*draws.shape[:2], data.image_size, data.image_size, self.channels, dtype=torch.uint8)
+        for column, place in enumerate(indices.tolist()):
+            pixels = self._pixels(place)
+            for view, box in zip(views[:, column], boxes.boxes[:, column].tolist(), strict=True):
+                view.copy_(resizes.cut(pixels, box, data.image_size, data.decode))
+        return views.movedim(4, 2), unreadable
 
     def outline(self) -> Outline:
         return Outline.of(self.images, self.replaced)
 
     def cut(self, boxes: Boxes) -> Tensor:
-        return boxes.cut(self.images, crops.crop_files)
+        return boxes.cut(self.images, functools.partial(resizes.crop, decode=boxes.decode))
 
     def centred(self, indices: Indices, size: int) -> tuple[Tensor, list[Unreadable]]:
-        if not devices.runs_ahead(self.device):
-            return super().centred(indices, size)
-        return crops.centre_files(rows_of(self.images, indices), size), self.outline().unreadable(indices)
+        if devices.runs_ahead(self.device):
+            images = resizes.centres(rows_of(self.images, indices), size)
+        else:
+            alone = (planes_of(self._pixels(place)) for place in indices.tolist())
+            images = torch.stack([torch.cat([crops.centre(plane, size) for plane in planes]) for planes in alone])
+        return images, self.outline().unreadable(indices)
 
-    def _decode(self, place: int, unreadable: list[Unreadable]) -> Planes:
-        unreadable += self.outline().unreadable(np.array([place]))
-        return planes_of(self.images[place].permute(1, 2, 0).numpy())
-
-
-class _SeveralSizes(UserError):
-    """The images of a folder are of several sizes."""
+    def _pixels(self, place: int) -> photographs.Pixels:
+        """Return the pixels of an image in memory, [H, W, C]."""
+        return self.images[place].permute(1, 2, 0).numpy()
 
 
 class _Chunks(Dataset[tuple[Tensor, dict[int, Unreadable]]]):
@@ -90,19 +100,19 @@ class _Chunks(Dataset[tuple[Tensor, dict[int, Unreadable]]]):
     With them come the images that cannot be read, by their places; their pixels are black.
     """
 
-    def __init__(self, source: FileSource, end: int, shape: tuple[int, ...]) -> None:
-        self.source, self.end, self.shape = source, end, shape
+    def __init__(self, source: FileSource, read: Read, end: int, shape: tuple[int, ...]) -> None:
+        self.source, self.read, self.end, self.shape = source, read, end, shape
 
     def __getitem__(self, begin: int) -> tuple[Tensor, dict[int, Unreadable]]:
         places = range(begin, min(begin + _CHUNK, self.end))
         images, unreadable = np.zeros((len(places), *self.shape), dtype=np.uint8), dict[int, Unreadable]()
         for row, place in enumerate(places):
-            planes = self.source.attempt(place)
-            if isinstance(planes, Unreadable):
-                unreadable[place] = planes
+            pixels = self.source.attempt(place, self.read)
+            if isinstance(pixels, Unreadable):
+                unreadable[place] = pixels
             else:
-                _check_shape(planes, self.shape)
-                images[row] = _pixels(planes)
+                _check_shape(pixels, self.shape)
+                images[row] = pixels
         return torch.from_numpy(images), unreadable
 
 
@@ -112,7 +122,7 @@ def keep(source: Source, config: Config, world: World) -> Source:
     Views are the same bits wherever they are cut. Files that are not kept are decoded whenever they are seen.
 
     Raises:
-        UserError: with `data.cache=memory`, images that do not fit or have several sizes; no image can be decoded.
+        UserError: with `data.cache=memory`, images of several sizes, or that do not fit or are too large to be kept.
     """
     cache, steps = config.data.cache, config.optim.steps
     if isinstance(source, ArraySource) and cache != "none" and (device := _place(source.images.numel(), cache, world)):
@@ -122,87 +132,96 @@ def keep(source: Source, config: Config, world: World) -> Source:
     if cache == "auto" and steps and steps * config.optim.global_batch < len(source):
         return source  # a run that does not see every image would wait for all of them
     try:
-        return _decoded(source, cache, world)
-    except _SeveralSizes:
+        return _decoded(source, config.data, world)
+    except UserError:
         if cache == "memory":
             raise
         return source
 
 
-def _decoded(source: FileSource, cache: str, world: World) -> FileSource:
-    """Decode all images of a source, each on one rank, and keep them; where they do not fit, return it as it is.
-
-    Raises:
-        UserError: on all ranks, as `keep`.
-    """
-    shape = world.agreed(lambda: _common_shape(source))
+def _decoded(source: FileSource, data: DataSection, world: World) -> FileSource:
+    """Decode all images of a source, each on one rank, and keep them. Raises UserError, on all ranks, as `keep`."""
+    shape = world.agreed(lambda: _shape(source, data))
     if not shape:
         return source
     size_bytes = len(source) * math.prod(shape)
-    device = _place(size_bytes, cache, world)
+    device = _place(size_bytes, data.cache, world, of_files=True)
     if device is None:
-        if cache == "memory":
-            rule = f"the images take {size_bytes / 1e9:.2g} GB, more than there is for them"
-            raise UserError.of("data.cache", cache, rule, "use data.cache=auto")
-        return source
+        raise _mistake(f"the images take {size_bytes / 1e9:.2g} GB, more than there is for them")
     there = "memory" if device.type == "cpu" else "the device's memory"
     world.tell(f"data.cache: {len(source)} images are decoded once, into {size_bytes / 1e6:.0f} MB of {there}")
     sharing = device == world.device  # gathered by way of the device, where there is one
     ranks, rank = (world.size, world.rank) if sharing else (1, 0)
     share = -(-len(source) // ranks)
-    mine, unreadable = world.agreed(lambda: _decode_share(source, rank * share, share, shape))
+    chunks = _Chunks(source, _reader(source, data.decode), min((rank + 1) * share, len(source)), shape)
+    mine, unreadable = world.agreed(lambda: _decode_share(chunks, rank * share, share))
     replaced = {place: image for of_rank in world.gather_objects(unreadable) for place, image in of_rank.items()}
     images = world.all_gather(mine.to(device)) if sharing else mine
     images = images[: len(source)].permute(0, 3, 1, 2)  # [N, C, H, W]
     return DecodedSource.of(source, images if device.type == "cpu" else images.contiguous(), replaced)
 
 
-def _decode_share(
-    source: FileSource, begin: int, share: int, shape: tuple[int, ...]
-) -> tuple[Tensor, dict[int, Unreadable]]:
+def _decode_share(chunks: _Chunks, begin: int, share: int) -> tuple[Tensor, dict[int, Unreadable]]:
     """Decode so many images from a place on with all cores of this rank, [share, H, W, C]. Raises UserError."""
-    end = min(begin + share, len(source))
-    images, unreadable = torch.zeros(share, *shape, dtype=torch.uint8), dict[int, Unreadable]()
-    steps = range(begin, end, _CHUNK)
+    images, unreadable = torch.zeros(share, *chunks.shape, dtype=torch.uint8), dict[int, Unreadable]()
+    steps = range(begin, chunks.end, _CHUNK)
     workers = min(devices.cores(), len(steps))
-    chunks = loader.make_loader(_Chunks(source, end, shape), steps, workers if workers > 1 else 0, torch.device("cpu"))
-    for start, (pixels, not_read) in zip(steps, chunks, strict=True):
+    loaded = loader.make_loader(chunks, steps, workers if workers > 1 else 0, torch.device("cpu"))
+    for start, (pixels, not_read) in zip(steps, loaded, strict=True):
         images[start - begin :][: len(pixels)] = pixels
         unreadable |= not_read
     return images, unreadable
 
 
-def _place(size_bytes: int, cache: str, world: World) -> torch.device | None:
-    """Choose where so many bytes are kept on every rank: on its device, else in memory; None where they do not fit."""
+def _place(size_bytes: int, cache: str, world: World, *, of_files: bool = False) -> torch.device | None:
+    """Choose where so many bytes are kept on every rank: on its device, else in memory; None where they do not fit.
+
+    Images of files are on a device only if their crops get the same bits there.
+    """
     part = _PART if cache == "auto" else 1
     for device in (world.device, torch.device("cpu")):
-        on_device = device.type == "cpu" or crops.pil_is_as_known()
-        if all(world.gather_objects(on_device and size_bytes <= devices.memory(device) // part)):
+        is_suited = not (of_files and devices.runs_ahead(device)) or resizes.are_as_known()
+        if all(world.gather_objects(is_suited and size_bytes <= devices.memory(device) // part)):
             return device
     return None
 
 
-def _common_shape(source: FileSource) -> tuple[int, ...]:
+def _shape(source: FileSource, data: DataSection) -> tuple[int, ...]:
     """Look at some images, and return the shape of all, [H, W, C]; empty where none of them can be read.
 
     Raises:
-        UserError: they are of several sizes.
+        UserError: they are of several sizes, or kept images would give other pixels than their files.
     """
     shape: tuple[int, ...] = ()
-    for planes in map(source.attempt, some(range(len(source)), _LOOKED_AT)):
-        if not isinstance(planes, Unreadable):
-            shape = shape or _pixels(planes).shape
-            _check_shape(planes, shape)
+    for place in some(range(len(source)), _LOOKED_AT):
+        pixels, of_pillow = (source.attempt(place, _reader(source, how)) for how in (data.decode, "pillow"))
+        if isinstance(pixels, Unreadable) or isinstance(of_pillow, Unreadable):
+            continue
+        shape = shape or pixels.shape
+        _check_shape(pixels, shape)
+        if not np.array_equal(pixels, of_pillow):
+            raise _mistake(f"with data.decode={data.decode}, crops have other pixels than the evaluation's images")
+    if shape and data.decode != "pillow" and photographs.may_be_reduced(shape[0], shape[1], data.image_size):
+        rule = f"with data.decode={data.decode}, images of {shape[1]}x{shape[0]} are decoded at a reduced scale"
+        raise _mistake(f"{rule} for crops of {data.image_size}")
     return shape
 
 
-def _check_shape(planes: Planes, shape: tuple[int, ...]) -> None:
-    width, height = planes[0].size
-    if (height, width) != shape[:2]:
-        rule = f"the images are of several sizes, {shape[1]}x{shape[0]} and {width}x{height} among them"
-        raise _SeveralSizes.of("data.cache", "memory", rule, "use data.cache=auto, which leaves them on disk")
+def _reader(source: FileSource, decoder: str) -> Read:
+    """Return what reads a whole file, to the pixels that `data.decode` gives crops."""
+    return functools.partial(
+        photographs.by_decode if decoder == "pillow" else photographs.whole,
+        channels=source.channels,
+        value_range=source.value_range,
+    )
 
 
-def _pixels(planes: Planes) -> NDArray[np.uint8]:
-    """Return the pixels of a decoded image, [H, W, C]."""
-    return np.dstack([np.asarray(plane) for plane in planes])
+def _check_shape(pixels: photographs.Pixels, shape: tuple[int, ...]) -> None:
+    """Refuse an image of another shape. Raises UserError."""
+    if pixels.shape != shape:
+        sizes = [f"{width}x{height}" for height, width, _ in (shape, pixels.shape)]
+        raise _mistake(f"the images are of several sizes, {sizes[0]} and {sizes[1]} among them")
+
+
+def _mistake(rule: str) -> UserError:
+    return UserError.of("data.cache", "memory", rule, "use data.cache=auto, which leaves them on disk")

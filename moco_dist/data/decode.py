@@ -20,7 +20,7 @@ Planes = list[Image.Image]
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """PIL's modes of more than 8 bits a channel; all have one channel."""
 
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -77,7 +77,7 @@ def decode(path: ImageFile, channels: int, value_range: Interval | None) -> Plan
             raise RangeError("has 16 bits a channel, of which PIL reads 8 alone in colour; save it as .npy [H, W, 3]")
         image.load()
         # A TIFF turns itself and drops its tag while it is loaded, so that the tag is read after that.
-        turn = _TURNS.get(_orientation(image))
+        turn = TURNS.get(orientation(image))
         if image.mode in _DEEP:
             planes = _with_channels(Image.fromarray(eight_bits(np.asarray(image), value_range)), channels)
         else:
@@ -174,11 +174,11 @@ def is_deep_colour(image: Image.Image) -> bool:
     return image.mode not in _DEEP and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 where there is none, or the metadata are damaged, which the pixels are not."""
     try:
-        orientation: int = image.getexif().get(Base.Orientation, 1)
-        return orientation
+        number: int = image.getexif().get(Base.Orientation, 1)
+        return number
     except MemoryError:
         raise
     except Exception:  # the parser of the metadata raises errors of its own kinds

@@ -109,8 +109,8 @@ def shorter_side(file: ImageFile) -> int | None:
 
 
 @contextmanager
-def opened(file: ImageFile) -> Iterator[Image.Image]:
-    """Open an image file without PIL's warnings, which each worker would tell anew.
+def opened(file: ImageFile | io.BytesIO) -> Iterator[Image.Image]:
+    """Open an image file, or what was read of one, without PIL's warnings, which each worker would tell anew.
 
     They are about metadata, and about images of more pixels than usual; PIL refuses those of 179 million and more.
     """

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from moco_dist.data import workers as of_workers
 from moco_dist.errors import UserError
 from moco_dist.ranks import devices, watchdog
 
@@ -58,14 +59,24 @@ class Loader(Iterable[T]):
     """
 
     _loader: DataLoader[T]
+    _waited_seconds: list[float] = field(default_factory=list, init=False, repr=False)
+    """The waits for batches since the last `take_waited_seconds`."""
 
     def __iter__(self) -> Iterator[T]:
         with _garbage_stays_here():
             batches = iter(self._loader)  # the workers begin
         for _ in range(len(self._loader)):
+            began = time.monotonic()
             with watchdog.awaiting_batch():
                 batch = self._next(batches)
+            self._waited_seconds.append(time.monotonic() - began)
             yield batch
+
+    def take_waited_seconds(self) -> float:
+        """Return how long batches were waited for since this was last asked."""
+        seconds = sum(self._waited_seconds)
+        self._waited_seconds.clear()
+        return seconds
 
     def _next(self, batches: Iterator[T]) -> T:
         give_up_at = math.inf
@@ -81,29 +92,33 @@ class Loader(Iterable[T]):
                 raise Withheld("a batch of the data loader does not come")
 
 
-def make_loader(batches: Dataset[T], steps: range, workers: int, device: torch.device) -> Loader[T]:
+def make_loader(batches: Dataset[T], steps: range, workers: int | Literal["auto"], device: torch.device) -> Loader[T]:
     """Load whole batches in the order of their steps.
 
     Args:
         batches: yields a batch for a step.
         steps: the steps to load.
-        workers: processes that make batches ahead of time; with 0, this process makes each when it is asked for.
+        workers: processes that make batches ahead of time; with 0, this process makes each when it is asked for; auto:
+            by the cores of the rank.
         device: where the batches go; for one that runs ahead, they lie in pinned memory.
 
     Raises:
         UserError: the workers' sockets have no place.
     """
-    workers = min(workers, len(steps))
-    if workers:
+    count = min(of_workers.count(workers), len(steps))
+    context = None
+    if count:
         _place_sockets()
+        context = of_workers.context(device)
     loader = DataLoader(
-        batches,
+        of_workers.Shared(batches) if context and context.get_start_method() != "fork" else batches,
         batch_size=None,
         sampler=steps,
-        num_workers=workers,
+        num_workers=count,
+        multiprocessing_context=context,
         pin_memory=devices.runs_ahead(device),
-        worker_init_fn=_heed_signals,
-        timeout=_LOOK_SECONDS if workers else 0,
+        worker_init_fn=of_workers.heed_signals,
+        timeout=_LOOK_SECONDS if count else 0,
     )
     return Loader(loader)
 
@@ -145,17 +160,6 @@ def _place_sockets() -> None:
     if len(os.fsencode(folder)) + len("/listener-12345678") > _SOCKET_PATH_BYTES:
         rule = "too long for the sockets of data workers"
         raise UserError.of("TMPDIR", place, rule, f"set it to a folder of at most {longest} bytes")
-
-
-def _heed_signals(worker: int) -> None:
-    """Set the signals of a forked worker: it inherits the trainer's handlers, and must not outlive or outrun it.
-
-    torchrun signals the whole process group. A worker that died of that would turn a stop into a crash; so the first
-    SIGTERM is passed over, and the trainer's own, when it ends, is heeded.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

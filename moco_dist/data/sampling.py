@@ -7,7 +7,8 @@ import numpy as np
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data import decode
-from moco_dist.data.store import FileSource, PixelStatistics
+from moco_dist.data.pixel_statistics import PixelStatistics
+from moco_dist.data.store import FileSource
 from moco_dist.errors import UserError, printable
 
 _RANGE_IMAGES = 9

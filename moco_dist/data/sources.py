@@ -15,8 +15,9 @@ from moco_dist.data import cache, sampling
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.identity import Identity, check_ranks
 from moco_dist.data.index import Split, is_empty, is_folder, list_folder
+from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, general_statistics
 from moco_dist.data.shards import is_packed, open_split
-from moco_dist.data.store import PIXEL_STATISTICS, ArraySource, FileSource, PixelStatistics, Source, general_statistics
+from moco_dist.data.store import ArraySource, FileSource, Source
 from moco_dist.errors import UserError
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World

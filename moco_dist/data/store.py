@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,47 +18,20 @@ from torch import Tensor
 
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
-from moco_dist.data import crops
+from moco_dist.data import crops, photographs
 from moco_dist.data.boxes import Boxes, Crops, Indices, Outline, rows_of
-from moco_dist.data.decode import Planes, Unreadable, decode
+from moco_dist.data.crops import Placer
+from moco_dist.data.decode import Unreadable, decode
 from moco_dist.data.image_file import ImageFile, shorter_side
+from moco_dist.data.pixel_statistics import PixelStatistics
 from moco_dist.data.shards import Places
 from moco_dist.data.tree import some
 from moco_dist.errors import UserError
 from moco_dist.ranks import devices
 
+T = TypeVar("T")
+
 Labels = NDArray[np.int64]
-
-
-class PixelStatistics(NamedTuple):
-    """Pixel statistics are each channel's mean and standard deviation over the training images, of pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-PIXEL_STATISTICS = {
-    "digits": PixelStatistics((0.3053,), (0.3760,)),
-    "mnist": PixelStatistics((0.1307,), (0.3081,)),
-    "cifar10": PixelStatistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "colour": PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
-    "grayscale": PixelStatistics((0.449,), (0.226,)),  # the same, averaged
-}
-
-
-def general_statistics(channels: int) -> PixelStatistics:
-    """Return pixel statistics for images whose own are not known.
-
-    ImageNet's serve for colour (3) and gray (1); of other channels, whose statistics are measured, those of pixels of
-    which each value is as frequent.
-    """
-    name = {1: "grayscale", 3: "colour"}.get(channels)
-    return PIXEL_STATISTICS[name] if name else PixelStatistics((0.5,) * channels, (0.2887,) * channels)
-
-
-def shown_channels(channels: int) -> int:
-    """Return how many of an image's channels, from the first on, a picture of it shows: 1 or 3."""
-    return 3 if channels >= 3 else 1
 
 
 class Source(Protocol):
@@ -221,9 +196,23 @@ class FileSource:
 
     def crops(self, indices: Indices, draws: NDArray[np.float32], data: DataSection) -> tuple[Crops, list[Unreadable]]:
         unreadable: list[Unreadable] = []
-        places = zip(indices.tolist(), draws.swapaxes(0, 1), strict=True)
-        views = [crops.crop_views(self._decode(place, unreadable), of_image, data) for place, of_image in places]
-        return torch.stack(views, dim=1), unreadable
+        shape = (len(draws), len(indices), data.image_size, data.image_size, self.channels)
+        views = torch.empty(shape, dtype=torch.uint8)  # [V, n, S, S, C], in the order in which decoders give pixels
+        placers = crops.placers_of(draws, data.crop_scale, data.crop_ratio)
+        for column, (place, placer) in enumerate(zip(indices.tolist(), placers, strict=True)):
+            read = functools.partial(self._crops_of, placer=placer, data=data)
+            for view, crop in zip(views[:, column], self._first_readable(place, read, unreadable), strict=True):
+                view.copy_(crop)
+        return views.movedim(4, 2), unreadable
+
+    def _crops_of(self, file: ImageFile, placer: Placer, data: DataSection) -> list[Tensor]:
+        """Crop the views of one file, uint8 [S, S, C] each, in the way that `data.decode` says."""
+        if data.decode == "cpu":
+            return photographs.crop_views(file, placer, data.image_size, self.channels, self.value_range)
+        planes = decode(file, self.channels, self.value_range)
+        width, height = planes[0].size
+        cropped = ([crops.crop_file(p, box, data.image_size) for p in planes] for box in placer(height, width))
+        return [torch.cat(of_view).movedim(0, 2) for of_view in cropped]
 
     def outline(self) -> Outline:
         raise AssertionError("files are not on a device")
@@ -251,13 +240,15 @@ class FileSource:
         return self.folder / os.fsdecode(name) if self.places is None else self.places.member(place, name)
 
     def _centre(self, place: int, size: int, unreadable: list[Unreadable]) -> Tensor:
-        return torch.cat([crops.centre(plane, size) for plane in self._decode(place, unreadable)])
+        read = functools.partial(decode, channels=self.channels, value_range=self.value_range)
+        return torch.cat([crops.centre(plane, size) for plane in self._first_readable(place, read, unreadable)])
 
-    def _decode(self, place: int, unreadable: list[Unreadable]) -> Planes:
-        """Decode the image at a place, or the next readable one.
+    def _first_readable(self, place: int, read: Callable[[ImageFile], T], unreadable: list[Unreadable]) -> T:
+        """Read the image at a place, or the next readable one.
 
         Args:
             place: of the image in the source.
+            read: what is wanted of a file.
             unreadable: the image is added to it where another one replaces it. Those passed over in search of one are
                 not: each is counted where it is asked for itself, and so once an epoch.
 
@@ -265,18 +256,18 @@ class FileSource:
             UserError: the source has no readable image.
         """
         for offset in range(len(self)):
-            planes = self.attempt((place + offset) % len(self))
-            if not isinstance(planes, Unreadable):
-                return planes
+            result = self.attempt((place + offset) % len(self), read)
+            if not isinstance(result, Unreadable):
+                return result
             if offset == 0:
-                unreadable.append(planes)
+                unreadable.append(result)
         raise self.unusable(unreadable[-1])
 
-    def attempt(self, place: int) -> Planes | Unreadable:
-        """Decode the image at a place, or tell why that cannot be done."""
+    def attempt(self, place: int, read: Callable[[ImageFile], T]) -> T | Unreadable:
+        """Read the image at a place, or tell why that cannot be done."""
         file = self.file(place)
         try:
-            return decode(file, self.channels, self.value_range)
+            return read(file)
         except MemoryError:
             raise  # the process's own, which another image would not mend
         except Exception as error:  # decoders raise errors of their own kinds

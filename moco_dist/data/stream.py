@@ -40,7 +40,7 @@ class Batch(NamedTuple):
         """Return the crops on the device, uint8 [V, n, C, S, S], of the source that the batch is from."""
         if isinstance(self.views, Boxes):
             return source.cut(self.views)
-        return self.views.to(device, non_blocking=True)
+        return self.views.to(device, non_blocking=True).contiguous()  # as collectives need them; of files, they are not
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from moco_dist import packages
 from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
-from moco_dist.data.store import shown_channels
+from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.errors import UserError
 from moco_dist.evaluate import all_labels, features, few, results
 from moco_dist.evaluate.options import Options, refuse

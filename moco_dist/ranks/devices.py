@@ -126,24 +126,43 @@ def kernels(module: str, try_out: Callable[[Any], object], what: str) -> Any:
 
 
 def cores() -> int:
-    """Return the CPU cores of a rank: its share of those that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """Return the number of cores that a rank may use: its share of those that the machine, or the job, has here."""
+    allowed = [len(os.sched_getaffinity(0)), *_core_limits()]
+    if (of_job := os.environ.get("SLURM_CPUS_ON_NODE", "")).isdecimal():  # where SLURM binds no process to its cores
+        allowed.append(int(of_job))
+    return max(1, min(allowed) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _core_limits() -> Iterator[int]:
+    """Yield the whole cores' worth of time that control groups allow."""
+    for folder, version in _groups_of("cpu"):
+        with suppress(OSError, ValueError):  # not seen from inside a container; "max"
+            names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                yield max(1, int(quota) // int(period))
 
 
 def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """Return the bytes that this process's control groups and those above them allow, set by SLURM or a container."""
     limits = [sys.maxsize]
+    for folder, version in _groups_of("memory", groups, root):
+        with suppress(OSError, ValueError):  # not seen from inside a container; "max"
+            limits.append(int((folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text()))
+    return limits
+
+
+def _groups_of(
+    controller: str, groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[tuple[Path, int]]:
+    """Yield the folders of this process's control groups and of those above them, and the version of each."""
     for line in groups.read_text().splitlines() if groups.exists() else ():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            top, name = root, "memory.max"
-        elif "memory" in controllers.split(","):  # version 1
-            top, name = root / "memory", "memory.limit_in_bytes"
+            top, version = root, 2
+        elif controller in controllers.split(","):
+            top, version = root / controller, 1
         else:
             continue
         own = top / path.lstrip("/")
-        for folder in (own, *own.parents):
-            if folder.is_relative_to(top):
-                with suppress(OSError, ValueError):  # not seen from inside a container; "max"
-                    limits.append(int((folder / name).read_text()))
-    return limits
+        yield from ((folder, version) for folder in (own, *own.parents) if folder.is_relative_to(top))

@@ -10,6 +10,7 @@ import torch
 
 from moco_dist import config as configs
 from moco_dist.data import augment, loader, sources, stream
+from moco_dist.data import workers as of_workers
 from moco_dist.data.identity import check_begun
 from moco_dist.engine import build, checkpoint, schedule
 from moco_dist.errors import UserError
@@ -58,8 +59,9 @@ class Training:
         """Train to the end. Raises Ended, UserError."""
         start = self.world.from_first(self._last_checkpoint)
         unreadable = {"epoch": 0, "images": 0}
+        state = self.checkpoints.load(start) if start else {}
+        self.config = configs.with_decoder(self.config, state.get("config"))
         if start:
-            state = self.checkpoints.load(start)
             configs.check_resumable(state["config"], state["group_size"], self.config, self.plan)
             earlier = self.world.from_first(lambda: status.read(self.run_dir.folder))
             check_begun(state.get("data"), earlier.epoch_steps, self.data.identity, self.epoch_steps, self.config)
@@ -94,7 +96,8 @@ class Training:
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
         own_places = self.engine.method.own_places
         pairs = stream.pretraining(self.data.train, config, self.world, own_places)
-        batches = loader.make_loader(pairs, range(start, self.total), config.data.workers, self.world.device)
+        self.books.workers = self._workers(pairs, start)
+        batches = loader.make_loader(pairs, range(start, self.total), self.books.workers, self.world.device)
         on_device = stream.on_device(
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )
@@ -109,12 +112,22 @@ class Training:
                 books.STOP: self.stop.raised() or tracker.stop_requested,
                 books.SAVE: self.due.save_by_the_clock(),
                 books.UNREADABLE: len(unreadable),
+                books.WAITED: batches.take_waited_seconds(),
             }
             figures = self.engine.step(views, step, lr, sums=wishes)
             self.readout.push(step + 1, figures, unreadable)
             self.done = step + 1
             self._after(self.done)
         self.checkpoints.wait()
+
+    def _workers(self, pairs: stream.BatchStream, start: int) -> int:
+        """Return the number of data workers; where the config leaves it open, choose it and say so."""
+        workers = self.config.data.workers
+        if workers != "auto":
+            return workers
+        choice = of_workers.choose(pairs, start, self.plan.batch_per_rank)
+        self.tracker.say(f"data.workers = auto: {choice.reason}")
+        return choice.workers
 
     def _after(self, done: int) -> None:
         """Write what is due to be read; then stop, evaluate, save where that is due."""

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from moco_dist.data.decode import Unreadable
-from moco_dist.data.store import PixelStatistics, shown_channels
+from moco_dist.data.pixel_statistics import PixelStatistics, shown_channels
 from moco_dist.data.views import Views
 from moco_dist.engine.engine import Figures
 from moco_dist.ranks import devices

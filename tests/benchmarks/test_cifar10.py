@@ -16,7 +16,13 @@ from moco_dist import train
 from moco_dist.evaluate import command
 
 TINY = ["data.image_size=8", "model.width=8", "moco.queue_size=32", "moco.bn_groups=2", "optim.global_batch=16"]
-TINY += ["optim.steps=2", "eval.knn_every=0", "eval.knn_k=5", "device.type=cpu", "run.max_minutes=0.0001"]  # a piece is a step
+TINY += [
+    "optim.steps=2",
+    "eval.knn_every=0",
+    "eval.knn_k=5",
+    "device.type=cpu",
+    "run.max_minutes=0.0001",
+]  # a piece is a step
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.ranks import Ranks
 ALONE = World(0, 1, 0, torch.device("cpu"))
 IMAGES, DAMAGED = 23, ("05", "06", "22")
 """Images and their names: two neighbours and the last one cannot be read."""
+SUFFIXES = ("png", "jpg")
 
 
 @pytest.fixture
@@ -32,11 +33,11 @@ def folder(tmp_path: Path) -> Path:
     """Colour images of 20x24 pixels, some of them damaged."""
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 20, 24, 3), dtype=np.uint8)
     for number in range(IMAGES):
-        path = tmp_path / "images" / "train" / "ab"[number // 12] / f"{number:02}.png"
+        path = tmp_path / "images" / "train" / "ab"[number // 12] / f"{number:02}.{SUFFIXES[number % 2]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[number]).save(path)
         if path.stem in DAMAGED:
-            path.write_bytes(b"no png")
+            path.write_bytes(b"no image")
     return tmp_path / "images"
 
 
@@ -49,18 +50,25 @@ def opened(folder: Path, world: World = ALONE, **data: object) -> tuple[config.C
     return run, files, kept
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("shards", [False, True], ids=["files", "shards"])
+@pytest.mark.parametrize(
+    ("shards", "channels", "decode", "workers"),
+    [(False, 3, "cpu", 1), (False, 1, "pillow", 2), (True, 3, "cpu", 2), (True, 3, "pillow", 1)],
+)
 def test_what_is_kept_has_the_bits_of_the_files(
-    folder: Path, shards: bool, channels: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    shards: bool,
+    channels: int,
+    decode: str,
+    workers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(devices, "cores", lambda: workers)
     monkeypatch.setattr(cache, "_CHUNK", 4)
     if shards:
         folder, root = tmp_path / "shards", folder
         pack(root, folder, 1)
-    run, files, kept = opened(folder, channels=channels)
+    run, files, kept = opened(folder, channels=channels, decode=decode)
     assert isinstance(kept, DecodedSource) and kept.images.shape == (IMAGES, channels, 20, 24)
     assert kept.sample_digest() == files.sample_digest() and Identity.of(kept) == Identity.of(files)
     of_some = np.array([22, 5, 6, 0, 21, 5])  # 22 is replaced by 5, which is replaced by 6, and that by 0
@@ -91,8 +99,10 @@ def _kept(world: World, folder: Path) -> tuple[FileSource, range]:
     attempt = FileSource.attempt
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "cores", lambda: 1)
-        patch.setattr(cache, "_common_shape", lambda source: (20, 24, 3))
-        patch.setattr(FileSource, "attempt", lambda self, place: attempts.append(place) or attempt(self, place))
+        patch.setattr(cache, "_shape", lambda source, data: (20, 24, 3))
+        patch.setattr(
+            FileSource, "attempt", lambda self, place, read: attempts.append(place) or attempt(self, place, read)
+        )
         return opened(folder, world)[2], range(attempts[0], attempts[-1] + 1)
 
 
@@ -123,20 +133,32 @@ def test_a_run_of_less_than_an_epoch_decodes_what_it_sees(folder: Path) -> None:
 
 
 def test_images_of_several_sizes_stay_on_disk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.new("RGB", (24, 21)).save(folder / "train" / "b" / "21.png")  # not among those that are looked at first
+    Image.new("RGB", (24, 21)).save(folder / "train" / "b" / "21.jpg")  # not among those that are looked at first
     assert not isinstance(opened(folder)[2], DecodedSource)
     for _ in range(2):
         rule = r"^data\.cache = memory: the images are of several sizes, 24x2. and 24x2. among them; use data\.cache=a"
         with pytest.raises(UserError, match=rule):
             opened(folder, cache="memory")
         Image.new("RGB", (24, 21)).save(folder / "train" / "a" / "00.png")
-        Image.new("RGB", (24, 20)).save(folder / "train" / "b" / "21.png")
+        Image.new("RGB", (24, 20)).save(folder / "train" / "b" / "21.jpg")
 
 
 def test_without_a_readable_image_it_is_told(folder: Path) -> None:
     kept = opened(folder)[2]
     with pytest.raises(UserError, match=r"^data\.root = .*: none of its 2 images can be decoded; .*; mend the files"):
         kept.subset(np.array([5, 22]))
-    for path in folder.rglob("*.png"):
-        path.write_bytes(b"no png")
+    for path in folder.rglob("*.*"):
+        path.write_bytes(b"no image")
     assert not isinstance(opened(folder)[2], DecodedSource)
+
+
+def test_images_that_would_have_other_bits_stay_on_disk(folder: Path) -> None:
+    """Colour JPEGs as gray crops are decoded otherwise than as gray centres, and large ones at a reduced scale."""
+    for settings, rule in (
+        ({"channels": 1}, "with data.decode=cpu, crops have other pixels than the evaluation's images"),
+        ({"image_size": 6}, "with data.decode=cpu, images of 24x20 are decoded at a reduced scale for crops of 6"),
+    ):
+        assert isinstance(opened(folder, decode="pillow", **settings)[2], DecodedSource)
+        assert not isinstance(opened(folder, decode="cpu", **settings)[2], DecodedSource)
+        with pytest.raises(UserError, match=rule):
+            opened(folder, decode="cpu", cache="memory", **settings)

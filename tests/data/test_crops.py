@@ -149,32 +149,6 @@ def test_the_centre_of_a_long_image_is_torchvisions(height: int, width: int) -> 
     assert (ours.int() - tv.pil_to_tensor(theirs).int()).abs().max() <= 5  # the place of a pixel is rounded
 
 
-# of (32, 32, 28) and the like, PIL 13 resizes some crops down their columns first
-IN_BATCHES = [(32, 32, 32), (32, 32, 28), (50, 37, 24), (40, 53, 70), (200, 150, 32), (5, 300, 8), (9, 2, 4)]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("height", "width", "size"), IN_BATCHES)
-def test_decoded_files_are_cut_in_a_batch_as_one_by_one(channels: int, height: int, width: int, size: int) -> None:
-    images = pixels(40, channels, height, width) if min(height, width) > 4 else pixels(40, channels, 9)[..., :width]
-    alone = [Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()) for image in images]
-    sides = np.full(40, height), np.full(40, width)
-    boxes = crops.crop_boxes(numbers(40, crops.CROP_DRAWS), *sides, (0.05, 1.0), (0.5, 2.0))
-    expected = [crops.crop_file(image, box, size) for image, box in zip(alone, boxes, strict=True)]
-    assert torch.equal(crops.crop_files(images, torch.from_numpy(boxes), size), torch.stack(expected))
-    centres = [crops.centre(image, size) for image in alone]
-    assert torch.equal(crops.centre_files(images, size), torch.stack(centres))
-
-
-def test_a_pil_that_resizes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    crops.pil_is_as_known.cache_clear()
-    assert crops.pil_is_as_known()
-    monkeypatch.setattr(crops, "_PIL_ONE", 2.0**8)
-    crops.pil_is_as_known.cache_clear()
-    assert not crops.pil_is_as_known()
-    crops.pil_is_as_known.cache_clear()
-
-
 def test_centre_batch() -> None:
     images = pixels(3, 3, 28)
     assert crops.centre_batch(images, 28) is images

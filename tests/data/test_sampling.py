@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from moco_dist.data import sources
-from moco_dist.data.store import PIXEL_STATISTICS
+from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
 from moco_dist.errors import UserError
 from tests.data.made import config_of, draw, draws, folder_of
 

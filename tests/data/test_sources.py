@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from moco_dist import config
 from moco_dist.data import sources
-from moco_dist.data.store import PIXEL_STATISTICS, FileSource, Source
+from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
+from moco_dist.data.store import FileSource, Source
 from moco_dist.errors import UserError
 from moco_dist.train.loop import advice
 from tests.data.made import MNIST, config_of, draw, draws, folder_of, values

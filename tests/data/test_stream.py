@@ -17,7 +17,8 @@ from moco_dist.data import sources
 from moco_dist.data.augment import COLOUR_DRAWS, DRAWS, Augment, Recipe
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.loader import make_loader
-from moco_dist.data.store import PIXEL_STATISTICS, ArraySource
+from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
+from moco_dist.data.store import ArraySource
 from moco_dist.data.stream import Batch, BatchStream, StreamKeys, on_device, pretraining, steps_per_epoch
 from moco_dist.ranks.collectives import World
 from tests.data.made import draw, values
