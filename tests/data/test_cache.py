@@ -100,9 +100,7 @@ def _kept(world: World, folder: Path) -> tuple[FileSource, range]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "cores", lambda: 1)
         patch.setattr(cache, "_shape", lambda source, data: (20, 24, 3))
-        patch.setattr(
-            FileSource, "attempt", lambda self, place, read: attempts.append(place) or attempt(self, place, read)
-        )
+        patch.setattr(FileSource, "attempt", lambda self, *of: attempts.append(of[0]) or attempt(self, *of))
         return opened(folder, world)[2], range(attempts[0], attempts[-1] + 1)
 
 

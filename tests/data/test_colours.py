@@ -55,9 +55,9 @@ def test_the_kernel_is_for_colour_in_single_precision_on_a_gpu(monkeypatch: pyte
     for channels, dtype, name, level in (
         (3, torch.float32, "v1", 0.25),
         (3, torch.float32, "v2", 0.5),
-        (3, torch.float64, "v2", None),
-        (1, torch.float32, "v2", None),
-        (3, torch.float32, "crop_blur", None),  # which has no colours
+        (3, torch.float64, "v2", -1),
+        (1, torch.float32, "v2", -1),
+        (3, torch.float32, "crop_blur", -1),  # which has no colours
     ):
         coloured = augment._coloured(pixels(4, channels, 8), colour_draws(4), recipe(name), dtype)
-        assert bool((coloured == level).all()) is (level is not None)
+        assert bool((coloured == level).all()) is (level > 0)
