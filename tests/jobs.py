@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from moco_dist import train
+
 ROOT = Path(__file__).parent.parent
 EPOCH_STEPS = 22  # of the 1,438 digits that are trained on, in batches of 64
 CHECKPOINT_EVERY = 7
@@ -161,6 +163,11 @@ class Job:
             self.process.poll()
             time.sleep(0.02)
         self.process.wait()
+
+
+def train_here(run_dir: Path, settings: dict[str, Any]) -> int:
+    """Train on one rank in this process, which has torch already. Returns the exit status."""
+    return train.run([str(FAST), *(f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items())])
 
 
 def environment_of(tree: Path) -> dict[str, str]:

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import pytest
 
-from moco_dist import train
 from slurm.devcluster import Cluster
 from tests import jobs
 from tests.fake_wandb import KEY, FakeWandb
@@ -46,7 +45,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]
     @functools.cache
     def run(steps: int) -> Path:
         run_dir = tmp_path_factory.mktemp("reference") / "run"
-        assert train.run([str(FAST), f"run.dir={run_dir}", f"optim.steps={steps}"]) == 0
+        assert jobs.train_here(run_dir, {"optim.steps": steps}) == 0
         return run_dir
 
     return run

@@ -6,8 +6,7 @@ import signal
 import socket
 from pathlib import Path
 
-from moco_dist import train
-from tests.jobs import FAST, Job, checkpoints, compare, send, status
+from tests.jobs import Job, checkpoints, compare, send, status, train_here
 
 STEPS = 14
 RUN = {"optim.steps": STEPS, "data.workers": 1, "eval.knn_every": 0}
@@ -17,10 +16,6 @@ def faulty(run: Path, rank: int, step: int, environment: dict[str, str] | None =
     """Start a job whose data worker on one rank gives no batch for a step, counted from 0."""
     variables = {**(environment or {}), "FAULT": f"worker-sleep:{rank}:{step}"}
     return Job(run, 0, RUN, module="tests.faulty", environment=variables)
-
-
-def train_here(run: Path) -> int:
-    return train.run([str(FAST), f"run.dir={run}", *(f"{key}={value}" for key, value in RUN.items())])
 
 
 def test_a_stop_is_heeded_while_a_batch_is_awaited(tmp_path: Path) -> None:
@@ -37,7 +32,7 @@ def test_a_stop_is_heeded_while_a_batch_is_awaited(tmp_path: Path) -> None:
         assert job.wait(60) == 75, job.log
     assert status(run)["state"] == "stopped" and status(run)["step"] == 10
     assert "a batch of the data loader does not come" in status(run)["reason"] and "Traceback" not in job.log
-    assert train_here(run) == 0 and train_here(tmp_path / "reference") == 0
+    assert train_here(run, RUN) == 0 and train_here(tmp_path / "reference", RUN) == 0
     assert compare(run, tmp_path / "reference", STEPS).exact
 
 
