@@ -32,6 +32,7 @@ from tests.jobs import (
     FAST,
     ROOT,
     Job,
+    Pair,
     checkpoints,
     compare,
     knn,
@@ -54,40 +55,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks that nothing interrupts; the first epochs' checkpoints stay."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
     with Pair(run_dir, {**RUN, "checkpoint.milestone_epochs": 1}) as pair:
-        assert pair.exits() == [0, 0], pair.ranks[0].log
+        assert pair.exits() == [0, 0], pair.log
     return run_dir
-
-
-class Pair:
-    """Two ranks without torchrun, so that the exit status of each can be seen."""
-
-    def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.run_dir = run_dir
-        self.ranks = [
-            Job(run_dir, 0, settings, environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(2)
-        ]
-
-    def __enter__(self) -> Pair:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for rank in self.ranks:
-            rank.kill_all()
-
-    def until_step(self, step: int) -> None:
-        assert self.ranks[0].until_step(step), self.ranks[0].log
-
-    def exits(self, timeout_seconds: float = 180) -> list[int]:
-        return [rank.wait(timeout_seconds) for rank in self.ranks]
-
-    def signal_all(self, number: signal.Signals) -> None:
-        for rank in self.ranks:
-            send(rank.process.pid, number)
 
 
 def test_killed_and_started_again_ends_bit_for_bit_as_if_never_killed(reference: Path, tmp_path: Path) -> None:
@@ -114,8 +83,8 @@ def test_killed_and_started_again_ends_bit_for_bit_as_if_never_killed(reference:
         file.write('{"step": 99, "lo')  # a line that a power cut tore
 
     with Pair(run, RUN) as pair:  # the lease of the dead is no hindrance
-        assert pair.exits() == [0, 0], pair.ranks[0].log
-    log = pair.ranks[0].log
+        assert pair.exits() == [0, 0], pair.log
+    log = pair.log
     assert re.search(rf"{newest.name} passed over for the one before: its checksum does not match", log)
     assert f"from step {int(before.stem[5:])}" in log
     comparison = compare(run, reference, STEPS)
@@ -153,18 +122,18 @@ def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path:
         pair.signal_all(signal.SIGCONT)
         pair.until_step(4)
         send(pair.ranks[1].process.pid, signal.SIGTERM)
-        assert pair.exits() == [75, 75], pair.ranks[0].log
+        assert pair.exits() == [75, 75], pair.log
     _stopped(run, 4)
     after = status(run)["step"]
     for number, rank in ((signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGINT, 0)):
         with Pair(run, RUN) as pair:
             pair.until_step(after + 2)
             send(pair.ranks[rank].process.pid, number)
-            assert pair.exits() == [75, 75], (number, pair.ranks[0].log)
+            assert pair.exits() == [75, 75], (number, pair.log)
         _stopped(run, after + 2)
         after = status(run)["step"]
     with Pair(run, {**RUN, "run.max_minutes": 0.005}) as pair:
-        assert pair.exits() == [75, 75], pair.ranks[0].log
+        assert pair.exits() == [75, 75], pair.log
     _stopped(run, after + 1)
     after = status(run)["step"]
     with Job(run, 2, RUN) as job:
@@ -174,7 +143,7 @@ def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path:
         job.until_gone(10)
     _stopped(run, after + 1)
     with Pair(run, RUN) as pair:
-        assert pair.exits() == [0, 0], pair.ranks[0].log
+        assert pair.exits() == [0, 0], pair.log
     comparison = compare(run, reference, STEPS)
     assert comparison.exact, comparison
 
@@ -301,7 +270,7 @@ def test_what_changes_the_curve_is_refused_by_name(
 def test_a_finished_run_started_again_changes_no_file(reference: Path) -> None:
     before = _contents(reference)
     with Pair(reference, {**RUN, "checkpoint.milestone_epochs": 1}) as pair:
-        assert pair.exits() == [0, 0], pair.ranks[0].log
+        assert pair.exits() == [0, 0], pair.log
     assert _contents(reference) == before
 
 
