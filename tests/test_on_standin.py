@@ -342,7 +342,8 @@ def evaluated(run_dir: Path, out: Path, device: str) -> dict[str, float]:
         for name in ("FINE_TUNING", "FROM_SCRATCH", "SEMI_SUPERVISED"):
             patch.setattr(few, name, replace(getattr(few, name), steps=3))
         patch.setattr(few, "ROUNDS", 2)
-        patch.setattr(linear, "DECAYS", (1e-4, 1e-2))
+        patch.setattr(linear, "DECAYS", (1e-3, 1e-1))
+        patch.setattr(linear, "_WEAKEST", 1e-3)
         with standin.present() if device == "cuda" else nullcontext():
             assert command.run([str(run_dir), "--out", str(out), *options, f"device.type={device}"]) == 0
     table = json.loads((out / "evaluation.json").read_text())["rows"]
