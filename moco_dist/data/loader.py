@@ -165,7 +165,8 @@ def no_workers_left() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # a loader that nobody holds ends its workers itself
+        if set(multiprocessing.active_children()) - before:
+            gc.collect()  # a loader that nobody holds ends its workers itself
         with _deaf_to(signal.SIGCHLD):  # torch's handler raises where a worker is killed
             for worker in set(multiprocessing.active_children()) - before:
                 worker.kill()
