@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -9,9 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from launcher.__main__ import main
+from launcher.checks import site
 from slurm.devcluster import Cluster, ClusterError
 from tests import jobs
 
@@ -31,6 +36,16 @@ def launcher(cluster: Cluster, *arguments: str, cwd: Path | None = None) -> subp
         text=True,
         timeout=300,
     )
+
+
+def submit(cluster: Cluster, *arguments: str) -> str:
+    """Send a run by the launcher in this process, which then measures each encoder once. Returns its job."""
+    site.read.cache_clear()
+    with mock.patch.dict(os.environ, cluster.environment, clear=True), redirect_stdout(io.StringIO()) as output:
+        exit_status = main(arguments)
+    match = re.search(r"^job: (\S+)$", output.getvalue(), re.MULTILINE)
+    assert exit_status == 0 and match, output.getvalue()
+    return match[1]
 
 
 def submit_arguments(run_dir: Path, settings: dict[str, Any], *options: str) -> list[str]:
@@ -67,10 +82,7 @@ class Sent:
 
     def send(self) -> None:
         """Send it, also again."""
-        done = launcher(self.cluster, *submit_arguments(self.run_dir, self._settings, *self._options))
-        found = re.search(r"^job: (\S+)$", done.stdout, re.MULTILINE)
-        assert done.returncode == 0 and found, done.stdout + done.stderr
-        self.job = found[1]
+        self.job = submit(self.cluster, *submit_arguments(self.run_dir, self._settings, *self._options))
 
     def state(self) -> str:
         """SLURM's word."""
