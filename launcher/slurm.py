@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from shutil import which
 
+from launcher import environment
+
 _WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNS = frozenset(
     {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
@@ -68,9 +70,7 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
-    env = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
-    for name in [n for n in env if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
-        del env[name]  # the user's own formats
+    env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
     try:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=timeout_seconds, env=env

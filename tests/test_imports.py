@@ -26,6 +26,7 @@ FLOORS = (
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
+    ("environment",),
     ("cluster", "slurm", "snapshot"),
     ("record",),
     ("job", "options", "views"),

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launcher import slurm
+from launcher import environment, slurm
 from launcher.checks import batch, dataset, estimate, finding, fit, site
 from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
@@ -21,7 +21,7 @@ from launcher.views import runs
 from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.config import Config, Layout
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 from moco_dist.run import checkpoints, lease
 
 _OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -52,6 +52,7 @@ def check(config: Config, submission: Submission) -> list[Finding]:
         findings += batch.check_resources(config, submission.profile, layout, images, cost)
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
+        findings += _check_shell()
         findings += runners.result()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
@@ -96,6 +97,16 @@ def _check_sender() -> Iterator[Finding]:
     if not packages.installed("submitit"):
         text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
         yield Finding("warning", text)
+
+
+def _check_shell() -> Iterator[Finding]:
+    """Name the variables of this shell that would have changed the job."""
+    if names := environment.settings_left_out():
+        rule = "set in this shell, and reach neither sbatch nor the job"
+        fix = "use the profile or options, or export them in a line of setup"
+        yield finding.warning("environment", some_names(names, 8), rule, fix)
+    if job := environment.job_of_shell():
+        yield finding.note(f"this shell is in job {job}, whose SLURM variables do not reach the new job")
 
 
 def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:

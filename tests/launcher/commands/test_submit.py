@@ -65,6 +65,7 @@ TEXT = """\
 #SBATCH --dependency=afterok:12
 #SBATCH --exclude='n[1-3,7],n9'
 #SBATCH --exclusive
+#SBATCH --export=ALL
 #SBATCH --gpus-per-node=a100:8
 #SBATCH --job-name=one
 #SBATCH --mem=960G
@@ -88,7 +89,8 @@ export PYTHONSAFEPATH=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output RUN/launch/submitit/%j_%t_log.out --cpus-per-task=96 --kill-on-bad-exit=0 --no-kill \
+srun --unbuffered --output RUN/launch/submitit/%j_%t_log.out --cpus-per-task=96 --kill-on-bad-exit=0 --export=ALL \
+--no-kill \
 PYTHON -u -m submitit.core._submit RUN/launch/submitit
 
 
@@ -152,7 +154,7 @@ def test_a_whole_profile() -> None:
 
 def test_a_profile_of_nothing_asks_for_no_more_than_it_must() -> None:
     expected = (
-        "chdir comment cpus-per-task gpus-per-node job-name nodes ntasks-per-node open-mode output requeue signal"
+        "chdir comment cpus-per-task export gpus-per-node job-name nodes ntasks-per-node open-mode output requeue signal"
     )
     assert set(parameters(sbatch().text())) == {*expected.split(), "time"}
 
@@ -258,7 +260,7 @@ def test_every_path_and_name_is_one_word_of_srun(programs: Programs, strange: Pa
     [(words, environment)] = programs.given("srun")
     assert words == [
         *("--unbuffered", "--output", f"{strange}/launch/submitit/%j_%t_log.out"),
-        *("--cpus-per-task=64", "--kill-on-bad-exit=0"),
+        *("--cpus-per-task=64", "--kill-on-bad-exit=0", "--export=ALL"),
         *(f"--container-image={STRANGE}", f"--container-mounts={STRANGE}"),
         *("python of the image", "-u", "-m", "submitit.core._submit", f"{strange}/launch/submitit"),
     ]

@@ -1,0 +1,83 @@
+"""The launcher on a real SLURM that is not as one would wish, with runs of a few steps on one rank."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.devcluster import Cluster
+from tests import jobs
+from tests.slurm.jobs import FAST, Sent
+
+
+@pytest.fixture(autouse=True)
+def _idle(cluster: Cluster) -> Iterator[None]:
+    """Leave no job to the next test."""
+    yield
+    cluster.call("scancel", f"--user={os.getuid()}")
+    cluster.wait_idle()
+
+
+def small(run_dir: Path, *words: str, steps: int = 3) -> list[str]:
+    """A submission of one rank."""
+    overrides = [f"run.dir={run_dir}", f"optim.steps={steps}", "eval.knn_every=0"]
+    return ["submit", str(FAST), *overrides, "--cluster", "devcluster", "--gpus-per-node", "1", *words]
+
+
+def launch(cluster: Cluster, *words: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
+    """Run the launcher as a user does. Returns its exit status, and all that it has said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        env=cluster.environment | environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    return done.returncode, done.stdout
+
+
+def sent(cluster: Cluster, run_dir: Path, *words: str, steps: int = 3, **environment: str) -> Sent:
+    """Send a run."""
+    code, said = launch(cluster, *small(run_dir, *words, steps=steps), **environment)
+    job = re.search(r"^job: (\S+)$", said, re.MULTILINE)
+    assert code == 0 and job, said
+    return Sent(cluster, run_dir, job=job[1])
+
+
+def until(condition: Callable[[], object], what: Callable[[], object], timeout_seconds: float = 120) -> None:
+    """Wait for a condition, and say what there is where it does not come about."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.2)
+
+
+def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Path) -> None:
+    """One run is sent from a shell with a site's defaults, another from a step of an array task."""
+    inner = " ".join(map(shlex.quote, [sys.executable, "-m", "launcher", *small(tmp_path / "inner")]))
+    script = f"export PYTHONPATH={jobs.ROOT}; srun --cpu-bind=none {inner}"
+    array = ["--array=3", "--time=3", f"--output={tmp_path}/array.log", "--wrap", script]
+    cluster.call("sbatch", "--gpus-per-node=1", *array)
+    hostile = {"SBATCH_EXPORT": "NONE", "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1"}
+    hostile |= {"SBATCH_JOB_NAME": "theirs", "SLURM_CPU_BIND": "mask_cpu:0x0", "SLURM_RESTART_COUNT": "5"}
+    outer = sent(cluster, tmp_path / "outer", **hostile)
+    details = cluster.call("scontrol", "show", "job", outer.job)
+    words = dict(word.split("=", 1) for word in details.split() if "=" in word)
+    names = ("JobName", "Partition", "TimeLimit", "Requeue")
+    assert [words[name] for name in names] == ["fast", "main", "00:10:00", "1"]
+    for name in ("outer", "inner"):
+        status = tmp_path / name / "status.json"
+        until(lambda: status.exists() and jobs.status(status.parent)["state"] == "done", (tmp_path / "array.log").read_text)
+    assert (outer.starts(), outer.wait()) == (1, "COMPLETED")
+    assert "this shell is in job" in (tmp_path / "array.log").read_text()
