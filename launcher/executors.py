@@ -37,12 +37,9 @@ class Sbatch(SlurmExecutor):
     ) -> None:
         super().__init__(folder=launch.submitit, python=_python(submission.profile))
         comment, parameters = str(launch.run_dir), _sbatch(submission, str(launch.code(submission)), dependency)
-        container = submission.profile.container
-        pyxis = container is not None and container.runtime == "pyxis"  # which srun alone knows of
-        python = shlex.quote(sys.executable) if pyxis else self.python
-        question = f"{python} -m launcher.job.after {shlex.quote(comment)}"
-        after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({question}) && scontrol requeue "$job"; }}'
-        lines = ["code=$?", after, 'exit "$code"']
+        # A container has no SLURM commands, so this is Python on the node itself.
+        after = f"{shlex.quote(sys.executable)} -m launcher.after {shlex.quote(comment)}"
+        lines = ["code=$?", f'[ "$code" = 0 ] || [ "$code" = 2 ] || {after} "$code"', 'exit "$code"']
         self.update_parameters(**parameters, comment=comment, array_parallelism=parallel, teardown=lines)
 
     @classmethod

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from launcher import slurm, snapshot
@@ -24,16 +24,70 @@ def need_submitit() -> None:
         raise UserError(f"{fault}, and it is what sends jobs; install it (pip install submitit)")
 
 
-def send_again(launch: Launch) -> Submission:
-    """Send a run as it was sent last. Raises UserError, slurm.Refused, slurm.Unavailable."""
+def try_again(
+    name: str, launch: Launch, change: Callable[[Submission], Submission], *, replaces: bool = False
+) -> tuple[Submission | None, int]:
+    """Send a run again, and say so where it is refused, since other runs are not to wait for this one.
+
+    Args:
+        name: what to call the run.
+        launch: its record.
+        change: returns the submission to be sent, from the last one.
+        replaces: whether the run is live, and a new job is to take over from its job.
+
+    Returns:
+        The submission with its job; None where it was refused; and the exit status.
+
+    Raises:
+        slurm.Unavailable: SLURM does not answer.
+    """
+    try:
+        return send_again(launch, change, replaces=replaces), 0
+    except UserError as error:
+        refusal, exit_status = str(error), 2
+    except slurm.Refused as error:
+        refusal, exit_status = str(error), 1
+    print(f"launcher: {name}: {refusal}", file=sys.stderr, flush=True)
+    return None, exit_status
+
+
+def send_again(
+    launch: Launch, change: Callable[[Submission], Submission] = lambda last: last, *, replaces: bool = False
+) -> Submission:
+    """Send a run again, as `try_again` does. Raises UserError, slurm.Refused, slurm.Unavailable."""
     need_submitit()
     last = launch.submission()
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
-    config = launch.config()
-    if not checked(config, last):
+    config, submission = launch.config(), change(last)
+    if not checked(config, submission, replaces=replaces):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
-    return send(config, last)
+    return send_successor(launch, submission) if replaces else send(config, submission)
+
+
+def send_successor(launch: Launch, submission: Submission | None = None) -> Submission:
+    """Send another job for a run that has one; it starts when that job has ended, and the run is then its own.
+
+    Args:
+        launch: the run's record.
+        submission: what is to be sent; None: what was sent last, as a part of the same submission.
+
+    Returns:
+        The submission with the new job's id.
+
+    Raises:
+        slurm.Refused: sbatch refused the job.
+        OSError: the record cannot be written; the job is cancelled again.
+    """
+    from launcher.executors import Sbatch
+
+    last = launch.submission()
+    assert last is not None
+    new = submission or last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job)})
+    [job] = Sbatch(launch, new, f"afterany:{last.job}").send([_task(launch, new)])
+    new = new.model_copy(update={"job": job})
+    _record([(launch, new)])
+    return new
 
 
 def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
@@ -47,19 +101,22 @@ def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
     return configs.parse(tree)
 
 
-def checked(config: configs.Config, submission: Submission, printed: set[Finding] | None = None) -> bool:
+def checked(
+    config: configs.Config, submission: Submission, printed: set[Finding] | None = None, *, replaces: bool = False
+) -> bool:
     """Check a job, and print what is found.
 
     Args:
         config: config of the run.
         submission: what is to be sent.
         printed: findings that were printed before, which are not printed again; new ones are added.
+        replaces: whether it is to take over from a live job of the run.
 
     Returns:
         Whether the job may be sent.
     """
     printed = set() if printed is None else printed
-    findings = preflight.check(config, submission)
+    findings = preflight.check(config, submission, replaces=replaces)
     for finding in findings:
         if finding not in printed:
             print(f"{finding.level}: {finding.text}", file=sys.stderr)
@@ -107,15 +164,20 @@ def send_all(
         else:
             ids = Sbatch(place, sent[0], dependency, parallel).send(tasks)
             sent = [one.model_copy(update={"job": job}) for one, job in zip(sent, ids, strict=True)]
-        try:
-            for launch, one in zip(launches, sent, strict=True):
-                launch.write(one)
-        except OSError:  # a job without a record is lost to its user
-            for one in sent:
-                with contextlib.suppress(slurm.Refused, slurm.Unavailable):
-                    slurm.cancel(one.job)
-            raise
+        _record(list(zip(launches, sent, strict=True)))
     return sent
+
+
+def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:
+    """Note jobs as the last ones of their runs; where that fails, cancel them. Raises OSError."""
+    try:
+        for launch, submission in sent:
+            launch.write(submission)
+    except OSError:  # a job without a record is lost to its user
+        for _, submission in sent:
+            with contextlib.suppress(slurm.Refused, slurm.Unavailable):
+                slurm.cancel(submission.job)
+        raise
 
 
 @contextlib.contextmanager

@@ -137,6 +137,35 @@ def jobs(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
     return {**accounting(missing, timeout_seconds), **queued}
 
 
+def lost_nodes(nodes: str, since: float) -> list[str]:
+    """List those of a job's nodes that are down, do not answer, or have started anew since then.
+
+    Args:
+        nodes: the nodes in SLURM's words, `n[1-3]`.
+        since: when the job has started on them, in seconds since the epoch.
+
+    Raises:
+        Unavailable, Refused: SLURM does not tell.
+    """
+    lines = call("scontrol", "show", "node", nodes, "--oneliner").splitlines()
+    described = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    return [words["NodeName"] for words in described if "NodeName" in words and _is_lost(words, since)]
+
+
+def _is_lost(words: dict[str, str], since: float) -> bool:
+    if re.search(r"^DOWN|\*|NOT_RESPONDING", words.get("State", "")):
+        return True
+    try:
+        return time.mktime(time.strptime(words.get("SlurmdStartTime", ""), "%Y-%m-%dT%H:%M:%S")) > since
+    except ValueError:  # None, Unknown
+        return False
+
+
+def may_requeue(job: str) -> bool:
+    """Return whether SLURM would requeue a job. Raises Unavailable, Refused."""
+    return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", job, "--oneliner"))
+
+
 def signal(job: str, name: str) -> None:
     """Send a signal to the tasks of a running job, not to its batch script. Raises Unavailable, Refused."""
     call("scancel", "--quiet", f"--signal={name}", job)

@@ -32,7 +32,7 @@ LAUNCHER_FLOORS = (
     ("job", "options", "views"),
     ("checks", "executors"),
     ("sending",),
-    ("commands",),
+    ("commands", "after"),
     ("__main__",),
 )
 """The same for the launcher: each imports only from those above it."""

@@ -28,8 +28,14 @@ _OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that each node has for itself."""
 
 
-def check(config: Config, submission: Submission) -> list[Finding]:
-    """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first."""
+def check(config: Config, submission: Submission, *, replaces: bool = False) -> list[Finding]:
+    """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first.
+
+    Args:
+        config: config of the run.
+        submission: what is to be sent.
+        replaces: whether the job is to take over from a live one of the run.
+    """
     findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
         site_read = pool.submit(site.read) if submission.executor == "slurm" else None
@@ -53,7 +59,7 @@ def check(config: Config, submission: Submission) -> list[Finding]:
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
         findings += _check_shell()
-        findings += runners.result()
+        findings += [] if replaces else runners.result()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
         except (slurm.Unavailable, slurm.Refused) as error:

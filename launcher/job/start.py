@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -60,11 +59,8 @@ class Start:
         return state if state in ("done", "user_error", "diverged") else None
 
     def say(self, line: str) -> None:
-        """Print a line on stderr, and add it to the job's own log."""
-        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} node {self.node}: {line}"
-        print(text, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError), (self.launch.logs / "launcher.log").open("a", encoding="utf-8") as log:
-            log.write(text + "\n")
+        """Print a line on stderr, and add it to the job's own log, with the number of this node."""
+        self.launch.say(f"node {self.node}: {line}")
 
     def requeue(self) -> bool:
         """Ask SLURM to start the job again.

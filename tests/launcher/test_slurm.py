@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,24 @@ def test_what_is_asked_of_a_job(programs: Programs) -> None:
         ["--quiet", "12"],
     ]
     assert [words for words, _ in programs.given("scontrol")] == [["requeue", "12"]]
+
+
+def test_nodes_that_a_job_has_lost(programs: Programs) -> None:
+    began = time.mktime(time.strptime("2026-11-27T15:00:00", "%Y-%m-%dT%H:%M:%S"))
+    cases = {
+        "n1": "State=ALLOCATED ThreadsPerCore=1 SlurmdStartTime=2026-11-27T14:59:59",
+        "n2": "State=ALLOCATED SlurmdStartTime=2026-11-27T15:00:09",
+        "n3": "State=ALLOCATED* SlurmdStartTime=2026-11-27T14:00:00",
+        "n4": "State=DOWN SlurmdStartTime=None",
+        "n5": "State=MIXED+NOT_RESPONDING SlurmdStartTime=Unknown",
+        "n6": "State=IDLE+CLOUD SlurmdStartTime=None",
+    }
+    lines = "".join(f"NodeName={name} Arch=x86_64 {words} Comment=a b\n" for name, words in cases.items())
+    programs.says("scontrol", {"show node n[1-6] --oneliner": lines})
+    assert slurm.lost_nodes("n[1-6]", began) == ["n2", "n3", "n4", "n5"]
+
+
+@pytest.mark.parametrize(("words", "may"), [("Requeue=1 Restarts=0", True), ("Priority=1 Requeue=0 x", False)])
+def test_whether_a_job_may_be_requeued(programs: Programs, words: str, may: bool) -> None:
+    programs.says("scontrol", {"show job 12 --oneliner": f"JobId=12 {words}\n"})
+    assert slurm.may_requeue("12") is may

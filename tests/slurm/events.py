@@ -5,13 +5,17 @@ Every run here must end done, in one run directory with each step once, and bit 
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.devcluster import Settings
+from slurm.devcluster import Settings, processes
+from slurm.devcluster.daemons import marks
 from tests import jobs
 from tests.slurm.jobs import STEPS, Sent, launcher
 
@@ -129,6 +133,37 @@ def node_lost_for_good(run: Sent) -> None:
     assert run.starts() == 1, "it was requeued"
 
 
+def stopped_before_its_first_step(run: Sent) -> None:
+    """Requeued from outside as soon as a start is noted, three times in a row."""
+    for starts in (1, 2, 3):
+        run.until_start(starts)
+        run.cluster.call("scontrol", "requeue", run.job)
+    assert not jobs.last_step(run.run_dir), "it has begun to train"
+
+
+def controller_away(run: Sent) -> None:
+    """The job wants to be requeued while nobody is there who could do it."""
+    run.until_step(EARLY)
+    tasks = run.tasks()
+    processes.kill(functools.partial(processes.find, marks(run.cluster.directory), "slurmctld"))
+    try:
+        for pid in tasks:
+            os.kill(pid, signal.SIGUSR2)
+        run.until(lambda: "tried again, as long as the allocation lasts" in run.log(), "try to requeue")
+        time.sleep(10)
+    finally:
+        run.cluster.start()
+
+
+def may_not_be_requeued(run: Sent) -> None:
+    """A site that forbids requeues; another job goes on with the run."""
+    run.until_step(EARLY)
+    run.cluster.call("scontrol", "update", f"JobId={run.job}", "Requeue=0")
+    run.signal("USR2")
+    run.until(lambda: run.last_job() != run.job, "other job")
+    run.job = run.last_job()
+
+
 def _lose(run: Sent, number: int, until: Callable[[], object]) -> None:
     """Kill a node, and bring it back when something has come about."""
     run.until_step(EARLY)
@@ -160,5 +195,8 @@ EVENTS = (
     Event("first node dies", first_node_dies, 2),
     Event("second node restarts", node_restarts, 2),
     Event("second node lost, min_nodes=1", node_lost_for_good, 1, {}, ("--min-nodes", "1")),
+    Event("stopped before its first step, 3 times", stopped_before_its_first_step, 4),
+    Event("controller away at requeue", controller_away, 2),
+    Event("requeue forbidden", may_not_be_requeued, 2),
     Event("one task a rank, preempted", preempted, 2, {}, ("--tasks", "rank"), {"preempt_signal": True}),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -101,6 +102,10 @@ class Sent:
             assert time.monotonic() < deadline, f"no {what} within {timeout_seconds} s; {self.state()}\n{self.log()}"
             time.sleep(0.2)
 
+    def until_start(self, number: int) -> None:
+        """Wait until so many starts are in the books."""
+        self.until(lambda: self.starts() >= number, f"start {number}")
+
     def until_step(self, step: int) -> None:
         """Wait until so many steps are in the books, in a start that is under way."""
         self.until(lambda: jobs.last_step(self.run_dir) >= step, f"step {step}")
@@ -117,17 +122,29 @@ class Sent:
             assert now < deadline, f"not over within {timeout_seconds} s: {state}\n{self.log()}"
             time.sleep(0.3)
 
+    def last_job(self) -> str:
+        """The job that the run was sent as last, by its record."""
+        return str(json.loads((self.run_dir / "launch" / "job.json").read_text())["job"])
+
     def workers(self) -> list[int]:
         """Processes of its ranks, the youngest last."""
-        found = []
+        return self._processes("launcher.job.worker", self.run_dir)
+
+    def tasks(self) -> list[int]:
+        """Processes that SLURM has started on the nodes."""
+        return self._processes("submitit.core._submit", self.run_dir / "launch" / "submitit")
+
+    def _processes(self, module: str, argument: Path) -> list[int]:
+        """Processes that run a module of Python's with an argument; srun, which starts them, is none of them."""
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"launcher.job.worker" in words and str(self.run_dir).encode() in words:
-                found.append(int(folder.name))
-        return sorted(found)
+            if b"python" in words[0] and module.encode() in words and str(argument).encode() in words:
+                pids.append(int(folder.name))
+        return sorted(pids)
 
     def kill_worker(self) -> None:
         """SIGKILL to one rank."""

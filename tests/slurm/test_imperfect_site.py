@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from slurm.devcluster import Cluster
 from tests import jobs
+from tests.slurm import events
 from tests.slurm.jobs import FAST, Sent
 
 
@@ -63,6 +66,10 @@ def until(condition: Callable[[], object], what: Callable[[], object], timeout_s
         time.sleep(0.2)
 
 
+def is_done(status: Path) -> bool:
+    return status.exists() and jobs.status(status.parent)["state"] == "done"
+
+
 def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Path) -> None:
     """One run is sent from a shell with a site's defaults, another from a step of an array task."""
     inner = " ".join(map(shlex.quote, [sys.executable, "-m", "launcher", *small(tmp_path / "inner")]))
@@ -76,8 +83,31 @@ def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Pa
     words = dict(word.split("=", 1) for word in details.split() if "=" in word)
     names = ("JobName", "Partition", "TimeLimit", "Requeue")
     assert [words[name] for name in names] == ["fast", "main", "00:10:00", "1"]
-    for name in ("outer", "inner"):
-        status = tmp_path / name / "status.json"
-        until(lambda: status.exists() and jobs.status(status.parent)["state"] == "done", (tmp_path / "array.log").read_text)
+    for status in (tmp_path / "outer" / "status.json", tmp_path / "inner" / "status.json"):
+        until(functools.partial(is_done, status), (tmp_path / "array.log").read_text)
     assert (outer.starts(), outer.wait()) == (1, "COMPLETED")
     assert "this shell is in job" in (tmp_path / "array.log").read_text()
+
+
+def test_only_starts_that_ended_by_themselves_count_and_a_refused_requeue_is_no_end(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Three runs at once: one that SLURM never lets begin, one on a site without requeues, one without a controller."""
+    with ThreadPoolExecutor() as pool:
+        early = sent(cluster, tmp_path / "early", steps=20)
+        disturbed = [pool.submit(events.stopped_before_its_first_step, early)]
+        forbidden = sent(cluster, tmp_path / "forbidden", steps=80)
+        disturbed.append(pool.submit(events.may_not_be_requeued, forbidden))
+        for event in disturbed:
+            event.result()
+    assert (early.wait(), early.starts()) == ("COMPLETED", 4), early.log()
+    assert forbidden.wait() == "COMPLETED", forbidden.log()
+    assert f"job {forbidden.job} goes on with the run" in forbidden.log()
+    away = sent(cluster, tmp_path / "away", steps=80)
+    events.controller_away(away)
+    assert away.wait() == "COMPLETED", away.log()
+    assert away.starts() == 2 and f"job {away.job} is requeued" in away.log()
+    for run in (forbidden, away):
+        steps = [row["step"] for row in jobs.rows(run.run_dir) if "loss" in row]
+        assert steps == list(range(1, 81))
+        assert not (run.run_dir / "launch" / "failures.jsonl").exists()
