@@ -1,5 +1,6 @@
 """Check a job before it is sent, by all that can be known on a login node."""
 
+import functools
 import netrc
 import os
 import shutil
@@ -69,7 +70,8 @@ def check(config: Config, submission: Submission, *, replaces: bool = False) -> 
 
 def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
-    yield from fit.check(there, submission.profile, submission.nodes)
+    works = functools.partial(batch.divides, config)
+    yield from fit.check(there, submission.profile, submission.nodes, works)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
         yield from _check_shared(config, submission)
