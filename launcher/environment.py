@@ -14,6 +14,8 @@ _RANK = r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
 _CLUSTER = r"SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_\w+)|SBATCH_CLUSTERS"
 """Which cluster is meant, and who asks."""
 
+_PYTHON = r"PYTHON(SAFEPATH|HOME)"
+
 
 def left_out() -> list[str]:
     """List the variables of this process that reach neither SLURM's commands nor a job."""
@@ -36,3 +38,14 @@ def settings_left_out() -> list[str]:
 def job_of_shell() -> str | None:
     """Return the id of the SLURM job that this process runs in; None outside of one."""
     return os.environ.get("SLURM_JOB_ID")
+
+
+def refusal(name: str) -> str | None:
+    """Say why a profile may not set a variable of this name; None where it may."""
+    if re.fullmatch(_CLUSTER, name):
+        return None
+    if re.fullmatch(f"{_RANK}|{_PYTHON}|SUBMITIT_.*|TORCHELASTIC_.*|MOCO_DIST_(JOB|RESTART)", name):
+        return "is set by the job itself; drop it"
+    if re.fullmatch(f"{_OPTIONS}|{_JOB}", name):
+        return "is SLURM's, and would come too late for srun; export it in a line of setup"
+    return None

@@ -20,7 +20,7 @@ _RUNS = frozenset(
 
 _SILENT = (
     r"[Uu]nable to contact|Connection refused|DNS SRV|could not establish a configuration"
-    r"|timed out|Zero Bytes were transmitted"  # the controller is busy
+    r"|timed out|Zero Bytes were transmitted|Unexpected message received"  # the controller is busy, or just ended
     r"|[Mm]unge|authentication|Parse error|Unable to (open|locate|establish|process)|configuration file"
 )
 

@@ -16,7 +16,8 @@ With --json a list of objects, one a run, of these keys; what is not known is nu
   starts, restarts         of all the jobs of the run; restarts is one less
   seconds_left             for the steps that remain, at this speed; null unless it runs
   allocation_seconds_left  until the job's time limit, by SLURM
-  slurm_state, slurm_reason, nodes   SLURM's own words for the job
+  slurm_state, slurm_reason  SLURM's own words for the job
+  nodes                    where it runs, or has run last
   sweep                    folder of the sweep that it is a member of
 """
 

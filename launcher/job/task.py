@@ -79,9 +79,17 @@ def _environment(start: Start) -> dict[str, str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **start.profile.environment,
+        "PYTHONPATH": _python_path(start),
         "MOCO_DIST_JOB": start.job,
         "MOCO_DIST_RESTART": str(start.restart),
     }
+
+
+def _python_path(start: Start) -> str:
+    """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
+    given = (start.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
+    places = [str(start.launch.code(start.submission)), *(place for path in given for place in path.split(os.pathsep))]
+    return os.pathsep.join(dict.fromkeys(filter(None, places)))
 
 
 def _staged(start: Start) -> list[str]:

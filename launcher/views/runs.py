@@ -74,6 +74,13 @@ class Run:
         return self.job is not None and self.job.waits
 
     @property
+    def nodes(self) -> str:
+        """Where it runs or has run last, in SLURM's words or as a list of names; may be empty."""
+        if self.waits:
+            return ""
+        return (self.job.nodes if self.job else "") or ",".join(self.evidence.nodes)
+
+    @property
     def saved(self) -> str:
         """Which checkpoint there is to go on from, in words."""
         step = self.launch.checkpoint_step()

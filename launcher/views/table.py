@@ -23,8 +23,9 @@ _STYLES = {
     "cancelled": "yellow",
     "unknown": "dim",
 }
-_COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "loss", "kNN", "restarts", "time left", "reason")
-_NUMBERS = _COLUMNS[3:-1]
+_FIGURES = ("step", "epoch", "images/s", "loss", "kNN", "restarts", "time left")
+_COLUMNS = ("run", "job", "state", *_FIGURES, "nodes", "reason")
+_LONGEST_NODES = 24
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _row(run: Run) -> dict[str, Any]:
         "allocation_seconds_left": slurm.seconds(job.time_left) if job and run.state == "running" else None,
         "slurm_state": job.state if job else None,
         "slurm_reason": job.reason if job else None,
-        "nodes": job.nodes if job else None,
+        "nodes": run.nodes or None,
         "sweep": sent.sweep if sent else None,
     }
 
@@ -82,7 +83,7 @@ def as_table(runs: Sequence[Run], caption: str = "") -> Table:
     filled = [name for name in _COLUMNS if name in ("run", "state") or any(cells[name] for cells in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold", caption=_plain(caption) if caption else None)
     for name in filled:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=name in _COLUMNS[1:-1])
+        table.add_column(name, justify="right" if name in _FIGURES else "left", no_wrap=name in _COLUMNS[1:-1])
     for cells in rows:
         style = _STYLES.get(cells["state"], "red")
         table.add_row(*(_plain(cells[name], style if name == "state" else "") for name in filled))
@@ -104,6 +105,7 @@ def _cells(run: Run) -> dict[str, str]:
         "kNN": _figure(None if figures.knn_top1 is None else 100 * figures.knn_top1, ".2f", " %"),
         "restarts": str(run.evidence.starts - 1) if run.evidence.starts > 1 else "",
         "time left": "" if seconds is None else _duration(seconds),
+        "nodes": run.nodes if len(run.nodes) <= _LONGEST_NODES else run.nodes[: _LONGEST_NODES - 3] + "...",
         "reason": run.reason,
     }
 

@@ -40,6 +40,8 @@ class Evidence:
     reason: str = ""
     starts: int = 0
     """Number of starts so far, of all its jobs."""
+    nodes: tuple[str, ...] = ()
+    """Nodes of the last start."""
     began: bool = False
     """Whether the last job has started at all."""
     fresh: bool = False
@@ -83,7 +85,9 @@ def read(launch: Launch, submission: Submission) -> Evidence:
     began = any(str(start.get("job")) == job for start in starts)
     fresh = began and _changed(launch.paths.status) >= _changed(launch.starts_file)
     reason = " ".join(status.reason.split())
-    return Evidence(controller, writer, status.state, status.step, reason, len(starts), began, fresh)
+    last = starts[-1].get("nodes") if starts else None
+    nodes = tuple(map(str, last)) if isinstance(last, list) else ()
+    return Evidence(controller, writer, status.state, status.step, reason, len(starts), nodes, began, fresh)
 
 
 def of_local(job: str, evidence: Evidence) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
@@ -71,14 +72,21 @@ def is_done(status: Path) -> bool:
 
 
 def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Path) -> None:
-    """One run is sent from a shell with a site's defaults, another from a step of an array task."""
+    """One run is sent from a shell with a site's defaults, another from a step of an array task.
+
+    The profile of the first has a path of Python's with other code; and its node is known by its name.
+    """
     inner = " ".join(map(shlex.quote, [sys.executable, "-m", "launcher", *small(tmp_path / "inner")]))
     script = f"export PYTHONPATH={jobs.ROOT}; srun --cpu-bind=none {inner}"
     array = ["--array=3", "--time=3", f"--output={tmp_path}/array.log", "--wrap", script]
     cluster.call("sbatch", "--gpus-per-node=1", *array)
     hostile = {"SBATCH_EXPORT": "NONE", "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1"}
     hostile |= {"SBATCH_JOB_NAME": "theirs", "SLURM_CPU_BIND": "mask_cpu:0x0", "SLURM_RESTART_COUNT": "5"}
-    outer = sent(cluster, tmp_path / "outer", **hostile)
+    (tmp_path / "theirs" / "moco_dist").mkdir(parents=True)
+    (tmp_path / "theirs" / "moco_dist" / "__init__.py").write_text("raise SystemExit(1)\n")
+    profile = f"partition: main\ncpus_per_gpu: 1\ntime_minutes: 10\nenvironment: {{PYTHONPATH: {tmp_path}/theirs}}\n"
+    (tmp_path / "mine.yaml").write_text(profile)
+    outer = sent(cluster, tmp_path / "outer", "--cluster", f"{tmp_path}/mine.yaml", **hostile)
     details = cluster.call("scontrol", "show", "job", outer.job)
     words = dict(word.split("=", 1) for word in details.split() if "=" in word)
     names = ("JobName", "Partition", "TimeLimit", "Requeue")
@@ -87,6 +95,10 @@ def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Pa
         until(functools.partial(is_done, status), (tmp_path / "array.log").read_text)
     assert (outer.starts(), outer.wait()) == (1, "COMPLETED")
     assert "this shell is in job" in (tmp_path / "array.log").read_text()
+    [start] = map(json.loads, (tmp_path / "outer" / "launch" / "starts.jsonl").read_text().splitlines())
+    [row] = json.loads(launch(cluster, "status", str(outer.run_dir), "--json")[1])
+    assert start["nodes"] == [row["nodes"]] and row["nodes"] in cluster.nodes
+    assert f" {row['nodes']}: job {outer.job}, start 0, from step 0 on {row['nodes']}" in outer.log()
 
 
 def test_only_starts_that_ended_by_themselves_count_and_a_refused_requeue_is_no_end(
