@@ -198,7 +198,8 @@ def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submis
         lease = Lease(launch.folder)
         try:
             for finding in preflight.check_free(launch.run_dir):  # someone may have come since the first look
-                raise UserError(finding.text)
+                if finding.level == "error":
+                    raise UserError(finding.text)
             code = snapshot.take(copies).name
             snapshot.describe(launch.folder)
             if config.track.wandb != "disabled":

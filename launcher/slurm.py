@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from shutil import which
 
 from launcher import environment
+from moco_dist.errors import UserError
 
 _WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNS = frozenset(
@@ -25,8 +26,21 @@ _SILENT = (
 )
 
 
+PATIENCE = "MOCO_DIST_PATIENCE"
+"""Variable that says for how many seconds SLURM's answers are waited for; the option --patience sets it."""
+_PATIENCE_SECONDS = 20.0
+
+
+NEVER = "DependencyNeverSatisfied"
+"""Why a job waits that can never start."""
+
+
 class Unavailable(Exception):
     """SLURM is not installed here, or its controller does not answer."""
+
+
+class NotInstalled(Unavailable):
+    """SLURM is not installed here."""
 
 
 class Refused(Exception):
@@ -60,8 +74,20 @@ class Job:
         return self.state in _WAITS | _RUNS
 
 
-def call(*command: str, timeout_seconds: float = 10.0) -> str:
+def patience_seconds(usual: float = _PATIENCE_SECONDS) -> float:
+    """Return how long SLURM's answers are waited for, as the user has said or as usual. Raises UserError."""
+    text = os.environ.get(PATIENCE, "")
+    if text and not re.fullmatch(r"\d{1,4}(\.\d+)?", text):
+        raise UserError.of(PATIENCE, text, "must be a number of seconds", "use --patience 60")
+    return float(text or usual) or usual
+
+
+def call(*command: str, timeout_seconds: float | None = None) -> str:
     """Run one of SLURM's commands.
+
+    Args:
+        command: its words.
+        timeout_seconds: how long it may take; None: as long as the user's patience lasts.
 
     Returns:
         Its standard output.
@@ -70,17 +96,18 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
+    seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
     try:
         process = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=timeout_seconds, env=env
+            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds, env=env
         )
     except (FileNotFoundError, PermissionError):
         fix = "log in to a node of the cluster, or use --local"
-        raise Unavailable(f"{command[0]} is not installed here; {fix}") from None
+        raise NotInstalled(f"{command[0]} is not installed here; {fix}") from None
     except subprocess.TimeoutExpired:
-        fix = "is slurmctld up (scontrol ping)?"
-        raise Unavailable(f"{command[0]}: no answer in {timeout_seconds:g} s; {fix}") from None
+        fix = "is slurmctld up (scontrol ping)? --patience waits longer"
+        raise Unavailable(f"{command[0]}: no answer in {seconds:g} s; {fix}") from None
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         cause = next((line for line in lines if "error:" in line), lines[-1])
@@ -90,7 +117,7 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
     return process.stdout
 
 
-def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str, Job]:
+def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the queue for the named jobs, or all of this user's: waiting, running and lately ended ones.
 
     Raises:
@@ -109,7 +136,7 @@ def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str,
     return {job.id: job for job in jobs if not ids or job.id in ids}
 
 
-def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
+def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the accounting for ended jobs that the queue has forgotten; a site without accounting has none.
 
     Raises:
@@ -126,7 +153,7 @@ def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str,
     return {job: Job(job, state.split()[0] if state else "", nodes=nodes) for job, state, nodes in jobs}
 
 
-def jobs(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
+def jobs(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the queue for the named jobs, then the accounting; one that neither knows is left out.
 
     Raises:
@@ -195,8 +222,9 @@ def seconds(text: str) -> int | None:
 class Answers:
     """Collect SLURM's answers about jobs, all within a time limit; once it has not answered, it is not asked again."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        self._deadline = time.monotonic() + timeout_seconds
+    def __init__(self, timeout_seconds: float | None = None) -> None:
+        seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
+        self._deadline = time.monotonic() + seconds
         self._own: dict[str, Job] | None = None
         self.error = ""
         """Why SLURM did not answer; empty while it does."""

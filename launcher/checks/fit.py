@@ -25,10 +25,13 @@ def check(site: Site, profile: Profile, nodes: int, works: Works = lambda _: Tru
     default = [partition.name for partition in site.partitions.values() if partition.default]
     names = profile.partition.split(",") if profile.partition else default
     choice = "choose " + _few(sorted(site.partitions)) if site.partitions else "ask the site"
-    if not names:
+    if site.unanswered:
+        cause = next(iter(site.unanswered.values()))
+        yield finding.Finding("warning", f"not checked: {', '.join(site.unanswered)} of the site ({cause})")
+    if not names and "partitions" not in site.unanswered:
         yield finding.error("partition", None, "the cluster has no default partition", choice)
     for name in names:
-        if name not in site.partitions:
+        if name not in site.partitions and "partitions" not in site.unanswered:
             yield finding.error("partition", name, "the cluster has no such partition", choice)
     yield from (unknown := list(_check_names(site, profile)))
     if any(one.text.startswith("constraint") for one in unknown):
@@ -46,14 +49,15 @@ def check(site: Site, profile: Profile, nodes: int, works: Works = lambda _: Tru
 
 def _check_names(site: Site, profile: Profile) -> Iterator[finding.Finding]:
     """Find features, nodes and a reservation that the cluster does not have."""
-    if unknown := sorted(_features(profile.constraint or "") - site.features):
+    unknown = sorted(_features(profile.constraint or "") - site.features)
+    if unknown and "nodes" not in site.unanswered:
         choice = f"there are {_few(sorted(site.features))}" if site.features else "drop it, its nodes have no features"
         yield finding.error("constraint", profile.constraint, f"no node of the cluster has {unknown[0]}", choice)
     names = {node.name for members in site.nodes.values() for node in members}
     if profile.exclude and names and (strange := sorted(hostnames(profile.exclude) - names)):
         rule = f"the cluster has no node {_few(strange)}, and sbatch refuses it"
         yield finding.error("exclude", ",".join(profile.exclude), rule, "leave it out")
-    if profile.reservation and profile.reservation not in site.reservations:
+    if profile.reservation and profile.reservation not in site.reservations and "reservations" not in site.unanswered:
         fix = f"choose {_few(sorted(site.reservations))}" if site.reservations else "drop it"
         yield finding.error("reservation", profile.reservation, "there is no such reservation", fix)
 
@@ -69,7 +73,7 @@ def _check_partition(
     members = site.nodes.get(partition.name, ())
     if members:
         yield from _room(partition, members, profile, nodes, works)
-    else:
+    elif "nodes" not in site.unanswered:
         yield finding.warning("partition", partition.name, "SLURM tells of no nodes in it", "ask the site")
 
 

@@ -63,8 +63,10 @@ def check(config: Config, submission: Submission, *, replaces: bool = False) -> 
         findings += [] if replaces else runners.result()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
-        except (slurm.Unavailable, slurm.Refused) as error:
+        except slurm.NotInstalled as error:
             findings.append(Finding("error", str(error)))
+        except (slurm.Unavailable, slurm.Refused) as error:
+            findings.append(Finding("warning", f"the job is not checked against all of the site ({error})"))
     return sorted(findings, key=lambda one: ("error", "warning", "note").index(one.level))
 
 
@@ -165,17 +167,20 @@ def _check_directory(config: Config, images: Images | None, cost: EncoderCost | 
 
 
 def check_free(run_dir: Path) -> list[Finding]:
-    """Return an error where somebody runs it already; empty where nobody does."""
+    """Return an error where somebody runs it already, a warning where nobody can tell; empty where nobody does."""
     launch, key = Launch(run_dir), "run.dir"
     try:
         if launch.job_file.is_file():
-            [now] = runs.look([launch], timeout_seconds=site.SECONDS)
+            [now] = runs.look([launch])
             if now.live and now.submission:
                 name = f"process {now.submission.job}" if now.local else f"job {now.submission.job}"
                 fix = f"wait for it, or python -m launcher cancel {now.name}"
                 return [finding.error(key, run_dir, f"its {name} is {now.state}, a second one cannot join", fix)]
-        if job := runs.queued_for(run_dir, timeout_seconds=site.SECONDS):
-            fix = f"wait for it, or scancel {job.id}"
+            if not now.confirmed and now.submission:
+                rule = f"SLURM does not tell whether its job {now.submission.job} lives ({now.slurm_error})"
+                return [finding.warning(key, run_dir, rule, "if it does, the new one cannot start")]
+        if job := runs.queued_for(run_dir):
+            fix = f"wait for it, or python -m launcher cancel {job.id}"
             return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
         writer = lease.held_by(run_dir)
     except OSError:  # told by the check of the directory

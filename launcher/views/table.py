@@ -34,10 +34,11 @@ def _row(run: Run) -> dict[str, Any]:
     return {
         "run": run.name,
         "run_dir": str(run.launch.run_dir),
-        "job": sent.job if sent else None,
+        "job": run.job_id or None,
         "executor": sent.executor if sent else None,
         "state": run.state,
         "reason": run.reason,
+        "confirmed": run.confirmed,
         "live": run.live,
         "ended": run.ended,
         "step": run.step,
@@ -85,7 +86,7 @@ def as_table(runs: Sequence[Run], caption: str = "") -> Table:
     for name in filled:
         table.add_column(name, justify="right" if name in _FIGURES else "left", no_wrap=name in _COLUMNS[1:-1])
     for cells in rows:
-        style = _STYLES.get(cells["state"], "red")
+        style = _STYLES.get(cells["state"].rstrip("?"), "red")
         table.add_row(*(_plain(cells[name], style if name == "state" else "") for name in filled))
     return table
 
@@ -96,8 +97,8 @@ def _cells(run: Run) -> dict[str, str]:
     of_total = f"/{figures.total_steps}" if figures.total_steps else "/-"
     return {
         "run": run.name,
-        "job": run.submission.job if run.submission else "",
-        "state": run.state,
+        "job": run.job_id,
+        "state": run.state if run.confirmed else f"{run.state}?",
         "step": f"{run.step}{of_total}" if run.step else "",
         "epoch": "" if figures.epoch is None else str(figures.epoch),
         "images/s": _figure(figures.images_per_second, ".0f" if (figures.images_per_second or 0) >= 100 else ".3g"),
@@ -106,7 +107,7 @@ def _cells(run: Run) -> dict[str, str]:
         "restarts": str(run.evidence.starts - 1) if run.evidence.starts > 1 else "",
         "time left": "" if seconds is None else _duration(seconds),
         "nodes": run.nodes if len(run.nodes) <= _LONGEST_NODES else run.nodes[: _LONGEST_NODES - 3] + "...",
-        "reason": run.reason,
+        "reason": run.reason if run.confirmed else "; ".join(filter(None, [run.reason, "SLURM does not answer"])),
     }
 
 

@@ -107,15 +107,20 @@ def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
 
 
 def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
-    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says."""
+    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says.
+
+    Without SLURM's answer only an end for good is sure; all else is how the run stood when it wrote its status.
+    """
     if evidence.writer:
         why = "SLURM does not answer" if slurm_error else f"job {job} is not known to SLURM any more"
         return "running", f"{why}; {evidence.writer} writes to it"
-    if evidence.end and (evidence.settled or not slurm_error):
+    if evidence.end:
         return evidence.end
+    if slurm_error and evidence.fresh and evidence.state == "running":
+        return "running", ""
     if slurm_error:
         was = f"{evidence.state} at step {evidence.step}" if evidence.state else "not begun"
-        return "unknown", f"SLURM does not answer; the run directory says: {was}"
+        return "unknown", f"the run directory says: {was}"
     never = "" if evidence.began else "; it never started"
     return "lost", f"job {job} is not known to SLURM any more{never}"
 

@@ -236,7 +236,7 @@ def test_without_a_controller_status_tells_what_the_directory_knows(
     capsys.readouterr()
     assert command(status) == 0
     said = capsys.readouterr()
-    line = r"^a +\d+ +unknown +SLURM does not answer; the run directory says: not begun$"
+    line = r"^a +\d+ +unknown\? +the run directory says: not begun; SLURM does not answer$"
     assert re.search(line, said.out, re.MULTILINE)
     assert said.err.startswith("launcher: squeue: ")
     assert said.err.count("\n") == 1

@@ -108,18 +108,18 @@ def test_only_starts_that_ended_by_themselves_count_and_a_refused_requeue_is_no_
     with ThreadPoolExecutor() as pool:
         early = sent(cluster, tmp_path / "early", steps=20)
         disturbed = [pool.submit(events.stopped_before_its_first_step, early)]
-        forbidden = sent(cluster, tmp_path / "forbidden", steps=80)
+        forbidden = sent(cluster, tmp_path / "forbidden", steps=40)
         disturbed.append(pool.submit(events.may_not_be_requeued, forbidden))
         for event in disturbed:
             event.result()
     assert (early.wait(), early.starts()) == ("COMPLETED", 4), early.log()
     assert forbidden.wait() == "COMPLETED", forbidden.log()
     assert f"job {forbidden.job} goes on with the run" in forbidden.log()
-    away = sent(cluster, tmp_path / "away", steps=80)
+    away = sent(cluster, tmp_path / "away", steps=40)
     events.controller_away(away)
     assert away.wait() == "COMPLETED", away.log()
     assert away.starts() == 2 and f"job {away.job} is requeued" in away.log()
     for run in (forbidden, away):
         steps = [row["step"] for row in jobs.rows(run.run_dir) if "loss" in row]
-        assert steps == list(range(1, 81))
+        assert steps == list(range(1, 41))
         assert not (run.run_dir / "launch" / "failures.jsonl").exists()

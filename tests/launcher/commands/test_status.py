@@ -85,6 +85,7 @@ def test_the_same_as_json(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -
         "executor": "slurm",
         "state": "running",
         "reason": "",
+        "confirmed": True,
         "live": True,
         "ended": False,
         "step": 150,
@@ -170,7 +171,8 @@ def test_a_silent_slurm_is_told_once_on_stderr(made_up: MadeUp, capsys: pytest.C
     made_up.broken["squeue"] = slurm.Unavailable("squeue: no answer in 1 s")
     assert status() == 0
     said = capsys.readouterr()
-    assert [fields(line)[2] for line in said.out.splitlines()[1:]] == ["unknown", "unknown", "done"]
+    assert [fields(line)[2] for line in said.out.splitlines()[1:]] == ["running?", "running?", "done"]
+    assert all(line.endswith("SLURM does not answer") for line in said.out.splitlines()[1:3])
     assert said.err == "launcher: squeue: no answer in 1 s; this is what the run directories know\n"
     assert len(made_up.asked) == 1
 
@@ -238,6 +240,6 @@ def test_watching_on_a_terminal_draws_in_place(
     monkeypatch.setenv("COLUMNS", "120")
     assert status("--watch") == 0
     out = capsys.readouterr().out
-    assert out.count("unknown") >= 2
+    assert out.count("running?") >= 2
     assert "\x1b[1A" in out  # the cursor goes up again
     assert "squeue: no answer in 5 s" in out
