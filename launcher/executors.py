@@ -75,6 +75,8 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     srun = [f"--cpus-per-task={cpus}", f"--kill-on-bad-exit={int(by_rank)}"]  # since 22.05 srun inherits no CPUs
     srun.append("--export=ALL")
     extra: dict[str, Any] = {"requeue": True, "export": "ALL", "chdir": code}
+    if dependency:
+        extra["kill-on-invalid-dep"] = "yes"  # else it would wait for ever
     if profile.min_nodes:
         extra["no-kill"] = True
         srun.append("--no-kill")

@@ -68,6 +68,7 @@ TEXT = """\
 #SBATCH --export=ALL
 #SBATCH --gpus-per-node=a100:8
 #SBATCH --job-name=one
+#SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=960G
 #SBATCH --no-kill
 #SBATCH --nodes=4
@@ -320,28 +321,12 @@ def test_without_slurm_it_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], None),
-        (["--after", "12"], "afterok:12"),
-        (["--after", "any:12"], "afterany:12"),
-        (["--after", "12_3"], "afterok:12_3"),
-    ],
-)
-def test_after(programs: Programs, capsys: Said, words: list[str], expected: str | None) -> None:
-    programs.says("squeue", {"--states=all": "12|RUNNING|None|n1|1:00|\n12_3|PENDING|None||1:00|\n"})
-    assert main(["submit", *SMALL, "--dry-run", *words]) == 0
-    assert parameters(capsys.readouterr().out).get("dependency") == expected
-    assert main(["submit", *SMALL, "--dry-run", "--after", "any:13"]) == 2  # sbatch would start the job at once
-
-
-@pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--after", "last"], "--after = last: must be a job's id, or any: and a job's id; see launcher status"),
-        (["--after", "12,13"], "--after = 12,13: must be a job's id"),
-        (["--after", "12?afterany:13"], "--after = 12?afterany:13: must be a job's id"),
-        (["--after", "any:"], "--after = any:: must be a job's id"),
+        (["--after", "last"], "--after = last: is neither a run that was submitted, nor the name of one in runs/, nor"),
+        (["--after", "12,13"], "--after = 12,13: is neither a run"),
+        (["--after", "12?afterany:13"], "--after = 12?afterany:13: is neither a run"),
+        (["--after", "any:"], "--after = : is neither a run"),
         (["--job-name", "two\nlines"], "--job-name = two lines: must be one printable line of at most 200 characters"),
         (["--job-name", "x\n#SBATCH --uid=0"], "--job-name = x #SBATCH --uid=0: must be one printable line"),
         (["--job-name", "bell\a"], "--job-name = bell\\x07: must be one printable line"),
