@@ -40,6 +40,8 @@ class Submission(Section):
     """SLURM's id, `12` or `12_3`; for a local job the process id of its controller."""
     earlier_jobs: tuple[str, ...] = ()
     """Jobs of this submission before it, which SLURM would not requeue."""
+    after: str | None = None
+    """Other jobs that it waits for, in sbatch's words."""
     executor: Literal["slurm", "local"] = "slurm"
     """What runs it."""
     started: str = ""

@@ -62,11 +62,15 @@ def send_again(
     config, submission = launch.config(), change(last)
     if not checked(config, submission, replaces=replaces):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
-    return send_successor(launch, submission) if replaces else send(config, submission)
+    if replaces:
+        return send_successor(launch, submission)
+    return send(config, submission.model_copy(update={"after": None}))  # what it waited for may have failed
 
 
 def send_successor(launch: Launch, submission: Submission | None = None) -> Submission:
     """Send another job for a run that has one; it starts when that job has ended, and the run is then its own.
+
+    Jobs that wait for the one before wait for the new one.
 
     Args:
         launch: the run's record.
@@ -84,9 +88,12 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
     last = launch.submission()
     assert last is not None
     new = submission or last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job)})
-    [job] = Sbatch(launch, new, f"afterany:{last.job}").send([_task(launch, new)])
+    dependency = ",".join(filter(None, [f"afterany:{last.job}", last.after]))
+    [job] = Sbatch(launch, new, dependency).send([_task(launch, new)])
     new = new.model_copy(update={"job": job})
     _record([(launch, new)])
+    with contextlib.suppress(slurm.Refused, slurm.Unavailable):
+        slurm.redirect_dependents(last.job, job)
     return new
 
 
@@ -124,9 +131,9 @@ def checked(
     return all(finding.level != "error" for finding in findings)
 
 
-def send(config: configs.Config, submission: Submission, dependency: str | None = None) -> Submission:
+def send(config: configs.Config, submission: Submission) -> Submission:
     """Send one job, as `send_all` does. Returns the submission with the job's id."""
-    [sent] = send_all(Launch(config.run_dir), [config], submission, dependency)
+    [sent] = send_all(Launch(config.run_dir), [config], submission)
     return sent
 
 
@@ -134,7 +141,6 @@ def send_all(
     place: Launch,
     members: Sequence[configs.Config],
     submission: Submission,
-    dependency: str | None = None,
     parallel: int = 256,
 ) -> list[Submission]:
     """Write into run directories what jobs need, and send these, several as an array.
@@ -143,7 +149,6 @@ def send_all(
         place: what SLURM knows the jobs by: the only one's record, or that of the sweep.
         members: config of each.
         submission: what all of them have in common.
-        dependency: other jobs to wait for, in sbatch's words.
         parallel: members of an array that run at once.
 
     Returns:
@@ -162,7 +167,7 @@ def send_all(
         if submission.executor == "local":
             sent = [send_locally(place, task) for task in tasks]
         else:
-            ids = Sbatch(place, sent[0], dependency, parallel).send(tasks)
+            ids = Sbatch(place, sent[0], submission.after, parallel).send(tasks)
             sent = [one.model_copy(update={"job": job}) for one, job in zip(sent, ids, strict=True)]
         _record(list(zip(launches, sent, strict=True)))
     return sent

@@ -208,6 +208,16 @@ def requeue(job: str) -> None:
     call("scontrol", "requeue", job)
 
 
+def redirect_dependents(old: str, new: str) -> None:
+    """Let this user's jobs that wait for a job wait for another one instead. Raises Unavailable, Refused."""
+    lines = call("squeue", f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E").splitlines()
+    for job, _, dependency in (line.strip().partition("|") for line in lines):
+        words = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
+        redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, words)
+        if redirected != words and job != new:
+            call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}")
+
+
 def seconds(text: str) -> int | None:
     """Read a time of SLURM's, [D-][[H:]M:]S; None for UNLIMITED and its like."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):

@@ -143,8 +143,8 @@ def _room(
     fewer, gpus = _shape(counts, most, nodes, profile.gpus_per_node, works)
     if nodes > most:
         rule = f"has {len(members)} nodes" if most == len(members) else f"allows {most}"
-        least = f" --min-nodes {fewer}" if (profile.min_nodes or 0) > fewer else ""
-        yield finding.error("--nodes", nodes, f"partition {name} {rule}", f"use --nodes {fewer}{least}")
+        option = f" --min-nodes {fewer}" if (profile.min_nodes or 0) > fewer else ""
+        yield finding.error("--nodes", nodes, f"partition {name} {rule}", f"use --nodes {fewer}{option}")
     if gpus < (wanted := profile.gpus_per_node):
         rule = f"{sum(count >= wanted for count in counts)} {unmet}"
         yield finding.error("gpus_per_node", wanted, rule, _use("gpus_per_node", gpus))

@@ -39,24 +39,24 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_config(*configs.parse_arguments(options.words))
     config = sending.absolute(loaded, staged=submission.stage is not None)
     name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
-    submission = submission.model_copy(update={"name": name})
     dependency = after.dependency(options.after) if options.after else None
+    submission = submission.model_copy(update={"name": name, "after": dependency})
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:
-        _print_dry(launch, config, submission, dependency)
+        _print_dry(launch, config, submission)
     if options.dry_run or not ready:
         return 0 if ready else 2
-    submission = sending.send(config, submission, dependency)
+    submission = sending.send(config, submission)
     _announce(launch, config, submission)
     return _follow(launch) if options.wait else 0
 
 
-def _print_dry(launch: Launch, config: configs.Config, submission: Submission, dependency: str | None) -> None:
+def _print_dry(launch: Launch, config: configs.Config, submission: Submission) -> None:
     """Print what would be sent."""
     from launcher.executors import Sbatch
 
     submission = submission.model_copy(update={"code": snapshot.digest()})
-    text = Sbatch(launch, submission, dependency).text()
+    text = Sbatch(launch, submission, submission.after).text()
     sys.stdout.write(f"{text}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
 
 

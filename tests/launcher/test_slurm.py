@@ -178,3 +178,15 @@ def test_the_option_says_how_patient_a_command_is(
     assert " cancelled " in capsys.readouterr().out
     assert main(["status", "--patience", "long"]) == 2
     assert "MOCO_DIST_PATIENCE = long: must be a number of seconds; use --patience 60" in capsys.readouterr().err
+
+
+def test_jobs_that_wait_for_one_wait_for_another(programs: Programs, tmp_path: Path) -> None:
+    lines = ["20|afterok:12(unfulfilled)", "21|afterany:3(fulfilled),afterok:12(unfulfilled)", "22|afterok:121(x)"]
+    lines += ["23|afterok:12_3(unfulfilled)", "24|(null)", "25|", "13|afterany:12(unfulfilled)"]
+    programs.says("squeue", {"--user=": "\n".join(lines) + "\n"})
+    programs.keeps("scontrol")
+    slurm.redirect_dependents("12", "13")
+    assert [words for words, _ in programs.given("scontrol")] == [
+        ["update", "JobId=20", "Dependency=afterok:13"],
+        ["update", "JobId=21", "Dependency=afterany:3,afterok:13"],
+    ]

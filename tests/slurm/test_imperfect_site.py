@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -123,3 +124,56 @@ def test_only_starts_that_ended_by_themselves_count_and_a_refused_requeue_is_no_
         steps = [row["step"] for row in jobs.rows(run.run_dir) if "loss" in row]
         assert steps == list(range(1, 41))
         assert not (run.run_dir / "launch" / "failures.jsonl").exists()
+
+
+SLOW = """#!/bin/sh
+# A controller under load: what it is asked for comes after a while.
+case "$0" in */sbatch) ;; *) sleep 5 ;; esac
+exec {program} "$@"
+"""
+
+
+def slow_programs(folder: Path) -> str:
+    """Make SLURM's commands answer after five seconds. Returns PATH with them."""
+    folder.mkdir()
+    for name in ("scontrol", "sinfo", "squeue", "sacct", "scancel", "sbatch"):
+        (folder / name).write_text(SLOW.format(program=shutil.which(name)))
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_jobs_that_wait_or_that_nobody_knows_of(cluster: Cluster, tmp_path: Path) -> None:
+    """Four held or waiting jobs: slow answers, a chain that can never go on, a lost record, and more memory."""
+    slow = {"PATH": slow_programs(tmp_path / "slow")}
+    with ThreadPoolExecutor() as pool:
+        first = sent(cluster, tmp_path / "runs" / "first", "--after", f"any:{held(cluster)}")
+        patient = pool.submit(sent, cluster, tmp_path / "runs" / "patient", "--after", f"any:{held(cluster)}", **slow)
+        chain = small(tmp_path / "chain", "--after", "first", "--wait")
+        waits = pool.submit(launch, cluster, *chain, cwd=tmp_path)
+        until((tmp_path / "chain" / "launch" / "job.json").exists, lambda: "the second of the chain is not sent")
+        lost = patient.result()
+        shutil.rmtree(lost.run_dir)
+        rows = json.loads(launch(cluster, "status", "--json", cwd=tmp_path)[1])
+        assert [(row["job"], row["state"]) for row in rows if row["run"] == "patient"] == [(lost.job, "pending")]
+        code, said = launch(cluster, "cancel", lost.job, cwd=tmp_path)
+        assert code == 0 and f"job {lost.job}: cancelled" in said, said
+        code, said = launch(cluster, "requeue", "first", "--memory-gib", "2", "--time-minutes", "7", cwd=tmp_path)
+        assert code == 0 and f"takes over from job {first.job}" in said, said
+        second = first.last_job()
+        details = cluster.call("scontrol", "show", "job", second)
+        assert "TimeLimit=00:07:00" in details and re.search(r"MinMemoryNode=2G", details)
+        second_of_chain = Sent(cluster, tmp_path / "chain", job="").last_job()
+        assert f"Dependency=afterok:{second}(" in cluster.call("scontrol", "show", "job", second_of_chain)
+        # Its first job is cancelled, so that the second can never start: SLURM cancels that too, and --wait ends.
+        cluster.call("scancel", second)
+        code, said = waits.result()
+        assert code == 1, said
+    code, said = launch(cluster, *small(tmp_path / "never", "--after", first.job))
+    assert code == 2 and "and will never succeed; use --after any:" in said, said
+    code, said = launch(cluster, *small(tmp_path / "never", "--exclude", "n9"))
+    assert code == 2 and "exclude = n9: the cluster has no node n9" in said, said
+
+
+def held(cluster: Cluster) -> str:
+    """Send a job that waits until it is cancelled. Returns its id."""
+    return cluster.call("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap", "true").strip()

@@ -103,6 +103,20 @@ def test_a_waiting_run_gets_a_new_job_where_options_change_it(programs: Programs
     assert [words for words, _ in programs.given("scancel")] == [["--quiet", "12"]]
 
 
+def test_a_new_job_waits_for_what_the_old_one_waited_for(programs: Programs, capsys: Said) -> None:
+    launch = sent(programs, capsys, "a", "stopped")
+    last = launch.submission()
+    assert last
+    launch.write(last.model_copy(update={"after": "afterok:9"}))
+    queue(programs, "PENDING", launch)
+    programs.keeps("scancel")
+    assert main(["requeue", "a", "--nodes", "2"]) == 0
+    assert "#SBATCH --dependency=afterany:12,afterok:9" in text(programs, "13")
+    programs.says("squeue", {"--states=all": f"13|CANCELLED|DependencyNeverSatisfied||1:00|{launch.run_dir}\n"})
+    assert main(["requeue", "a"]) == 0
+    assert not any("--dependency" in line for line in text(programs, "14"))
+
+
 def test_a_running_job_is_replaced_only_by_what_can_be_sent(programs: Programs, capsys: Said) -> None:
     launch = sent(programs, capsys, "a", "running")
     queue(programs, "RUNNING", launch)
