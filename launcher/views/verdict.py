@@ -103,6 +103,8 @@ def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
         return "requeued" if evidence.began else "pending", job.reason.removeprefix("None")
     if job.live:
         return "running", evidence.trouble or "is ending" * (job.state == "COMPLETING")
+    if job.reason == slurm.NEVER:
+        return "cancelled", "what it waited for has failed"
     return _ended(job.state, evidence)
 
 

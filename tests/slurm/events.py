@@ -34,6 +34,8 @@ class Event:
     options: tuple[str, ...] = ()
     cluster: dict[str, Any] = field(default_factory=dict)
     """What the cluster must be like."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Further variables of the shell that sends the job."""
 
     def fits(self, settings: Settings) -> bool:
         """Whether a cluster is as this event needs it."""
@@ -133,6 +135,12 @@ def node_lost_for_good(run: Sent) -> None:
     assert run.starts() == 1, "it was requeued"
 
 
+def preempted_at_start(run: Sent) -> None:
+    """A job of a higher partition takes the nodes as soon as the start is noted."""
+    run.until_start(1)
+    run.preempt()
+
+
 def stopped_before_its_first_step(run: Sent) -> None:
     """Requeued from outside as soon as a start is noted, three times in a row."""
     for starts in (1, 2, 3):
@@ -179,8 +187,21 @@ _MINUTE = ("--time-minutes", "1", "--signal-seconds", "15")
 
 _NO_SCONTROL = ("--cluster", str(Path(__file__).with_name("no_scontrol.yaml")))
 
+OF_A_SHELL = {
+    "SBATCH_EXPORT": "NONE",
+    "SBATCH_PARTITION": "high",
+    "SBATCH_TIMELIMIT": "1",
+    "SBATCH_NO_REQUEUE": "1",
+    "SBATCH_JOB_NAME": "theirs",
+    "SLURM_CPU_BIND": "mask_cpu:0x0",
+    "SLURM_RESTART_COUNT": "5",
+}
+"""What a site's defaults, or another job, may leave in the environment."""
+
 EVENTS = (
     Event("left alone", left_alone, 1),
+    Event("variables of SLURM's in the shell", told_to_save, 2, environment=OF_A_SHELL),
+    Event("preempted at start", preempted_at_start, 2, cluster={"preempt_signal": True}),
     Event("time limit, twice", time_limit_twice, 3, {"optim.steps": 2 * STEPS}, _MINUTE),
     Event("preempted, told by USR2", preempted, 2, cluster={"preempt_signal": True}),
     Event("preempted, told by TERM", preempted, 2, cluster={"preempt_signal": False}),

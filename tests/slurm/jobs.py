@@ -21,11 +21,13 @@ STEPS = 154  # seven epochs of the digits
 _FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
 
-def launcher(cluster: Cluster, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the launcher as a user does."""
+def launcher(
+    cluster: Cluster, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the launcher as a user does, with further variables."""
     return subprocess.run(
         [sys.executable, "-m", "launcher", *arguments],
-        env=cluster.environment,
+        env=cluster.environment | (environment or {}),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -51,6 +53,7 @@ class Sent:
         settings: overrides of FAST.
         options: further options of `submit`.
         job: of a run that something else has sent.
+        environment: further variables of the shell that sends it.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Sent:
         settings: dict[str, Any] | None = None,
         *options: str,
         job: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
+        self._environment = environment
         self.cluster, self.run_dir, self._settings, self._options = cluster, run_dir, settings or {}, options
         self.job = job or ""
         if job is None:
@@ -68,7 +73,8 @@ class Sent:
 
     def send(self) -> None:
         """Send it, also again."""
-        done = launcher(self.cluster, *submit_arguments(self.run_dir, self._settings, *self._options))
+        words = submit_arguments(self.run_dir, self._settings, *self._options)
+        done = launcher(self.cluster, *words, environment=self._environment)
         found = re.search(r"^job: (\S+)$", done.stdout, re.MULTILINE)
         assert done.returncode == 0 and found, done.stdout + done.stderr
         self.job = found[1]

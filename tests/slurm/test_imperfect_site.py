@@ -8,19 +8,19 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from slurm.devcluster import Cluster
 from tests import jobs
 from tests.slurm import events
-from tests.slurm.jobs import FAST, Sent
+from tests.slurm.jobs import FAST, Sent, launcher
 
 
 @pytest.fixture(autouse=True)
@@ -37,24 +37,26 @@ def small(run_dir: Path, *words: str, steps: int = 3) -> list[str]:
     return ["submit", str(FAST), *overrides, "--cluster", "devcluster", "--gpus-per-node", "1", *words]
 
 
-def launch(cluster: Cluster, *words: str, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
+def launch(
+    cluster: Cluster, *words: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> tuple[int, str]:
     """Run the launcher as a user does. Returns its exit status, and all that it has said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", *words],
-        env=cluster.environment | environment,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-    )
-    return done.returncode, done.stdout
+    done = launcher(cluster, *words, cwd=cwd, environment=environment)
+    return done.returncode, done.stdout + done.stderr
 
 
-def sent(cluster: Cluster, run_dir: Path, *words: str, steps: int = 3, **environment: str) -> Sent:
+def rows(cluster: Cluster, here: Path, *places: str) -> list[dict[str, Any]]:
+    """What `status` says, however busy SLURM is."""
+    listed = json.loads(launcher(cluster, "status", *places, "--json", "--patience", "30", cwd=here).stdout)
+    assert isinstance(listed, list)
+    return listed
+
+
+def sent(
+    cluster: Cluster, run_dir: Path, *words: str, steps: int = 3, environment: dict[str, str] | None = None
+) -> Sent:
     """Send a run."""
-    code, said = launch(cluster, *small(run_dir, *words, steps=steps), **environment)
+    code, said = launch(cluster, *small(run_dir, *words, steps=steps), environment=environment)
     job = re.search(r"^job: (\S+)$", said, re.MULTILINE)
     assert code == 0 and job, said
     return Sent(cluster, run_dir, job=job[1])
@@ -81,13 +83,11 @@ def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Pa
     script = f"export PYTHONPATH={jobs.ROOT}; srun --cpu-bind=none {inner}"
     array = ["--array=3", "--time=3", f"--output={tmp_path}/array.log", "--wrap", script]
     cluster.call("sbatch", "--gpus-per-node=1", *array)
-    hostile = {"SBATCH_EXPORT": "NONE", "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1", "SBATCH_NO_REQUEUE": "1"}
-    hostile |= {"SBATCH_JOB_NAME": "theirs", "SLURM_CPU_BIND": "mask_cpu:0x0", "SLURM_RESTART_COUNT": "5"}
     (tmp_path / "theirs" / "moco_dist").mkdir(parents=True)
     (tmp_path / "theirs" / "moco_dist" / "__init__.py").write_text("raise SystemExit(1)\n")
     profile = f"partition: main\ncpus_per_gpu: 1\ntime_minutes: 10\nenvironment: {{PYTHONPATH: {tmp_path}/theirs}}\n"
     (tmp_path / "mine.yaml").write_text(profile)
-    outer = sent(cluster, tmp_path / "outer", "--cluster", f"{tmp_path}/mine.yaml", **hostile)
+    outer = sent(cluster, tmp_path / "outer", "--cluster", f"{tmp_path}/mine.yaml", environment=events.OF_A_SHELL)
     details = cluster.call("scontrol", "show", "job", outer.job)
     words = dict(word.split("=", 1) for word in details.split() if "=" in word)
     names = ("JobName", "Partition", "TimeLimit", "Requeue")
@@ -97,7 +97,7 @@ def test_what_a_shell_has_exported_changes_no_job(cluster: Cluster, tmp_path: Pa
     assert (outer.starts(), outer.wait()) == (1, "COMPLETED")
     assert "this shell is in job" in (tmp_path / "array.log").read_text()
     [start] = map(json.loads, (tmp_path / "outer" / "launch" / "starts.jsonl").read_text().splitlines())
-    [row] = json.loads(launch(cluster, "status", str(outer.run_dir), "--json")[1])
+    [row] = rows(cluster, tmp_path, "outer")
     assert start["nodes"] == [row["nodes"]] and row["nodes"] in cluster.nodes
     assert f" {row['nodes']}: job {outer.job}, start 0, from step 0 on {row['nodes']}" in outer.log()
 
@@ -147,14 +147,16 @@ def test_jobs_that_wait_or_that_nobody_knows_of(cluster: Cluster, tmp_path: Path
     slow = {"PATH": slow_programs(tmp_path / "slow")}
     with ThreadPoolExecutor() as pool:
         first = sent(cluster, tmp_path / "runs" / "first", "--after", f"any:{held(cluster)}")
-        patient = pool.submit(sent, cluster, tmp_path / "runs" / "patient", "--after", f"any:{held(cluster)}", **slow)
+        patient = pool.submit(
+            sent, cluster, tmp_path / "runs" / "patient", "--after", f"any:{held(cluster)}", environment=slow
+        )
         chain = small(tmp_path / "chain", "--after", "first", "--wait")
         waits = pool.submit(launch, cluster, *chain, cwd=tmp_path)
         until((tmp_path / "chain" / "launch" / "job.json").exists, lambda: "the second of the chain is not sent")
         lost = patient.result()
         shutil.rmtree(lost.run_dir)
-        rows = json.loads(launch(cluster, "status", "--json", cwd=tmp_path)[1])
-        assert [(row["job"], row["state"]) for row in rows if row["run"] == "patient"] == [(lost.job, "pending")]
+        seen = [(row["job"], row["state"]) for row in rows(cluster, tmp_path) if row["run"] == "patient"]
+        assert seen == [(lost.job, "pending")]
         code, said = launch(cluster, "cancel", lost.job, cwd=tmp_path)
         assert code == 0 and f"job {lost.job}: cancelled" in said, said
         code, said = launch(cluster, "requeue", "first", "--memory-gib", "2", "--time-minutes", "7", cwd=tmp_path)

@@ -152,6 +152,14 @@ def test_a_status_from_an_earlier_job_does_not_count(here: Path, made_up: MadeUp
     assert stand(see(launch)) == ("crashed", "a node failed; it had not begun to train", *ENDED)
 
 
+def test_a_job_that_waited_in_vain(here: Path, made_up: MadeUp) -> None:
+    launch = make_run(here / "runs/a", state="stopped", step=7)
+    made_up.queues("12", "PENDING", launch.run_dir, slurm.NEVER)
+    assert stand(see(launch)) == ("pending", slurm.NEVER, *LIVE)
+    made_up.queues("12", "CANCELLED", launch.run_dir, slurm.NEVER)
+    assert stand(see(launch)) == ("cancelled", "what it waited for has failed", *ENDED)
+
+
 def test_a_done_run_is_done_though_its_job_is_forgotten(here: Path, made_up: MadeUp) -> None:
     launch = make_run(here / "runs/a", starts=1, state="done", step=100)
     assert see(launch).state == "done"
