@@ -218,7 +218,7 @@ def test_requeue_sends_an_ended_run_again(
     until(launch, lambda run: run.ended)
     again: list[Launch] = []
 
-    def send(launch: Launch) -> Submission:
+    def send(launch: Launch, *_: object, **__: object) -> Submission:
         again.append(launch)
         return Submission(job="77")
 

@@ -138,9 +138,9 @@ def test_limits_of_a_partition(tmp_path: Path, change: Any) -> None:
     findings = check(tmp_path / "run", account="speech", qos="short")
     assert lines(findings) == [
         "time_minutes = 10: partition main allows 5; use --time-minutes 5; the job goes on after it by itself",
-        "--nodes = 2: partition main allows 1; use --nodes 1",
         "account = speech: partition main does not allow it; choose vision",
         "qos = short: partition main does not allow it; choose long",
+        "--nodes = 2: partition main allows 1; use --nodes 1",
     ]
     assert any(
         "main: cancels preempted jobs" in line.replace("partition = ", "") for line in lines(findings, "warning")
@@ -211,7 +211,7 @@ def test_no_controller(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.Mon
         mute = check(tmp_path / "run")
     for findings in (mute, check(tmp_path / "run")):
         assert not lines(findings)
-        site_line, run_line = lines(findings, "warning")
+        site_line, run_line = sorted(lines(findings, "warning"))
         questions = "not checked: partitions, nodes, reservations, settings of the site (scontrol: no answer in 1 s;"
         assert site_line.startswith(questions)
         assert run_line.startswith(f"run.dir = {tmp_path / 'run'}: SLURM does not tell whether its job 12 lives (")
