@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from moco_dist import config as configs
+from moco_dist.data.views import Views
 from moco_dist.engine.build import build
 from moco_dist.engine.engine import Engine
 from moco_dist.methods import moco
@@ -87,7 +88,7 @@ def _seconds(engine: Engine, views: torch.Tensor, steps: int) -> float:
     """Return how long so many steps take, until the device has done them."""
     began = time.perf_counter()
     for step in range(steps):
-        figures = engine.step((views[0], views[1]), step, 0.03)
+        figures = engine.step(Views(views), step, 0.03)
     figures.values.tolist()
     return time.perf_counter() - began
 
