@@ -9,17 +9,18 @@ import re
 
 _OPTIONS = r"(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_\w+"
 """A user's settings of SLURM's commands: `SBATCH_PARTITION`, `SQUEUE_FORMAT` ..."""
-_JOB = r"SLURMD?_\w+|SUBMITIT_\w+|TORCHELASTIC_\w+|MOCO_DIST_(JOB|RESTART)"
-_RANK = r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
+_SLURM = r"SLURMD?_\w+"
+"""What SLURM tells a job, and settings of srun."""
 _CLUSTER = r"SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_\w+)|SBATCH_CLUSTERS"
 """Which cluster is meant, and who asks."""
-
-_PYTHON = r"PYTHON(SAFEPATH|HOME)"
+_RANK = r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
+_OURS = rf"SUBMITIT_\w+|TORCHELASTIC_\w+|MOCO_DIST_(JOB|RESTART)|{_RANK}"
+"""What a job of ours sets for its tasks and ranks."""
 
 
 def left_out() -> list[str]:
     """List the variables of this process that reach neither SLURM's commands nor a job."""
-    names = [name for name in os.environ if re.fullmatch(f"{_OPTIONS}|{_JOB}|{_RANK}", name)]
+    names = [name for name in os.environ if re.fullmatch(f"{_OPTIONS}|{_SLURM}|{_OURS}", name)]
     return sorted(name for name in names if not re.fullmatch(_CLUSTER, name))
 
 
@@ -44,8 +45,8 @@ def refusal(name: str) -> str | None:
     """Say why a profile may not set a variable of this name; None where it may."""
     if re.fullmatch(_CLUSTER, name):
         return None
-    if re.fullmatch(f"{_RANK}|{_PYTHON}|SUBMITIT_.*|TORCHELASTIC_.*|MOCO_DIST_(JOB|RESTART)", name):
+    if re.fullmatch(rf"{_OURS}|PYTHON(SAFEPATH|HOME)", name):
         return "is set by the job itself; drop it"
-    if re.fullmatch(f"{_OPTIONS}|{_JOB}", name):
+    if re.fullmatch(f"{_OPTIONS}|{_SLURM}", name):
         return "is SLURM's, and would come too late for srun; export it in a line of setup"
     return None
