@@ -26,12 +26,13 @@ FLOORS = (
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
+    ("environment",),
     ("cluster", "slurm", "snapshot"),
     ("record",),
     ("job", "options", "views"),
     ("checks", "executors"),
     ("sending",),
-    ("commands",),
+    ("commands", "after"),
     ("__main__",),
 )
 """The same for the launcher: each imports only from those above it."""
