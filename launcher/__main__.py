@@ -56,7 +56,13 @@ def _run(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     module.arguments(parser)
-    exit_status: int = module.run(parser.parse_intermixed_args(rest))
+    text = f"how long to wait for SLURM's answers; also by the variable {slurm.PATIENCE}"
+    parser.add_argument("--patience", metavar="SECONDS", help=text)
+    options = parser.parse_intermixed_args(rest)
+    if options.patience is not None:
+        os.environ[slurm.PATIENCE] = options.patience
+    slurm.patience_seconds()  # a mistake in it is told at once
+    exit_status: int = module.run(options)
     return exit_status
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 import slurm
+from launcher import environment
 from moco_dist import config as configs
 from moco_dist.config.paths import PathText
 from moco_dist.config.section import Float, Int, Natural, Positive, Section
@@ -86,7 +87,7 @@ class Profile(Section):
     max_restarts: Natural = 2
     """Restarts of crashed workers within one start of the job."""
     environment: dict[str, str] = Field({})
-    """Variables of the job, as they are written: nothing is expanded in them."""
+    """Variables of the job, as they are written: nothing is expanded in them. The job's code stays first."""
     setup: tuple[Line, ...] = ()
     """Shell lines ahead of the job: module load ..."""
     container: Container | None = None
@@ -117,6 +118,8 @@ def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
     for variable in variables if isinstance(variables, dict) else ():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(variable)):
             raise UserError.of("environment", variable, "must be a name of a variable", "write NAME: value")
+        if refusal := environment.refusal(str(variable)):
+            raise UserError(f"environment = {variable}: {refusal}")
     return configs.validate(Profile, tree)
 
 

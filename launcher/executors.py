@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from submitit import Job
@@ -14,7 +15,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
-from launcher import slurm
+from launcher import environment, slurm
 from launcher.cluster import Profile
 from launcher.job.task import Task
 from launcher.record import Launch, Submission
@@ -36,12 +37,9 @@ class Sbatch(SlurmExecutor):
     ) -> None:
         super().__init__(folder=launch.submitit, python=_python(submission.profile))
         comment, parameters = str(launch.run_dir), _sbatch(submission, str(launch.code(submission)), dependency)
-        container = submission.profile.container
-        pyxis = container is not None and container.runtime == "pyxis"  # which srun alone knows of
-        python = shlex.quote(sys.executable) if pyxis else self.python
-        question = f"{python} -m launcher.job.after {shlex.quote(comment)}"
-        after = f'[ "$code" = 0 ] || [ "$code" = 2 ] || {{ job=$({question}) && scontrol requeue "$job"; }}'
-        lines = ["code=$?", after, 'exit "$code"']
+        # A container has no SLURM commands, so this is Python on the node itself.
+        after = f"{shlex.quote(sys.executable)} -m launcher.after {shlex.quote(comment)}"
+        lines = ["code=$?", f'[ "$code" = 0 ] || [ "$code" = 2 ] || {after} "$code"', 'exit "$code"']
         self.update_parameters(**parameters, comment=comment, array_parallelism=parallel, teardown=lines)
 
     @classmethod
@@ -52,6 +50,10 @@ class Sbatch(SlurmExecutor):
     def text(self) -> str:
         """Return the script that sbatch is given."""
         return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        unset = [word for name in environment.left_out() for word in ("-u", name)]
+        return ["env", *unset, *super()._make_submission_command(submission_file_path)]
 
     def send(self, tasks: Sequence[Task]) -> list[str]:
         """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
@@ -71,7 +73,10 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     cpus = profile.cpus_per_gpu * (1 if by_rank else profile.gpus_per_node)
     gpus = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
     srun = [f"--cpus-per-task={cpus}", f"--kill-on-bad-exit={int(by_rank)}"]  # since 22.05 srun inherits no CPUs
-    extra: dict[str, Any] = {"requeue": True, "chdir": code}
+    srun.append("--export=ALL")
+    extra: dict[str, Any] = {"requeue": True, "export": "ALL", "chdir": code}
+    if dependency:
+        extra["kill-on-invalid-dep"] = "yes"  # else it would wait for ever
     if profile.min_nodes:
         extra["no-kill"] = True
         srun.append("--no-kill")
@@ -118,8 +123,8 @@ class _Local(LocalExecutor):
     """Run jobs by submitit's local executor, with a controller that outlives this process and its terminal."""
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
-        environment = {
-            **os.environ,
+        variables = {
+            **environment.for_slurm(),
             "SUBMITIT_LOCAL_NTASKS": str(self.parameters["tasks_per_node"]),
             "SUBMITIT_LOCAL_COMMAND": command,
             "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),
@@ -131,7 +136,7 @@ class _Local(LocalExecutor):
             "SUBMITIT_LOCAL_WITH_SHELL": "",
         }
         controller, no = [sys.executable, "-m", "submitit.local._local", str(self.folder)], subprocess.DEVNULL
-        process = subprocess.Popen(controller, env=environment, stdin=no, stdout=no, stderr=no, start_new_session=True)
+        process = subprocess.Popen(controller, env=variables, stdin=no, stdout=no, stderr=no, start_new_session=True)
         tasks = list(range(self.parameters["tasks_per_node"]))
         return LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=tasks)
 

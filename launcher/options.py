@@ -4,6 +4,7 @@ import argparse
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from launcher import cluster
 from launcher.record import Submission
@@ -34,14 +35,9 @@ def _positive(text: str) -> int:
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a command's parser."""
+    """Add the options that describe a job to a command's parser."""
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
-    parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
-    parser.add_argument("--nodes", type=_positive, default=1, metavar="N", help="nodes (1)")
-    for key, metavar in _OVERRIDES:
-        option = f"--{key.replace('_', '-')}"
-        parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
-    parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
+    add_resources(parser)
     parser.add_argument(
         "--stage",
         type=path_of("--stage"),
@@ -49,6 +45,16 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="tar, zip or shards, for each node's own disk",
     )
     parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
+
+
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what a job asks of the cluster."""
+    parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
+    parser.add_argument("--nodes", type=_positive, metavar="N", help="nodes; unset, 1 or as it was")
+    for key, metavar in _OVERRIDES:
+        option = f"--{key.replace('_', '-')}"
+        parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
+    parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +70,40 @@ def path_of(name: str) -> Callable[[str], str]:
 
 def submission_of(options: argparse.Namespace) -> Submission:
     """Describe the job that the options ask for, but for its name. Raises UserError."""
-    overrides = {key: getattr(options, key) for key, _ in _OVERRIDES}
-    overrides["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
     return Submission(
         executor="local" if options.local else "slurm",
-        nodes=options.nodes,
-        profile=cluster.load(options.cluster, overrides),
-        stage=None if options.stage is None else str(Path(options.stage).resolve()),
+        nodes=options.nodes or 1,
+        profile=cluster.load(options.cluster, _overrides(options)),
+        stage=_stage(options),
     )
+
+
+def any_resources(options: argparse.Namespace) -> bool:
+    """Return whether the options say what a job asks of the cluster."""
+    return bool(options.cluster or options.nodes or _overrides(options))
+
+
+def changed(submission: Submission, options: argparse.Namespace) -> Submission:
+    """Return a submission that was sent before, with what the options ask for instead. Raises UserError."""
+    overrides = _overrides(options)
+    if options.cluster:
+        profile = cluster.load(options.cluster, overrides)
+    else:
+        before = submission.profile.model_dump(mode="json", exclude_defaults=True)
+        profile = configs.validate(cluster.Profile, {**before, **overrides})
+    stage = _stage(options) or submission.stage
+    changes = {"nodes": options.nodes or submission.nodes, "profile": profile, "stage": stage, "earlier_jobs": ()}
+    return submission.model_copy(update=changes)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the profile's keys that the options give, with their values."""
+    values = {key: getattr(options, key) for key, _ in _OVERRIDES}
+    values["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _stage(options: argparse.Namespace) -> str | None:
+    """Return the whole path of the archive of the data; None where no option names one."""
+    stage = getattr(options, "stage", None)
+    return None if stage is None else str(Path(stage).resolve())

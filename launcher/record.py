@@ -5,6 +5,7 @@ launch/
   config.yaml     the config as it was sent
   code/<digest>/  the code that the job runs, at every start of it
   starts.jsonl    a line for each start of a job: job, restart, step that it began from
+  failures.jsonl  a line for each start that ended by itself, and not by SLURM: job, restart, step that it began from
   logs/           rank_<r>.log over all starts, launcher.log
   submitit/       sbatch text, pickles, output of the batch script
   revision.txt, diff.patch, packages.txt
@@ -14,6 +15,9 @@ import contextlib
 import json
 import os
 import stat
+import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +30,7 @@ from moco_dist.errors import UserError
 from moco_dist.run import checkpoints, paths, status
 
 STARTS_WITHOUT_PROGRESS = 3
-"""After so many starts from one step a job is given up."""
+"""After so many starts from one step that ended by themselves a job is given up."""
 
 
 class Submission(Section):
@@ -34,6 +38,10 @@ class Submission(Section):
 
     job: str = ""
     """SLURM's id, `12` or `12_3`; for a local job the process id of its controller."""
+    earlier_jobs: tuple[str, ...] = ()
+    """Jobs of this submission before it, which SLURM would not requeue."""
+    after: str | None = None
+    """Other jobs that it waits for, in sbatch's words."""
     executor: Literal["slurm", "local"] = "slurm"
     """What runs it."""
     started: str = ""
@@ -70,6 +78,7 @@ class Launch:
         self.job_file = self.folder / "job.json"
         self.config_file = self.folder / "config.yaml"
         self.starts_file = self.folder / "starts.jsonl"
+        self.failures_file = self.folder / "failures.jsonl"
         self.logs = self.folder / "logs"
         self.submitit = self.folder / "submitit"
 
@@ -115,33 +124,49 @@ class Launch:
 
     def starts(self) -> list[dict[str, Any]]:
         """Read every start so far, of all jobs of the run: `job`, `restart`, `step`, `time`, `nodes`."""
-        try:
-            lines = self.starts_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        rows = []
-        for line in lines:
-            with contextlib.suppress(ValueError):  # a line that a killed job wrote half of
-                rows.append(json.loads(line))
-        return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
+        return _rows(self.starts_file)
 
     def add_start(self, **row: Any) -> None:
         """Add a start. Raises OSError."""
-        with self.starts_file.open("a+", encoding="utf-8", errors="replace") as file:
-            file.seek(0)
-            if file.read()[-1:] not in ("", "\n"):  # half a line, of a killed job or a full disk
-                file.write("\n")
-            file.write(json.dumps(row) + "\n")
+        _add_row(self.starts_file, row)
 
-    def stands_still(self, job: str, starts: int | None = None) -> bool:
-        """Return whether the last three starts of a job all began from the step that the run is still at.
+    def failures(self) -> list[dict[str, Any]]:
+        """Read every start so far that ended by itself: `job`, `restart`, `step` that it began from, `reason`."""
+        return _rows(self.failures_file)
 
-        Args:
-            job: id of the job.
-            starts: count only the first so many; None: all.
+    def add_failure(self, *, job: str, restart: int, reason: str) -> None:
+        """Add a start that has ended by itself, unless it is there. Raises OSError."""
+        if any((row["job"], row.get("restart")) == (job, restart) for row in self.failures()):
+            return
+        begun = [row["step"] for row in self.starts() if (row["job"], row.get("restart")) == (job, restart)]
+        step = begun[-1] if begun else self.checkpoint_step()
+        _add_row(self.failures_file, {"job": job, "restart": restart, "step": step, "reason": reason})
+
+    def stands_still(self, job: str) -> bool:
+        """Return whether the last three starts of a job that ended by themselves began from where the run still is.
+
+        Starts that SLURM has ended say nothing: a preemption, a requeue, a time limit, a lost node.
         """
-        steps = [start["step"] for start in self.starts() if start["job"] == job][:starts]
+        last = self.submission()
+        jobs = {job, *(last.earlier_jobs if last and last.job == job else ())}
+        steps = [row["step"] for row in self.failures() if row["job"] in jobs]
         return steps[-STARTS_WITHOUT_PROGRESS:] == [self.checkpoint_step()] * STARTS_WITHOUT_PROGRESS
+
+    def give_up(self) -> str:
+        """Write the note that the run makes no progress. Returns why, in words."""
+        last = self.status()
+        reason = f"no progress in {STARTS_WITHOUT_PROGRESS} starts from step {self.checkpoint_step()}"
+        status.write(
+            self.run_dir, "crashed", last.step, f"{reason}; the last: {last.reason}" if last.reason else reason
+        )
+        return reason
+
+    def say(self, line: str) -> None:
+        """Print a line on stderr, and add it to the job's own log."""
+        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}"
+        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError), (self.logs / "launcher.log").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
 
     def checkpoint_step(self) -> int:
         """Return the step of the last checkpoint, by its file's name, or 0. The trainer checks that it is whole."""
@@ -150,6 +175,28 @@ class Launch:
     def status(self) -> status.Status:
         """Read how the run stands, by the trainer's own account."""
         return status.read(self.run_dir)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file about starts; one that a killed job wrote half of is left out."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
+
+
+def _add_row(file: Path, row: Mapping[str, Any]) -> None:
+    """Add a line to a file about starts. Raises OSError."""
+    with file.open("a+", encoding="utf-8", errors="replace") as lines:
+        lines.seek(0)
+        if lines.read()[-1:] not in ("", "\n"):  # half a line, of a killed job or a full disk
+            lines.write("\n")
+        lines.write(json.dumps(row) + "\n")
 
 
 def refuse_others(folder: Path) -> None:

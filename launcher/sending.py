@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from launcher import slurm, snapshot
@@ -24,16 +24,77 @@ def need_submitit() -> None:
         raise UserError(f"{fault}, and it is what sends jobs; install it (pip install submitit)")
 
 
-def send_again(launch: Launch) -> Submission:
-    """Send a run as it was sent last. Raises UserError, slurm.Refused, slurm.Unavailable."""
+def try_again(
+    name: str, launch: Launch, change: Callable[[Submission], Submission], *, replaces: bool = False
+) -> tuple[Submission | None, int]:
+    """Send a run again, and say so where it is refused, since other runs are not to wait for this one.
+
+    Args:
+        name: what to call the run.
+        launch: its record.
+        change: returns the submission to be sent, from the last one.
+        replaces: whether the run is live, and a new job is to take over from its job.
+
+    Returns:
+        The submission with its job; None where it was refused; and the exit status.
+
+    Raises:
+        slurm.Unavailable: SLURM does not answer.
+    """
+    try:
+        return send_again(launch, change, replaces=replaces), 0
+    except UserError as error:
+        refusal, exit_status = str(error), 2
+    except slurm.Refused as error:
+        refusal, exit_status = str(error), 1
+    print(f"launcher: {name}: {refusal}", file=sys.stderr, flush=True)
+    return None, exit_status
+
+
+def send_again(
+    launch: Launch, change: Callable[[Submission], Submission] = lambda last: last, *, replaces: bool = False
+) -> Submission:
+    """Send a run again, as `try_again` does. Raises UserError, slurm.Refused, slurm.Unavailable."""
     need_submitit()
     last = launch.submission()
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
-    config = launch.config()
-    if not checked(config, last):
+    config, submission = launch.config(), change(last)
+    if not checked(config, submission, replaces=replaces):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
-    return send(config, last)
+    if replaces:
+        return send_successor(launch, submission)
+    return send(config, submission.model_copy(update={"after": None}))  # what it waited for may have failed
+
+
+def send_successor(launch: Launch, submission: Submission | None = None) -> Submission:
+    """Send another job for a run that has one; it starts when that job has ended, and the run is then its own.
+
+    Jobs that wait for the one before wait for the new one.
+
+    Args:
+        launch: the run's record.
+        submission: what is to be sent; None: what was sent last, as a part of the same submission.
+
+    Returns:
+        The submission with the new job's id.
+
+    Raises:
+        slurm.Refused: sbatch refused the job.
+        OSError: the record cannot be written; the job is cancelled again.
+    """
+    from launcher.executors import Sbatch
+
+    last = launch.submission()
+    assert last is not None
+    new = submission or last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job)})
+    dependency = ",".join(filter(None, [f"afterany:{last.job}", last.after]))
+    [job] = Sbatch(launch, new, dependency).send([_task(launch, new)])
+    new = new.model_copy(update={"job": job})
+    _record([(launch, new)])
+    with contextlib.suppress(slurm.Refused, slurm.Unavailable):
+        slurm.redirect_dependents(last.job, job)
+    return new
 
 
 def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
@@ -47,19 +108,22 @@ def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
     return configs.parse(tree)
 
 
-def checked(config: configs.Config, submission: Submission, printed: set[Finding] | None = None) -> bool:
+def checked(
+    config: configs.Config, submission: Submission, printed: set[Finding] | None = None, *, replaces: bool = False
+) -> bool:
     """Check a job, and print what is found.
 
     Args:
         config: config of the run.
         submission: what is to be sent.
         printed: findings that were printed before, which are not printed again; new ones are added.
+        replaces: whether it is to take over from a live job of the run.
 
     Returns:
         Whether the job may be sent.
     """
     printed = set() if printed is None else printed
-    findings = preflight.check(config, submission)
+    findings = preflight.check(config, submission, replaces=replaces)
     for finding in findings:
         if finding not in printed:
             print(f"{finding.level}: {finding.text}", file=sys.stderr)
@@ -67,9 +131,9 @@ def checked(config: configs.Config, submission: Submission, printed: set[Finding
     return all(finding.level != "error" for finding in findings)
 
 
-def send(config: configs.Config, submission: Submission, dependency: str | None = None) -> Submission:
+def send(config: configs.Config, submission: Submission) -> Submission:
     """Send one job, as `send_all` does. Returns the submission with the job's id."""
-    [sent] = send_all(Launch(config.run_dir), [config], submission, dependency)
+    [sent] = send_all(Launch(config.run_dir), [config], submission)
     return sent
 
 
@@ -77,7 +141,6 @@ def send_all(
     place: Launch,
     members: Sequence[configs.Config],
     submission: Submission,
-    dependency: str | None = None,
     parallel: int = 256,
 ) -> list[Submission]:
     """Write into run directories what jobs need, and send these, several as an array.
@@ -86,7 +149,6 @@ def send_all(
         place: what SLURM knows the jobs by: the only one's record, or that of the sweep.
         members: config of each.
         submission: what all of them have in common.
-        dependency: other jobs to wait for, in sbatch's words.
         parallel: members of an array that run at once.
 
     Returns:
@@ -105,17 +167,22 @@ def send_all(
         if submission.executor == "local":
             sent = [send_locally(place, task) for task in tasks]
         else:
-            ids = Sbatch(place, sent[0], dependency, parallel).send(tasks)
+            ids = Sbatch(place, sent[0], submission.after, parallel).send(tasks)
             sent = [one.model_copy(update={"job": job}) for one, job in zip(sent, ids, strict=True)]
-        try:
-            for launch, one in zip(launches, sent, strict=True):
-                launch.write(one)
-        except OSError:  # a job without a record is lost to its user
-            for one in sent:
-                with contextlib.suppress(slurm.Refused, slurm.Unavailable):
-                    slurm.cancel(one.job)
-            raise
+        _record(list(zip(launches, sent, strict=True)))
     return sent
+
+
+def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:
+    """Note jobs as the last ones of their runs; where that fails, cancel them. Raises OSError."""
+    try:
+        for launch, submission in sent:
+            launch.write(submission)
+    except OSError:  # a job without a record is lost to its user
+        for _, submission in sent:
+            with contextlib.suppress(slurm.Refused, slurm.Unavailable):
+                slurm.cancel(submission.job)
+        raise
 
 
 @contextlib.contextmanager
@@ -136,7 +203,8 @@ def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submis
         lease = Lease(launch.folder)
         try:
             for finding in preflight.check_free(launch.run_dir):  # someone may have come since the first look
-                raise UserError(finding.text)
+                if finding.level == "error":
+                    raise UserError(finding.text)
             code = snapshot.take(copies).name
             snapshot.describe(launch.folder)
             if config.track.wandb != "disabled":

@@ -11,6 +11,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from shutil import which
 
+from launcher import environment
+from moco_dist.errors import UserError
+
 _WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _RUNS = frozenset(
     {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
@@ -18,13 +21,26 @@ _RUNS = frozenset(
 
 _SILENT = (
     r"[Uu]nable to contact|Connection refused|DNS SRV|could not establish a configuration"
-    r"|timed out|Zero Bytes were transmitted"  # the controller is busy
+    r"|timed out|Zero Bytes were transmitted|Unexpected message received"  # the controller is busy, or just ended
     r"|[Mm]unge|authentication|Parse error|Unable to (open|locate|establish|process)|configuration file"
 )
 
 
+PATIENCE = "MOCO_DIST_PATIENCE"
+"""Variable that says for how many seconds SLURM's answers are waited for; the option --patience sets it."""
+_PATIENCE_SECONDS = 20.0
+
+
+NEVER = "DependencyNeverSatisfied"
+"""Why a job waits that can never start."""
+
+
 class Unavailable(Exception):
     """SLURM is not installed here, or its controller does not answer."""
+
+
+class NotInstalled(Unavailable):
+    """SLURM is not installed here."""
 
 
 class Refused(Exception):
@@ -58,8 +74,20 @@ class Job:
         return self.state in _WAITS | _RUNS
 
 
-def call(*command: str, timeout_seconds: float = 10.0) -> str:
+def patience_seconds(usual: float = _PATIENCE_SECONDS) -> float:
+    """Return how long SLURM's answers are waited for, as the user has said or as usual. Raises UserError."""
+    text = os.environ.get(PATIENCE, "")
+    if text and not re.fullmatch(r"\d{1,4}(\.\d+)?", text):
+        raise UserError.of(PATIENCE, text, "must be a number of seconds", "use --patience 60")
+    return float(text or usual) or usual
+
+
+def call(*command: str, timeout_seconds: float | None = None) -> str:
     """Run one of SLURM's commands.
+
+    Args:
+        command: its words.
+        timeout_seconds: how long it may take; None: as long as the user's patience lasts.
 
     Returns:
         Its standard output.
@@ -68,19 +96,18 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
-    env = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
-    for name in [n for n in env if re.match(r"(SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_", n)]:
-        del env[name]  # the user's own formats
+    seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
+    env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
     try:
         process = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=timeout_seconds, env=env
+            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds, env=env
         )
     except (FileNotFoundError, PermissionError):
         fix = "log in to a node of the cluster, or use --local"
-        raise Unavailable(f"{command[0]} is not installed here; {fix}") from None
+        raise NotInstalled(f"{command[0]} is not installed here; {fix}") from None
     except subprocess.TimeoutExpired:
-        fix = "is slurmctld up (scontrol ping)?"
-        raise Unavailable(f"{command[0]}: no answer in {timeout_seconds:g} s; {fix}") from None
+        fix = "is slurmctld up (scontrol ping)? --patience waits longer"
+        raise Unavailable(f"{command[0]}: no answer in {seconds:g} s; {fix}") from None
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         cause = next((line for line in lines if "error:" in line), lines[-1])
@@ -90,7 +117,7 @@ def call(*command: str, timeout_seconds: float = 10.0) -> str:
     return process.stdout
 
 
-def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str, Job]:
+def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the queue for the named jobs, or all of this user's: waiting, running and lately ended ones.
 
     Raises:
@@ -109,7 +136,7 @@ def queue(ids: Collection[str] = (), timeout_seconds: float = 10.0) -> dict[str,
     return {job.id: job for job in jobs if not ids or job.id in ids}
 
 
-def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
+def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the accounting for ended jobs that the queue has forgotten; a site without accounting has none.
 
     Raises:
@@ -126,7 +153,7 @@ def accounting(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str,
     return {job: Job(job, state.split()[0] if state else "", nodes=nodes) for job, state, nodes in jobs}
 
 
-def jobs(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
+def jobs(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the queue for the named jobs, then the accounting; one that neither knows is left out.
 
     Raises:
@@ -135,6 +162,35 @@ def jobs(ids: Collection[str], timeout_seconds: float = 10.0) -> dict[str, Job]:
     queued = queue(ids, timeout_seconds) if ids else {}
     missing = [job for job in ids if job not in queued]
     return {**accounting(missing, timeout_seconds), **queued}
+
+
+def lost_nodes(nodes: str, since: float) -> list[str]:
+    """List those of a job's nodes that are down, do not answer, or have started anew since then.
+
+    Args:
+        nodes: the nodes in SLURM's words, `n[1-3]`.
+        since: when the job has started on them, in seconds since the epoch.
+
+    Raises:
+        Unavailable, Refused: SLURM does not tell.
+    """
+    lines = call("scontrol", "show", "node", nodes, "--oneliner").splitlines()
+    described = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    return [words["NodeName"] for words in described if "NodeName" in words and _is_lost(words, since)]
+
+
+def _is_lost(words: dict[str, str], since: float) -> bool:
+    if re.search(r"^DOWN|\*|NOT_RESPONDING", words.get("State", "")):
+        return True
+    try:
+        return time.mktime(time.strptime(words.get("SlurmdStartTime", ""), "%Y-%m-%dT%H:%M:%S")) > since
+    except ValueError:  # None, Unknown
+        return False
+
+
+def may_requeue(job: str) -> bool:
+    """Return whether SLURM would requeue a job. Raises Unavailable, Refused."""
+    return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", job, "--oneliner"))
 
 
 def signal(job: str, name: str) -> None:
@@ -152,6 +208,16 @@ def requeue(job: str) -> None:
     call("scontrol", "requeue", job)
 
 
+def redirect_dependents(old: str, new: str) -> None:
+    """Let this user's jobs that wait for a job wait for another one instead. Raises Unavailable, Refused."""
+    lines = call("squeue", f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E").splitlines()
+    for job, _, dependency in (line.strip().partition("|") for line in lines):
+        words = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
+        redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, words)
+        if redirected != words and job != new:
+            call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}")
+
+
 def seconds(text: str) -> int | None:
     """Read a time of SLURM's, [D-][[H:]M:]S; None for UNLIMITED and its like."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
@@ -166,8 +232,9 @@ def seconds(text: str) -> int | None:
 class Answers:
     """Collect SLURM's answers about jobs, all within a time limit; once it has not answered, it is not asked again."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        self._deadline = time.monotonic() + timeout_seconds
+    def __init__(self, timeout_seconds: float | None = None) -> None:
+        seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
+        self._deadline = time.monotonic() + seconds
         self._own: dict[str, Job] | None = None
         self.error = ""
         """Why SLURM did not answer; empty while it does."""

@@ -21,6 +21,9 @@ VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 # All other tests see none: beside the stand-in, torch would take some calls for the GPU to be meant for the stand-in.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# Else every process that a test starts would compile our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for a core

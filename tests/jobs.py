@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from moco_dist import train
 
 ROOT = Path(__file__).parent.parent
 EPOCH_STEPS = 22  # of the 1,438 digits that are trained on, in batches of 64
@@ -161,6 +164,60 @@ class Job:
             self.process.poll()
             time.sleep(0.02)
         self.process.wait()
+
+
+class Pair:
+    """Two ranks without torchrun: they begin sooner, and the exit status of each is seen.
+
+    Args:
+        run_dir: run directory.
+        settings: overrides of the config, `section.key` to value.
+        environment: further variables.
+        module: what is started.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: dict[str, Any],
+        *,
+        environment: dict[str, str] | None = None,
+        module: str = "moco_dist.train",
+    ) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(environment or {})}
+        places = ({**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
+        self.ranks = [Job(run_dir, 0, settings, module=module, environment=place) for place in places]
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for rank in self.ranks:
+            rank.kill_all()
+
+    @property
+    def log(self) -> str:
+        return self.ranks[0].log
+
+    def until_step(self, step: int) -> None:
+        """Wait until the step's row is written."""
+        assert self.ranks[0].until_step(step), self.log
+
+    def exits(self, timeout_seconds: float = 180) -> list[int]:
+        """Exit status of each rank. Raises AssertionError when one takes longer."""
+        return [rank.wait(timeout_seconds) for rank in self.ranks]
+
+    def signal_all(self, number: signal.Signals) -> None:
+        for rank in self.ranks:
+            send(rank.process.pid, number)
+
+
+def train_here(run_dir: Path, settings: dict[str, Any]) -> int:
+    """Train on one rank in this process, which has torch already. Returns the exit status."""
+    return train.run([str(FAST), *(f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items())])
 
 
 def environment_of(tree: Path) -> dict[str, str]:

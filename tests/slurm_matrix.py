@@ -33,7 +33,7 @@ def run(event: Event, cluster: Cluster, folder: Path) -> list[str]:
     began = time.monotonic()
     run_dir = folder / event.name.replace(" ", "_").replace(",", "")
     try:
-        sent = Sent(cluster, run_dir, event.settings, *event.options)
+        sent = Sent(cluster, run_dir, event.settings, *event.options, environment=event.environment)
         event.disturb(sent)
         state = sent.wait()
         found = jobs.compare(run_dir, reference(event, cluster, folder), event.settings.get("optim.steps", STEPS))

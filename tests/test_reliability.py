@@ -32,6 +32,7 @@ from tests.jobs import (
     FAST,
     ROOT,
     Job,
+    Pair,
     checkpoints,
     compare,
     knn,
@@ -41,6 +42,7 @@ from tests.jobs import (
     send,
     state,
     status,
+    train_here,
 )
 
 STEPS = 50
@@ -52,41 +54,9 @@ FLIPPED_BYTE = 1000
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks that nothing interrupts; the first epochs' checkpoints stay."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    with Job(run_dir, 2, {**RUN, "checkpoint.milestone_epochs": 1}) as job:
-        assert job.wait() == 0, job.log
+    with Pair(run_dir, {**RUN, "checkpoint.milestone_epochs": 1}) as pair:
+        assert pair.exits() == [0, 0], pair.log
     return run_dir
-
-
-class Pair:
-    """Two ranks without torchrun, so that the exit status of each can be seen."""
-
-    def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.run_dir = run_dir
-        self.ranks = [
-            Job(run_dir, 0, settings, environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank in range(2)
-        ]
-
-    def __enter__(self) -> Pair:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for rank in self.ranks:
-            rank.kill_all()
-
-    def until_step(self, step: int) -> None:
-        assert self.ranks[0].until_step(step), self.ranks[0].log
-
-    def exits(self, timeout_seconds: float = 60) -> list[int]:
-        return [rank.wait(timeout_seconds) for rank in self.ranks]
-
-    def signal_all(self, number: signal.Signals) -> None:
-        for rank in self.ranks:
-            send(rank.process.pid, number)
 
 
 def test_killed_and_started_again_ends_bit_for_bit_as_if_never_killed(reference: Path, tmp_path: Path) -> None:
@@ -112,10 +82,11 @@ def test_killed_and_started_again_ends_bit_for_bit_as_if_never_killed(reference:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "lo')  # a line that a power cut tore
 
-    with Job(run, 2, RUN) as job:  # the lease of the dead is no hindrance
-        assert job.wait() == 0, job.log
-    assert re.search(rf"{newest.name} passed over for the one before: its checksum does not match", job.log)
-    assert f"from step {int(before.stem[5:])}" in job.log
+    with Pair(run, RUN) as pair:  # the lease of the dead is no hindrance
+        assert pair.exits() == [0, 0], pair.log
+    log = pair.log
+    assert re.search(rf"{newest.name} passed over for the one before: its checksum does not match", log)
+    assert f"from step {int(before.stem[5:])}" in log
     comparison = compare(run, reference, STEPS)
     assert comparison.exact, comparison
     assert set(knn(run)) == {22, 44, 50}
@@ -151,18 +122,18 @@ def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path:
         pair.signal_all(signal.SIGCONT)
         pair.until_step(4)
         send(pair.ranks[1].process.pid, signal.SIGTERM)
-        assert pair.exits() == [75, 75], pair.ranks[0].log
+        assert pair.exits() == [75, 75], pair.log
     _stopped(run, 4)
     after = status(run)["step"]
     for number, rank in ((signal.SIGUSR1, 0), (signal.SIGUSR2, 1), (signal.SIGINT, 0)):
         with Pair(run, RUN) as pair:
             pair.until_step(after + 2)
             send(pair.ranks[rank].process.pid, number)
-            assert pair.exits() == [75, 75], (number, pair.ranks[0].log)
+            assert pair.exits() == [75, 75], (number, pair.log)
         _stopped(run, after + 2)
         after = status(run)["step"]
     with Pair(run, {**RUN, "run.max_minutes": 0.005}) as pair:
-        assert pair.exits() == [75, 75], pair.ranks[0].log
+        assert pair.exits() == [75, 75], pair.log
     _stopped(run, after + 1)
     after = status(run)["step"]
     with Job(run, 2, RUN) as job:
@@ -171,8 +142,8 @@ def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path:
         assert job.wait(45) != 0
         job.until_gone(10)
     _stopped(run, after + 1)
-    with Job(run, 2, RUN) as job:
-        assert job.wait() == 0, job.log
+    with Pair(run, RUN) as pair:
+        assert pair.exits() == [0, 0], pair.log
     comparison = compare(run, reference, STEPS)
     assert comparison.exact, comparison
 
@@ -261,29 +232,31 @@ def test_a_disk_that_refuses_stops_no_training(tmp_path: Path, reference: Path) 
     assert max(abs(one[step] - other[step]) for step in range(1, 21)) < 1e-4  # one rank against two
 
 
-def test_a_run_goes_on_with_fewer_ranks(reference: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_fewer_ranks(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(reference, tmp_path / "run")
     for file in checkpoints(run):
         if file.name > "step_000000022.pt":
             file.unlink()
     (run / "status.json").unlink()
-    with Job(run, 0, {**RUN, "optim.steps": STEPS, "data.workers": 1}) as job:
-        assert job.wait() == 0, job.log
-    assert "from step 22" in job.log
+    assert train_here(run, {**RUN, "data.workers": 1}) == 0
+    told = "".join(capsys.readouterr())
+    assert "from step 22" in told
     comparison = compare(run, reference, STEPS)
     assert not comparison.lost and not comparison.doubled
     one, other = losses(run), losses(reference)
     assert max(abs(one[step] - other[step]) for step in range(23, 43)) < 1e-4
-    assert "on 1 cpu rank of 64" in job.log  # it was really computed on another number
+    assert "on 1 cpu rank of 64" in told  # it was really computed on another number
 
 
-def test_what_changes_the_curve_is_refused_by_name(reference: Path, tmp_path: Path) -> None:
+def test_what_changes_the_curve_is_refused_by_name(
+    reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(reference, tmp_path / "run")
     before = _contents(run)
-    with Job(run, 0, {**RUN, "optim.lr": 0.1, "moco.temperature": 0.3, "optim.global_batch": 128}) as job:
-        assert job.wait(60) == 2
-    told = [line for line in job.log.splitlines() if line.startswith("moco_dist.train:")]
-    assert len(told) == 1 and "Traceback" not in job.log
+    assert train_here(run, {**RUN, "optim.lr": 0.1, "moco.temperature": 0.3, "optim.global_batch": 128}) == 2
+    log = "".join(capsys.readouterr())
+    told = [line for line in log.splitlines() if line.startswith("moco_dist.train:")]
+    assert len(told) == 1 and "Traceback" not in log
     for words in (
         "optim.lr = 0.1 (was 0.06)",
         "moco.temperature = 0.3 (was 0.2)",
@@ -296,8 +269,8 @@ def test_what_changes_the_curve_is_refused_by_name(reference: Path, tmp_path: Pa
 
 def test_a_finished_run_started_again_changes_no_file(reference: Path) -> None:
     before = _contents(reference)
-    with Job(reference, 2, {**RUN, "checkpoint.milestone_epochs": 1}) as job:
-        assert job.wait() == 0, job.log
+    with Pair(reference, {**RUN, "checkpoint.milestone_epochs": 1}) as pair:
+        assert pair.exits() == [0, 0], pair.log
     assert _contents(reference) == before
 
 
@@ -306,15 +279,13 @@ def _contents(run: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(run)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_what_leaves_the_curve_alone_may_change(tmp_path: Path) -> None:
+def test_what_leaves_the_curve_alone_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """More epochs under a constant schedule, workers, tracking, evaluation, checkpoints."""
     run, settings = tmp_path / "run", {"optim.schedule": "constant", "eval.knn_every": 0}
-    with Job(run, 0, {**settings, "optim.epochs": 1}) as job:
-        assert job.wait() == 0, job.log
+    assert train_here(run, {**settings, "optim.epochs": 1}) == 0
     changed = {"optim.epochs": 2, "data.workers": 1, "track.log_every": 2, "checkpoint.every_steps": 5}
-    with Job(run, 0, {**settings, **changed}) as job:
-        assert job.wait() == 0, job.log
-    assert f"from step {EPOCH_STEPS}" in job.log
+    assert train_here(run, {**settings, **changed}) == 0
+    assert f"from step {EPOCH_STEPS}" in "".join(capsys.readouterr())
     assert sorted(losses(run)) == [*range(1, 23), *range(24, 45, 2)]
     assert status(run)["state"] == "done"
 

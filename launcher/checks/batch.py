@@ -18,6 +18,11 @@ _TIGHT = 0.9
 """Share of the memory that may be taken without a warning."""
 
 
+def divides(config: Config, ranks: int) -> bool:
+    """Return whether batch and BatchNorm groups can be laid on so many ranks."""
+    return _laid(config, ranks) is not None
+
+
 def check_nodes(config: Config, submission: Submission, layout: Layout | None) -> Iterator[Finding]:
     """Check whether the job can go on with fewer nodes, where it is to, and whether it has time to save."""
     profile = submission.profile
@@ -26,7 +31,7 @@ def check_nodes(config: Config, submission: Submission, layout: Layout | None) -
     seconds, minutes = profile.signal_seconds, profile.time_minutes
     if seconds >= 60 * minutes:
         rule = f"with time_minutes={minutes} the job would be told to save as it starts"
-        fix = f"use --time-minutes {2 * math.ceil(seconds / 60)} or more"
+        fix = f"use --signal-seconds {30 * minutes} or less"
         yield finding.error("signal_seconds", seconds, rule, fix)
 
 

@@ -1,5 +1,6 @@
 """Check a job before it is sent, by all that can be known on a login node."""
 
+import functools
 import netrc
 import os
 import shutil
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launcher import slurm
+from launcher import environment, slurm
 from launcher.checks import batch, dataset, estimate, finding, fit, site
 from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
@@ -21,15 +22,21 @@ from launcher.views import runs
 from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.config import Config, Layout
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 from moco_dist.run import checkpoints, lease
 
 _OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that each node has for itself."""
 
 
-def check(config: Config, submission: Submission) -> list[Finding]:
-    """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first."""
+def check(config: Config, submission: Submission, *, replaces: bool = False) -> list[Finding]:
+    """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first.
+
+    Args:
+        config: config of the run.
+        submission: what is to be sent.
+        replaces: whether the job is to take over from a live one of the run.
+    """
     findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
         site_read = pool.submit(site.read) if submission.executor == "slurm" else None
@@ -52,17 +59,21 @@ def check(config: Config, submission: Submission) -> list[Finding]:
         findings += batch.check_resources(config, submission.profile, layout, images, cost)
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
-        findings += runners.result()
+        findings += _check_shell()
+        findings += [] if replaces else runners.result()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
-        except (slurm.Unavailable, slurm.Refused) as error:
+        except slurm.NotInstalled as error:
             findings.append(Finding("error", str(error)))
+        except (slurm.Unavailable, slurm.Refused) as error:
+            findings.append(Finding("warning", f"the job is not checked against all of the site ({error})"))
     return sorted(findings, key=lambda one: ("error", "warning", "note").index(one.level))
 
 
 def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
-    yield from fit.check(there, submission.profile, submission.nodes)
+    works = functools.partial(batch.divides, config)
+    yield from fit.check(there, submission.profile, submission.nodes, works)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
         yield from _check_shared(config, submission)
@@ -96,6 +107,16 @@ def _check_sender() -> Iterator[Finding]:
     if not packages.installed("submitit"):
         text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
         yield Finding("warning", text)
+
+
+def _check_shell() -> Iterator[Finding]:
+    """Name the variables of this shell that would have changed the job."""
+    if names := environment.settings_left_out():
+        rule = "set in this shell, and reach neither sbatch nor the job"
+        fix = "use the profile or options, or export them in a line of setup"
+        yield finding.warning("environment", some_names(names, 8), rule, fix)
+    if job := environment.job_of_shell():
+        yield finding.note(f"this shell is in job {job}, whose SLURM variables do not reach the new job")
 
 
 def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
@@ -146,17 +167,20 @@ def _check_directory(config: Config, images: Images | None, cost: EncoderCost | 
 
 
 def check_free(run_dir: Path) -> list[Finding]:
-    """Return an error where somebody runs it already; empty where nobody does."""
+    """Return an error where somebody runs it already, a warning where nobody can tell; empty where nobody does."""
     launch, key = Launch(run_dir), "run.dir"
     try:
         if launch.job_file.is_file():
-            [now] = runs.look([launch], timeout_seconds=site.SECONDS)
+            [now] = runs.look([launch])
             if now.live and now.submission:
                 name = f"process {now.submission.job}" if now.local else f"job {now.submission.job}"
                 fix = f"wait for it, or python -m launcher cancel {now.name}"
                 return [finding.error(key, run_dir, f"its {name} is {now.state}, a second one cannot join", fix)]
-        if job := runs.queued_for(run_dir, timeout_seconds=site.SECONDS):
-            fix = f"wait for it, or scancel {job.id}"
+            if not now.confirmed and now.submission:
+                rule = f"SLURM does not tell whether its job {now.submission.job} lives ({now.slurm_error})"
+                return [finding.warning(key, run_dir, rule, "if it does, the new one cannot start")]
+        if job := runs.queued_for(run_dir):
+            fix = f"wait for it, or python -m launcher cancel {job.id}"
             return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
         writer = lease.held_by(run_dir)
     except OSError:  # told by the check of the directory

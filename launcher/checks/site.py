@@ -2,17 +2,15 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from launcher import slurm
 
-SECONDS = 4.0
-"""How long SLURM may take to answer: the clients themselves would ask a dead controller for ten."""
 _OUT_OF_SERVICE = ("down", "drain", "fail", "maint", "unknown", "inval", "future", "blocked")
 
 Names = tuple[str, ...]
@@ -91,6 +89,8 @@ class Site:
     reservations: frozenset[str]
     settings: dict[str, str]
     """Settings of slurm.conf, as SLURM has read them."""
+    unanswered: Mapping[str, str] = field(default_factory=dict)
+    """What SLURM did not tell, of the four above, and why."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -105,16 +105,24 @@ class Site:
 
 @functools.cache  # a sweep checks each of its members
 def read() -> Site:
-    """Ask SLURM about the site. Raises Unavailable, Refused."""
-    questions = (
-        ("scontrol", "show", "partition", "--all", "--oneliner"),
-        ("sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%T|%G|%c|%m|%f"),
-        ("scontrol", "show", "reservation", "--oneliner"),
-        ("scontrol", "show", "config"),
-    )
+    """Ask SLURM about the site; what it does not tell is left out. Raises NotInstalled."""
+    questions = {
+        "partitions": ("scontrol", "show", "partition", "--all", "--oneliner"),
+        "nodes": ("sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%T|%G|%c|%m|%f"),
+        "reservations": ("scontrol", "show", "reservation", "--oneliner"),
+        "settings": ("scontrol", "show", "config"),
+    }
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = [pool.submit(slurm.call, *question, timeout_seconds=SECONDS) for question in questions]
-    return parse(*(answer.result() for answer in answers))
+        answers = {name: pool.submit(slurm.call, *question) for name, question in questions.items()}
+    texts, unanswered = dict.fromkeys(questions, ""), {}
+    for name, answer in answers.items():
+        try:
+            texts[name] = answer.result()
+        except slurm.NotInstalled:
+            raise
+        except (slurm.Unavailable, slurm.Refused) as error:
+            unanswered[name] = str(error)
+    return replace(parse(**texts), unanswered=unanswered)
 
 
 def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site:
@@ -132,7 +140,7 @@ def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site
 def hostnames(names: Iterable[str]) -> frozenset[str]:
     """Return the names in SLURM's lists of nodes, `n[1-3],n7`. Raises Unavailable, Refused."""
     text = ",".join(names)
-    lines = slurm.call("scontrol", "show", "hostnames", text, timeout_seconds=SECONDS) if "[" in text else text
+    lines = slurm.call("scontrol", "show", "hostnames", text) if "[" in text else text
     return frozenset(re.split(r"[\s,]+", lines)) - {""}
 
 

@@ -1,16 +1,23 @@
 """End runs; a running one saves first."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from launcher import slurm
 from launcher.options import add_runs
+from launcher.record import Launch
 from launcher.views import find, runs
+from moco_dist.errors import UserError
 from moco_dist.run.lease import process_start
 
 _LEAVE_SECONDS = 60.0  # twice SLURM's usual KillWait
+_LOOK_SECONDS = 0.5
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
-    launches = find.runs(options.run_dirs)
+    named, unrecorded = _named(options.run_dirs)
+    launches = find.runs(named) if named else []
     before = {run.launch: run for run in runs.look_surely(launches)}
     running = [run for run in before.values() if run.live and not run.waits]
     saving = [run for run in running if (_terminate(run) if run.local else run.ask_to_save("TERM"))]
@@ -37,7 +45,40 @@ def run(options: argparse.Namespace) -> int:
     live = [run.launch for run in now if run.live]
     left = runs.wait(live, lambda run: not run.live or run.job is None, _LEAVE_SECONDS)
     after = {run.launch: run for run in [*now, *left]}
-    return max([_print_outcome(before[launch], after[launch]) for launch in launches])
+    codes = [_print_outcome(before[launch], after[launch]) for launch in launches]
+    return max([*codes, *(_cancel_unrecorded(job, options.wait_seconds) for job in unrecorded)])
+
+
+def _named(texts: Sequence[str]) -> tuple[list[str], list[slurm.Job]]:
+    """Part what a person has named into runs, and live jobs that no run directory knows of. Raises UserError."""
+    named, unrecorded = [], list[slurm.Job]()
+    for text in texts:
+        try:
+            find.runs([text])
+            named.append(text)
+        except UserError:
+            if not (jobs := runs.live_jobs_of(text)):
+                raise
+            unrecorded += jobs
+    return named, unrecorded
+
+
+def _cancel_unrecorded(job: slurm.Job, wait_seconds: float) -> int:
+    """End a job of which its run directory has no record; where there is a status, it saves before."""
+    launch, deadline = Launch(Path(job.run_dir)), time.monotonic() + wait_seconds
+    with contextlib.suppress(slurm.Refused):  # it has ended meanwhile
+        if not job.waits and launch.status().state == "running":
+            slurm.signal(job.id, "TERM")
+            while launch.status().state == "running" and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+        slurm.cancel(job.id)
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while (left := slurm.queue([job.id]).get(job.id)) and left.live and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    is_there = left is not None and left.live
+    outcome = "is still there" if is_there else f"cancelled; {job.run_dir} has no record of it"
+    print(f"job {job.id}: {outcome}")
+    return int(is_there)
 
 
 def _terminate(run: runs.Run) -> bool:

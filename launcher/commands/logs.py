@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher import slurm
 from launcher.options import path_of
 from launcher.record import Launch
 from launcher.views import find, runs, verdict
@@ -103,7 +104,7 @@ def _follow(logs: Logs) -> runs.Run:
     while True:
         now = time.monotonic()
         if now - looked > _LOOK_SECONDS:
-            [run] = runs.look([logs.launch], _ANSWER_SECONDS)
+            [run] = runs.look([logs.launch], slurm.patience_seconds(_ANSWER_SECONDS))
             looked = time.monotonic()
             ended = min(ended, now) if run.ended else math.inf
             if run.state in ("unreadable", *_FINAL) or now - ended > _SURE_SECONDS:

@@ -1,31 +1,52 @@
-"""Put running runs back into the queue, and send ended ones again."""
+"""Put running runs back into the queue, and send ended ones again; with options, as a new job that asks for them."""
 
 import argparse
-import sys
+import functools
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 from launcher import sending, slurm
-from launcher.options import add_runs
+from launcher.options import add_resources, add_runs, any_resources, changed
+from launcher.record import Submission
 from launcher.views import find, runs
-from moco_dist.errors import UserError
 
 _REQUEUE_SECONDS = 30.0
+_LOOK_SECONDS = 0.5
+
+_Change = Callable[[Submission], Submission]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_runs(parser)
+    add_resources(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     before = runs.look_surely(find.runs(options.run_dirs))
+    change = functools.partial(changed, options=options)
     # One that is completing trains no more, but its nodes are not free yet.
-    running = [run for run in before if run.live and run.job and not run.waits and run.job.state != "COMPLETING"]
-    codes = [_send_again(run) if run.ended else _print_why_not(run) for run in before if run not in running]
+    live = [run for run in before if run.live and run.job and run.job.state != "COMPLETING"]
+    replaced = [run for run in live if any_resources(options) or not (run.waits or _may_requeue(run))]
+    running = [run for run in live if run not in replaced and not run.waits]
+    rest = [run for run in before if run not in replaced and run not in running]
+    codes = [_send_again(run, change) if run.ended else _print_why_not(run) for run in rest]
     saving = [run for run in running if run.ask_to_save("USR2")]
     seconds = max([run.submission.profile.signal_seconds for run in saving if run.submission], default=0)
     runs.wait_for_saving(saving, lambda run: _is_back(run, before), seconds)
-    return max([*codes, *(_requeue(run) for run in running)])
+    codes += [_requeue(run) for run in running]
+    return max([*codes, *(_replace(run, change) for run in replaced)])
+
+
+def _may_requeue(run: runs.Run) -> bool:
+    """Return whether SLURM would requeue the run's job. Raises slurm.Unavailable."""
+    assert run.job is not None
+    try:
+        return slurm.may_requeue(run.job.id)
+    except slurm.Refused:  # it has just ended
+        return True
 
 
 def _print_why_not(run: runs.Run) -> int:
@@ -38,17 +59,32 @@ def _print_why_not(run: runs.Run) -> int:
     return 1
 
 
-def _send_again(run: runs.Run) -> int:
-    """Submit a run that has ended as it was submitted last. Returns the exit status."""
+def _send_again(run: runs.Run, change: _Change) -> int:
+    """Submit a run that has ended as it was last, but for what the options change. Returns the exit status."""
     if run.state == "done":
         print(f"{run.name}: is done, there is nothing to do")
         return 0
-    try:
-        submission = sending.send_again(run.launch)
-    except UserError as error:  # the other runs are not to wait for this one
-        print(f"launcher: {run.name}: {error}", file=sys.stderr)
-        return 2
-    print(f"{run.name}: was {run.state}, {run.saved}; sent again as job {submission.job}")
+    submission, exit_status = sending.try_again(run.name, run.launch, change)
+    if submission:
+        print(f"{run.name}: was {run.state}, {run.saved}; sent again as job {submission.job}")
+    return exit_status
+
+
+def _replace(run: runs.Run, change: _Change) -> int:
+    """Send a new job for a live run, and only then end its job, which saves before. Returns the exit status."""
+    assert run.job is not None and run.submission is not None
+    submission, exit_status = sending.try_again(run.name, run.launch, change, replaces=True)
+    if submission is None:
+        print(f"{run.name}: job {run.job.id} is left as it was")
+        return exit_status
+    print(f"{run.name}: job {submission.job} takes over from job {run.job.id}", flush=True)
+    if not run.waits and run.ask_to_save("USR2"):
+        deadline = time.monotonic() + run.submission.profile.signal_seconds
+        while run.launch.status().state == "running" and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+    with suppress(slurm.Refused):  # it has ended by itself
+        slurm.cancel(run.job.id)
+    print(f"{run.name}: job {run.job.id} is told to end, {run.saved}")
     return 0
 
 
@@ -65,7 +101,7 @@ def _requeue(before: runs.Run) -> int:
         try:
             slurm.requeue(now.job.id)
         except slurm.Refused as error:
-            print(f"launcher: {now.name}: {error}", file=sys.stderr)
+            print(f"{now.name}: {error}", flush=True)
         [now] = runs.wait([now.launch], lambda run: _is_back(run, [before]), _REQUEUE_SECONDS)
     if now.ended:
         print(f"{now.name}: has ended meanwhile: {now.state}")

@@ -6,7 +6,10 @@ With --json a list of objects, one a run, of these keys; what is not known is nu
   run_dir                  its directory
   job, executor            SLURM's job id and "slurm", or the process id of the controller and "local"
   state, reason            pending, running, requeued, done, stopped, cancelled, user_error, diverged, crashed,
-                           "time limit", lost, unknown (SLURM does not answer) or unreadable; and why
+                           "time limit", lost, unknown (neither SLURM nor the run directory tells) or unreadable; and
+                           why
+  confirmed                whether SLURM has confirmed the state, where it had to; else the table shows a ? behind it,
+                           and the state is what the run directory says
   live, ended              whether it waits or runs; whether it is over; both false where nobody could tell
   step, total_steps        the last step that is known of, and how many there will be
   saved_step               the step in status.json
@@ -16,7 +19,8 @@ With --json a list of objects, one a run, of these keys; what is not known is nu
   starts, restarts         of all the jobs of the run; restarts is one less
   seconds_left             for the steps that remain, at this speed; null unless it runs
   allocation_seconds_left  until the job's time limit, by SLURM
-  slurm_state, slurm_reason, nodes   SLURM's own words for the job
+  slurm_state, slurm_reason  SLURM's own words for the job
+  nodes                    where it runs, or has run last
   sweep                    folder of the sweep that it is a member of
 """
 
@@ -28,12 +32,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher import slurm
 from launcher.options import path_of
 from launcher.views import find, runs
 from launcher.views.table import as_table, show
 
 _ANSWER_SECONDS = 1.0
-"""How long SLURM may take, so that the whole command answers within two seconds."""
+"""How long SLURM may take, so that the whole command answers within two seconds, unless the user is more patient."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         places, every = [Path(path_of("RUN")(every)), *places], "5"
     places = [place if os.path.lexists(place) else find.run(str(place)).run_dir for place in places]
     if every is None:
-        _once(places, options.json, _ANSWER_SECONDS)
+        _once(places, options.json, slurm.patience_seconds(_ANSWER_SECONDS))
         return 0
     try:
         _again_and_again(places, options.json, max(0.2, float(every)))
@@ -74,7 +79,7 @@ def _once(places: Sequence[Path], as_json: bool, answer_seconds: float) -> None:
 
 def _again_and_again(places: Sequence[Path], as_json: bool, seconds: float) -> None:
     """Show all runs until Ctrl-C; on a terminal in place."""
-    answer_seconds = max(_ANSWER_SECONDS, seconds)
+    answer_seconds = slurm.patience_seconds(max(_ANSWER_SECONDS, seconds))
     if as_json or not sys.stdout.isatty():
         while True:
             _once(places, as_json, answer_seconds)

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import re
 import shlex
 import sys
 import time
 
 from launcher import sending, slurm, snapshot
+from launcher.checks import after
 from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission
 from launcher.views import runs, verdict
@@ -25,7 +25,8 @@ _SURE_SECONDS = 8.0
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_job_options(parser)
-    parser.add_argument("--after", metavar="JOB", help="start after this job has succeeded; any:JOB, however it ended")
+    text = "start after this run or job has succeeded; any:RUN, however it ended"
+    parser.add_argument("--after", metavar="RUN", help=text)
     parser.add_argument("--job-name", metavar="NAME", help="name of the job; unset, run.name")
     parser.add_argument("--dry-run", action="store_true", help="print the sbatch text and the config, send nothing")
     parser.add_argument("--wait", action="store_true", help="follow the job to its end; exit 0, 2, 75 or 1 as it ended")
@@ -38,24 +39,24 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_config(*configs.parse_arguments(options.words))
     config = sending.absolute(loaded, staged=submission.stage is not None)
     name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
-    submission = submission.model_copy(update={"name": name})
-    dependency = _dependency(options.after)
+    dependency = after.dependency(options.after) if options.after else None
+    submission = submission.model_copy(update={"name": name, "after": dependency})
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:
-        _print_dry(launch, config, submission, dependency)
+        _print_dry(launch, config, submission)
     if options.dry_run or not ready:
         return 0 if ready else 2
-    submission = sending.send(config, submission, dependency)
+    submission = sending.send(config, submission)
     _announce(launch, config, submission)
     return _follow(launch) if options.wait else 0
 
 
-def _print_dry(launch: Launch, config: configs.Config, submission: Submission, dependency: str | None) -> None:
+def _print_dry(launch: Launch, config: configs.Config, submission: Submission) -> None:
     """Print what would be sent."""
     from launcher.executors import Sbatch
 
     submission = submission.model_copy(update={"code": snapshot.digest()})
-    text = Sbatch(launch, submission, dependency).text()
+    text = Sbatch(launch, submission, submission.after).text()
     sys.stdout.write(f"{text}\n\n# the config, {launch.config_file}\n{configs.dump(config)}")
 
 
@@ -101,7 +102,10 @@ def _follow(launch: Launch) -> int:
             if run.state == "unreadable":
                 return 1
             if ended_at and (run.state in verdict.FOR_GOOD or now - ended_at > _SURE_SECONDS):
-                return _exit_status(launch)
+                return _exit_status(run)
+            if run.waits and run.reason == slurm.NEVER:
+                print(f"{run.name} can never start: what it waits for has failed", file=sys.stderr)
+                return 1
             time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:
         print(f"the job goes on; look again with: python -m launcher status {launch.run_dir}", file=sys.stderr)
@@ -121,10 +125,13 @@ def _line(run: runs.Run) -> str:
     return f"{time.strftime('%H:%M:%S')} {run.name} {run.state}, {', '.join(parts)}{why}"
 
 
-def _exit_status(launch: Launch) -> int:
-    """Return the exit status that status.json stands for; 1 for a run that died, whose status still says `running`."""
-    state = launch.status().state
-    return status.EXIT_CODES[state] if state in ("done", "user_error", "stopped") else 1
+def _exit_status(run: runs.Run) -> int:
+    """Return the exit status of a run that has ended; 1 for one that died, whose status still says `running`.
+
+    A status that is older than the job says nothing about it.
+    """
+    state = "done" if run.state == "done" else run.trainer_state
+    return status.EXIT_CODES[state] if state in ("done", "user_error", "stopped") else 1  # type: ignore[index]
 
 
 def _job_name(name: str) -> str:
@@ -132,15 +139,3 @@ def _job_name(name: str) -> str:
     if not name.isprintable() or not name.strip() or len(name) > 200:
         raise UserError.of("--job-name", name, "must be one printable line of at most 200 characters", "shorten it")
     return name
-
-
-def _dependency(after: str | None) -> str | None:
-    """Write the option --after in sbatch's words. Raises UserError."""
-    if after is None:
-        return None
-    words = re.fullmatch(r"(any:)?(\d+(?:_\d+)?)", after)
-    if not words:
-        raise UserError.of("--after", after, "must be a job's id, or any: and a job's id", "see launcher status")
-    if not slurm.jobs([words[2]]):  # sbatch would start the job at once
-        raise UserError.of("--after", after, "SLURM knows no such job", "see launcher status")
-    return f"after{'any' if words[1] else 'ok'}:{words[2]}"

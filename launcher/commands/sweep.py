@@ -2,7 +2,7 @@
 
 python -m launcher sweep SWEEP.yaml [section.key=value ...] --cluster PROFILE [--parallel N]
 python -m launcher sweep status DIR
-python -m launcher sweep again DIR [MEMBER ...]
+python -m launcher sweep again DIR [MEMBER ...] [--time-minutes MINUTES, or another option of the job]
 
 A sweep file:
 
@@ -22,6 +22,7 @@ import math
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pydantic import Field
 
 from launcher import sending
 from launcher.checks.finding import Finding
-from launcher.options import add_job_options, submission_of
+from launcher.options import add_job_options, changed, submission_of
 from launcher.record import Launch, Submission, refuse_others
 from launcher.views import find, runs
 from launcher.views.table import show
@@ -79,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
         case ["status", folder]:
             return _status(Path(configs.expanded("DIR", folder)), as_json=options.json)
         case ["again", folder, *names]:
-            return _again(Path(configs.expanded("DIR", folder)), names)
+            _refuse_local(options)
+            return _again(Path(configs.expanded("DIR", folder)), names, options)
         case [file, *overrides] if "=" not in file:
             return _send(Path(configs.expanded("SWEEP.yaml", file)), overrides, options)
     raise UserError("sweep: takes SWEEP.yaml, status DIR or again DIR [MEMBER ...]; see sweep --help")
@@ -129,8 +131,7 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     """Send all members as one array."""
     if options.parallel < 1:
         raise UserError.of("--parallel", options.parallel, "must be 1 or more", "use --parallel=8")
-    if options.local:
-        raise UserError("--local: a sweep is a job array, which needs SLURM; send its members by submit --local")
+    _refuse_local(options)
     if not options.dry_run:
         sending.need_submitit()
     sweep = read(file)
@@ -148,6 +149,12 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     print(f"job array: {job}, {len(members)} members, {min(options.parallel, len(members))} at once")
     print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
     return 0
+
+
+def _refuse_local(options: argparse.Namespace) -> None:
+    """Refuse to run a sweep on this machine. Raises UserError."""
+    if options.local:
+        raise UserError("--local: a sweep is a job array, which needs SLURM; send its members by submit --local")
 
 
 def _send_array(folder: Path, members: list[Config], submission: Submission, parallel: int) -> str:
@@ -172,18 +179,28 @@ def _status(folder: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _again(folder: Path, names: list[str]) -> int:
+def _again(folder: Path, names: list[str], options: argparse.Namespace) -> int:
     """Send members again, each as a job of its own: those named, or all that ended without being done."""
+    if not options.dry_run:
+        sending.need_submitit()
     members = {run.launch.run_dir.name: run for run in runs.look_surely(_members(folder))}
     for name in names:
         if name not in members:
             raise UserError.of("MEMBER", name, f"is none of {folder}", f"there are {', '.join(members)}")
-    chosen = [members[name] for name in names] or [run for run in members.values() if run.ended and run.state != "done"]
-    for run in chosen:
-        print(f"{run.launch.run_dir.name}: job {sending.send_again(run.launch).job}")
+    chosen = names or [name for name, run in members.items() if run.ended and run.state != "done"]
     if not chosen:
         print("no member has failed", file=sys.stderr)
-    return 0
+    if options.dry_run:
+        print("\n".join(chosen))
+        return 0
+    codes: dict[str, int] = {}
+    for name in chosen:
+        sent, codes[name] = sending.try_again(name, members[name].launch, partial(changed, options=options))
+        if sent:
+            print(f"{name}: job {sent.job}", flush=True)
+    if refused := [name for name, code in codes.items() if code]:
+        print(f"launcher: {len(refused)} of {len(chosen)} were refused: {', '.join(refused)}", file=sys.stderr)
+    return max(codes.values(), default=0)
 
 
 def _members(folder: Path) -> list[Launch]:

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,10 @@ class Start:
         """Whether this task acts for the whole job."""
         self.local = place.cluster == "local"
         """Whether the job runs without SLURM."""
-        self.hostnames = tuple(place.hostnames) if place.num_nodes > 1 else ("127.0.0.1",)
+        self.hostnames = tuple(place.hostnames)
+        """Names of the nodes."""
+        self.addresses = self.hostnames if place.num_nodes > 1 else ("127.0.0.1",)
+        """Where the nodes find each other: a single one needs no network."""
         before = sum(start["job"] == self.job for start in self.launch.starts()) if self.local else 0
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT") or before)  # the local controller does not count
         """Number of starts of the job before this one."""
@@ -60,11 +62,8 @@ class Start:
         return state if state in ("done", "user_error", "diverged") else None
 
     def say(self, line: str) -> None:
-        """Print a line on stderr, and add it to the job's own log."""
-        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} node {self.node}: {line}"
-        print(text, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError), (self.launch.logs / "launcher.log").open("a", encoding="utf-8") as log:
-            log.write(text + "\n")
+        """Print a line on stderr, and add it to the job's own log, with the name of this node."""
+        self.launch.say(f"{self.hostnames[self.node]}: {line}")
 
     def requeue(self) -> bool:
         """Ask SLURM to start the job again.
@@ -138,7 +137,7 @@ def _agent(start: Start, attempt: int) -> Any:
         nproc_per_node=start.profile.gpus_per_node,
         run_id=f"{start.job}.{start.restart}.{attempt}",
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{start.hostnames[0]}:{start.port(attempt)}",
+        rdzv_endpoint=f"{start.addresses[0]}:{start.port(attempt)}",
         rdzv_configs={
             "is_host": start.node == 0,
             "join_timeout": patience_seconds,
@@ -149,7 +148,7 @@ def _agent(start: Start, attempt: int) -> Any:
         },
         max_restarts=start.profile.max_restarts,
         monitor_interval=0.2,
-        local_addr=start.hostnames[start.node],
+        local_addr=start.addresses[start.node],
         signals_to_handle="SIGINT",  # TERM and USR2 are ours
     )
 
@@ -158,6 +157,6 @@ def _run_rank(start: Start, overrides: list[str]) -> bool:
     """Run one rank in a process of its own."""
     ranks = {"RANK": start.task, "LOCAL_RANK": start.local_task, "WORLD_SIZE": start.submission.ranks}
     ranks["LOCAL_WORLD_SIZE"] = start.profile.gpus_per_node
-    meeting = {"MASTER_ADDR": start.hostnames[0], "MASTER_PORT": str(start.port(0))}
+    meeting = {"MASTER_ADDR": start.addresses[0], "MASTER_PORT": str(start.port(0))}
     environment = {**os.environ, **meeting, **{name: str(value) for name, value in ranks.items()}}
     return subprocess.run([sys.executable, *_arguments(start, overrides)], env=environment).returncode == 0

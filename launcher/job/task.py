@@ -7,6 +7,7 @@ goes on from the run directory. Nothing is kept in submitit's pickles.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -15,11 +16,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from launcher.job import stage
+from launcher.job import failure, stage
 from launcher.job.start import Start, rank_processes, run_ranks
-from launcher.record import STARTS_WITHOUT_PROGRESS, Submission, refuse_others
+from launcher.record import Submission, refuse_others
 from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -54,8 +55,6 @@ def _run(start: Start) -> dict[str, Any]:
     os.environ.update(_environment(start))
     if start.restart and (state := start.ended()):
         return _end(start, state)
-    if start.launch.stands_still(start.job, starts=start.restart):  # the first task may have noted this one already
-        _give_up(start)
     if start.first:
         step = start.launch.checkpoint_step()
         nodes = list(start.hostnames)
@@ -80,9 +79,17 @@ def _environment(start: Start) -> dict[str, str]:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **start.profile.environment,
+        "PYTHONPATH": _python_path(start),
         "MOCO_DIST_JOB": start.job,
         "MOCO_DIST_RESTART": str(start.restart),
     }
+
+
+def _python_path(start: Start) -> str:
+    """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
+    given = (start.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
+    places = [str(start.launch.code(start.submission)), *(place for path in given for place in path.split(os.pathsep))]
+    return os.pathsep.join(dict.fromkeys(filter(None, places)))
 
 
 def _staged(start: Start) -> list[str]:
@@ -106,7 +113,10 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
         return
     if start.local:
         os._exit(_LOCAL_REQUEUE if stop.signal == signal.SIGUSR2 else status.EXIT_CODES["stopped"])
-    while not start.requeue_mark.exists():
+    # The first task may have ended before it could listen, and with it the hope of a requeue or a mark.
+    patience_seconds = start.profile.signal_seconds if stop.signal == signal.SIGUSR2 and not start.first else math.inf
+    deadline = time.monotonic() + patience_seconds
+    while not start.requeue_mark.exists() and time.monotonic() < deadline:
         time.sleep(1)
     raise SystemExit(status.EXIT_CODES["stopped"])
 
@@ -124,25 +134,19 @@ def _end(start: Start, state: status.State) -> dict[str, Any]:
 
 def _requeue_crashed(start: Start) -> None:
     """Requeue a crashed job, since other nodes may serve it better; the first task does it, the others wait."""
-    if start.launch.stands_still(start.job):
-        _give_up(start)
+    if start.first:
+        failure.note(start.launch, start.job, start.restart, start.launch.status().reason)
+        if start.launch.stands_still(start.job):
+            start.say(start.launch.give_up())
+            raise SystemExit(1)
     if start.local:
         os._exit(_LOCAL_REQUEUE)
     deadline = time.monotonic() + _WAIT_FOR_FIRST_SECONDS
     granted = start.first and start.requeue()
     while granted or (time.monotonic() < deadline and not start.requeue_mark.exists()):
+        if start.launch.stands_still(start.job):
+            raise SystemExit(1)
         time.sleep(1)
-
-
-def _give_up(start: Start) -> NoReturn:
-    """Write the note that the run makes no progress, and end the job for good."""
-    last = start.launch.status()
-    reason = f"no progress in {STARTS_WITHOUT_PROGRESS} starts from step {start.launch.checkpoint_step()}"
-    if start.first:
-        text = f"{reason}; the last: {last.reason}" if last.reason else reason
-        status.write(start.launch.run_dir, "crashed", last.step, text)
-        start.say(reason)
-    raise SystemExit(1)
 
 
 class Stop:

@@ -5,6 +5,7 @@ python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ def header() -> str:
     """Return the line that each start begins with in a rank's log."""
     job, restart = os.environ.get("MOCO_DIST_JOB", "?"), os.environ.get("MOCO_DIST_RESTART", "0")
     worker_restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    host = os.environ.get("SLURMD_NODENAME") or "this host"
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     rank = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
     return f"--- job {job}, start {restart}.{worker_restarts}, {rank}, {host}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
 

@@ -9,8 +9,12 @@ from launcher.record import Launch, Submission, refuse_others
 from moco_dist.errors import UserError
 
 
-def run(text: str) -> Launch:
+def run(text: str, key: str = "RUN") -> Launch:
     """Find the run that a person means by a run directory, a name under runs/, or a job's id.
+
+    Args:
+        text: what was typed.
+        key: the argument or option that it was typed for.
 
     Raises:
         UserError: there is none, or it is another user's.
@@ -22,11 +26,11 @@ def run(text: str) -> Launch:
                 refuse_others(folder)
                 return Launch(folder.resolve())
     except (OSError, ValueError) as error:
-        raise UserError.of("RUN", text, f"cannot be read: {error}", "name another") from None
+        raise UserError.of(key, text, f"cannot be read: {error}", "name another") from None
     if re.fullmatch(r"\d+(_\d+)?", text):
         return _run_of_job(text)
     rule = "is neither a run that was submitted, nor the name of one in runs/, nor a job's id"
-    raise UserError.of("RUN", text, rule, "python -m launcher status lists them")
+    raise UserError.of(key, text, rule, "python -m launcher status lists them")
 
 
 def runs(texts: Sequence[str]) -> list[Launch]:

@@ -38,12 +38,17 @@ class Run:
     @property
     def live(self) -> bool:
         """Whether it waits or runs. If it is neither live nor ended, nobody could tell."""
-        return self.state in get_args(verdict.Live)
+        return self.confirmed and self.state in get_args(verdict.Live)
 
     @property
     def ended(self) -> bool:
         """Whether it has ended. SLURM ends a job whose node died for some seconds, before it requeues it."""
-        return self.state in get_args(verdict.Ended)
+        return self.confirmed and self.state in get_args(verdict.Ended)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the state is sure; else it is what the directory shows, and SLURM did not answer."""
+        return not self.slurm_error or self.evidence.settled or bool(self.evidence.writer)
 
     @property
     def name(self) -> str:
@@ -52,6 +57,11 @@ class Run:
         if path.parent == here / "runs":
             return path.name
         return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+    @property
+    def job_id(self) -> str:
+        """Id of its last job, or of the local one's process; empty where nobody knows it."""
+        return self.submission.job if self.submission else self.job.id if self.job else ""
 
     @property
     def step(self) -> int:
@@ -74,6 +84,13 @@ class Run:
         return self.job is not None and self.job.waits
 
     @property
+    def nodes(self) -> str:
+        """Where it runs or has run last, in SLURM's words or as a list of names; may be empty."""
+        if self.waits:
+            return ""
+        return (self.job.nodes if self.job else "") or ",".join(self.evidence.nodes)
+
+    @property
     def saved(self) -> str:
         """Which checkpoint there is to go on from, in words."""
         step = self.launch.checkpoint_step()
@@ -90,12 +107,12 @@ class Run:
             return False
 
 
-def look(launches: Sequence[Launch], timeout_seconds: float = 10.0) -> list[Run]:
+def look(launches: Sequence[Launch], timeout_seconds: float | None = None) -> list[Run]:
     """Look how runs stand. Never raises for a broken run directory, nor for SLURM: see `state` and `slurm_error`.
 
     Args:
         launches: the runs.
-        timeout_seconds: how long SLURM may take for its answers, in all.
+        timeout_seconds: how long SLURM may take for its answers, in all; None: as long as the user's patience lasts.
     """
     return _look(launches, slurm.Answers(timeout_seconds))
 
@@ -116,7 +133,7 @@ def look_surely(launches: Sequence[Launch]) -> list[Run]:
     return runs
 
 
-def survey(places: Sequence[Path] = (), timeout_seconds: float = 10.0) -> tuple[list[Run], str]:
+def survey(places: Sequence[Path] = (), timeout_seconds: float | None = None) -> tuple[list[Run], str]:
     """Look at the runs in places; without places at those in runs/, and those of this user's live jobs.
 
     Returns:
@@ -127,16 +144,45 @@ def survey(places: Sequence[Path] = (), timeout_seconds: float = 10.0) -> tuple[
         own_jobs = pool.submit(answers.own_jobs)
         launches = find.list_runs(places or [Path("runs")])
         figures_read = dict(zip(launches, pool.map(figures.read, launches), strict=True))  # while SLURM thinks
-        live = [job.run_dir for job in own_jobs.result() if job.live and job.run_dir.startswith("/")]
+        live = [job for job in own_jobs.result() if job.live and job.run_dir.startswith("/")]
     if not places:
-        launches += find.list_runs(map(Path, dict.fromkeys(live)))
+        launches += find.list_runs(map(Path, dict.fromkeys(job.run_dir for job in live)))
     runs = _look(list({launch.run_dir.resolve(): launch for launch in launches}.values()), answers, figures_read)
+    inside = [job for job in live if not places or any(_is_inside(Path(job.run_dir), place) for place in places)]
+    runs = _with_unrecorded(runs, inside)
     return runs, next((run.slurm_error for run in runs if run.slurm_error), "" if places else answers.error)
 
 
-def queued_for(run_dir: Path, timeout_seconds: float = 10.0) -> slurm.Job | None:
+def _is_inside(run_dir: Path, place: Path) -> bool:
+    return run_dir.resolve().is_relative_to(place.resolve())
+
+
+def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm.Job]) -> list[Run]:
+    """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
+    recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
+    left = [job for job in live if job.id not in recorded]
+    by_folder = {job.run_dir: job for job in left}
+    shown = [run if run.submission else replace(run, job=by_folder.get(str(run.launch.run_dir))) for run in runs]
+    damaged = {str(run.launch.run_dir) for run in runs if run.submission is None}
+    alone = [job for job in left if job.run_dir not in damaged]
+    return shown + [Run(Launch(Path(job.run_dir)), *_stands_without_record(job), job=job) for job in alone]
+
+
+def _stands_without_record(job: slurm.Job) -> verdict.Verdict:
+    state, reason = verdict.of_job(job, verdict.UNREAD)
+    return state, "; ".join(filter(None, ["its run directory has no record of it", reason]))
+
+
+def live_jobs_of(text: str) -> list[slurm.Job]:
+    """Find this user's live jobs of a run that have no record there, by the job's id, an array's, or the directory."""
+    folders = {str(place.resolve()) for place in (Path(text), Path("runs") / text)}
+    jobs = [job for job in slurm.Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
+    return [job for job in jobs if text in (job.id, job.id.partition("_")[0]) or job.run_dir in folders]
+
+
+def queued_for(run_dir: Path) -> slurm.Job | None:
     """Find a live job that names the directory, whether it has a record or not; None where SLURM does not answer."""
-    jobs = slurm.Answers(timeout_seconds).own_jobs()
+    jobs = slurm.Answers().own_jobs()
     return next((job for job in jobs if job.live and job.run_dir == str(run_dir.absolute())), None)
 
 
@@ -145,7 +191,7 @@ def wait(launches: Sequence[Launch], over: Callable[[Run], bool], seconds: float
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
-        runs = look(launches, timeout_seconds=max(1.0, min(10.0, left)))
+        runs = look(launches, timeout_seconds=max(1.0, min(slurm.patience_seconds(), left)))
         if all(over(run) for run in runs) or left <= 0:
             return runs
         time.sleep(min(_POLL_SECONDS, max(0.0, left)))

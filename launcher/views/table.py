@@ -23,8 +23,9 @@ _STYLES = {
     "cancelled": "yellow",
     "unknown": "dim",
 }
-_COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "loss", "kNN", "restarts", "time left", "reason")
-_NUMBERS = _COLUMNS[3:-1]
+_FIGURES = ("step", "epoch", "images/s", "loss", "kNN", "restarts", "time left")
+_COLUMNS = ("run", "job", "state", *_FIGURES, "nodes", "reason")
+_LONGEST_NODES = 24
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -33,10 +34,11 @@ def _row(run: Run) -> dict[str, Any]:
     return {
         "run": run.name,
         "run_dir": str(run.launch.run_dir),
-        "job": sent.job if sent else None,
+        "job": run.job_id or None,
         "executor": sent.executor if sent else None,
         "state": run.state,
         "reason": run.reason,
+        "confirmed": run.confirmed,
         "live": run.live,
         "ended": run.ended,
         "step": run.step,
@@ -52,7 +54,7 @@ def _row(run: Run) -> dict[str, Any]:
         "allocation_seconds_left": slurm.seconds(job.time_left) if job and run.state == "running" else None,
         "slurm_state": job.state if job else None,
         "slurm_reason": job.reason if job else None,
-        "nodes": job.nodes if job else None,
+        "nodes": run.nodes or None,
         "sweep": sent.sweep if sent else None,
     }
 
@@ -82,9 +84,9 @@ def as_table(runs: Sequence[Run], caption: str = "") -> Table:
     filled = [name for name in _COLUMNS if name in ("run", "state") or any(cells[name] for cells in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold", caption=_plain(caption) if caption else None)
     for name in filled:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=name in _COLUMNS[1:-1])
+        table.add_column(name, justify="right" if name in _FIGURES else "left", no_wrap=name in _COLUMNS[1:-1])
     for cells in rows:
-        style = _STYLES.get(cells["state"], "red")
+        style = _STYLES.get(cells["state"].rstrip("?"), "red")
         table.add_row(*(_plain(cells[name], style if name == "state" else "") for name in filled))
     return table
 
@@ -95,8 +97,8 @@ def _cells(run: Run) -> dict[str, str]:
     of_total = f"/{figures.total_steps}" if figures.total_steps else "/-"
     return {
         "run": run.name,
-        "job": run.submission.job if run.submission else "",
-        "state": run.state,
+        "job": run.job_id,
+        "state": run.state if run.confirmed else f"{run.state}?",
         "step": f"{run.step}{of_total}" if run.step else "",
         "epoch": "" if figures.epoch is None else str(figures.epoch),
         "images/s": _figure(figures.images_per_second, ".0f" if (figures.images_per_second or 0) >= 100 else ".3g"),
@@ -104,7 +106,8 @@ def _cells(run: Run) -> dict[str, str]:
         "kNN": _figure(None if figures.knn_top1 is None else 100 * figures.knn_top1, ".2f", " %"),
         "restarts": str(run.evidence.starts - 1) if run.evidence.starts > 1 else "",
         "time left": "" if seconds is None else _duration(seconds),
-        "reason": run.reason,
+        "nodes": run.nodes if len(run.nodes) <= _LONGEST_NODES else run.nodes[: _LONGEST_NODES - 3] + "...",
+        "reason": run.reason if run.confirmed else "; ".join(filter(None, [run.reason, "SLURM does not answer"])),
     }
 
 

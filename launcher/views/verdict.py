@@ -40,6 +40,8 @@ class Evidence:
     reason: str = ""
     starts: int = 0
     """Number of starts so far, of all its jobs."""
+    nodes: tuple[str, ...] = ()
+    """Nodes of the last start."""
     began: bool = False
     """Whether the last job has started at all."""
     fresh: bool = False
@@ -83,7 +85,9 @@ def read(launch: Launch, submission: Submission) -> Evidence:
     began = any(str(start.get("job")) == job for start in starts)
     fresh = began and _changed(launch.paths.status) >= _changed(launch.starts_file)
     reason = " ".join(status.reason.split())
-    return Evidence(controller, writer, status.state, status.step, reason, len(starts), began, fresh)
+    last = starts[-1].get("nodes") if starts else None
+    nodes = tuple(map(str, last)) if isinstance(last, list) else ()
+    return Evidence(controller, writer, status.state, status.step, reason, len(starts), nodes, began, fresh)
 
 
 def of_local(job: str, evidence: Evidence) -> Verdict:
@@ -99,19 +103,26 @@ def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
         return "requeued" if evidence.began else "pending", job.reason.removeprefix("None")
     if job.live:
         return "running", evidence.trouble or "is ending" * (job.state == "COMPLETING")
+    if job.reason == slurm.NEVER:
+        return "cancelled", "what it waited for has failed"
     return _ended(job.state, evidence)
 
 
 def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
-    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says."""
+    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says.
+
+    Without SLURM's answer only an end for good is sure; all else is how the run stood when it wrote its status.
+    """
     if evidence.writer:
         why = "SLURM does not answer" if slurm_error else f"job {job} is not known to SLURM any more"
         return "running", f"{why}; {evidence.writer} writes to it"
-    if evidence.end and (evidence.settled or not slurm_error):
+    if evidence.end:
         return evidence.end
+    if slurm_error and evidence.fresh and evidence.state == "running":
+        return "running", ""
     if slurm_error:
         was = f"{evidence.state} at step {evidence.step}" if evidence.state else "not begun"
-        return "unknown", f"SLURM does not answer; the run directory says: {was}"
+        return "unknown", f"the run directory says: {was}"
     never = "" if evidence.began else "; it never started"
     return "lost", f"job {job} is not known to SLURM any more{never}"
 

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -63,7 +63,7 @@ class Loader(Iterable[T]):
     """The waits for batches since the last `take_waited_seconds`."""
 
     def __iter__(self) -> Iterator[T]:
-        with _garbage_stays_here():
+        with _garbage_stays_here() if self._loader.num_workers else nullcontext():
             batches = iter(self._loader)  # the workers begin
         for _ in range(len(self._loader)):
             began = time.monotonic()
@@ -169,7 +169,8 @@ def no_workers_left() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # a loader that nobody holds ends its workers itself
+        if set(multiprocessing.active_children()) - before:
+            gc.collect()  # a loader that nobody holds ends its workers itself
         with _deaf_to(signal.SIGCHLD):  # torch's handler raises where a worker is killed
             for worker in set(multiprocessing.active_children()) - before:
                 worker.kill()

@@ -99,15 +99,20 @@ def wrong_images(
     arrow = "\n→" if max(len(true + guess) for true, guess in pairs) > 8 else "→"
     columns = min(10, len(pairs))
     rows = math.ceil(len(pairs) / columns)
-    height = rows * (1.35 if "\n" in arrow else 1.2) + 0.5
-    figure = Figure(figsize=(max(6, 1.1 * columns), height), layout="constrained")
+    width, pitch, head = max(6, 1.1 * columns), 1.35 if "\n" in arrow else 1.2, 0.5  # inches
+    figure = Figure(figsize=(width, head + rows * pitch))
     figure.suptitle(f"{len(pairs)} of {total or len(images)} wrongly classified images, true→predicted class")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, pair in zip(grid, images, pairs, strict=False):
-        axes.imshow(image.transpose(1, 2, 0), "gray", vmin=0, vmax=255)  # [H, W, C]
-        axes.set_title(arrow.join(pair), fontsize=9, pad=2, parse_math=False)
+    # One pair of axes, in inches: to lay out a pair for each image would take longer than the evaluation.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(head + rows * pitch, 0))
+    axes.axis("off")
+    tall, wide = 0.9 * np.array(images.shape[2:]) / max(images.shape[2:])
+    for number, (image, pair) in enumerate(zip(images, pairs, strict=True)):
+        row, column = divmod(number, columns)
+        middle, bottom = (column + 0.5) * width / columns, head + (row + 1) * pitch - 0.1
+        extent = (middle - wide / 2, middle + wide / 2, bottom, bottom - tall)
+        axes.imshow(image.transpose(1, 2, 0), "gray", aspect="auto", vmin=0, vmax=255, extent=extent)  # [H, W, C]
+        text = arrow.join(pair)
+        axes.text(middle, bottom - tall - 0.03, text, ha="center", va="bottom", fontsize=9, parse_math=False)
     return figure
 
 

@@ -21,18 +21,23 @@ from tests.data.made import MNIST, config_of, draw, draws, folder_of, values
 
 
 def test_digits() -> None:
-    data = sources.load(config_of())
+    data, expected = sources.load(config_of()), load_digits()
     assert data.bank is data.train
     assert data.queries is not None
     assert (len(data.train), len(data.queries)) == (1438, 359)
     assert data.train.channels == 1
     assert data.train.shortest_side() == 8
     together = np.concatenate([data.train.labels, data.queries.labels])
-    np.testing.assert_array_equal(np.bincount(together), np.bincount(load_digits().target))
+    np.testing.assert_array_equal(np.bincount(together), np.bincount(expected.target))
     assert np.bincount(data.queries.labels).min() > 20
     images, unreadable = data.train.centred(np.arange(1438), 8)
     assert not unreadable
     assert (images.min(), images.max()) == (0, 255)
+    pixels = np.round(expected.images * (255 / 16)).astype(np.uint8)
+    of_scikit_learn = {(one.tobytes(), label) for one, label in zip(pixels, expected.target, strict=True)}
+    assert {
+        (one.numpy().tobytes(), label) for one, label in zip(images, data.train.labels, strict=True)
+    } < of_scikit_learn
     mean, std = data.train.pixel_statistics  # are those of the training images
     assert images.double().div(255).mean().item() == pytest.approx(mean[0], abs=2e-3)
     assert images.double().div(255).std().item() == pytest.approx(std[0], abs=2e-3)

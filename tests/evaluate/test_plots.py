@@ -167,12 +167,23 @@ def test_many_classes_have_no_counts_and_few_ticks() -> None:
 def test_wrong_images_stand_under_their_classes() -> None:
     figure = plots.wrong_images(*wrong(11), DIGITS, 12)
     assert figure.get_suptitle() == "11 of 12 wrongly classified images, true→predicted class"
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == [f"{n % 10}→{(n + 3) % 10}" for n in range(11)]
-    pixels = [np.asarray(axes.images[0].get_array()) for axes in shown]
+    [axes] = figure.axes
+    assert texts(axes) == [f"{n % 10}→{(n + 3) % 10}" for n in range(11)]
+    pixels = [np.asarray(image.get_array()) for image in axes.images]
     assert pixels[0].shape == (8, 6)
     assert [int(p.max()) for p in pixels] == [int(p.min()) for p in pixels] == list(range(11))
-    assert {axes.images[0].get_clim() for axes in shown} == {(0, 255)}  # not stretched image by image
+    assert {image.get_clim() for image in axes.images} == {(0, 255)}  # not stretched image by image
+    assert axes.images[10].get_extent()[2] - axes.images[0].get_extent()[2] == pytest.approx(1.2)  # the next row
+    figure.draw_without_rendering()
+    boxes = [
+        (image.get_window_extent(), text.get_window_extent())
+        for image, text in zip(axes.images, axes.texts, strict=True)
+    ]
+    for image, text in boxes:
+        assert image.width / image.height == pytest.approx(6 / 8)
+        assert (text.x0 + text.x1) / 2 == pytest.approx((image.x0 + image.x1) / 2, abs=1) and text.y0 > image.y1
+    places = [box for pair in boxes for box in pair]
+    assert not any(one.overlaps(other) for n, one in enumerate(places) for other in places[:n])
 
 
 def test_channels_are_colours() -> None:
@@ -184,7 +195,7 @@ def test_channels_are_colours() -> None:
 
 def test_long_names_are_cut_and_take_two_lines() -> None:
     figure = plots.wrong_images(*wrong(1), ["automobile", "b", "c", "a very long class name"])
-    assert figure.axes[0].get_title() == "automobile\n→a very long c…"
+    assert texts(figure.axes[0]) == ["automobile\n→a very long c…"]
 
 
 def test_nothing_wrong_is_said() -> None:

@@ -91,6 +91,7 @@ class MadeUp:
         self.asked: list[str] = []
         self._queue: list[str] = []
         self._accounts: list[str] = []
+        self._texts: dict[str, str] = {}
         self.broken: dict[str, Exception] = {}
         """Commands that fail, and how."""
         monkeypatch.setattr(slurm, "call", self._call)
@@ -109,8 +110,13 @@ class MadeUp:
         """Let the accounting have a job."""
         self._accounts.append(f"{job}|{state}|n[1-2]")
 
-    def _call(self, *command: str, timeout_seconds: float = 10.0) -> str:
+    def tells(self, command: str, text: str) -> None:
+        """Let a command answer with a text, whatever the question."""
+        self._texts[command] = text
+
+    def _call(self, *command: str, timeout_seconds: float | None = None) -> str:
         self.asked.append(" ".join(command))
         if command[0] in self.broken:
             raise self.broken[command[0]]
-        return "\n".join({"squeue": self._queue, "sacct": self._accounts}.get(command[0], []))
+        lines = {"squeue": self._queue, "sacct": self._accounts}.get(command[0], [])
+        return self._texts.get(command[0], "\n".join(lines))

@@ -121,3 +121,31 @@ def test_a_profile_that_is_not_there() -> None:
         cluster.load("nope")
     with pytest.raises(UserError, match="no such file"):
         cluster.load("elsewhere/devcluster.yaml")  # a shipped name in another folder is another file
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal"),
+    [
+        ("RANK", "is set by the job itself; drop it"),
+        ("LOCAL_WORLD_SIZE", "is set by the job itself; drop it"),
+        ("MASTER_ADDR", "is set by the job itself; drop it"),
+        ("TORCHELASTIC_RESTART_COUNT", "is set by the job itself; drop it"),
+        ("MOCO_DIST_RESTART", "is set by the job itself; drop it"),
+        ("SUBMITIT_EXECUTOR", "is set by the job itself; drop it"),
+        ("PYTHONSAFEPATH", "is set by the job itself; drop it"),
+        ("SLURM_RESTART_COUNT", "is SLURM's, and would come too late for srun; export it in a line of setup"),
+        ("SLURM_CPU_BIND", "is SLURM's, and would come too late for srun; export it in a line of setup"),
+        ("PYTHONPATH", None),
+        ("SLURM_CONF", None),
+        ("NCCL_DEBUG", None),
+        ("MOCO_DIST_PATIENCE", None),
+    ],
+)
+def test_variables_that_the_job_needs_are_its_own(tmp_path: Path, name: str, refusal: str | None) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"environment: {{{name}: x}}\n")
+    if refusal is None:
+        assert cluster.load(str(file)).environment == {name: "x"}
+        return
+    with pytest.raises(UserError, match=rf"^environment = {name}: {refusal}$"):
+        cluster.load(str(file))

@@ -10,6 +10,8 @@ import pytest
 from launcher.cluster import Profile
 from launcher.record import Launch, Submission, refuse_others, run_dirs
 from moco_dist.errors import UserError
+from moco_dist.run import status
+from moco_dist.run.status import Status
 from tests.launcher.made import make_run
 
 
@@ -22,6 +24,13 @@ def start(launch: Launch, *steps: int, job: str = "12") -> None:
     """Starts of a job from these steps."""
     for restart, step in enumerate(steps):
         launch.add_start(job=job, restart=restart, step=step, time=1.5, nodes=["n1"])
+
+
+def fail(launch: Launch, *steps: int, job: str = "12") -> None:
+    """Starts of a job from these steps, all of which ended by themselves."""
+    start(launch, *steps, job=job)
+    for restart in range(len(steps)):
+        launch.add_failure(job=job, restart=restart, reason="said so")
 
 
 def save(launch: Launch, *steps: int) -> None:
@@ -116,30 +125,54 @@ def test_every_cut_of_the_last_line_leaves_the_others(launch: Launch) -> None:
         ([10, 10, 10], [5], False),  # the last checkpoint was damaged: the next start begins from another
     ],
 )
-def test_three_starts_from_the_step_it_is_still_at(
+def test_three_failed_starts_from_the_step_it_is_still_at(
     launch: Launch, begun: list[int], saved: list[int], still: bool
 ) -> None:
-    start(launch, *begun)
+    fail(launch, *begun)
     save(launch, *saved)
     assert launch.stands_still("12") is still
 
 
-def test_another_jobs_starts_do_not_count(launch: Launch) -> None:
-    start(launch, 0, 0, job="11")
-    start(launch, 0, 0)
+def test_starts_that_slurm_has_ended_do_not_count(launch: Launch) -> None:
+    start(launch, 0, 0, 0, 0)
     assert not launch.stands_still("12")
-    start(launch, 0)
+    for restart, still in ((0, False), (2, False), (2, False), (3, True)):
+        launch.add_failure(job="12", restart=restart, reason="said so")  # noted twice, it is one
+        assert launch.stands_still("12") is still
+
+
+def test_a_start_that_could_not_be_noted_began_from_the_last_checkpoint(launch: Launch) -> None:
+    save(launch, 7)
+    launch.add_failure(job="12", restart=4, reason="said so")
+    assert launch.failures() == [{"job": "12", "restart": 4, "step": 7, "reason": "said so"}]
+
+
+def test_another_jobs_failures_do_not_count(launch: Launch) -> None:
+    fail(launch, 0, 0, job="11")
+    fail(launch, 0, 0)
+    assert not launch.stands_still("12")
+    fail(launch, 0, 0, 0)
     assert launch.stands_still("12")
     assert not launch.stands_still("11")
     assert not launch.stands_still("12_0")
 
 
-def test_a_start_under_way_may_be_left_out(launch: Launch) -> None:
-    start(launch, 0, 0, 0)
-    assert launch.stands_still("12", starts=3)
-    assert not launch.stands_still("12", starts=2)  # the third, noted by the first node already, is this one
-    start(launch, 0)
-    assert launch.stands_still("12", starts=3)
+def test_those_of_a_job_that_could_not_be_requeued_do(launch: Launch) -> None:
+    fail(launch, 0, 0, job="11")
+    launch.write(Submission(job="12", earlier_jobs=("10", "11")))
+    assert not launch.stands_still("12")
+    fail(launch, 0)
+    assert launch.stands_still("12")
+    launch.write(Submission(job="13"))  # sent again by a person
+    fail(launch, 0, job="13")
+    assert not launch.stands_still("13")
+
+
+def test_a_run_that_is_given_up_says_so(launch: Launch) -> None:
+    save(launch, 7)
+    status.write(launch.run_dir, "crashed", 9, "out of memory")
+    assert launch.give_up() == "no progress in 3 starts from step 7"
+    assert launch.status() == Status("crashed", 9, "no progress in 3 starts from step 7; the last: out of memory")
 
 
 def test_the_last_checkpoint(launch: Launch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher import slurm
+from launcher.__main__ import main
 from launcher.slurm import Job, Refused, Unavailable
+from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
 
 
@@ -48,7 +51,10 @@ def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: 
             "echo 'scontrol: fatal: could not establish a configuration source' >&2; exit 1",
             Unavailable("scontrol: the SLURM controller does not answer (scontrol: fatal: could not establish"),
         ),
-        ("exec sleep 20", Unavailable("scontrol: no answer in 0.2 s; is slurmctld up (scontrol ping)?")),
+        (
+            "exec sleep 20",
+            Unavailable("scontrol: no answer in 0.2 s; is slurmctld up (scontrol ping)? --patience waits longer"),
+        ),
         ("echo a hint >&2; echo 'x: error: bad job' >&2; exit 1", Refused("scontrol: x: error: bad job")),
         ("echo a hint >&2; echo; echo the last >&2; exit 1", Refused("scontrol: the last")),
         ("exit 3", Refused("scontrol: exit status 3")),
@@ -129,3 +135,58 @@ def test_what_is_asked_of_a_job(programs: Programs) -> None:
         ["--quiet", "12"],
     ]
     assert [words for words, _ in programs.given("scontrol")] == [["requeue", "12"]]
+
+
+def test_nodes_that_a_job_has_lost(programs: Programs) -> None:
+    began = time.mktime(time.strptime("2026-11-27T15:00:00", "%Y-%m-%dT%H:%M:%S"))
+    cases = {
+        "n1": "State=ALLOCATED ThreadsPerCore=1 SlurmdStartTime=2026-11-27T14:59:59",
+        "n2": "State=ALLOCATED SlurmdStartTime=2026-11-27T15:00:09",
+        "n3": "State=ALLOCATED* SlurmdStartTime=2026-11-27T14:00:00",
+        "n4": "State=DOWN SlurmdStartTime=None",
+        "n5": "State=MIXED+NOT_RESPONDING SlurmdStartTime=Unknown",
+        "n6": "State=IDLE+CLOUD SlurmdStartTime=None",
+    }
+    lines = "".join(f"NodeName={name} Arch=x86_64 {words} Comment=a b\n" for name, words in cases.items())
+    programs.says("scontrol", {"show node n[1-6] --oneliner": lines})
+    assert slurm.lost_nodes("n[1-6]", began) == ["n2", "n3", "n4", "n5"]
+
+
+@pytest.mark.parametrize(("words", "may"), [("Requeue=1 Restarts=0", True), ("Priority=1 Requeue=0 x", False)])
+def test_whether_a_job_may_be_requeued(programs: Programs, words: str, may: bool) -> None:
+    programs.says("scontrol", {"show job 12 --oneliner": f"JobId=12 {words}\n"})
+    assert slurm.may_requeue("12") is may
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 20.0), ("60", 60.0), ("0.5", 0.5), ("0", 20.0)])
+def test_patience_is_a_setting(monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    monkeypatch.setenv(slurm.PATIENCE, text)
+    assert slurm.patience_seconds() == seconds
+    assert slurm.patience_seconds(1.0) == (seconds if text not in ("", "0") else 1.0)
+
+
+def test_the_option_says_how_patient_a_command_is(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(slurm.PATIENCE, "")
+    make_run(tmp_path / "runs" / "a", state="stopped", starts=1)
+    programs.runs("squeue", "sleep 1.5; echo '12|CANCELLED|None|n1|1:00|'")
+    assert main(["status"]) == 0
+    assert " stopped? " in capsys.readouterr().out
+    assert main(["status", "--patience", "30"]) == 0
+    assert " cancelled " in capsys.readouterr().out
+    assert main(["status", "--patience", "long"]) == 2
+    assert "MOCO_DIST_PATIENCE = long: must be a number of seconds; use --patience 60" in capsys.readouterr().err
+
+
+def test_jobs_that_wait_for_one_wait_for_another(programs: Programs, tmp_path: Path) -> None:
+    lines = ["20|afterok:12(unfulfilled)", "21|afterany:3(fulfilled),afterok:12(unfulfilled)", "22|afterok:121(x)"]
+    lines += ["23|afterok:12_3(unfulfilled)", "24|(null)", "25|", "13|afterany:12(unfulfilled)"]
+    programs.says("squeue", {"--user=": "\n".join(lines) + "\n"})
+    programs.keeps("scontrol")
+    slurm.redirect_dependents("12", "13")
+    assert [words for words, _ in programs.given("scontrol")] == [
+        ["update", "JobId=20", "Dependency=afterok:13"],
+        ["update", "JobId=21", "Dependency=afterany:3,afterok:13"],
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import Job, compare, rows, send
+from tests.jobs import Pair, compare, rows, send
 
 STEPS = 16
 
@@ -16,14 +16,14 @@ STEPS = 16
 def test_a_toy_method_is_killed_and_goes_on(engine: str, tmp_path: Path) -> None:
     settings = {"device.engine": engine, "optim.steps": STEPS, "checkpoint.every_steps": 5, "eval.knn_every": 1}
     module = "tests.methods.in_batch"
-    with Job(tmp_path / "whole", 2, settings, module=module) as job:
-        assert job.wait() == 0, job.log
-    with Job(tmp_path / "killed", 2, settings, module=module) as job:
-        assert job.until_step(8), job.log
-        send(job.ranks()[1], signal.SIGKILL)
-        assert job.wait() != 0
-    with Job(tmp_path / "killed", 2, settings, module=module) as job:
-        assert job.wait() == 0, job.log
+    with Pair(tmp_path / "whole", settings, module=module) as pair:
+        assert pair.exits() == [0, 0], pair.log
+    with Pair(tmp_path / "killed", settings, module=module) as pair:
+        pair.until_step(8)
+        send(pair.ranks[1].process.pid, signal.SIGKILL)
+        assert 0 not in pair.exits()
+    with Pair(tmp_path / "killed", settings, module=module) as pair:
+        assert pair.exits() == [0, 0], pair.log
     comparison = compare(tmp_path / "killed", tmp_path / "whole", STEPS)
     assert comparison.exact, str(comparison)
     training = [row for row in rows(tmp_path / "whole") if "loss" in row]

@@ -5,13 +5,17 @@ Every run here must end done, in one run directory with each step once, and bit 
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm.devcluster import Settings
+from slurm.devcluster import Settings, processes
+from slurm.devcluster.daemons import marks
 from tests import jobs
 from tests.slurm.jobs import STEPS, Sent, launcher
 
@@ -30,6 +34,8 @@ class Event:
     options: tuple[str, ...] = ()
     cluster: dict[str, Any] = field(default_factory=dict)
     """What the cluster must be like."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Further variables of the shell that sends the job."""
 
     def fits(self, settings: Settings) -> bool:
         """Whether a cluster is as this event needs it."""
@@ -129,6 +135,43 @@ def node_lost_for_good(run: Sent) -> None:
     assert run.starts() == 1, "it was requeued"
 
 
+def preempted_at_start(run: Sent) -> None:
+    """A job of a higher partition takes the nodes as soon as the start is noted."""
+    run.until_start(1)
+    run.preempt()
+
+
+def stopped_before_its_first_step(run: Sent) -> None:
+    """Requeued from outside as soon as a start is noted, three times in a row."""
+    for starts in (1, 2, 3):
+        run.until_start(starts)
+        run.cluster.call("scontrol", "requeue", run.job)
+    assert not jobs.last_step(run.run_dir), "it has begun to train"
+
+
+def controller_away(run: Sent) -> None:
+    """The job wants to be requeued while nobody is there who could do it."""
+    run.until_step(EARLY)
+    tasks = run.tasks()
+    processes.kill(functools.partial(processes.find, marks(run.cluster.directory), "slurmctld"))
+    try:
+        for pid in tasks:
+            os.kill(pid, signal.SIGUSR2)
+        run.until(lambda: "tried again, as long as the allocation lasts" in run.log(), "try to requeue")
+        time.sleep(10)
+    finally:
+        run.cluster.start()
+
+
+def may_not_be_requeued(run: Sent) -> None:
+    """A site that forbids requeues; another job goes on with the run."""
+    run.until_step(EARLY)
+    run.cluster.call("scontrol", "update", f"JobId={run.job}", "Requeue=0")
+    run.signal("USR2")
+    run.until(lambda: run.last_job() != run.job, "other job")
+    run.job = run.last_job()
+
+
 def _lose(run: Sent, number: int, until: Callable[[], object]) -> None:
     """Kill a node, and bring it back when something has come about."""
     run.until_step(EARLY)
@@ -144,8 +187,21 @@ _MINUTE = ("--time-minutes", "1", "--signal-seconds", "15")
 
 _NO_SCONTROL = ("--cluster", str(Path(__file__).with_name("no_scontrol.yaml")))
 
+OF_A_SHELL = {
+    "SBATCH_EXPORT": "NONE",
+    "SBATCH_PARTITION": "high",
+    "SBATCH_TIMELIMIT": "1",
+    "SBATCH_NO_REQUEUE": "1",
+    "SBATCH_JOB_NAME": "theirs",
+    "SLURM_CPU_BIND": "mask_cpu:0x0",
+    "SLURM_RESTART_COUNT": "5",
+}
+"""What a site's defaults, or another job, may leave in the environment."""
+
 EVENTS = (
     Event("left alone", left_alone, 1),
+    Event("variables of SLURM's in the shell", told_to_save, 2, environment=OF_A_SHELL),
+    Event("preempted at start", preempted_at_start, 2, cluster={"preempt_signal": True}),
     Event("time limit, twice", time_limit_twice, 3, {"optim.steps": 2 * STEPS}, _MINUTE),
     Event("preempted, told by USR2", preempted, 2, cluster={"preempt_signal": True}),
     Event("preempted, told by TERM", preempted, 2, cluster={"preempt_signal": False}),
@@ -160,5 +216,8 @@ EVENTS = (
     Event("first node dies", first_node_dies, 2),
     Event("second node restarts", node_restarts, 2),
     Event("second node lost, min_nodes=1", node_lost_for_good, 1, {}, ("--min-nodes", "1")),
+    Event("stopped before its first step, 3 times", stopped_before_its_first_step, 4),
+    Event("controller away at requeue", controller_away, 2),
+    Event("requeue forbidden", may_not_be_requeued, 2),
     Event("one task a rank, preempted", preempted, 2, {}, ("--tasks", "rank"), {"preempt_signal": True}),
 )

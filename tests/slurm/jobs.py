@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import signal
@@ -9,9 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from launcher.__main__ import main
+from launcher.checks import site
 from slurm.devcluster import Cluster, ClusterError
 from tests import jobs
 
@@ -20,17 +26,30 @@ STEPS = 154  # seven epochs of the digits
 _FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
 
-def launcher(cluster: Cluster, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the launcher as a user does."""
+def launcher(
+    cluster: Cluster, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the launcher as a user does, with further variables."""
     return subprocess.run(
         [sys.executable, "-m", "launcher", *arguments],
-        env=cluster.environment,
+        env=cluster.environment | (environment or {}),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def submit(cluster: Cluster, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    """Send a run by the launcher in this process, which then measures each encoder once. Returns its job."""
+    site.read.cache_clear()
+    variables = cluster.environment | (environment or {})
+    with mock.patch.dict(os.environ, variables, clear=True), redirect_stdout(io.StringIO()) as output:
+        exit_status = main(arguments)
+    match = re.search(r"^job: (\S+)$", output.getvalue(), re.MULTILINE)
+    assert exit_status == 0 and match, output.getvalue()
+    return match[1]
 
 
 def submit_arguments(run_dir: Path, settings: dict[str, Any], *options: str) -> list[str]:
@@ -50,6 +69,7 @@ class Sent:
         settings: overrides of FAST.
         options: further options of `submit`.
         job: of a run that something else has sent.
+        environment: further variables of the shell that sends it.
     """
 
     def __init__(
@@ -59,7 +79,9 @@ class Sent:
         settings: dict[str, Any] | None = None,
         *options: str,
         job: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
+        self._environment = environment
         self.cluster, self.run_dir, self._settings, self._options = cluster, run_dir, settings or {}, options
         self.job = job or ""
         if job is None:
@@ -67,10 +89,8 @@ class Sent:
 
     def send(self) -> None:
         """Send it, also again."""
-        done = launcher(self.cluster, *submit_arguments(self.run_dir, self._settings, *self._options))
-        found = re.search(r"^job: (\S+)$", done.stdout, re.MULTILINE)
-        assert done.returncode == 0 and found, done.stdout + done.stderr
-        self.job = found[1]
+        words = submit_arguments(self.run_dir, self._settings, *self._options)
+        self.job = submit(self.cluster, *words, environment=self._environment)
 
     def state(self) -> str:
         """SLURM's word."""
@@ -101,6 +121,10 @@ class Sent:
             assert time.monotonic() < deadline, f"no {what} within {timeout_seconds} s; {self.state()}\n{self.log()}"
             time.sleep(0.2)
 
+    def until_start(self, number: int) -> None:
+        """Wait until so many starts are in the books."""
+        self.until(lambda: self.starts() >= number, f"start {number}")
+
     def until_step(self, step: int) -> None:
         """Wait until so many steps are in the books, in a start that is under way."""
         self.until(lambda: jobs.last_step(self.run_dir) >= step, f"step {step}")
@@ -117,17 +141,29 @@ class Sent:
             assert now < deadline, f"not over within {timeout_seconds} s: {state}\n{self.log()}"
             time.sleep(0.3)
 
+    def last_job(self) -> str:
+        """The job that the run was sent as last, by its record."""
+        return str(json.loads((self.run_dir / "launch" / "job.json").read_text())["job"])
+
     def workers(self) -> list[int]:
         """Processes of its ranks, the youngest last."""
-        found = []
+        return self._processes("launcher.job.worker", self.run_dir)
+
+    def tasks(self) -> list[int]:
+        """Processes that SLURM has started on the nodes."""
+        return self._processes("submitit.core._submit", self.run_dir / "launch" / "submitit")
+
+    def _processes(self, module: str, argument: Path) -> list[int]:
+        """Processes that run a module of Python's with an argument; srun, which starts them, is none of them."""
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"launcher.job.worker" in words and str(self.run_dir).encode() in words:
-                found.append(int(folder.name))
-        return sorted(found)
+            if b"python" in words[0] and module.encode() in words and str(argument).encode() in words:
+                pids.append(int(folder.name))
+        return sorted(pids)
 
     def kill_worker(self) -> None:
         """SIGKILL to one rank."""

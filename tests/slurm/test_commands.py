@@ -218,7 +218,7 @@ def test_requeue_sends_an_ended_run_again(
     until(launch, lambda run: run.ended)
     again: list[Launch] = []
 
-    def send(launch: Launch) -> Submission:
+    def send(launch: Launch, *_: object, **__: object) -> Submission:
         again.append(launch)
         return Submission(job="77")
 
@@ -236,7 +236,7 @@ def test_without_a_controller_status_tells_what_the_directory_knows(
     capsys.readouterr()
     assert command(status) == 0
     said = capsys.readouterr()
-    line = r"^a +\d+ +unknown +SLURM does not answer; the run directory says: not begun$"
+    line = r"^a +\d+ +unknown\? +the run directory says: not begun; SLURM does not answer$"
     assert re.search(line, said.out, re.MULTILINE)
     assert said.err.startswith("launcher: squeue: ")
     assert said.err.count("\n") == 1

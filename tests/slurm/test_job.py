@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,10 @@ import pytest
 from slurm.devcluster import Cluster
 from tests import jobs
 from tests.fake_wandb import KEY, FakeWandb
-from tests.slurm.jobs import FAST, Sent, launcher, submit_arguments
+from tests.slurm.jobs import FAST, STEPS, Sent, launcher, submit, submit_arguments
 
-STEPS = 330
+MANY_STEPS = 330
+"""Steps of the run to which much happens."""
 _MINUTE = ("--time-minutes", "1", "--signal-seconds", "15")
 
 
@@ -36,34 +39,45 @@ def _idle(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is left alone, sent with --wait."""
-    run_dir = tmp_path_factory.mktemp("reference") / "run"
-    name = f"x; touch {run_dir.parent}/pwned 'it' \"is\" $(id)"
-    arguments = submit_arguments(run_dir, {"optim.steps": STEPS}, "--wait", "--job-name", name)
-    done = launcher(cluster, *arguments)
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Runs of so many steps that are left alone: on one rank, in this process, since it gives the bits of four."""
+
+    @functools.cache
+    def run(steps: int) -> Path:
+        run_dir = tmp_path_factory.mktemp("reference") / "run"
+        assert jobs.train_here(run_dir, {"optim.steps": steps}) == 0
+        return run_dir
+
+    return run
+
+
+def test_a_job_that_is_left_alone(cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path) -> None:
+    """With --wait, under a name that a shell would run."""
+    run_dir = tmp_path / "run"
+    name = f"x; touch {tmp_path}/pwned 'it' \"is\" $(id)"
+    done = launcher(cluster, *submit_arguments(run_dir, {"optim.steps": 44}, "--wait", "--job-name", name))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"run directory: {run_dir}" in done.stdout
-    assert f"done, step {STEPS}/{STEPS}" in done.stderr
+    assert "done, step 44/44" in done.stderr
     assert json.loads((run_dir / "summary.json").read_text())["knn_top1"] > 0.5
-    assert not (run_dir.parent / "pwned").exists()
+    assert not (tmp_path / "pwned").exists()
     job_names = cluster.call("squeue", "-h", "-a", "-t", "all", "-o", "%j").splitlines()
     assert any(line.startswith("x; touch") for line in job_names), job_names
-    return run_dir
+    assert jobs.compare(run_dir, reference(44), 44).exact
 
 
 def test_one_run_through_a_killed_worker_a_time_limit_a_preemption_and_a_lost_node(
-    cluster: Cluster, reference: Path, tmp_path: Path
+    cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """And W&B has each step once, in one run."""
     run_dir = tmp_path / "run"
     with FakeWandb() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.env().items():
             patch.setenv(name, value)
-        run = Sent(cluster, run_dir, {"optim.steps": STEPS, "track.wandb": "online"}, *_MINUTE)
+        run = Sent(cluster, run_dir, {"optim.steps": MANY_STEPS, "track.wandb": "online"}, *_MINUTE)
         run.until_step(20)
         run.kill_worker()
-        refused = launcher(cluster, *submit_arguments(run_dir, {"optim.steps": STEPS}))
+        refused = launcher(cluster, *submit_arguments(run_dir, {"optim.steps": MANY_STEPS}))
         assert refused.returncode == 2
         assert f"its job {run.job} is running" in refused.stderr
         run.until(lambda: run.starts() >= 2, "start after the time limit")
@@ -77,11 +91,11 @@ def test_one_run_through_a_killed_worker_a_time_limit_a_preemption_and_a_lost_no
         time.sleep(1)
         cluster.start_node(node)
         assert run.wait() == "COMPLETED", run.log()
-        comparison = jobs.compare(run_dir, reference, STEPS)
+        comparison = jobs.compare(run_dir, reference(MANY_STEPS), MANY_STEPS)
         assert comparison.exact, comparison
         [sent] = server.runs.values()
         steps = [row["train/step"] for row in sent.history if "train/loss" in row]
-        assert sorted(steps) == list(range(1, STEPS + 1))
+        assert sorted(steps) == list(range(1, MANY_STEPS + 1))
         assert sent.name == (run_dir / "wandb" / "id").read_text()
         assert sent.preempting
     assert KEY not in _texts(run_dir)
@@ -93,8 +107,10 @@ def _texts(run_dir: Path) -> str:
     return "\n".join(file.read_bytes().decode("latin-1") for file in files)
 
 
-def test_with_min_nodes_a_lost_node_shrinks_the_world(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
-    run = Sent(cluster, tmp_path / "run", {"optim.steps": STEPS}, "--min-nodes", "1")
+def test_with_min_nodes_a_lost_node_shrinks_the_world(
+    cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run = Sent(cluster, tmp_path / "run", {}, "--min-nodes", "1")
     run.until_step(20)
     node = cluster.nodes[1]
     cluster.kill_node(node)
@@ -104,10 +120,12 @@ def test_with_min_nodes_a_lost_node_shrinks_the_world(cluster: Cluster, referenc
         cluster.start_node(node)
     assert run.starts() == 1
     assert json.loads((run.run_dir / "summary.json").read_text())["ranks"] == 2
-    assert jobs.compare(run.run_dir, reference, STEPS).exact
+    assert jobs.compare(run.run_dir, reference(STEPS), STEPS).exact
 
 
-def test_plain_sbatch_with_torchrun_does_the_same(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
+def test_plain_sbatch_with_torchrun_does_the_same(
+    cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     script = jobs.ROOT / "slurm" / "train.sbatch"
     options = ["--parsable", "-N2", "--gpus-per-node=2", "--time=5", f"--output={tmp_path}/log", f"--chdir={jobs.ROOT}"]
@@ -123,17 +141,17 @@ def test_plain_sbatch_with_torchrun_does_the_same(cluster: Cluster, reference: P
     run.until_step(20)
     run.preempt()
     assert run.wait() == "COMPLETED", (tmp_path / "log").read_text()
-    assert jobs.compare(run_dir, reference, STEPS).exact
+    assert jobs.compare(run_dir, reference(STEPS), STEPS).exact
     assert len((run_dir / f".starts-{run.job}").read_text().split()) == 2
 
 
-def test_one_task_a_rank(cluster: Cluster, reference: Path, tmp_path: Path) -> None:
-    run = Sent(cluster, tmp_path / "run", {"optim.steps": STEPS}, "--tasks", "rank")
+def test_one_task_a_rank(cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path) -> None:
+    run = Sent(cluster, tmp_path / "run", {}, "--tasks", "rank")
     run.until_step(20)
     run.signal("USR2")
     assert run.wait() == "COMPLETED", run.log()
     assert run.starts() == 2
-    assert jobs.compare(run.run_dir, reference, STEPS).exact
+    assert jobs.compare(run.run_dir, reference(STEPS), STEPS).exact
 
 
 def small(run_dir: Path, *words: str) -> list[str]:
@@ -143,27 +161,31 @@ def small(run_dir: Path, *words: str) -> list[str]:
 
 
 def test_what_will_not_help_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
-    """A mistake that only the trainer finds, and a loss that is no number; --wait tells by its exit status."""
+    """A mistake that only the trainer finds, a loss that is no number, and no progress in three starts, all at once.
+
+    --wait tells by its exit status.
+    """
     weights = tmp_path / "weights.pt"
     weights.write_text("no weights")
-    mistaken = launcher(cluster, *small(tmp_path / "mistaken", f"run.init_from={weights}"), "--wait")
+    words = {"mistaken": [f"run.init_from={weights}"], "diverged": ["optim.lr=1e30", "optim.warmup_epochs=0"]}
+    standing = submit(cluster, *small(tmp_path / "standing"), "--max-restarts", "0")
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(launcher, cluster, *small(tmp_path / name, *words[name]), "--wait") for name in words]
+        _prevent_progress(Sent(cluster, tmp_path / "standing", job=standing))
+    mistaken, diverged = (end.result() for end in ends)
     assert mistaken.returncode == 2, mistaken.stderr
     assert "run.init_from" in mistaken.stderr
-    diverged = launcher(cluster, *small(tmp_path / "diverged", "optim.lr=1e30", "optim.warmup_epochs=0"), "--wait")
     assert diverged.returncode == 1, diverged.stderr
     assert jobs.status(tmp_path / "diverged")["state"] == "diverged"
-    for run_dir in (tmp_path / "mistaken", tmp_path / "diverged"):
-        assert len((run_dir / "launch" / "starts.jsonl").read_text().splitlines()) == 1
+    for name in words:
+        assert len((tmp_path / name / "launch" / "starts.jsonl").read_text().splitlines()) == 1
     weights.unlink()
     again = launcher(cluster, *small(tmp_path / "mistaken"), "--wait")  # an old verdict does not end a new job
     assert again.returncode == 0, again.stderr
 
 
-def test_a_job_that_makes_no_progress_in_three_starts_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    words = ["submit", str(FAST), f"run.dir={run_dir}", "--cluster", "devcluster", "--gpus-per-node", "1"]
-    done = launcher(cluster, *words, "--max-restarts", "0")
-    run = Sent(cluster, run_dir, job=next(s.split()[1] for s in done.stdout.splitlines() if s.startswith("job:")))
+def _prevent_progress(run: Sent) -> None:
+    """Kill each rank of a job as it appears, and see the job stopped after three starts."""
     deadline = time.monotonic() + 240
     while run.state() not in ("FAILED", "COMPLETED"):
         assert time.monotonic() < deadline, run.log()
@@ -171,7 +193,7 @@ def test_a_job_that_makes_no_progress_in_three_starts_is_stopped(cluster: Cluste
             jobs.send(pid, signal.SIGKILL)
         time.sleep(0.3)
     assert run.starts() == 3
-    status = jobs.status(run_dir)
+    status = jobs.status(run.run_dir)
     assert status["state"] == "crashed"
     assert status["reason"].startswith("no progress in 3 starts from step 0")
 
@@ -214,7 +236,8 @@ def test_a_job_runs_the_code_that_it_was_sent_with_and_stages_its_data(cluster: 
 def test_a_job_on_this_machine(cluster: Cluster, tmp_path: Path) -> None:
     """--local needs no SLURM: it ends with its kNN, is told to save by cancel, and goes on."""
     run_dir = tmp_path / "run"
-    words = ["submit", str(FAST), f"run.dir={run_dir}", "optim.steps=440", "--local", "--gpus-per-node", "2"]
+    words = ["submit", str(FAST), f"run.dir={run_dir}", "optim.steps=440", "eval.knn_every=20"]
+    words += ["--local", "--gpus-per-node", "2"]
     assert launcher(cluster, *words).returncode == 0
     deadline = time.monotonic() + 60
     while jobs.last_step(run_dir) < 10:
@@ -227,6 +250,7 @@ def test_a_job_on_this_machine(cluster: Cluster, tmp_path: Path) -> None:
     again = launcher(cluster, *words, "--wait")
     assert again.returncode == 0, again.stderr
     assert [row["step"] for row in jobs.rows(run_dir) if "loss" in row] == list(range(1, 441))
+    assert set(jobs.knn(run_dir)) == {440}
 
 
 def test_a_sweep_is_one_array_of_runs(cluster: Cluster, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from launcher import cluster as profiles
+from launcher import slurm
 from launcher.checks import dataset, preflight, site
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
@@ -116,7 +117,12 @@ def test_a_job_that_fits(tmp_path: Path) -> None:
             "constraint = ib: no node of the cluster has ib; drop it, its nodes have no features",
         ),
         (1, {"reservation": "mine"}, "reservation = mine: there is no such reservation; drop it"),
-        (2, {"exclude": ["127.0.0.[12-13]"]}, "exclude = 127.0.0.[12-13]: 1 of 2 nodes of main fit, the job needs 2"),
+        (2, {"exclude": ["127.0.0.[12]"]}, "exclude = 127.0.0.[12]: 1 of 2 nodes of main fit, the job needs 2"),
+        (
+            1,
+            {"exclude": ["127.0.0.13"]},
+            "exclude = 127.0.0.13: the cluster has no node 127.0.0.13, and sbatch refuses",
+        ),
     ],
 )
 def test_a_job_that_slurm_would_refuse(tmp_path: Path, nodes: int, keys: dict[str, Any], line: str) -> None:
@@ -132,9 +138,9 @@ def test_limits_of_a_partition(tmp_path: Path, change: Any) -> None:
     findings = check(tmp_path / "run", account="speech", qos="short")
     assert lines(findings) == [
         "time_minutes = 10: partition main allows 5; use --time-minutes 5; the job goes on after it by itself",
-        "--nodes = 2: partition main allows 1; use --nodes 1",
         "account = speech: partition main does not allow it; choose vision",
         "qos = short: partition main does not allow it; choose long",
+        "--nodes = 2: partition main allows 1; use --nodes 1",
     ]
     assert any(
         "main: cancels preempted jobs" in line.replace("partition = ", "") for line in lines(findings, "warning")
@@ -192,19 +198,23 @@ def test_a_job_in_the_queue(tmp_path: Path, cluster: Cluster) -> None:
 
 
 def test_no_controller(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One error, whether nobody listens at the controller's port, or somebody who does not answer."""
+    """One warning, whether nobody listens at the controller's port, or somebody who does not answer."""
     shutil.copytree(Path(cluster.environment["SLURM_CONF"]).parent, tmp_path / "etc")
     conf = tmp_path / "etc" / "slurm.conf"
     monkeypatch.setenv("SLURM_CONF", str(conf))
-    monkeypatch.setattr(site, "SECONDS", 1.0)
+    monkeypatch.setenv(slurm.PATIENCE, "1")
     make_run(tmp_path / "run")
     (tmp_path / "run").chmod(0o700)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        port = mute.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
         conf.write_text(re.sub(r"(?m)^SlurmctldPort=.*$", f"SlurmctldPort={port}", conf.read_text()))
-        said = lines(check(tmp_path / "run"))
-    assert said == ["scontrol: no answer in 1 s; is slurmctld up (scontrol ping)?"]
-    assert lines(check(tmp_path / "run")) == said
+        mute = check(tmp_path / "run")
+    for findings in (mute, check(tmp_path / "run")):
+        assert not lines(findings)
+        site_line, run_line = sorted(lines(findings, "warning"))
+        questions = "not checked: partitions, nodes, reservations, settings of the site (scontrol: no answer in 1 s;"
+        assert site_line.startswith(questions)
+        assert run_line.startswith(f"run.dir = {tmp_path / 'run'}: SLURM does not tell whether its job 12 lives (")
 
 
 def test_the_command(tmp_path: Path, cluster: Cluster) -> None:

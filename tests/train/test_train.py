@@ -99,8 +99,7 @@ def test_the_written_config_runs_again(digits: tuple[Path, subprocess.CompletedP
 def test_a_finished_run_started_again_changes_nothing(digits: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     run_dir, _ = digits
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(run_dir.rglob("*"))}
-    result = start(str(run_dir / "config.yaml"))
-    assert result.returncode == 0, result.stderr
+    assert train.run([str(run_dir / "config.yaml")]) == 0
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(run_dir.rglob("*"))} == before
 
 
@@ -230,33 +229,32 @@ def test_under_torchrun_one_rank_tells_the_mistake(tmp_path: Path, monkeypatch: 
     assert "exitcode  : 2" in result.stderr and "UserError" not in result.stderr
 
 
-def test_corrupt_images_are_replaced_named_once_and_counted(tmp_path: Path) -> None:
+def test_corrupt_images_are_replaced_named_once_and_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "images", 202)
     (tmp_path / "images" / "007.png").write_bytes(b"no image")
     (tmp_path / "images" / "009.png").write_bytes((tmp_path / "images" / "010.png").read_bytes()[:300])
     arguments = (*FAST, "data.source=imagefolder", f"data.root={tmp_path}/images", "data.augmentation=v2")
     arguments += ("data.image_size=16", "optim.global_batch=100", "optim.epochs=2", "data.workers=2")
-    result = start(*arguments, f"run.dir={tmp_path}/run", "moco.queue_size=300")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("007.png") == 1 and result.stderr.count("009.png") == 1
-    assert "moco.queue_size = 300: more than the 202 training images" in result.stderr
+    assert train.run([*arguments, f"run.dir={tmp_path}/run", "moco.queue_size=300"]) == 0
+    errors = capfd.readouterr().err
+    assert errors.count("007.png") == 1 and errors.count("009.png") == 1
+    assert "moco.queue_size = 300: more than the 202 training images" in errors
     assert 1 <= sum(row.get("unreadable", 0) for row in rows(tmp_path / "run")) <= 4
     assert "knn_top1" not in json.loads((tmp_path / "run" / "summary.json").read_text())  # no labels: nothing asks
 
     for name in ("020.png", "021.png", "022.png"):
         (tmp_path / "images" / name).write_bytes(b"")
-    result = start(*arguments, f"run.dir={tmp_path}/worse")
-    assert result.returncode == 2
-    assert re.search(r"data\.root = .* of 202 images cannot be decoded, more than 1 %", result.stderr)
+    assert train.run([*arguments, f"run.dir={tmp_path}/worse"]) == 2
+    assert re.search(r"data\.root = .* of 202 images cannot be decoded, more than 1 %", capfd.readouterr().err)
     assert json.loads((tmp_path / "worse" / "status.json").read_text())["state"] == "user_error"
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = (*FAST, f"run.dir={tmp_path}/run", "checkpoint.every_steps=1", "optim.warmup_epochs=0", "optim.lr=1e25")
-    result = start(*run, "optim.steps=20")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    told = re.search(r"the loss is (nan|inf) at step (\d+); last checkpoint: step (\d+)", result.stderr)
-    assert told, result.stderr
+    assert train.run([*run, "optim.steps=20"]) == 1
+    errors = capsys.readouterr().err
+    told = re.search(r"the loss is (nan|inf) at step (\d+); last checkpoint: step (\d+)", errors)
+    assert told and "Traceback" not in errors, errors
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("diverged", int(told[2]))
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, int(told[2])))
@@ -265,13 +263,19 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
         assert all(t.isfinite().all() for t in state["encoder_q"].values())
 
 
+def losses_in(precision: str, run_dir: Path, *extra: str) -> list[float]:
+    """Train six steps in a precision. Returns their losses."""
+    assert train.run([*FAST, "optim.steps=6", f"run.dir={run_dir}", f"device.precision={precision}", *extra]) == 0
+    return [row["loss"] for row in rows(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def losses_in_fp32(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return losses_in("fp32", tmp_path_factory.mktemp("fp32") / "run")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp64"])
-def test_precisions_learn_alike(precision: str, tmp_path: Path) -> None:
+def test_precisions_learn_alike(precision: str, tmp_path: Path, losses_in_fp32: list[float]) -> None:
     extra = ["device.channels_last=true"] if precision == "bf16" else []
-    run = (*FAST, "optim.steps=6", f"run.dir={tmp_path}/run", f"device.precision={precision}", *extra)
-    result = start(*run)
-    assert result.returncode == 0, result.stderr
-    reference = start(*FAST, "optim.steps=6", f"run.dir={tmp_path}/fp32")
-    assert reference.returncode == 0, reference.stderr
-    losses, expected = ([row["loss"] for row in rows(tmp_path / name)] for name in ("run", "fp32"))
-    assert losses == pytest.approx(expected, rel=0.05) and losses != expected
+    losses = losses_in(precision, tmp_path / "run", *extra)
+    assert losses == pytest.approx(losses_in_fp32, rel=0.05) and losses != losses_in_fp32

@@ -670,14 +670,30 @@ def test_times_in_slurms_words(text: str, expected: int | None) -> None:
     assert site.minutes(text) == expected
 
 
-@pytest.mark.parametrize(
-    "answer", [slurm.Unavailable("scontrol is not installed here; log in"), slurm.Refused("scontrol: not allowed")]
-)
-def test_no_slurm_is_one_error(tmp_path: Path, made_up: MadeUp, answer: Exception) -> None:
-    begin(tmp_path / "run")
+def test_no_slurm_is_one_error(tmp_path: Path, made_up: MadeUp) -> None:
+    answer = slurm.NotInstalled("scontrol is not installed here; log in")
     made_up.broken = dict.fromkeys(("scontrol", "sinfo", "squeue", "sacct"), answer)
     profile = Profile(gpus_per_node=2)
     assert lines(preflight.check(*job_in(tmp_path / "run", load(), profile))) == [str(answer)]
+
+
+@pytest.mark.parametrize("answer", [slurm.Unavailable("no answer in 20 s"), slurm.Refused("scontrol: not allowed")])
+def test_what_slurm_does_not_tell_is_no_error(tmp_path: Path, made_up: MadeUp, answer: Exception) -> None:
+    begin(tmp_path / "run")
+    made_up.broken = dict.fromkeys(("scontrol", "sinfo", "squeue", "sacct"), answer)
+    keys = {"partition": "gpu", "reservation": "mine", "constraint": "ib", "exclude": ("n1",)}
+    findings = preflight.check(*job_in(tmp_path / "run", load(), Profile(gpus_per_node=2, **keys)))
+    assert not lines(findings)
+    warnings = sorted(text for text in lines(findings, "warning") if str(answer) in text)
+    assert warnings[0] == f"not checked: partitions, nodes, reservations, settings of the site ({answer})"
+    assert "SLURM does not tell whether its job 12 lives" in warnings[1]
+    site.read.cache_clear()
+    made_up.broken = {"sinfo": answer}  # what it does tell is checked
+    made_up.tells("scontrol", PARTITIONS)
+    findings = preflight.check(*job_in(tmp_path / "run", load(), Profile(**(FITS | {"time_minutes": 9999}))))
+    assert f"not checked: nodes of the site ({answer})" in lines(findings, "warning")
+    assert any(text.startswith("time_minutes = 9999: partition gpu allows 1440") for text in lines(findings))
+    assert not any(text.startswith("partition = ") for text in lines(findings))
 
 
 def test_places_that_the_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,22 @@ def test_a_line_a_run(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> No
     assert status() == 0
     said = capsys.readouterr()
     heads, one, two = said.out.splitlines()
-    columns = ["run", "job", "state", "step", "epoch", "images/s", "loss", "kNN", "restarts", "time left", "reason"]
+    columns = [
+        "run",
+        "job",
+        "state",
+        "step",
+        "epoch",
+        "images/s",
+        "loss",
+        "kNN",
+        "restarts",
+        "time left",
+        "nodes",
+        "reason",
+    ]
     assert fields(heads) == columns
-    assert fields(one) == ["one", "12", "running", "200/1000", "1", "640", "4.568", "43.21 %", "1", "13m"]
+    assert fields(one) == ["one", "12", "running", "200/1000", "1", "640", "4.568", "43.21 %", "1", "13m", "n[1-2]"]
     assert fields(two) == ["two", "13", "pending", "Priority"]
     assert one.index("43.21") > heads.index("loss") and two.index("Priority") == heads.index("reason")
     assert not said.err
@@ -72,6 +85,7 @@ def test_the_same_as_json(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -
         "executor": "slurm",
         "state": "running",
         "reason": "",
+        "confirmed": True,
         "live": True,
         "ended": False,
         "step": 150,
@@ -93,6 +107,15 @@ def test_the_same_as_json(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -
     assert status_command.__doc__ is not None
     documented = set(status_command.__doc__.replace(",", " ").split())
     assert row.keys() <= documented
+
+
+def test_where_it_runs_or_has_run(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, job in (("waits", "12"), ("runs", "13"), ("ended", "14")):
+        make_run(Path("runs") / name, job=job, starts=1, state="crashed")
+    made_up.queues("12", "PENDING", Path("runs/waits").resolve())
+    made_up.queues("13", "RUNNING", Path("runs/runs").resolve())
+    nodes = {row["run"]: row["nodes"] for row in as_json(capsys)}
+    assert nodes == {"waits": None, "runs": "n[1-2]", "ended": "n1"}
 
 
 def test_json_of_a_run_that_nothing_is_known_of(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,14 +154,14 @@ def test_nothing_is_cut_in_a_pipe(
     make_run(Path("runs") / ("n" * 120), starts=1, state="crashed", reason=reason)
     assert status() == 0
     _, line = capsys.readouterr().out.splitlines()
-    assert fields(line) == ["n" * 120, "12", "crashed", reason.strip()]
+    assert fields(line) == ["n" * 120, "12", "crashed", "n1", reason.strip()]
 
 
 def test_what_runs_are_called_and_say_is_data(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(Path("runs/[red]x[\x1b[31m"), starts=1, state="crashed", reason="a\x1b]0;b\x07 [bold]c[/bold]\nd\u202ee")
     assert status() == 0
     _, line = capsys.readouterr().out.splitlines()
-    assert fields(line) == ["[red]x[?[31m", "12", "crashed", "a?]0;b? [bold]c[/bold] d?e"]
+    assert fields(line) == ["[red]x[?[31m", "12", "crashed", "n1", "a?]0;b? [bold]c[/bold] d?e"]
 
 
 def test_a_silent_slurm_is_told_once_on_stderr(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +171,8 @@ def test_a_silent_slurm_is_told_once_on_stderr(made_up: MadeUp, capsys: pytest.C
     made_up.broken["squeue"] = slurm.Unavailable("squeue: no answer in 1 s")
     assert status() == 0
     said = capsys.readouterr()
-    assert [fields(line)[2] for line in said.out.splitlines()[1:]] == ["unknown", "unknown", "done"]
+    assert [fields(line)[2] for line in said.out.splitlines()[1:]] == ["running?", "running?", "done"]
+    assert all(line.endswith("SLURM does not answer") for line in said.out.splitlines()[1:3])
     assert said.err == "launcher: squeue: no answer in 1 s; this is what the run directories know\n"
     assert len(made_up.asked) == 1
 
@@ -216,6 +240,6 @@ def test_watching_on_a_terminal_draws_in_place(
     monkeypatch.setenv("COLUMNS", "120")
     assert status("--watch") == 0
     out = capsys.readouterr().out
-    assert out.count("unknown") >= 2
+    assert out.count("running?") >= 2
     assert "\x1b[1A" in out  # the cursor goes up again
     assert "squeue: no answer in 5 s" in out

@@ -65,8 +65,10 @@ TEXT = """\
 #SBATCH --dependency=afterok:12
 #SBATCH --exclude='n[1-3,7],n9'
 #SBATCH --exclusive
+#SBATCH --export=ALL
 #SBATCH --gpus-per-node=a100:8
 #SBATCH --job-name=one
+#SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=960G
 #SBATCH --no-kill
 #SBATCH --nodes=4
@@ -88,13 +90,14 @@ export PYTHONSAFEPATH=1
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output RUN/launch/submitit/%j_%t_log.out --cpus-per-task=96 --kill-on-bad-exit=0 --no-kill \
+srun --unbuffered --output RUN/launch/submitit/%j_%t_log.out --cpus-per-task=96 --kill-on-bad-exit=0 --export=ALL \
+--no-kill \
 PYTHON -u -m submitit.core._submit RUN/launch/submitit
 
 
 # teardown
 code=$?
-[ "$code" = 0 ] || [ "$code" = 2 ] || { job=$(PYTHON -m launcher.job.after RUN) && scontrol requeue "$job"; }
+[ "$code" = 0 ] || [ "$code" = 2 ] || PYTHON -m launcher.after RUN "$code"
 exit "$code"
 """
 
@@ -152,9 +155,9 @@ def test_a_whole_profile() -> None:
 
 def test_a_profile_of_nothing_asks_for_no_more_than_it_must() -> None:
     expected = (
-        "chdir comment cpus-per-task gpus-per-node job-name nodes ntasks-per-node open-mode output requeue signal"
+        "chdir comment cpus-per-task export gpus-per-node job-name nodes ntasks-per-node open-mode output requeue"
     )
-    assert set(parameters(sbatch().text())) == {*expected.split(), "time"}
+    assert set(parameters(sbatch().text())) == {*expected.split(), "signal", "time"}
 
 
 def test_one_task_a_rank() -> None:
@@ -225,7 +228,7 @@ class Script:
         self.programs, self.run_dir = programs, run_dir
         programs.keeps("srun", "PYTHONPATH", "PYTHONSAFEPATH", "SUBMITIT_EXECUTOR", "SETUP", code=srun)
         programs.keeps("scontrol")
-        programs.runs("a python", f'test "$2" = launcher.job.after && printf %s "$3" > asked\necho 12\nexit {after}')
+        programs.runs("a python", f'test "$2" = launcher.after && printf "%s %s" "$3" "$4" > called\nexit {after}')
         container = {"image": STRANGE, "runtime": "pyxis", "python": "python of the image", "mounts": [STRANGE]}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "executable", "a python")  # the batch script's own: srun alone knows of the container
@@ -240,9 +243,9 @@ class Script:
         assert not list(Path().rglob("evil"))
         return done.returncode
 
-    def asked(self) -> str:
-        """What launcher.job.after was asked about."""
-        file = Path("asked")
+    def after(self) -> str:
+        """What launcher.after was called with."""
+        file = Path("called")
         return file.read_text() if file.exists() else ""
 
 
@@ -258,7 +261,7 @@ def test_every_path_and_name_is_one_word_of_srun(programs: Programs, strange: Pa
     [(words, environment)] = programs.given("srun")
     assert words == [
         *("--unbuffered", "--output", f"{strange}/launch/submitit/%j_%t_log.out"),
-        *("--cpus-per-task=64", "--kill-on-bad-exit=0"),
+        *("--cpus-per-task=64", "--kill-on-bad-exit=0", "--export=ALL"),
         *(f"--container-image={STRANGE}", f"--container-mounts={STRANGE}"),
         *("python of the image", "-u", "-m", "submitit.core._submit", f"{strange}/launch/submitit"),
     ]
@@ -268,7 +271,7 @@ def test_every_path_and_name_is_one_word_of_srun(programs: Programs, strange: Pa
         "SUBMITIT_EXECUTOR": "slurm",
         "SETUP": "a b",
     }
-    assert not script.asked() and not programs.given("scontrol")
+    assert not script.after() and not programs.given("scontrol")
 
 
 def test_the_users_own_path_comes_behind(programs: Programs, strange: Path) -> None:
@@ -277,17 +280,13 @@ def test_the_users_own_path_comes_behind(programs: Programs, strange: Path) -> N
     assert environment["PYTHONPATH"] == f"{strange}/launch/code/c0de:/a b:/c"
 
 
-@pytest.mark.parametrize(
-    ("srun", "after", "asks", "requeues"),
-    [(0, 0, False, False), (2, 0, False, False), (1, 1, True, False), (1, 0, True, True), (143, 0, True, True)],
-)
-def test_when_srun_has_failed_the_script_asks_whether_to_requeue(
-    programs: Programs, strange: Path, srun: int, after: int, asks: bool, requeues: bool
+@pytest.mark.parametrize(("srun", "after"), [(0, 0), (2, 0), (1, 1), (1, 0), (143, 0)])
+def test_when_srun_has_failed_the_script_sees_to_the_job(
+    programs: Programs, strange: Path, srun: int, after: int
 ) -> None:
     script = Script(programs, strange, srun, after)
     assert script.run() == srun
-    assert script.asked() == (str(strange) if asks else "")
-    assert programs.given("scontrol") == ([(["requeue", "12"], {})] if requeues else [])
+    assert script.after() == (f"{strange} {srun}" if srun not in (0, 2) else "")
 
 
 # The command.
@@ -322,28 +321,12 @@ def test_without_slurm_it_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], None),
-        (["--after", "12"], "afterok:12"),
-        (["--after", "any:12"], "afterany:12"),
-        (["--after", "12_3"], "afterok:12_3"),
-    ],
-)
-def test_after(programs: Programs, capsys: Said, words: list[str], expected: str | None) -> None:
-    programs.says("squeue", {"--states=all": "12|RUNNING|None|n1|1:00|\n12_3|PENDING|None||1:00|\n"})
-    assert main(["submit", *SMALL, "--dry-run", *words]) == 0
-    assert parameters(capsys.readouterr().out).get("dependency") == expected
-    assert main(["submit", *SMALL, "--dry-run", "--after", "any:13"]) == 2  # sbatch would start the job at once
-
-
-@pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--after", "last"], "--after = last: must be a job's id, or any: and a job's id; see launcher status"),
-        (["--after", "12,13"], "--after = 12,13: must be a job's id"),
-        (["--after", "12?afterany:13"], "--after = 12?afterany:13: must be a job's id"),
-        (["--after", "any:"], "--after = any:: must be a job's id"),
+        (["--after", "last"], "--after = last: is neither a run that was submitted, nor the name of one in runs/, nor"),
+        (["--after", "12,13"], "--after = 12,13: is neither a run"),
+        (["--after", "12?afterany:13"], "--after = 12?afterany:13: is neither a run"),
+        (["--after", "any:"], "--after = : is neither a run"),
         (["--job-name", "two\nlines"], "--job-name = two lines: must be one printable line of at most 200 characters"),
         (["--job-name", "x\n#SBATCH --uid=0"], "--job-name = x #SBATCH --uid=0: must be one printable line"),
         (["--job-name", "bell\a"], "--job-name = bell\\x07: must be one printable line"),
@@ -554,7 +537,7 @@ def test_several_trainings_are_an_array(programs: Programs, tmp_path: Path) -> N
     directives = parameters(text)
     assert (directives["array"], directives["constraint"], directives["comment"]) == ("0-2%2", "it's", str(tmp_path))
     assert directives["output"] == f"{tmp_path}/launch/submitit/%A_%a_0_log.out"
-    assert f"-m launcher.job.after {tmp_path})" in text
+    assert f'-m launcher.after {tmp_path} "$code"' in text
     pickles = [DelayedSubmission.load(Launch(tmp_path).submitit / f"12_{n}_submitted.pkl") for n in range(3)]
     assert [pickled.function for pickled in pickles] == sent
 

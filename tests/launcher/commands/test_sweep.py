@@ -334,6 +334,29 @@ def test_members_that_failed_are_sent_again_each_as_a_job_of_its_own(programs: P
     assert "03_seed=3: is none of runs/temperatures; there are 00_seed=0, 01" in capsys.readouterr().err
 
 
+def test_a_member_that_is_refused_does_not_keep_the_others(programs: Programs, capsys: Said) -> None:
+    write("grid: {run.seed: [0, 1, 2]}")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    members = [Launch(Path(f"runs/temperatures/{n:02}_seed={n}").absolute()) for n in range(3)]
+    for launch in members:
+        status.write(launch.run_dir, "crashed", 9)
+        launch.add_start(job=launch.submission().job, restart=0, step=0, time=0, nodes=[])  # type: ignore[union-attr]
+    members[0].config_file.write_text("optim: {lr: fast}\n")
+    capsys.readouterr()
+    words = ["sweep", "again", "runs/temperatures", "--time-minutes", "60", "--memory-gib", "9"]
+    assert main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "00_seed=0\n01_seed=1\n02_seed=2\n"
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "01_seed=1: job 13\n02_seed=2: job 14\n"
+    assert "launcher: 00_seed=0: optim.lr = fast" in err
+    assert err.splitlines()[-1] == "launcher: 1 of 3 were refused: 00_seed=0"
+    for job in (13, 14):
+        lines = (programs.sent / f"{job}.sh").read_text().splitlines()
+        assert {"#SBATCH --time=60", "#SBATCH --mem=9G"} <= set(lines)
+    assert main(["sweep", "again", "runs/temperatures", "--local"]) == 2
+
+
 def test_the_best_member_comes_first(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
     made_up = MadeUp(monkeypatch)
     for number, knn in enumerate((0.5, 0.9, None)):

@@ -152,6 +152,14 @@ def test_a_status_from_an_earlier_job_does_not_count(here: Path, made_up: MadeUp
     assert stand(see(launch)) == ("crashed", "a node failed; it had not begun to train", *ENDED)
 
 
+def test_a_job_that_waited_in_vain(here: Path, made_up: MadeUp) -> None:
+    launch = make_run(here / "runs/a", state="stopped", step=7)
+    made_up.queues("12", "PENDING", launch.run_dir, slurm.NEVER)
+    assert stand(see(launch)) == ("pending", slurm.NEVER, *LIVE)
+    made_up.queues("12", "CANCELLED", launch.run_dir, slurm.NEVER)
+    assert stand(see(launch)) == ("cancelled", "what it waited for has failed", *ENDED)
+
+
 def test_a_done_run_is_done_though_its_job_is_forgotten(here: Path, made_up: MadeUp) -> None:
     launch = make_run(here / "runs/a", starts=1, state="done", step=100)
     assert see(launch).state == "done"
@@ -174,12 +182,14 @@ def test_without_slurms_answer_the_directory_speaks(here: Path, made_up: MadeUp,
     done = make_run(here / "runs/done", starts=1, state="done")
     stopped = make_run(here / "runs/stopped", starts=1, state="stopped", step=6)  # it may wait for its next start
     unborn = make_run(here / "runs/unborn")
-    said = "SLURM does not answer; the run directory says: "
-    assert stand(see(running)) == ("unknown", said + "running at step 5", *NOBODY_KNOWS)
-    assert stand(see(stopped)) == ("unknown", said + "stopped at step 6", *NOBODY_KNOWS)
-    assert stand(see(unborn)) == ("unknown", said + "not begun", *NOBODY_KNOWS)
+    resent = make_run(here / "runs/resent", state="stopped", step=6)
+    assert stand(see(running)) == ("running", "", *NOBODY_KNOWS)
+    assert stand(see(stopped)) == ("stopped", "", *NOBODY_KNOWS)
+    assert stand(see(unborn)) == ("unknown", "the run directory says: not begun", *NOBODY_KNOWS)
+    assert stand(see(resent)) == ("unknown", "the run directory says: stopped at step 6", *NOBODY_KNOWS)
     assert see(running).slurm_error == "no answer in 1 s"
-    assert stand(see(done)) == ("done", "", *ENDED)
+    assert not any(see(run).confirmed for run in (running, stopped, unborn, resent))
+    assert stand(see(done)) == ("done", "", *ENDED) and see(done).confirmed
 
 
 def test_slurm_is_asked_once_or_twice_for_any_number_of_runs(here: Path, made_up: MadeUp) -> None:
@@ -231,9 +241,29 @@ def test_the_live_jobs_of_other_folders_are_seen(here: Path, made_up: MadeUp) ->
     made_up.queues("14", "COMPLETED", over.run_dir)
     made_up.queues("15", "RUNNING", "/no/such/run")
     surveyed, _ = runs.survey()
-    assert [(run.name, run.state) for run in surveyed] == [("a", "running"), ("elsewhere/b", "pending")]
+    seen = [(run.name, run.state) for run in surveyed]
+    assert seen == [("a", "running"), ("elsewhere/b", "pending"), ("/no/such/run", "running")]
     surveyed, _ = runs.survey([here / "elsewhere"])
     assert [run.name for run in surveyed] == ["elsewhere/b", "elsewhere/c"]
+
+
+def test_a_live_job_without_a_record_is_seen(here: Path, made_up: MadeUp) -> None:
+    """Its folder is gone, or the record is another job's; a job that could not be requeued is part of its successor."""
+    make_run(here / "runs/a", job="13", earlier_jobs=("12",))
+    made_up.queues("11", "RUNNING", here / "runs/a")
+    made_up.queues("12", "RUNNING", here / "runs/a")
+    made_up.queues("13", "PENDING", here / "runs/a", "Dependency")
+    made_up.queues("14", "PENDING", here / "runs/gone", "Priority")
+    made_up.queues("15_1", "RUNNING", here / "runs/sweep")
+    made_up.queues("16", "RUNNING", "a comment of another's")
+    no_record = "its run directory has no record of it"
+    for places, expected in (([], "a a gone sweep"), ([here / "runs/a"], "a a"), ([here / "else"], "")):
+        surveyed, _ = runs.survey(places)
+        assert [run.name for run in surveyed] == expected.split()
+    rows = {run.job_id: run for run in runs.survey()[0]}
+    assert stand(rows["11"]) == ("running", no_record, *LIVE)
+    assert stand(rows["14"]) == ("pending", f"{no_record}; Priority", *LIVE)
+    assert rows.keys() == {"11", "13", "14", "15_1"}
 
 
 @pytest.mark.parametrize(

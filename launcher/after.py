@@ -1,0 +1,110 @@
+"""See to a job whose srun has failed: put it back into the queue, or send another job for its run.
+
+python -m launcher.after FOLDER STATUS
+
+The batch script calls it with the exit status of srun. SLURM requeues a job when it finds a node dead. One that is up
+again sooner has lost its part of the step all the same: srun ends, and the job with it, as failed. A job in a container
+finds no scontrol to requeue itself by; a controller may be away for a while; and a site may forbid requeues.
+"""
+
+import itertools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from shutil import which
+
+from launcher import sending, slurm
+from launcher.job import failure
+from launcher.record import Launch, run_dirs
+
+_PAUSES_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
+"""Pauses between two requests; the last one again and again."""
+_REFUSALS = 10
+"""So many times SLURM may refuse both a requeue and a new job."""
+_TOLD = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
+"""Exit status of a task that was told to save, or to end, before it could listen."""
+
+
+def launch_of(folder: Path, job: str) -> Launch | None:
+    """Find the run of a job: the folder itself, or in a sweep's folder one right inside it."""
+    launches = [Launch(run_dir) for run_dir in run_dirs(folder)]
+    return next((launch for launch in launches if (sent := launch.submission()) and sent.job == job), None)
+
+
+def goes_on(launch: Launch, job: str, restart: int) -> bool:
+    """Return whether the run has not ended, so that another start may help."""
+    submission, state = launch.submission(), launch.status().state
+    if submission is None:
+        return False
+    if launch.requeue_mark(job, restart).exists():
+        return state != "done"
+    return submission.profile.tasks == "node" and state in ("running", "crashed", None)
+
+
+def is_ending(job: str) -> bool:
+    """Return whether SLURM ends or requeues the job by itself; False where SLURM is silent."""
+    try:
+        queued = slurm.queue([job]).get(job)
+    except slurm.Unavailable:
+        return False
+    return queued is None or queued.state != "RUNNING"
+
+
+def start_again(launch: Launch, job: str) -> bool:
+    """Requeue a job as soon as SLURM answers; where it refuses, send another job. Returns whether the run goes on."""
+    said, refusals = "", 0
+    for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
+        try:
+            slurm.requeue(job)
+            launch.say(f"job {job} is requeued")
+            return True
+        except slurm.Unavailable as error:
+            trouble = f"job {job} cannot be requeued now ({error})"
+        except slurm.Refused as error:
+            if is_ending(job):
+                return False
+            trouble, refusals = f"SLURM does not requeue job {job} ({error})", refusals + 1
+            if new := _send_successor(launch, trouble):
+                return new
+        if refusals >= _REFUSALS or not which("scontrol"):
+            break
+        if trouble != said:
+            launch.say(f"{trouble}; tried again, as long as the allocation lasts")
+            said = trouble
+        time.sleep(pause)
+    launch.say(f"{trouble}; the run goes on with: python -m launcher requeue {launch.run_dir}")
+    return False
+
+
+def _send_successor(launch: Launch, trouble: str) -> bool:
+    """Send another job for the run, which starts when this one has ended. Returns whether SLURM took it."""
+    try:
+        new = sending.send_successor(launch).job
+    except (slurm.Refused, slurm.Unavailable) as error:
+        launch.say(f"a new job is refused too ({error})")
+        return False
+    launch.say(f"{trouble}; job {new} goes on with the run")
+    return True
+
+
+def main() -> int:
+    """See to the job of this batch script. Returns the exit status: 0 where its run goes on, else 1."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this process, which is to tell of it
+    array, member = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{member}" if array else os.environ["SLURM_JOB_ID"]
+    folder, exit_status = Path(sys.argv[1]), int(sys.argv[2])
+    launch, restart = launch_of(folder, job), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if launch is None or not goes_on(launch, job, restart) or is_ending(job):
+        return 1
+    if not launch.requeue_mark(job, restart).exists() and exit_status not in _TOLD:
+        failure.note(launch, job, restart, launch.status().reason or f"srun ended with exit status {exit_status}")
+        if launch.stands_still(job):
+            launch.say(launch.give_up())
+            return 1
+    return 0 if start_again(launch, job) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

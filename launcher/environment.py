@@ -1,0 +1,52 @@
+"""Decide which variables of the shell that submits reach SLURM's commands and the job.
+
+A job inherits the environment of its submission. What an allocation, a task of srun or another job of ours has set
+there is of that job alone, and variables for sbatch would beat the profile and the command line.
+"""
+
+import os
+import re
+
+_OPTIONS = r"(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_\w+"
+"""A user's settings of SLURM's commands: `SBATCH_PARTITION`, `SQUEUE_FORMAT` ..."""
+_SLURM = r"SLURMD?_\w+"
+"""What SLURM tells a job, and settings of srun."""
+_CLUSTER = r"SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_\w+)|SBATCH_CLUSTERS"
+"""Which cluster is meant, and who asks."""
+_RANK = r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
+_OURS = rf"SUBMITIT_\w+|TORCHELASTIC_\w+|MOCO_DIST_(JOB|RESTART)|{_RANK}"
+"""What a job of ours sets for its tasks and ranks."""
+
+
+def left_out() -> list[str]:
+    """List the variables of this process that reach neither SLURM's commands nor a job."""
+    names = [name for name in os.environ if re.fullmatch(f"{_OPTIONS}|{_SLURM}|{_OURS}", name)]
+    return sorted(name for name in names if not re.fullmatch(_CLUSTER, name))
+
+
+def for_slurm() -> dict[str, str]:
+    """Return the environment of this process without what is left out."""
+    names = left_out()
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def settings_left_out() -> list[str]:
+    """List those that are left out, and by which the user may have meant to set options of sbatch and srun."""
+    own = r"(SBATCH|SRUN)_\w+" if job_of_shell() else r"(SBATCH|SRUN|SLURM)_\w+"  # else the allocation's
+    return [name for name in left_out() if re.fullmatch(own, name)]
+
+
+def job_of_shell() -> str | None:
+    """Return the id of the SLURM job that this process runs in; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def refusal(name: str) -> str | None:
+    """Say why a profile may not set a variable of this name; None where it may."""
+    if re.fullmatch(_CLUSTER, name):
+        return None
+    if re.fullmatch(rf"{_OURS}|PYTHON(SAFEPATH|HOME)", name):
+        return "is set by the job itself; drop it"
+    if re.fullmatch(f"{_OPTIONS}|{_SLURM}", name):
+        return "is SLURM's, and would come too late for srun; export it in a line of setup"
+    return None

@@ -1,0 +1,65 @@
+"""`cancel` of a live job of which no run directory has a record. No SLURM is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.__main__ import main
+from launcher.commands import cancel
+from moco_dist.run import status
+from tests.launcher.made import MadeUp, make_run, replace_sleep
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MadeUp:
+    monkeypatch.chdir(tmp_path)
+    return MadeUp(monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["12", "runs/gone", "gone"])
+def test_by_its_id_or_its_directory(made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    made_up.queues("12", "RUNNING", Path("runs/gone").absolute())
+    replace_sleep(monkeypatch, cancel, lambda _: made_up.forgets("12"))
+    assert main(["cancel", name]) == 0
+    said = f"job 12: cancelled; {Path('runs/gone').absolute()} has no record of it\n"
+    assert capsys.readouterr().out == said
+    assert [words for words in made_up.asked if words.startswith("scancel")] == ["scancel --quiet 12"]
+
+
+def test_it_saves_before_it_ends(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the run names another job by now."""
+    launch = make_run(Path("runs/a").absolute(), job="13", state="running", starts=1)
+    made_up.queues("12", "RUNNING", launch.run_dir)
+    pauses: list[list[str]] = []
+
+    def sleep(_: float) -> None:
+        pauses.append([words for words in made_up.asked if words.startswith("scancel")])
+        status.write(launch.run_dir, "stopped", 9)
+        if len(pauses) == 2:
+            made_up.forgets("12")
+
+    replace_sleep(monkeypatch, cancel, sleep)
+    assert main(["cancel", "12"]) == 0
+    assert pauses == [["scancel --quiet --signal=TERM 12"], ["scancel --quiet --signal=TERM 12", "scancel --quiet 12"]]
+
+
+def test_a_whole_array(made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    for member in (0, 1):
+        made_up.queues(f"12_{member}", "PENDING", "/no/such/sweep")
+    made_up.queues("13", "RUNNING", "/no/such/run")
+    replace_sleep(monkeypatch, cancel, lambda _: [made_up.forgets(f"12_{member}") for member in (0, 1)] and None)
+    assert main(["cancel", "12"]) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["job 12_0", "job 12_1"]
+
+
+def test_one_that_does_not_go_is_told(made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up.queues("12", "RUNNING", "/no/such/run")
+    monkeypatch.setattr(cancel, "_LEAVE_SECONDS", 0.0)
+    assert main(["cancel", "12"]) == 1
+    assert capsys.readouterr().out == "job 12: is still there\n"
+    assert main(["cancel", "14"]) == 2
+    assert "RUN = 14: is no job of a run in runs/" in capsys.readouterr().err

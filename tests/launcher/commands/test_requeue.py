@@ -1,0 +1,126 @@
+"""`requeue`: what is sent again and how, and what becomes of a job that SLURM would not requeue. No SLURM is asked."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from launcher.__main__ import main
+from launcher.record import Launch
+from moco_dist.run import status
+from tests.launcher.programs import Programs
+
+SMALL = ("--gpus-per-node", "2", "--cpus-per-gpu", "1")
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return Programs(tmp_path / "slurm", monkeypatch)
+
+
+def sent(programs: Programs, capsys: Said, name: str, state: status.State = "crashed") -> Launch:
+    """Send a run, which has begun to train as SLURM's job 12 or a later one."""
+    assert main(["submit", *SMALL, f"run.name={name}", "--memory-gib", "8"]) == 0
+    capsys.readouterr()
+    launch = Launch(Path(f"runs/{name}").absolute())
+    last = launch.submission()
+    assert last
+    launch.add_start(job=last.job, restart=0, step=0, time=1.0, nodes=["n1"])
+    status.write(launch.run_dir, state, 7)
+    return launch
+
+
+def queue(programs: Programs, state: str, *launches: Launch) -> None:
+    jobs = [(last.job, launch) for launch in launches if (last := launch.submission())]
+    lines = [f"{job}|{state}|None|n1|1:00|{launch.run_dir}\n" for job, launch in jobs]
+    programs.says("squeue", {"--states=all": "".join(lines)})
+
+
+def text(programs: Programs, job: str) -> set[str]:
+    return set((programs.sent / f"{job}.sh").read_text().splitlines())
+
+
+def test_an_ended_run_is_sent_again_with_what_the_options_change(programs: Programs, capsys: Said) -> None:
+    launch = sent(programs, capsys, "a")
+    queue(programs, "FAILED", launch)
+    assert main(["requeue", "a", "--memory-gib", "16", "--time-minutes=60", "--exclude", "127.0.0.12"]) == 0
+    assert capsys.readouterr().out == "a: was crashed, no checkpoint yet; sent again as job 13\n"
+    wanted = {"#SBATCH --mem=16G", "#SBATCH --time=60", "#SBATCH --exclude=127.0.0.12", "#SBATCH --cpus-per-task=2"}
+    assert wanted <= text(programs, "13")
+    queue(programs, "FAILED", launch)
+    status.write(launch.run_dir, "crashed", 7)
+    assert main(["requeue", "a"]) == 0
+    assert wanted <= text(programs, "14"), "it is sent as it was sent last"
+
+
+def test_one_that_is_refused_does_not_keep_the_others(programs: Programs, capsys: Said) -> None:
+    runs = [sent(programs, capsys, name) for name in "abc"]
+    queue(programs, "FAILED", *runs)
+    runs[1].config_file.write_text("optim: {lr: fast}\n")
+    assert main(["requeue", "a", "b", "c"]) == 2
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["a", "c"]
+    assert "launcher: b: optim.lr = fast" in err
+
+
+def test_a_job_that_may_not_be_requeued_trains_until_another_takes_over(programs: Programs, capsys: Said) -> None:
+    launch = sent(programs, capsys, "a", "running")
+    queue(programs, "RUNNING", launch)
+    programs.says("scontrol", {"show job 12 --oneliner": "JobId=12 Requeue=0", "show partition": "", "requeue": "no"})
+    programs.runs("sbatch", "echo sbatch: error: no more jobs >&2; exit 1")
+    programs.keeps("scancel")
+    assert main(["requeue", "a"]) == 1
+    out, err = capsys.readouterr()
+    assert "launcher: a: sbatch: error: no more jobs" in err and out == "a: job 12 is left as it was\n"
+    assert not programs.given("scancel")
+    state, where = shlex.quote(str(launch.paths.status)), shlex.quote(str(programs.sent))
+    programs.runs("sbatch", f'cp "$1" {where}/13.sh; echo Submitted batch job 13')
+    saved = '{"state": "stopped", "step": 9, "reason": ""}'
+    programs.runs(
+        "scancel", f'echo "$*" >> {where}/scancel; case "$*" in *USR2*) echo {shlex.quote(saved)} > {state}; esac'
+    )
+    assert main(["requeue", "a"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "a: job 13 takes over from job 12"
+    assert (programs.sent / "scancel").read_text().splitlines() == ["--quiet --signal=USR2 12", "--quiet 12"]
+    assert "#SBATCH --dependency=afterany:12" in text(programs, "13")
+    last = launch.submission()
+    assert last and (last.job, last.earlier_jobs) == ("13", ())
+
+
+def test_a_waiting_run_gets_a_new_job_where_options_change_it(programs: Programs, capsys: Said) -> None:
+    launch = sent(programs, capsys, "a", "running")
+    queue(programs, "PENDING", launch)
+    programs.keeps("scancel")
+    assert main(["requeue", "a"]) == 0
+    assert "waits in the queue already" in capsys.readouterr().out
+    assert main(["requeue", "a", "--nodes", "2"]) == 0
+    assert {"#SBATCH --nodes=2", "#SBATCH --dependency=afterany:12"} <= text(programs, "13")
+    assert [words for words, _ in programs.given("scancel")] == [["--quiet", "12"]]
+
+
+def test_a_new_job_waits_for_what_the_old_one_waited_for(programs: Programs, capsys: Said) -> None:
+    launch = sent(programs, capsys, "a", "stopped")
+    last = launch.submission()
+    assert last
+    launch.write(last.model_copy(update={"after": "afterok:9"}))
+    queue(programs, "PENDING", launch)
+    programs.keeps("scancel")
+    assert main(["requeue", "a", "--nodes", "2"]) == 0
+    assert "#SBATCH --dependency=afterany:12,afterok:9" in text(programs, "13")
+    programs.says("squeue", {"--states=all": f"13|CANCELLED|DependencyNeverSatisfied||1:00|{launch.run_dir}\n"})
+    assert main(["requeue", "a"]) == 0
+    assert not any("--dependency" in line for line in text(programs, "14"))
+
+
+def test_a_running_job_is_replaced_only_by_what_can_be_sent(programs: Programs, capsys: Said) -> None:
+    launch = sent(programs, capsys, "a", "running")
+    queue(programs, "RUNNING", launch)
+    programs.keeps("scancel")
+    assert main(["requeue", "a", "--gpus-per-node", "9"]) == 2
+    assert "gpus_per_node = 9" in capsys.readouterr().err
+    assert not programs.given("scancel") and (last := launch.submission()) and last.job == "12"
