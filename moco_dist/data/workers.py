@@ -8,8 +8,10 @@ import math
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import os
 import pickle
 import signal
+import threading
 import time
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
@@ -82,8 +84,8 @@ def context(device: torch.device) -> BaseContext:
     return of_server
 
 
-def heed_signals(worker: int) -> None:
-    """Set the signals of a worker: it has the trainer's handlers or its server's, and must not outlive or outrun it.
+def prepare(worker: int) -> None:
+    """Prepare a process that was started as a worker: it must neither outlive nor outrun the trainer.
 
     torchrun signals the whole process group. A worker that died of that would turn a stop into a crash; so the first
     SIGTERM is passed over, and the trainer's own, when it ends, is heeded.
@@ -92,6 +94,15 @@ def heed_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    threading.Thread(target=_end_with_trainer, name="end with the trainer", daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """Wait for the end of the trainer, then end this worker. A server of workers lives as long as one of them does."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 class Shared(Dataset[T]):

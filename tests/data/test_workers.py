@@ -85,7 +85,7 @@ class Who(Dataset[Tensor]):
 
 def loading(batches: Dataset[Any], steps: range) -> Iterator[Any]:
     context = workers.context(GPU)
-    how: dict[str, Any] = {"multiprocessing_context": context, "worker_init_fn": workers.heed_signals}
+    how: dict[str, Any] = {"multiprocessing_context": context, "worker_init_fn": workers.prepare}
     return iter(DataLoader(workers.Shared(batches), batch_size=None, sampler=steps, num_workers=1, **how))
 
 
@@ -111,7 +111,7 @@ def test_a_killed_trainer_leaves_neither_workers_nor_server() -> None:
             assert len(left) == 2 and all(map(alive, left))
         finally:
             trainer.kill()
-        deadline = time.monotonic() + 60  # a worker looks every 5 seconds
+        deadline = time.monotonic() + 60  # the machine is slow
         while any(alive(process) for process in left):
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
@@ -125,5 +125,6 @@ def alive(process: int) -> bool:
 
 
 if __name__ == "__main__":
-    print(*next(loading(Who(), range(3))).tolist(), flush=True)
+    batches = loading(Who(), range(40))  # held, lest its worker ends
+    print(*next(batches).tolist(), flush=True)
     time.sleep(1e6)
