@@ -67,6 +67,8 @@ class Engine(ABC):
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False
         """Tells whether the last step left the weights alone, since its fp16 gradients overflowed."""
+        self.remarks: list[str] = []
+        """How the networks are computed, in words for people."""
 
     @abstractmethod
     def _parts(self) -> int:
@@ -108,6 +110,7 @@ class Engine(ABC):
         if not self.skipped:
             method.before_step_()
         self.optimizer.zero_grad(set_to_none=True)
+        devices.begin_step(self.config)
         encode_keys = method.keys(views, step, self.parts)
         names, means, of_queries, keys = self._passes(method.queries(views), encode_keys)
         sums = sums or {}

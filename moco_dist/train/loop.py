@@ -196,10 +196,11 @@ class Training:
 
     def _announce(self, start: int) -> None:
         plan, world, config = self.plan, self.world, self.config
+        how = ", ".join([f"BatchNorm groups of {plan.group_size}", *self.engine.remarks])
         self.tracker.say(
             f"{config.run.name}: {len(self.data.train)} images, {self.total} steps of {config.optim.global_batch} "
             f"({self.epoch_steps} an epoch) on {world.size} {world.device.type} rank{'s' * (world.size > 1)} of "
-            f"{plan.batch_per_rank}, BatchNorm groups of {plan.group_size}" + (f", from step {start}" * bool(start))
+            f"{plan.batch_per_rank}, {how}" + (f", from step {start}" * bool(start))
         )
         for line in advice(config, plan, self.data, world.device):
             self.tracker.warn(line)

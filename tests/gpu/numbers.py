@@ -187,7 +187,7 @@ def memory(setting: Setting) -> Result:
     batch, size, queue = (256, 224, 65536) if setting.on_gpu else (4, 32, 64)
     arch = "resnet50" if setting.on_gpu else "resnet18"
     overrides = [f"optim.global_batch={batch}", f"data.image_size={size}", f"moco.queue_size={queue}"]
-    overrides += [f"model.arch={arch}", "data.source=synthetic", "data.root=null"]
+    overrides += [f"model.arch={arch}", "data.source=synthetic", "data.root=null", "device.compile=false"]
     peaks = {}
     for groups in (1, 8) if setting.on_gpu else (1, 2):
         config = configs.load(Path("imagenet_v2"), [*overrides, f"moco.bn_groups={groups}"])
