@@ -42,11 +42,12 @@ LOADER = """## A pair of views
     {command}
 
 {processor}; {packages}. Milliseconds of a core for a pair of 224 x 224 views of a JPEG of 500 x 375 and 78 kB, medians
-of {rounds} rounds in which all take turns. The authors' pipeline takes **{median:.1f} times** as long as our loader, {least:.1f} to
-{most:.1f} in the rounds. The device's part is here done by a core; in the authors' pipeline, data workers do it.
+of {rounds} rounds in which all take turns. The authors' pipeline takes **{median:.1f} times** as long as our loader,
+{least:.1f} to {most:.1f} in the rounds. With us, colours, blur, flip and normalisation are the device's part, for which
+a core stands in here.
 """
 
-DISTANCES = """How many gray levels of 255 the pixels are from Pillow's: on average, in the image where that is most, and in the pixel.
+DISTANCES = """Distance from Pillow's pixels in gray levels of 255, on average and at most:
 """
 
 COMMUNICATION = """## Traffic between ranks
