@@ -34,6 +34,20 @@ NOT_RUN = """## Not run
 | images per second on 2, 4 and 8 GPUs | not run | needs several GPUs |
 | seconds of each collective with NCCL, inside a node and between nodes | not run | needs several GPUs |
 | share of the gradients' all_reduce that overlaps with the backward pass | not run | needs several GPUs |
+| JPEGs decoded by a GPU's engine (`torchvision.io.decode_jpeg`) | not run | needs a GPU that has one |
+"""
+
+LOADER = """## A pair of views
+
+    {command}
+
+{processor}; {packages}. Milliseconds of a core for a pair of 224 x 224 views of a JPEG of 500 x 375 and 78 kB, medians
+of {rounds} rounds in which all take turns. The authors' pipeline takes **{median:.1f} times** as long as our loader,
+{least:.1f} to {most:.1f} in the rounds. With us, colours, blur, flip and normalisation are the device's part, for which
+a core stands in here.
+"""
+
+DISTANCES = """Distance from Pillow's pixels in gray levels of 255, on average and at most:
 """
 
 FULL_NOT_RUN = """| 200 epochs of CIFAR-10, `python -m benchmarks.cifar10 --full` | not run | needs a GPU |
@@ -235,6 +249,23 @@ def mnist(results: Results) -> str:
     return "\n".join(["## MNIST\n", command, intro, table(["pretraining", "steps", "minutes"], lines)])
 
 
+def loader(results: Results) -> str:
+    """Return the cost of a pair of views, its parts, and how far the pixels are from Pillow's."""
+    machine = {
+        name: value if isinstance(value, str) else ", ".join(value) for name, value in results["machine"].items()
+    }
+    intro = LOADER.format(command=results["command"], rounds=results["rounds"], **machine, **results["ratio"])
+    lines = [
+        [group, part, f"{milliseconds:.2f}"]
+        for group, parts in results["milliseconds"].items()
+        for part, milliseconds in [*parts.items(), *([("all", sum(parts.values()))] if group == "authors" else [])]
+    ]
+    distances = [[f"{v:.2g}" if isinstance(v, float) else v for v in row.values()] for row in results["gray_levels"]]
+    columns = ["pixels", *list(results["gray_levels"][0])[1:]]
+    tables = table(["of", "part", "ms"], lines, 2), DISTANCES, table(columns, distances)
+    return "\n".join([intro, *tables])
+
+
 def _number(value: float, unit: float) -> str:
     """Return a value in a unit with three digits that count, and zero as 0."""
     scaled = value / unit
@@ -247,6 +278,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "cifar10": cifar10,
     "cifar10_full": cifar10_full,
     "communication": communication,
+    "loader": loader,
     "mnist_100_labels": mnist,
 }
 """The section of each file of results."""

@@ -279,6 +279,9 @@ SETTINGS: dict[str, Any] = {
 }
 """What the curve and the figures depend on and tests/fast.yaml leaves to defaults, which may change."""
 
+LATER: dict[str, Any] = {"data.decode": "pillow"}
+"""What revisions do that have no key for it yet, and what others do with these values of the key."""
+
 NAMES = ("digits", "mnist", "folder")
 SYMMETRIC = {
     "moco.symmetric": "true",
@@ -414,6 +417,13 @@ def imported_package(tree: Path) -> Path:
     return package
 
 
+def later(tree: Path) -> dict[str, Any]:
+    """Return those of LATER whose keys a tree has."""
+    command = [sys.executable, "-m", "moco_dist.train", "--help"]
+    usage = subprocess.run(command, cwd=tree, env=environment_of(tree), capture_output=True, text=True, check=True)
+    return {key: value for key, value in LATER.items() if key in usage.stdout}
+
+
 def train(scenario: Scenario, trees: dict[str, Path], folder: Path) -> None:
     """Train a scenario in both trees side by side, killed once and resumed, then evaluate it.
 
@@ -425,9 +435,10 @@ def train(scenario: Scenario, trees: dict[str, Path], folder: Path) -> None:
     # The semi-supervised method would take minutes.
     options = ["--knn", "--linear", "--labels", str(scenario.labels), "--no-semi"]
     with ExitStack() as stack:
+        of_sides = {side: {**settings, **later(tree)} for side, tree in trees.items()}
 
         def start(side: str, ranks: int, **how: Any) -> Job:
-            return stack.enter_context(Job(folder / side, ranks, settings, tree=trees[side], **how))
+            return stack.enter_context(Job(folder / side, ranks, of_sides[side], tree=trees[side], **how))
 
         jobs = [start(side, scenario.ranks) for side in SIDES]
         kill(jobs, scenario)

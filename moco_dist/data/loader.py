@@ -117,7 +117,7 @@ def make_loader(batches: Dataset[T], steps: range, workers: int | Literal["auto"
         num_workers=count,
         multiprocessing_context=context,
         pin_memory=devices.runs_ahead(device),
-        worker_init_fn=of_workers.heed_signals,
+        worker_init_fn=of_workers.prepare,
         timeout=_LOOK_SECONDS if count else 0,
     )
     return Loader(loader)

@@ -180,9 +180,10 @@ def resized(pixels: Pixels, box: Box, size: int) -> Tensor:
         uint8 [S, S, C]
     """
     top, left, height, width = box
-    crop = torch.from_numpy(pixels[top : top + height, left : left + width]).movedim(2, 0)[None]  # [1, C, h, w]
-    crop = crop.contiguous(memory_format=torch.channels_last)  # of a part of an image, torch would take the slow way
-    return functional.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0].movedim(0, 2)
+    # A copy with an axis of one image in front: of other strides, torch would take a slow way.
+    crop = np.ascontiguousarray(pixels[None, top : top + height, left : left + width])  # [1, h, w, C]
+    images = torch.from_numpy(crop).permute(0, 3, 1, 2)
+    return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)[0].movedim(0, 2)
 
 
 def resized_from_reduced(pixels: Pixels, box: Box, size: int, reduction: int) -> Tensor:

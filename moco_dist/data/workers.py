@@ -7,8 +7,11 @@ import io
 import math
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
 import pickle
 import signal
+import threading
 import time
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
@@ -24,7 +27,7 @@ from moco_dist.ranks import devices
 T = TypeVar("T")
 
 _IMAGES_PER_SECOND = 4000
-"""Images a second that the fastest device takes: one H100 and a ResNet-50 at 224 pixels, 3842 (docs/gpu.md)."""
+"""Images a second that a fast device takes: on one H100, compiled steps of a ResNet-50 at 224 pixels took 3842."""
 _FEW = 0.1
 """What fewer workers than this could do, the training process does itself."""
 _LARGE_BYTES = 1 << 16
@@ -72,6 +75,7 @@ def context(device: torch.device) -> BaseContext:
         return multiprocessing.get_context("fork")
     of_server = multiprocessing.get_context("forkserver")
     of_server.set_forkserver_preload(["moco_dist.data.stream"])  # imported once for all workers
+    multiprocessing.resource_tracker.ensure_running()  # ahead of the server, which would start it: it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)  # what is blocked here stays blocked in the server
     try:
         multiprocessing.forkserver.ensure_running()
@@ -80,8 +84,8 @@ def context(device: torch.device) -> BaseContext:
     return of_server
 
 
-def heed_signals(worker: int) -> None:
-    """Set the signals of a worker: it has the trainer's handlers or its server's, and must not outlive or outrun it.
+def prepare(worker: int) -> None:
+    """Prepare a process that was started as a worker: it must neither outlive nor outrun the trainer.
 
     torchrun signals the whole process group. A worker that died of that would turn a stop into a crash; so the first
     SIGTERM is passed over, and the trainer's own, when it ends, is heeded.
@@ -90,6 +94,15 @@ def heed_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    threading.Thread(target=_end_with_trainer, name="end with the trainer", daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """Wait for the end of the trainer, then end this worker. A server of workers lives as long as one of them does."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 class Shared(Dataset[T]):

@@ -21,6 +21,9 @@ from moco_dist.errors import UserError, reason
 ACCELERATOR = "cuda"
 """The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""
 
+_GROUPS, _GROUPS_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Where Linux names this process's control groups, and where they lie."""
+
 
 def count() -> int:
     """Count the devices beside the CPU on this node."""
@@ -133,9 +136,9 @@ def cores() -> int:
     return max(1, min(allowed) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def _core_limits() -> Iterator[int]:
+def _core_limits(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> Iterator[int]:
     """Yield the whole cores' worth of time that control groups allow."""
-    for folder, version in _groups_of("cpu"):
+    for folder, version in _groups_of("cpu", groups, root):
         with suppress(OSError, ValueError):  # not seen from inside a container; "max"
             names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
             quota, period = " ".join((folder / name).read_text() for name in names).split()
@@ -143,7 +146,7 @@ def _core_limits() -> Iterator[int]:
                 yield max(1, int(quota) // int(period))
 
 
-def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+def _memory_limits(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> list[int]:
     """Return the bytes that this process's control groups and those above them allow, set by SLURM or a container."""
     limits = [sys.maxsize]
     for folder, version in _groups_of("memory", groups, root):
@@ -152,9 +155,7 @@ def _memory_limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("
     return limits
 
 
-def _groups_of(
-    controller: str, groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> Iterator[tuple[Path, int]]:
+def _groups_of(controller: str, groups: Path, root: Path) -> Iterator[tuple[Path, int]]:
     """Yield the folders of this process's control groups and of those above them, and the version of each."""
     for line in groups.read_text().splitlines() if groups.exists() else ():
         number, controllers, path = line.split(":", 2)

@@ -88,8 +88,9 @@ class RunDirectory:
 
 def versions() -> str:
     """Tell what runs here: packages, Python, git revision of this checkout."""
-    here = [f"python {platform.python_version()}", *packages.versions("torch", "torchvision", "numpy", "wandb")]
-    return f"moco-dist {__version__}, git {git_revision()}; {', '.join(here)}"
+    of_packages = packages.versions("torch", "torchvision", "numpy", "pillow", "simplejpeg", "wandb")
+    here = ", ".join([f"python {platform.python_version()}", *of_packages])
+    return f"moco-dist {__version__}, git {git_revision()}; {here}"
 
 
 def git_revision() -> str:

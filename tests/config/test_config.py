@@ -339,6 +339,34 @@ def test_a_run_goes_on_under_changes_that_leave_its_curve(overrides: tuple[str, 
     resumed(*overrides, ranks=ranks)
 
 
+@pytest.mark.parametrize(
+    ("now", "begun", "then"),
+    [
+        ("auto", None, "cpu"),
+        ("auto", {}, "pillow"),  # by a revision that had no such key
+        ("auto", {"decode": "pillow"}, "pillow"),
+        ("auto", {"decode": "cpu"}, "cpu"),
+        ("pillow", None, "pillow"),
+        ("cpu", {"decode": "cpu"}, "cpu"),
+        ("cpu", {}, None),
+        ("cpu", {"decode": "pillow"}, None),
+        ("pillow", {"decode": "cpu"}, None),
+    ],
+)
+def test_a_run_keeps_its_decoder(now: str, begun: dict[str, str] | None, then: str | None) -> None:
+    before = load(None).model_dump(mode="json")
+    del before["data"]["decode"]
+    before["data"] |= begun or {}
+    run = config.with_decoder(load(None, [f"data.decode={now}"]), None if begun is None else before)
+    if then is None:
+        with pytest.raises(UserError, match=rf"data\.decode = {now} \(was \w+\): would change the curve"):
+            config.check_resumable(before, layout(run, 2).group_size, run, layout(run, 2))
+        return
+    assert run.data.decode == then
+    if begun is not None:
+        config.check_resumable(before, layout(run, 2).group_size, run, layout(run, 2))
+
+
 def test_only_a_run_that_evaluates_cuts_its_validation_images_off() -> None:
     cut = ("eval.knn_split=validation",)
     resumed("eval.knn_every=3", before=cut)

@@ -40,6 +40,40 @@ def test_a_rank_counts_on_its_part_of_the_least(monkeypatch: pytest.MonkeyPatch)
     assert 0 < devices.memory(torch.device("cpu")) < 1 << 50
 
 
+@pytest.mark.parametrize(
+    ("group", "files", "limits"),
+    [
+        ("0::/job/step", {"job/step/cpu.max": "max 100000", "job/cpu.max": "350000 100000"}, [3]),
+        ("0::/job", {"job/cpu.max": "50000 100000"}, [1]),
+        ("4:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "800000", "cpu/job/cpu.cfs_period_us": "100000"}, [8]),
+        ("4:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, []),
+        ("4:memory:/job", {"job/cpu.max": "100000 100000"}, []),
+    ],
+)
+def test_the_core_limits_of_a_job(tmp_path: Path, group: str, files: dict[str, str], limits: list[int]) -> None:
+    for name, limit in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(limit + "\n")
+    (tmp_path / "cgroup").write_text(group + "\n")
+    assert list(devices._core_limits(tmp_path / "cgroup", tmp_path / "fs")) == limits
+
+
+@pytest.mark.parametrize(
+    ("bound", "of_groups", "of_slurm", "ranks", "cores"),
+    [(64, [], None, 1, 64), (64, [], "32", 4, 8), (64, [16], "32", 4, 4), (2, [], "", 4, 1)],
+)
+def test_a_rank_has_its_share_of_the_cores(
+    bound: int, of_groups: list[int], of_slurm: str | None, ranks: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(bound))
+    monkeypatch.setattr(devices, "_core_limits", lambda: of_groups)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if of_slurm is not None:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", of_slurm)
+    assert devices.cores() == cores
+
+
 def place_of_compiled_code(*overrides: str) -> str | None:
     devices.prepare(configs.load(None, overrides), torch.device("cpu"))
     return os.environ.get("TORCHINDUCTOR_CACHE_DIR")

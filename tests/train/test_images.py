@@ -74,3 +74,18 @@ def test_sixteen_bits_and_long_images_are_learnt_from(tmp_path: Path, capsys: py
     assert train.run([*arguments(images, tmp_path / "floats"), *run[-3:]]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("moco_dist.train: data.value_range = null: ") and line.endswith("and what is white")
+
+
+def test_a_run_of_photographs_keeps_its_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, run_dir = np.random.default_rng(0), tmp_path / "run"
+    images = two_classes(tmp_path / "images", "jpg", rng.integers(0, 256, (2, 15, 40, 50, 3), dtype=np.uint8))
+    run = arguments(images, run_dir, "data.image_size=16", "eval.knn_every=0", "track.log_every=1")
+    assert train.run([*run, "optim.steps=2", "data.workers=auto"]) == 0
+    assert re.search(r"^data\.workers = auto: \d+ of each rank, for ", capsys.readouterr().out, re.MULTILINE)
+    recorded = config.load(run_dir / "config.yaml").data
+    assert (recorded.decode, recorded.workers) == ("cpu", "auto")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2] and all(0 <= row["data_wait"] <= 1 for row in rows)
+    assert train.run([*run, "optim.steps=3", "data.decode=pillow"]) == 2
+    assert "data.decode = pillow (was cpu): would change the curve" in capsys.readouterr().err
+    assert train.run([*run, "optim.steps=3"]) == 0

@@ -5,7 +5,6 @@ where to begin, not what is best.
 """
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ def propose(survey: Survey, gpus: int) -> list[Setting]:
     Raises:
         UserError: there are too few images for so many ranks.
     """
-    settings = [*_data(survey, gpus), *_encoder(survey), *_contrast(survey, gpus), *_evaluation(survey)]
+    settings = [*_data(survey), *_encoder(survey), *_contrast(survey, gpus), *_evaluation(survey)]
     config = parse(settings)
     configs.layout(config, gpus)
     return settings
@@ -87,7 +86,7 @@ def in_yaml(value: object) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
+def _data(survey: Survey) -> Iterator[Setting]:
     yield Setting("data.source", "imagefolder", "a tree of image files")
     yield Setting("data.root", configs.literal(survey.root.absolute()), "the folder that was looked at")
     channels = survey.channels
@@ -121,10 +120,8 @@ def _data(survey: Survey, gpus: int) -> Iterator[Setting]:
         if side <= 32:
             reason = "a blur erases images of so few pixels; the authors' CIFAR-10 demo has none"
             yield Setting("data.blur_probability", 0.0, reason)
-    cores = os.cpu_count() or 1
-    workers = max(1, min(8, cores // gpus))
-    reason = f"the {cores} cores of this machine shared by {_ranks(gpus)}, 8 each at most; no figure depends on it"
-    yield Setting("data.workers", workers, reason)
+    reason = "chosen at each start, by the cores of a rank and the time of a batch; no figure depends on it"
+    yield Setting("data.workers", "auto", reason)
 
 
 def _encoder(survey: Survey) -> Iterator[Setting]:
