@@ -80,15 +80,15 @@ def training(config: configs.Config, data: sources.Data, world: World) -> tuple[
     engine = build(moco.MoCo(config, world, first_encoder(config, data, world)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
-    views = stream.pretraining(data.train, config, world)
-    loader = make_loader(views, range(10**6), config.data.workers, world.device)
+    pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
+    loader = make_loader(pairs, range(10**6), config.data.workers, world.device)
     images = stream.on_device(loader, augmentation, world.device, engine.image_dtype)
 
     def steps() -> Iterator[float]:
         began = time.perf_counter()
-        for step, (one, two, _) in enumerate(images):
+        for step, (views, _) in enumerate(images):
             lr = schedule.learning_rate(config.optim, min(step, 1000), epoch_steps)
-            engine.step((one, two), step, lr).values.tolist()  # the loop reads the loss too
+            engine.step(views, step, lr).values.tolist()  # the loop reads the loss too
             yield time.perf_counter() - began
             began = time.perf_counter()
 

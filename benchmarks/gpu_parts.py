@@ -20,6 +20,7 @@ from benchmarks import steps, throughput
 from benchmarks.baselines.program import Step
 from moco_dist import config as configs
 from moco_dist.data.augment import COLOUR_DRAWS, Augment, Recipe
+from moco_dist.data.views import Views
 from moco_dist.engine.checkpoint import Checkpoints
 
 SHIPPED = ("data.source=synthetic", "data.root=null")
@@ -195,10 +196,11 @@ def checkpoint(setting: Setting) -> Iterator[Figure]:
     config = setting.config("imagenet_v2", "device.compile=false")
     engine = steps.engine(config, setting.device)
     size = config.data.image_size
-    views = torch.randn(2, config.optim.global_batch, 3, size, size, device=setting.device).to(engine.image_dtype)
+    noise = torch.randn(2, config.optim.global_batch, 3, size, size, device=setting.device)
+    views = Views(noise.to(engine.image_dtype))
 
     def step() -> torch.Tensor:
-        return engine.step((views[0], views[1]), 0, config.optim.lr).values[0]
+        return engine.step(views, 0, config.optim.lr).values[0]
 
     stalls, checkpoints = [], Checkpoints(setting.scratch / "checkpoints", config.checkpoint.keep)
     for number in range(1, 1 + setting.rounds):

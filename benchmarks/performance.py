@@ -90,8 +90,10 @@ sends as much as it receives, but for a broadcast.
 
 ### Counted
 
-A ResNet-18 of width 8, images of 3 x 8 x 8 float32, 128 numbers a key, a queue of {queue} keys, a global batch of
-{batch}. Kilobytes (1,000 bytes) of one step, of the rank that receives most. The formula in
+A ResNet-18 of width 8, images of 3 x 8 x 8 pixels, 128 numbers a key, a queue of {queue} keys, a global batch of
+{batch}. With the loss of one direction our images travel as uint8 crops and are augmented where they arrive; with two
+directions, as float32 images, since both views are augmented for the queries anyway. Kilobytes (1,000 bytes) of one
+step, of the rank that receives most. The formula in
 `benchmarks/communication/formula.py` gives {equal} of these {count} counts exactly, on each of their ranks. With
 all_to_all, a rank receives no more than its own share of the images, whatever the number of ranks
 (`test_the_images_of_all_to_all_do_not_grow_with_the_ranks`).
@@ -103,10 +105,10 @@ moving the images of one direction, for which gloo's all_gather has a copy that 
 
 AT_224 = """### At full size
 
-The formula for `configs/imagenet_v2.yaml` (ResNet-50, 224 pixels, a queue of 65,536 keys) with float32 images; of
-all_to_all the mean over all permutations. Megabytes that a rank receives in one step on {ranks} ranks, with the loss of
-one direction; with `moco.symmetric=true`, images and keys are twice as many. With `device.precision=bf16` our images
-are half as large. *Shuffle* is the memory that moving the images takes, with NCCL.
+The formula for `configs/imagenet_v2.yaml` (ResNet-50, 224 pixels, a queue of 65,536 keys): our images are uint8 crops,
+the authors' are float32; of all_to_all the mean over all permutations. Megabytes that a rank receives in one step on
+{ranks} ranks, with the loss of one direction. With `moco.symmetric=true`, images and keys are twice as many, and our
+images are in the precision of the encoders. *Shuffle* is the memory that moving the images takes, with NCCL.
 """
 
 MODEL = """### On large clusters

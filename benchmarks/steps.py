@@ -15,6 +15,7 @@ from benchmarks.baselines import authors
 from benchmarks.baselines.bare import BareStep
 from benchmarks.baselines.program import Step
 from moco_dist import config as configs
+from moco_dist.data.views import Views
 from moco_dist.engine.build import build
 from moco_dist.engine.engine import Engine
 from moco_dist.methods import moco
@@ -36,8 +37,8 @@ def engine(config: configs.Config, device: torch.device) -> Engine:
 def ours(config: configs.Config, device: torch.device) -> Step:
     """Make our step."""
     own, numbers = engine(config, device), itertools.count()
-    one, two = _views(config, device, own.image_dtype)
-    return lambda: own.step((one, two), next(numbers), config.optim.lr).values[0]
+    views = Views(_views(config, device, own.image_dtype))
+    return lambda: own.step(views, next(numbers), config.optim.lr).values[0]
 
 
 def bare(config: configs.Config, device: torch.device) -> Step:
@@ -55,11 +56,11 @@ def of_the_authors(config: configs.Config, device: torch.device) -> Step:
     return lambda: step(one, two)
 
 
-def _views(config: configs.Config, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _views(config: configs.Config, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return both views of a batch of noise, [2, n, C, S, S]."""
     data = config.data
     shape = 2, config.optim.global_batch, data.channel_count, data.image_size, data.image_size
-    one, two = torch.randn(shape, device=device).to(dtype)
-    return one, two
+    return torch.randn(shape, device=device).to(dtype)
 
 
 def seconds(step: Step, count: int) -> float:

@@ -26,6 +26,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def reason(error: BaseException) -> str:
+    """Write an error that is no user's mistake on one line, not longer than two lines, to be told in brackets."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def some_names(names: Sequence[str], count: int = 3) -> str:
     """Write the first of some names, on one line, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""

@@ -5,6 +5,8 @@ import importlib.util
 from collections.abc import Iterator
 from importlib import metadata
 
+from moco_dist.errors import reason
+
 
 def installed(name: str) -> bool:
     """Return whether a package can be found, without importing it.
@@ -25,8 +27,7 @@ def fault(name: str) -> str | None:
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:  # anything: a broken package fails in its own way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return f"{name} cannot be imported here ({reason})"
+        return f"{name} cannot be imported here ({reason(error)})"
     return None
 
 

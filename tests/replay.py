@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moco_dist import config
+from moco_dist.data.views import Views
 from moco_dist.engine.build import build
 from moco_dist.methods.moco import MoCo
 from moco_dist.networks.batchnorm import GroupBatchNorm2d
@@ -136,7 +137,7 @@ def play(world: World, trace: Trace, shuffle_mode: str) -> dict[str, float]:
     errors = {"loss": 0.0, "queue": 0.0, "parameters": 0.0, "statistics": 0.0}
     for step in range(trace.views.shape[1]):
         one, two = (torch.from_numpy(view[step, mine]).to(world.device) for view in trace.views)
-        figures = engine.step((one, two), step, run.optim.lr)
+        figures = engine.step(Views.of(one, two), step, run.optim.lr)
         recorded = arrays["loss"][step].mean()
         errors["loss"] = _worst(errors["loss"], figures.values[0].item() - recorded)
         ours = moco.queue.cpu().numpy()[rows.after(trace.orders.shape[1])]

@@ -24,29 +24,36 @@ RUNS = {
     "v1": ["model.mlp=false", "moco.symmetric=false", "moco.bn_groups=4"],
     "v1 in parts": ["model.mlp=false", "moco.symmetric=false", "moco.bn_groups=4", "optim.accumulate=2"],
     "v1 all_to_all": ["model.mlp=false", "moco.symmetric=false", "moco.bn_groups=4", "moco.shuffle=all_to_all"],
+    "v2 all_to_all": ["data.augmentation=v2", "moco.symmetric=false", "moco.bn_groups=4", "moco.shuffle=all_to_all"],
     "v2 none": ["moco.symmetric=false", "moco.bn_groups=4", "moco.shuffle=none"],
     "symmetric": ["moco.bn_groups=8"],
     "symmetric, odd queue": ["moco.bn_groups=4", "moco.queue_size=201", "data.augmentation=v2"],
 }
 
 
-def outcome(world: World, overrides: list[str]) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+def outcome(
+    world: World, overrides: list[str], *, crops_travel: bool = True
+) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
     """Figures of the first steps on digits, and what they leave."""
     config = configs.load(None, [*COMMON, *overrides])
     plan, data = configs.layout(config, world.size), sources.load(config)
     engine = build(moco.MoCo(config, world, build_encoder(config.model, 1, seed=0)), config, plan, world)
+    if not crops_travel:
+        engine.method.own_places = None
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
+    pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
+    loader = make_loader(pairs, range(STEPS), 0, world.device)
     figures = []
-    for step, (one, two, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
+    for step, (views, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
         lr = schedule.learning_rate(config.optim, step, 11)
-        figures.append(engine.step((one, two), step, lr).values.tolist())
+        figures.append(engine.step(views, step, lr).values.tolist())
     state = {**engine.state()["encoder_q"], "queue": engine.state()["queue"]}
     return figures, {name: tensor.clone() for name, tensor in state.items()}
 
 
 def outcomes(world: World) -> dict[str, Any]:
-    return {name: outcome(world, overrides) for name, overrides in RUNS.items()}
+    by_name = {name: outcome(world, overrides) for name, overrides in RUNS.items()}
+    return {**by_name, "images travel": outcome(world, RUNS["v2 all_to_all"], crops_travel=False)}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,13 @@ def test_any_number_of_ranks_gives_the_same_bits(name: str, by_size: dict[int, d
         assert other_figures == figures, f"{size} ranks"
         for key, tensor in state.items():
             assert torch.equal(other_state[key], tensor), f"{key} on {size} ranks"
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_keys_are_the_same_wherever_their_images_are_augmented(size: int, by_size: dict[int, dict[str, Any]]) -> None:
+    (figures, state), (other_figures, other_state) = by_size[size]["v2 all_to_all"], by_size[size]["images travel"]
+    assert other_figures == figures
+    assert all(torch.equal(other_state[key], tensor) for key, tensor in state.items())
 
 
 def test_parts_and_the_way_to_shuffle_change_nothing(by_size: dict[int, dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from moco_dist.config import Config
 from moco_dist.data import crops, operations, sources, stream
 from moco_dist.data.augment import COLOUR_DRAWS, Augment, Recipe
 from moco_dist.data.loader import make_loader
+from moco_dist.data.views import Views
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.errors import UserError
@@ -165,12 +166,13 @@ def steps(world: World, config: Config) -> Outcome:
     plan, data = configs.layout(config, world.size), sources.load(config)
     engine = build(moco.MoCo(config, world, build_encoder(config.model, 3, seed=0)), config, plan, world)
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    loader = make_loader(stream.pretraining(data.train, config, world), range(STEPS), 0, world.device)
+    pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
+    loader = make_loader(pairs, range(STEPS), 0, world.device)
     figures, skipped = [], []
-    for step, (one, two, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
+    for step, (views, _) in enumerate(stream.on_device(loader, augmentation, world.device, engine.image_dtype)):
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
-            figures.append(engine.step((one, two), step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
+            figures.append(engine.step(views, step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
         skipped.append(engine.skipped)
     state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}
     state |= {"queue": engine.method.queue}
@@ -242,7 +244,7 @@ def test_an_overflow_skips_the_step() -> None:
 
         def step(number: int) -> list[Tensor]:
             with standin.strictly():
-                engine.step((views[0], views[1]), number, 0.1)
+                engine.step(Views(views), number, 0.1)
             return [standin.held(p).clone() for p in engine.method.encoder_q.parameters()]
 
         begun = [standin.held(p).clone() for p in engine.method.encoder_q.parameters()]

@@ -32,6 +32,7 @@ from benchmarks.communication.formula import Message
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.config import Config
+from moco_dist.data.views import Views
 from moco_dist.engine.build import build
 from moco_dist.methods import shuffle
 from moco_dist.methods.moco import MoCo
@@ -98,7 +99,7 @@ class Counter:
             mock.patch.object(dist, "all_reduce", self._counted(dist.all_reduce, self._all_reduce)),
             mock.patch.object(dist, "broadcast", self._counted(dist.broadcast, self._broadcast)),
             mock.patch.object(dist, "_broadcast_coalesced", self._counted(dist._broadcast_coalesced, self._buffers)),
-            mock.patch.object(shuffle, "shuffled_slice", self._for("images", shuffle.shuffled_slice)),
+            mock.patch.object(shuffle, "start_shuffle", self._for("images", shuffle.start_shuffle)),
             mock.patch.object(shuffle, "gathered_keys", self._for("keys", shuffle.gathered_keys)),
             mock.patch.object(World, "mean_", self._for("statistics", World.mean_)),
             mock.patch.object(AuthorsMoCo, "shuffled", self._for("images", AuthorsMoCo.shuffled)),
@@ -189,15 +190,19 @@ Steps = tuple[Callable[[int], object], Callable[[], object]]
 
 
 def _of_ours(config: Config, world: World, views: tuple[Tensor, Tensor]) -> Steps:
+    """Make steps whose second views travel as the trainer's do: as uint8 crops, or as images where both are queries."""
     method = MoCo(config, world, build_encoder(config.model, config.data.channel_count, config.run.seed))
     engine = build(method, config, configs.layout(config, world.size), world)
     if isinstance(engine.query, nn.parallel.DistributedDataParallel):
         engine.query.register_comm_hook(None, allreduce_hook)  # as DDP does, but by a function that is wrapped
     order = method.order(0, 0, config.optim.global_batch)
+    images = Views.of(*views)
+    if method.own_places:
+        images = Views(images.crops.mul(255).byte(), torch.empty(3, 0), lambda crops, _: crops / 255)
     sums = dict.fromkeys((STOP, SAVE, UNREADABLE), 0.0)
     return (
-        lambda step: engine.step(views, step, config.optim.lr, sums),
-        lambda: shuffle.shuffled_slice(views[1], order, world, config.moco.shuffle),
+        lambda step: engine.step(images, step, config.optim.lr, sums),
+        lambda: shuffle.start_shuffle(images.crops[1], order, world, config.moco.shuffle)(),
     )
 
 

@@ -88,7 +88,7 @@ class Shapes:
     """The shapes that decide about the size of messages."""
 
     image: int
-    """Bytes of one view of an image, float32."""
+    """Numbers of one view of an image."""
     dim: int
     queue_size: int
     parameters: tuple[int, ...]
@@ -102,7 +102,7 @@ class Shapes:
         data = config.data
         encoder = build_encoder(config.model, data.channel_count, config.run.seed)
         return cls(
-            image=data.channel_count * data.image_size**2 * _NUMBER,
+            image=data.channel_count * data.image_size**2,
             dim=config.model.dim,
             queue_size=config.moco.queue_size,
             parameters=tuple(p.numel() for p in encoder.parameters()),
@@ -138,13 +138,14 @@ def messages(
     if ranks == 1:
         return []
     share, directions, result = global_batch // ranks, 1 + symmetric, []
+    image = image_bytes(scheme, shapes, symmetric)
     for direction in range(directions):
         if scheme == "all_gather":
-            result.append(_gathered("images", global_batch * shapes.image, ranks))
+            result.append(_gathered("images", global_batch * image, ranks))
         elif scheme == "all_to_all":
             kept = own[direction] if own else share / ranks
-            result.append(Message("images", "all_to_all", share * shapes.image, kept * shapes.image))
-        result.append(_gathered("keys", global_batch * shapes.dim * _NUMBER, ranks))
+            result.append(Message("images", "all_to_all", share * image, kept * image))
+    result.append(_gathered("keys", directions * global_batch * shapes.dim * _NUMBER, ranks))
     result += [Message("gradients", "all_reduce", size) for size in shapes.buckets()]
     numbers = _FIGURES + directions * 2 * 2 * sum(shapes.channels)  # two encoders; means and variances
     padded = -(-numbers // ranks) * ranks * _NUMBER
@@ -160,7 +161,7 @@ def _of_the_authors(shapes: Shapes, global_batch: int, ranks: int) -> list[Messa
     return [
         Message("buffers", "broadcast", shapes.dim * shapes.queue_size * _NUMBER + statistics),
         Message("buffers", "broadcast", counters),
-        _gathered("images", global_batch * shapes.image, ranks),
+        _gathered("images", global_batch * image_bytes("authors", shapes), ranks),
         Message("permutation", "broadcast", global_batch * _INDEX),
         keys,  # to restore their order
         keys,  # for the queue
@@ -172,12 +173,18 @@ def _gathered(purpose: str, size: int, ranks: int) -> Message:
     return Message(purpose, "all_gather", size, size // ranks)
 
 
-def shuffle_peak(scheme: str, shapes: Shapes, global_batch: int, ranks: int) -> int:
+def image_bytes(scheme: str, shapes: Shapes, symmetric: bool = False) -> int:
+    """Return the bytes of an image that travels: a uint8 crop, or float32 where it is augmented before."""
+    return shapes.image * (_NUMBER if symmetric or scheme == "authors" else 1)
+
+
+def shuffle_peak(scheme: str, shapes: Shapes, global_batch: int, ranks: int, symmetric: bool = False) -> int:
     """Return the most bytes that a shuffle of the images of one direction needs at once, beside its input.
 
     gloo's all_gather of our own scheme needs a second copy of all images, which NCCL's does not.
     """
-    all_images, share = global_batch * shapes.image, global_batch // ranks * shapes.image
+    image = image_bytes(scheme, shapes, symmetric)
+    all_images, share = global_batch * image, global_batch // ranks * image
     match scheme:
         case "authors":
             return 2 * all_images  # a list of every rank's images, and their concatenation

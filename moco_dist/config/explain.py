@@ -54,6 +54,7 @@ def explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         .replace("a valid integer", "an integer")
         .replace("a valid tuple", "a list, such as [60, 80]")
         .replace("valid ", "")
+        .replace("True or False", "true or false")
     )
     rule = rule.split(", unable to parse")[0].split(" after validation")[0]
     if error["type"] == "string_type" and error["input"] is None:

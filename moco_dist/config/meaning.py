@@ -4,6 +4,9 @@ import re
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import TypeAdapter, ValidationError
+
+_TRUTH = TypeAdapter(bool)
 _INTEGER = r"(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+)"
 _WHOLE = re.compile(rf"[-+]?{_INTEGER}")
 _NUMBER = re.compile(rf"[-+]?(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -29,6 +32,14 @@ def number(value: object) -> object:
     if re.search(r"\d", text):
         raise ValueError("must be a plain decimal number, such as 12, 0.5 or 1e-4, without leading zeros, colons or 0x")
     return text
+
+
+def truth(value: object) -> object:
+    """Read true or false, for a key that takes other words too, in all the spellings that a key of these two takes."""
+    try:
+        return _TRUTH.validate_python(value)
+    except ValidationError:
+        return value
 
 
 def as_meant(value: object, annotation: Any) -> object:

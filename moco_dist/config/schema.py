@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from moco_dist.config.data_section import DataSection
 from moco_dist.config.paths import PathText
-from moco_dist.config.section import FileName, Float, Fraction, Int, Natural, Positive, Section
+from moco_dist.config.section import CompileSwitch, FileName, Float, Fraction, Int, Natural, Positive, Section, Switch
 
 
 class RunSection(Section):
@@ -92,10 +92,10 @@ class DeviceSection(Section):
     """CPU threads of a rank. One makes the curve the same on any number of ranks; use ranks to use cores."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """Arithmetic of the encoders; logits and loss are float32 or wider always. fp64 is for proofs."""
-    compile: bool = False
-    """torch.compile both encoders."""
-    channels_last: bool = False
-    """NHWC memory format, faster with tensor cores."""
+    compile: CompileSwitch = "auto"
+    """torch.compile; reduce-overhead: its mode with CUDA graphs; auto: large networks in half precision on a GPU."""
+    channels_last: Switch = "auto"
+    """NHWC memory format; auto: on the CPU, and on a GPU in half precision."""
     engine: Literal["auto", "exact", "overlapped"] = "auto"
     """exact: equal bits on any number of ranks; overlapped: faster; auto: exact on the CPU and where deterministic."""
     deterministic: bool = False

@@ -1,11 +1,11 @@
 """A section of the config is a frozen set of keys; the types of values that all sections share stand here."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from moco_dist.config.meaning import as_meant, number
+from moco_dist.config.meaning import as_meant, number, truth
 
 
 def _file_name(text: str) -> str:
@@ -22,6 +22,8 @@ Float = Annotated[float, BeforeValidator(number)]
 Positive = Annotated[Int, Field(gt=0)]
 Natural = Annotated[Int, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
+Switch = Annotated[Literal["auto", True, False], BeforeValidator(truth)]
+CompileSwitch = Annotated[Literal["auto", "reduce-overhead", True, False], BeforeValidator(truth)]
 Interval = tuple[Float, Float]
 MOST_CHANNELS = 12
 """An image has so many channels at most."""

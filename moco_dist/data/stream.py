@@ -1,7 +1,7 @@
 """A stream makes batches by step: what a step sees follows from its keys, so that a run can go on at any step."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from moco_dist.data.augment import DRAWS, Augment
 from moco_dist.data.crops import CROP_DRAWS
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import Indices, Source
+from moco_dist.data.views import Views
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 
@@ -27,7 +28,8 @@ class Batch(NamedTuple):
     views: Tensor
     """uint8 [V, n, C, S, S] crops."""
     draws: Tensor
-    """float32 [V, n, COLOUR_DRAWS] uniform numbers for the augmentation on the device."""
+    """float32 [V, n, COLOUR_DRAWS] uniform numbers for the augmentation on the device. Of a pair whose second view
+    travels, a third row is for the second views that come from other ranks (`views.Views`)."""
     samples: Tensor
     """int64 [n] places of the images among those that the stream is about."""
     unreadable: list[Unreadable]
@@ -53,7 +55,7 @@ class StreamKeys:
         return randomness.permutation(self.seed, self.order, major, minor, samples)
 
     def draws(self, epoch: int, samples: Indices, places: Indices, views: int) -> NDArray[np.float32]:
-        """Draw the uniform numbers in [0, 1) of each view, [views, n, DRAWS].
+        """Draw the uniform numbers in [0, 1) of each view, [V, n, DRAWS].
 
         Args:
             epoch: counted from 0.
@@ -87,60 +89,85 @@ class BatchStream(Dataset[Batch]):
     """Number of ranks, each of which takes its slice of a batch."""
     among: Indices | None = None
     """[m] places in the source that the stream is about; None for all."""
+    own_places: Callable[[int, int], Indices] | None = None
+    """Of a step and the length of its batch: where the images stand whose second view this rank augments, [n]; None
+    where each rank augments its own."""
     _order: tuple[int, Indices] = field(default=(-1, np.empty(0, dtype=np.int64)), init=False, repr=False)
     """The epoch of the last batch, and its order."""
 
     def samples(self, step: int) -> tuple[int, Indices]:
         """Return the epoch of a step, and the [n] samples of this rank: a slice of the epoch's global order."""
+        epoch, batch = self._batch(step)
+        return epoch, batch[self._own()]
+
+    def __getitem__(self, step: int) -> Batch:
+        _, samples = self.samples(step)
+        draws = self._draws(step, self._own())  # [V, n, DRAWS]
+        indices = samples if self.among is None else self.among[samples]
+        views, unreadable = self.source.crops(indices, draws[..., :CROP_DRAWS], self.data)
+        if self.own_places:
+            draws = np.concatenate([draws, self._draws(step, self.own_places(step, self.global_batch))[1:]])
+        colour_draws = torch.from_numpy(draws[..., CROP_DRAWS:].copy())
+        return Batch(views, colour_draws, torch.from_numpy(samples), sorted(set(unreadable)))
+
+    def _batch(self, step: int) -> tuple[int, Indices]:
+        """Return the epoch of a step, and the samples of its global batch."""
         count = len(self.source if self.among is None else self.among)
         epoch, within = divmod(step, steps_per_epoch(count, self.global_batch))
         if self._order[0] != epoch:
             self._order = epoch, self.keys.permutation(epoch, count)
-        begin, share = within * self.global_batch, self.global_batch // self.ranks
-        return epoch, self._order[1][begin + self.rank * share :][:share]
+        return epoch, self._order[1][within * self.global_batch :][: self.global_batch]
 
-    def __getitem__(self, step: int) -> Batch:
-        epoch, samples = self.samples(step)
-        places = step * self.global_batch + self.rank * len(samples) + np.arange(len(samples))
-        draws = self.keys.draws(epoch, samples, places, self.views)  # [V, n, DRAWS]
-        indices = samples if self.among is None else self.among[samples]
-        views, unreadable = self.source.crops(indices, draws[..., :CROP_DRAWS], self.data)
-        colour_draws = torch.from_numpy(draws[..., CROP_DRAWS:].copy())
-        return Batch(views, colour_draws, torch.from_numpy(samples), sorted(set(unreadable)))
+    def _own(self) -> Indices:
+        """Return the places of this rank's images in the global batch, [n]."""
+        return np.array_split(np.arange(self.global_batch), self.ranks)[self.rank]
+
+    def _draws(self, step: int, places: Indices) -> NDArray[np.float32]:
+        """Draw the numbers of the views of some images of a step, [V, n, DRAWS], by their places in its batch."""
+        epoch, batch = self._batch(step)
+        return self.keys.draws(epoch, batch[places], step * self.global_batch + places, self.views)
 
 
-def pretraining(source: Source, config: Config, world: World) -> BatchStream:
-    """Make the stream that MoCo learns from: two views of each image, shared among the ranks."""
+def pretraining(
+    source: Source, config: Config, world: World, own_places: Callable[[int, int], Indices] | None = None
+) -> BatchStream:
+    """Make the stream of a pretraining: two views of each image, shared among the ranks.
+
+    `own_places` is that of the method, where the second views travel between the ranks.
+    """
     keys = StreamKeys(config.run.seed, randomness.Stream.ORDER, randomness.Stream.VIEW)
-    return BatchStream(source, config.data, keys, config.optim.global_batch, views=2, rank=world.rank, ranks=world.size)
+    batches = BatchStream(source, config.data, keys, config.optim.global_batch, views=2, own_places=own_places)
+    return replace(batches, rank=world.rank, ranks=world.size)
 
 
 def on_device(
     batches: Iterable[Batch], augmentation: Augment, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor, list[Unreadable]]]:
-    """Yield both augmented views of each batch, [n, C, S, S] each, and the replaced images.
+) -> Iterator[tuple[Views, list[Unreadable]]]:
+    """Yield the views of each batch on the device, and the replaced images.
 
     On a GPU the next step's copy and augmentation run on a stream of their own while the current step computes.
     """
+    wide = torch.promote_types(dtype, torch.float32)  # colours and blur are not for half precision
 
-    def prepare(batch: Batch) -> tuple[Tensor, Tensor, list[Unreadable]]:
-        images = batch.views.to(device, non_blocking=True)
-        wide = torch.promote_types(dtype, torch.float32)  # colours and blur are not for half precision
-        one, two = (augmentation(images[v], batch.draws[v], wide).to(dtype) for v in range(2))
-        return one, two, batch.unreadable
+    def augment(crops: Tensor, draws: Tensor) -> Tensor:
+        return augmentation(crops, draws, wide).to(dtype)
+
+    def views_of(batch: Batch) -> Views:
+        return Views(batch.views.to(device, non_blocking=True), batch.draws, augment)
 
     if not devices.runs_ahead(device):
-        yield from map(prepare, batches)
+        yield from ((views_of(batch), batch.unreadable) for batch in batches)
         return
     of_device = devices.of(device)
     stream = of_device.Stream(device)
-    ahead: list[tuple[Tensor, Tensor, list[Unreadable]]] = []  # the batch that is prepared and not yet taken
+    ahead: list[tuple[Views, list[Unreadable]]] = []  # the batch that is prepared and not yet taken
     for batch in batches:
         with of_device.stream(stream):
-            following = prepare(batch)
+            views = views_of(batch)
+            prepared = views.prepare()
         yield from ahead
         of_device.current_stream(device).wait_stream(stream)
-        for view in following[:2]:  # the allocator must not reuse them while the training stream reads
-            view.record_stream(of_device.current_stream(device))
-        ahead = [following]
+        for tensor in prepared:  # the allocator must not reuse them while the training stream reads
+            tensor.record_stream(of_device.current_stream(device))
+        ahead = [(views, batch.unreadable)]
     yield from ahead

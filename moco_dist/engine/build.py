@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from moco_dist.config import Config, Layout
+from moco_dist.config import Config, Layout, speed
+from moco_dist.engine import compiling
 from moco_dist.engine.engine import Engine
 from moco_dist.methods.method import Method
 from moco_dist.networks import batchnorm
@@ -58,13 +59,18 @@ class OverlappedEngine(Engine):
 
 
 def build(method: Method, config: Config, plan: Layout, world: collectives.World) -> Engine:
-    """Move a method to this rank's device, and make the engine that the config asks for."""
+    """Move a method to this rank's device, make the engine that the config asks for, and compile what pays.
+
+    All ranks call it together.
+    """
     batchnorm.set_group_size(method, plan.group_size)
+    on_cpu = not devices.runs_ahead(world.device)
+    how = speed.chosen(config, on_cpu=on_cpu)
     method.to(world.device, torch.float64 if config.device.precision == "fp64" else torch.float32)
-    if config.device.channels_last:
+    if how.channels_last:
         method.to(memory_format=torch.channels_last)
-    if config.device.compile:
-        for network in method.children():
-            network.compile()
-    exact = config.device.is_exact(on_cpu=not devices.runs_ahead(world.device))
-    return (ExactEngine if exact else OverlappedEngine)(method, config, plan, world)
+    exact = config.device.is_exact(on_cpu=on_cpu)
+    engine = (ExactEngine if exact else OverlappedEngine)(method, config, plan, world)
+    engine.remarks += ["channels_last"] * how.channels_last
+    engine.remarks.append(compiling.compile_(engine, how.compile) if how.compile else compiling.NOT_COMPILED)
+    return engine

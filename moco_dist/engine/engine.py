@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from moco_dist.config import Config, Layout
-from moco_dist.methods.method import Keys, Method, Terms, Views
+from moco_dist.data.views import Views
+from moco_dist.methods.method import Keys, Method, Terms
 from moco_dist.networks import batchnorm
 from moco_dist.ranks import collectives, devices
 from moco_dist.summation import PairwiseSum
@@ -69,6 +70,8 @@ class Engine(ABC):
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False
         """Tells whether the last step left the weights alone, since its fp16 gradients overflowed."""
+        self.remarks: list[str] = []
+        """How the networks are computed, in words for people."""
 
     @abstractmethod
     def _parts(self) -> int:
@@ -98,7 +101,7 @@ class Engine(ABC):
         """Take one training step.
 
         Args:
-            views: this rank's two views of its images, each [n, ...].
+            views: of this rank's images.
             step: counted from 0.
             lr: learning rate.
             sums: numbers of this rank to add up over the ranks, on the collective that the step makes anyway.
@@ -106,13 +109,13 @@ class Engine(ABC):
         Returns:
             The loss, the method's terms and figures, as means over the global batch; the sums; the learning rate.
         """
-        method, groups = self.method, len(views[0]) // self.plan.group_size
+        method, groups = self.method, len(views) // self.plan.group_size
         if not self.skipped:
             method.before_step_()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            keys = method.keys(views, step, self.parts)
-        names, means, of_queries = self._passes(method.queries(views), keys)
+        devices.begin_step(self.config)
+        encode_keys = method.keys(views, step, self.parts)
+        names, means, of_queries, keys = self._passes(method.queries(views), encode_keys)
         sums = sums or {}
         own_sums = torch.tensor([*sums.values()], dtype=means.dtype).to(means.device, non_blocking=True)
         values = torch.cat([means, own_sums])
@@ -128,32 +131,37 @@ class Engine(ABC):
         assert len(distinct) == len(figures.names) + 1, f"two figures of one name: {figures.names}"
         return figures
 
-    def _passes(self, queries: list[Tensor], keys: list[Keys]) -> tuple[list[str], Tensor, list[list[Tensor]]]:
+    def _passes(
+        self, queries: list[Tensor], encode_keys: Callable[[], list[Keys]]
+    ) -> tuple[list[str], Tensor, list[list[Tensor]], list[Keys]]:
         """Go forward and backward through all parts and directions.
 
         Returns:
-            Names and values of the figures; BatchNorm's statistics of each direction, added up over the parts.
+            Names and values of the figures; BatchNorm's statistics of each direction, added up over the parts; and
+            the keys of each direction, which are encoded after the first queries.
         """
         results, statistics = PairwiseSum(), [PairwiseSum() for _ in queries]
         names: list[str] = []
+        keys: list[Keys] = []
         rows = len(queries[0]) // self.parts
         for part in range(self.parts):
             result: Tensor | None = None
             begin = self.world.rank * len(queries[0]) + part * rows
-            for direction, (images, of_direction) in enumerate(zip(queries, keys, strict=True)):
+            for direction, images in enumerate(queries):
                 with self._one_pass(last=(part, direction) == (self.parts - 1, len(queries) - 1)):
                     with self.autocast():
                         outputs = self.query(images[part * rows : (part + 1) * rows])  # [n / parts, C]
-                    terms = self.method.loss(outputs, of_direction, slice(begin, begin + rows))
+                        statistics[direction].add(batchnorm.take_group_sums_(self.method.trained))
+                        keys = keys or encode_keys()
+                    terms = self.method.loss(outputs, keys[direction], slice(begin, begin + rows))
                     loss = functools.reduce(torch.add, terms.loss.values()) / self.parts
                     self.scaler.scale(loss).backward()
-                statistics[direction].add(batchnorm.take_group_sums_(self.method.trained))
                 names, values = self._figures(terms, loss.detach(), len(queries))
                 result = values if result is None else result + values
             assert result is not None
             results.add([result])
             self._part_is_done()
-        return names, results.total()[0], [of_direction.total() for of_direction in statistics]
+        return names, results.total()[0], [of_direction.total() for of_direction in statistics], keys
 
     def _figures(self, terms: Terms, loss: Tensor, directions: int) -> tuple[list[str], Tensor]:
         """Name what one pass adds to the figures: its share of the loss, and of the means over the directions."""

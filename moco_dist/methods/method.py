@@ -4,14 +4,15 @@ A method knows nothing of parts, precision, optimizers and sums over ranks; the 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Views = tuple[Tensor, Tensor]
-"""Two views of this rank's images, each [n, ...]."""
+from moco_dist.data.views import Views
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Method(nn.Module, ABC):
 
     trained: nn.Module
     """The encoder that the optimizer changes; its `features` are what an evaluation uses."""
+    own_places: Callable[[int, int], NDArray[np.int64]] | None = None
+    """Given a step and the length of its global batch, returns where the images stand whose second view this rank
+    augments, [n]; None where it augments its own. Data workers are sent it, so that it must hold no tensor."""
 
     @abstractmethod
     def queries(self, views: Views) -> list[Tensor]:
@@ -48,8 +52,10 @@ class Method(nn.Module, ABC):
         return
 
     @abstractmethod
-    def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
-        """Compute the keys of each direction, without gradient.
+    def keys(self, views: Views, step: int, parts: int) -> Callable[[], list[Keys]]:
+        """Start what the keys need from other ranks, and return what computes those of each direction.
+
+        The engine encodes queries in between, so that these do not wait for the exchange. There is no gradient.
 
         Args:
             views: of this rank's images.

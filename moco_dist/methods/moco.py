@@ -1,7 +1,8 @@
 """Learn by Momentum Contrast, v1, v2 or symmetric (He et al. 2020, algorithm 1; Chen et al. 2020)."""
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco_dist.config import Config
+from moco_dist.data.views import Views
 from moco_dist.methods import losses, shuffle
-from moco_dist.methods.method import Keys, Method, Terms, Views
+from moco_dist.methods.method import Keys, Method, Terms
 from moco_dist.networks import batchnorm
 from moco_dist.ranks.collectives import World
 from moco_dist.summation import PairwiseSum
@@ -35,6 +37,8 @@ class MoCo(Method):
         keys = torch.randn(self.moco.queue_size, config.model.dim, generator=generator)
         self.register_buffer("queue", F.normalize(keys))
         self.cursor = 0
+        if self.moco.shuffle != "none" and not self.moco.symmetric:  # which augments both views for its own queries
+            self.own_places = functools.partial(shuffle.own_places, self.seed, world.rank, world.size)
 
     @property
     def trained(self) -> nn.Module:  # type: ignore[override]  # it has one name in the paper and one for the engine
@@ -43,43 +47,52 @@ class MoCo(Method):
 
     def queries(self, views: Views) -> list[Tensor]:
         """Return view 1; for the symmetric loss also view 2, which is a query too, with view 1 for its key."""
-        return list(views) if self.moco.symmetric else [views[0]]
+        return [views.images(direction) for direction in range(1 + self.moco.symmetric)]
 
     def before_step_(self) -> None:
         """Set `k <- m k + (1 - m) q`, the parameters alone: the key encoder keeps BatchNorm statistics of its own."""
         losses.momentum_update_([*self.encoder_k.parameters()], [*self.encoder_q.parameters()], self.moco.momentum)
 
-    def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
-        """Encode the view that is not the query, each direction in a shuffle of its own."""
-        length = self.world.size * len(views[0])
-        return [
-            self.encode_keys(im_k, self.order(step, direction, length), parts)
-            for direction, im_k in enumerate(views[::-1][: 1 + self.moco.symmetric])
-        ]
+    def keys(self, views: Views, step: int, parts: int) -> Callable[[], list[Keys]]:
+        """Shuffle the view that is not the query, each direction in an order of its own; encode it when it is there."""
+        directions = range(1 + self.moco.symmetric)
+        orders = [self.order(step, direction, self.world.size * len(views)) for direction in directions]
+        leaving = [views.crops[1]] if views.travel_as_crops else [views.images(1 - d) for d in directions]
+        pairs = zip(leaving, orders, strict=True)
+        arriving = [shuffle.start_shuffle(im_k, order, self.world, self.moco.shuffle) for im_k, order in pairs]
+
+        @torch.no_grad()
+        def encode() -> list[Keys]:
+            own_keys, statistics = [], []
+            for arrived in arriving:
+                im_k = views.received(arrived()) if views.travel_as_crops else arrived()
+                k, of_groups = self.encode_keys(im_k, parts)
+                own_keys.append(k)
+                statistics.append(of_groups)
+            keys = shuffle.gathered_keys(own_keys, orders, self.world, self.moco.shuffle)
+            return [Keys(k, of_groups) for k, of_groups in zip(keys, statistics, strict=True)]
+
+        return encode
 
     def order(self, step: int, direction: int, length: int) -> shuffle.Permutation:
         """Draw the shuffle [length] of the global batch for the keys of one direction of a step."""
         return shuffle.permutation(self.seed, step, direction, length)
 
-    @torch.no_grad()
-    def encode_keys(self, im_k: Tensor, order: shuffle.Permutation, parts: int = 1) -> Keys:
-        """Compute the keys of the global batch, in its order, from BatchNorm groups of the shuffled one.
+    def encode_keys(self, im_k: Tensor, parts: int = 1) -> tuple[Tensor, list[Tensor]]:
+        """Encode this rank's slice of the shuffled batch.
 
         Args:
-            im_k: [n, ...] this rank's images.
-            order: [size * n] this step's shuffle.
+            im_k: [n, ...] images.
             parts: in which to encode them, each of whole BatchNorm groups.
 
         Returns:
-            Keys [size * n, C], normalised.
+            Keys [n, C], normalised; BatchNorm's statistics, added up over the parts.
         """
-        images = shuffle.shuffled_slice(im_k, order, self.world, self.moco.shuffle)
         statistics, encoded = PairwiseSum(), []
-        for part in images.chunk(parts):
+        for part in im_k.chunk(parts):
             encoded.append(self.encoder_k(part).to(self.queue.dtype))
             statistics.add(batchnorm.take_group_sums_(self.encoder_k))
-        k = F.normalize(torch.cat(encoded), dim=1)  # [n, C]
-        return Keys(shuffle.gathered_keys(k, order, self.world, self.moco.shuffle), statistics.total())
+        return F.normalize(torch.cat(encoded), dim=1), statistics.total()
 
     def loss(self, outputs: Tensor, keys: Keys, rows: slice) -> Terms:
         """Compute InfoNCE of each query against its key and the queue: a (1+K)-way task, the positive at index 0."""

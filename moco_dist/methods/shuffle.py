@@ -5,6 +5,8 @@ and of its positive key differ and their statistics give nothing away. The permu
 every rank knows it, and nothing is broadcast.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,8 +33,14 @@ def permutation(seed: int, step: int, direction: int, length: int) -> Permutatio
     return randomness.permutation(seed, randomness.Stream.SHUFFLE, step, direction, length)
 
 
-def shuffled_slice(images: Tensor, order: Permutation, world: World, mode: str) -> Tensor:
-    """Return this rank's slice of the shuffled global batch.
+def own_places(seed: int, rank: int, ranks: int, step: int, length: int) -> Permutation:
+    """Return where in the global batch the images stand whose keys of view 2 a rank encodes, [length / ranks]."""
+    share = length // ranks
+    return permutation(seed, step, 0, length)[rank * share :][:share]
+
+
+def start_shuffle(images: Tensor, order: Permutation, world: World, mode: str) -> Callable[[], Tensor]:
+    """Start to bring this rank its slice of the shuffled global batch, and return what waits for it.
 
     Args:
         images: [n, ...] this rank's slice of the global batch.
@@ -42,39 +50,44 @@ def shuffled_slice(images: Tensor, order: Permutation, world: World, mode: str) 
             whatever the number of ranks; `none` leaves the images where they are.
 
     Returns:
-        [n, ...], equal bit for bit in both modes that shuffle.
+        A function that returns [n, ...], equal bit for bit in both modes that shuffle.
     """
     n = len(images)
     mine = slice(world.rank * n, (world.rank + 1) * n)
     if mode == "none":
-        return images
+        return lambda: images
     if mode == "all_gather":
-        return world.all_gather(images)[_index(order[mine], images)]
+        everything = world.start_all_gather(images)
+        return lambda: everything.wait()[_index(order[mine], images)]
     # Samples travel in the order of their places, so a receiver finds those of one sender sorted by place.
     places = np.argsort(order)[mine]  # [n] where this rank's samples go
     senders = order[mine] // n  # [n] where this rank's slice comes from
-    received = world.all_to_all(
+    from_senders = world.start_all_to_all(
         images[_index(np.argsort(places), images)],
         sent=np.bincount(places // n, minlength=world.size).tolist(),
         received=np.bincount(senders, minlength=world.size).tolist(),
     )
-    return received[_index(np.argsort(np.argsort(senders, kind="stable")), images)]
+    return lambda: from_senders.wait()[_index(np.argsort(np.argsort(senders, kind="stable")), images)]
 
 
-def gathered_keys(keys: Tensor, order: Permutation, world: World, mode: str) -> Tensor:
+def gathered_keys(keys: Sequence[Tensor], orders: Sequence[Permutation], world: World, mode: str) -> list[Tensor]:
     """Gather all ranks' keys in the order of the global batch: once, for the un-shuffle and the queue.
 
     Args:
-        keys: [n, C] of this rank's slice of the shuffled batch.
-        order: [size * n] the permutation.
+        keys: [n, C] of this rank's slice of the shuffled batch, for each direction of the loss.
+        orders: [size * n] the permutation of each direction.
         world: the ranks.
-        mode: as for `shuffled_slice`.
+        mode: as for `start_shuffle`.
 
     Returns:
-        [size * n, C]
+        [size * n, C] for each direction.
     """
-    gathered = world.all_gather(keys)
-    return gathered if mode == "none" else gathered[_index(np.argsort(order), keys)]
+    gathered = world.all_gather(torch.cat(list(keys))).view(world.size, len(keys), *keys[0].shape)
+    of_directions = [of_direction.flatten(0, 1) for of_direction in gathered.unbind(1)]
+    if mode == "none":
+        return of_directions
+    pairs = zip(of_directions, orders, strict=True)
+    return [of_direction[_index(np.argsort(order), of_direction)] for of_direction, order in pairs]
 
 
 def _index(indices: NDArray[np.int64], like: Tensor) -> Tensor:

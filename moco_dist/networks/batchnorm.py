@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from moco_dist.errors import reason
+
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
     """This BatchNorm cuts its batch into groups and normalises each by itself.
@@ -143,8 +145,7 @@ def _kernels() -> Any:
         numbers = torch.ones(2, 1, 2, 2, device="cuda")
         batchnorm_kernels.forward(numbers, 2, numbers[0, 0, 0], numbers[0, 0, 0], 1.0)
     except Exception as error:  # no Triton, no C compiler, an old GPU or driver: each fails in its own way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        warnings.warn(f"BatchNorm groups are computed without Triton, which is slower ({reason})", stacklevel=2)
+        warnings.warn(f"BatchNorm groups are computed without Triton, which is slower ({reason(error)})", stacklevel=2)
         return None
     return batchnorm_kernels
 

@@ -23,6 +23,7 @@ class BasicBlock(nn.Module):
     """
 
     expansion = 1
+    compiled_method = "forward"
 
     def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class Bottleneck(nn.Module):
     """The bottleneck is 1x1, 3x3 and 1x1 convolutions beside an identity (figure 5 right); the 3x3 one strides."""
 
     expansion = 4
+    compiled_method = "forward"
 
     def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
@@ -84,6 +86,8 @@ class Encoder(nn.Module):
     `forward` gives the [N, dim] output of the head, not normalised; `features` the [N, D] input of the head, which is
     what an evaluation uses.
     """
+
+    compiled_method = "_stem"
 
     def __init__(self, model: ModelSection, channels: int) -> None:
         super().__init__()
@@ -144,8 +148,12 @@ class Encoder(nn.Module):
         places = F.adaptive_avg_pool2d(second, _GRID).flatten(1)
         return torch.cat([F.normalize(rows, dim=1) for rows in (self._pooled(second), places)], dim=1)
 
+    def _stem(self, x: Tensor) -> Tensor:
+        out: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return out
+
     def _second_stage(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x))))))
+        out: Tensor = self.layer2(self.layer1(self._stem(x)))
         return out
 
     def _pooled(self, second: Tensor) -> Tensor:

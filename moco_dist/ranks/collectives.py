@@ -46,6 +46,24 @@ _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS_OF_
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """A transfer of tensors between the ranks is under way."""
+
+    _name: str
+    _arriving: Tensor
+    _leaving: Tensor | None = None
+    """Kept until it has left."""
+    _work: dist.Work | None = None
+
+    def wait(self) -> Tensor:
+        """Return what has come, when it has; on a GPU it is the device that waits, not the host."""
+        if self._work is not None:
+            with _others(self._name):
+                self._work.wait()
+        return self._arriving
+
+
+@dataclass(frozen=True)
 class World(Rank):
     """A world is this process among the ranks that it has met. A world of one needs no process group."""
 
@@ -131,25 +149,33 @@ class World(Rank):
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Concatenate every rank's [n, ...] in the order of ranks: [size * n, ...]. n is equal on all ranks."""
+        return self.start_all_gather(tensor).wait()
+
+    def start_all_gather(self, tensor: Tensor) -> Transfer:
+        """Start what `all_gather` does, and go on."""
         if self.size == 1:
-            return tensor
+            return Transfer("", tensor)
         tensor = tensor.contiguous()
         out = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
         with _others("all_gather"):
-            _all_gather(_as_bytes(out), _as_bytes(tensor))
-        return out
+            work = _all_gather(_as_bytes(out), _as_bytes(tensor), async_op=True)
+        return Transfer("all_gather", out, tensor, work)
 
     def all_to_all(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1 ...; rows of rank 0 come first."""
+        return self.start_all_to_all(tensor, sent, received).wait()
+
+    def start_all_to_all(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Transfer:
+        """Start what `all_to_all` does, and go on."""
         if self.size == 1:
-            return tensor
+            return Transfer("", tensor)
         tensor = tensor.contiguous()
         out = tensor.new_empty(sum(received), *tensor.shape[1:])
         row = _as_bytes(tensor).numel() // len(tensor)
         with _others("all_to_all"):
             sizes = [n * row for n in received], [n * row for n in sent]
-            dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes)
-        return out
+            work = dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes, async_op=True)
+        return Transfer("all_to_all", out, tensor, work)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks. All of one dtype.
@@ -259,7 +285,7 @@ def _others(what: str) -> Iterator[None]:
 
 def _line(tensor: Tensor) -> Tensor:
     """View the numbers of a tensor without gaps as [n], in the order in which they lie in memory: NHWC, too."""
-    return tensor.permute(sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))).view(-1)
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)).view(-1)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from moco_dist.config import Config
+from moco_dist.config import Config, speed
 from moco_dist.errors import UserError
 
 ACCELERATOR = "cuda"
@@ -48,6 +48,8 @@ def prepare(config: Config, device: torch.device) -> None:
     """Set the global switches of torch that the config asks for."""
     torch.set_num_threads(config.device.threads)
     _keep_freed_memory()
+    if speed.chosen(config, on_cpu=not runs_ahead(device)).compile:
+        _keep_compiled_code()  # at once: torch settles the place when it makes an optimizer
     if config.device.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -63,6 +65,29 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_MOST_MAPPINGS, 0)
+
+
+def _keep_compiled_code() -> None:
+    """Make torch.compile keep its code in the user's cache directory, where it is not told another place.
+
+    Torch's own place is in /tmp, which the next job may find empty. It stays where there is no home to write to.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    with suppress(OSError, RuntimeError):
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        folder = (base if base.is_absolute() else Path.home() / ".cache") / "moco-dist" / "torch-compile"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def begin_step(config: Config) -> None:
+    """Tell CUDA graphs, where torch.compile makes them, that what they hold of the last step may be overwritten."""
+    if config.device.compile == "reduce-overhead":
+        with suppress(ImportError):  # no compiler, so no graphs
+            torch.compiler.cudagraph_mark_step_begin()
 
 
 def runs_ahead(device: torch.device) -> bool:

@@ -92,22 +92,23 @@ class Training:
         self._announce(start)
         if self.due.evaluation(start) and not self.world.from_first(lambda: tracker.evaluated(start)):
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
-        views = stream.pretraining(self.data.train, config, self.world)
-        batches = loader.make_loader(views, range(start, self.total), config.data.workers, self.world.device)
-        images = stream.on_device(batches, self.augmentation, self.world.device, self.engine.image_dtype)
+        own_places = self.engine.method.own_places
+        pairs = stream.pretraining(self.data.train, config, self.world, own_places)
+        batches = loader.make_loader(pairs, range(start, self.total), config.data.workers, self.world.device)
+        on_device = stream.on_device(batches, self.augmentation, self.world.device, self.engine.image_dtype)
         self.due.saved_at = self.books.recorded_at = time.monotonic()
-        for step, (one, two, unreadable) in enumerate(images, start):
+        for step, (views, unreadable) in enumerate(on_device, start):
             watchdog.beat()
             if step == 0:
                 with devices.may_wait(self.world.device):
-                    tracker.pairs(readout.pairs_picture(one, two, self.data.train.pixel_statistics))
+                    tracker.pairs(readout.pairs_picture(views, self.data.train.pixel_statistics))
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
             wishes = {
                 books.STOP: self.stop.raised() or tracker.stop_requested,
                 books.SAVE: self.due.save_by_the_clock(),
                 books.UNREADABLE: len(unreadable),
             }
-            figures = self.engine.step((one, two), step, lr, sums=wishes)
+            figures = self.engine.step(views, step, lr, sums=wishes)
             self.readout.push(step + 1, figures, unreadable)
             self.done = step + 1
             self._after(self.done)
@@ -182,10 +183,11 @@ class Training:
 
     def _announce(self, start: int) -> None:
         plan, world, config = self.plan, self.world, self.config
+        how = ", ".join([f"BatchNorm groups of {plan.group_size}", *self.engine.remarks])
         self.tracker.say(
             f"{config.run.name}: {len(self.data.train)} images, {self.total} steps of {config.optim.global_batch} "
             f"({self.epoch_steps} an epoch) on {world.size} {world.device.type} rank{'s' * (world.size > 1)} of "
-            f"{plan.batch_per_rank}, BatchNorm groups of {plan.group_size}" + (f", from step {start}" * bool(start))
+            f"{plan.batch_per_rank}, {how}" + (f", from step {start}" * bool(start))
         )
         for line in advice(config, plan, self.data, world.device):
             self.tracker.warn(line)

@@ -20,6 +20,7 @@ from benchmarks.baselines.bare import BareStep
 from benchmarks.throughput import AUTHORS, OURS_NAME, Speed
 from moco_dist import config as configs
 from moco_dist.config import Config
+from moco_dist.data.views import Views
 from moco_dist.methods.moco import MoCo
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
@@ -52,7 +53,7 @@ def test_the_steps_of_the_baselines_are_ours(group_of_one: None) -> None:
     one, two = (view.contiguous() for view in bare.views)
     of_authors = authors.trainer(model, config, CPU)
     for number in range(3):
-        loss = engine.step((one, two), number, config.optim.lr).values[0]
+        loss = engine.step(Views(torch.stack([one, two])), number, config.optim.lr).values[0]
         torch.testing.assert_close(bare(), loss, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(of_authors(one, two), loss, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(bare.queue, method.queue.T, rtol=1e-2, atol=1e-2)

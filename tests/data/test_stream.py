@@ -134,7 +134,8 @@ def test_on_device_gives_both_views(dtype: torch.dtype) -> None:
     prepared = list(on_device(batches, augmentation, CPU, dtype))
     assert len(prepared) == 3
     wide = torch.promote_types(dtype, torch.float32)
-    for (one, two, unreadable), batch in zip(prepared, batches, strict=True):
+    for (views, unreadable), batch in zip(prepared, batches, strict=True):
+        one, two = views.images(0), views.images(1)
         assert one.dtype == two.dtype == dtype
         assert one.shape == (10, 3, 8, 8)
         assert torch.equal(one, augmentation(batch.views[0], batch.draws[0], wide).to(dtype))

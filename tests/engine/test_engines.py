@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moco_dist import config as configs
 from moco_dist.config import Config
+from moco_dist.data.views import Views
 from moco_dist.engine import build as engines
 from moco_dist.engine.build import ExactEngine, OverlappedEngine
 from moco_dist.engine.engine import Engine
@@ -60,7 +61,7 @@ def curve(world: World, engine: Engine) -> list[float]:
         generator = torch.Generator().manual_seed(step)
         one, two = torch.randn(2, BATCH, 3, 2, 2, generator=generator, dtype=torch.float64).unbind()
         mine = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
-        losses.append(engine.step((one[mine], two[mine]), step, 0.1).numbers()["loss"])
+        losses.append(engine.step(Views.of(one[mine], two[mine]), step, 0.1).numbers()["loss"])
     return losses
 
 
@@ -106,7 +107,7 @@ def test_no_two_figures_have_one_name(name: str, monkeypatch: pytest.MonkeyPatch
         return Terms({name: term, "other": term * 0}, {})
 
     monkeypatch.setattr(moco.MoCo, "loss", of_two_terms)
-    views = torch.randn(BATCH, 12).double(), torch.randn(BATCH, 12).double()
+    views = Views(torch.randn(2, BATCH, 12).double())
     with pytest.raises(AssertionError, match="two figures of one name"):
         engine_of(config_of("exact"), Plain).step(views, 0, 0.1, sums={"stop": 1})
 
@@ -126,7 +127,7 @@ def test_the_engines_agree_on_any_number_of_ranks(ranks: Ranks) -> None:
 
 def test_what_a_step_used_is_what_it_tells() -> None:
     figures = engine_of(config_of("exact"), Plain).step(
-        (torch.randn(BATCH, 12).double(), torch.randn(BATCH, 12).double()), 0, 0.0625, sums={"stop": 1, "save": 0}
+        Views(torch.randn(2, BATCH, 12).double()), 0, 0.0625, sums={"stop": 1, "save": 0}
     )
     assert figures.names == ("loss", "top1", "top5", "stop", "save")
     numbers = figures.to_host().numbers()

@@ -20,6 +20,7 @@ from moco_dist.config import Config
 from moco_dist.data import sources, stream
 from moco_dist.data.augment import COLOUR_DRAWS, Augment, Recipe
 from moco_dist.data.loader import make_loader
+from moco_dist.data.views import Views
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.methods import moco
@@ -126,17 +127,18 @@ class _Steps:
         encoder = build_encoder(self.config.model, data.train.channels, seed=0)
         self.engine = build(moco.MoCo(self.config, world, encoder), self.config, plan, world)
         self.epoch_steps = stream.steps_per_epoch(len(data.train), self.config.optim.global_batch)
-        loader = make_loader(stream.pretraining(data.train, self.config, world), range(10_000), 0, world.device)
+        pairs = stream.pretraining(data.train, self.config, world, self.engine.method.own_places)
+        loader = make_loader(pairs, range(10_000), 0, world.device)
         whole = Augment(Recipe.of(self.config.data), *data.train.pixel_statistics)
         self.views = stream.on_device(loader, whole, world.device, self.engine.image_dtype)
         self.done = 0
 
     def loss(self) -> float:
         """Take a step; its loss."""
-        one, two, _ = next(self.views)
+        views, _ = next(self.views)
         rate = schedule.learning_rate(self.config.optim, self.done, self.epoch_steps)
         self.done += 1
-        return self.engine.step((one, two), self.done - 1, rate).values[0].item()
+        return self.engine.step(views, self.done - 1, rate).values[0].item()
 
     def weights(self, encoder: str) -> list[Tensor]:
         return [p.detach().clone() for p in getattr(self.engine.method, encoder).parameters()]
@@ -185,7 +187,7 @@ def memory(setting: Setting) -> Result:
     batch, size, queue = (256, 224, 65536) if setting.on_gpu else (4, 32, 64)
     arch = "resnet50" if setting.on_gpu else "resnet18"
     overrides = [f"optim.global_batch={batch}", f"data.image_size={size}", f"moco.queue_size={queue}"]
-    overrides += [f"model.arch={arch}", "data.source=synthetic", "data.root=null"]
+    overrides += [f"model.arch={arch}", "data.source=synthetic", "data.root=null", "device.compile=false"]
     peaks = {}
     for groups in (1, 8) if setting.on_gpu else (1, 2):
         config = configs.load(Path("imagenet_v2"), [*overrides, f"moco.bn_groups={groups}"])
@@ -206,10 +208,10 @@ def _peak_of_ours(setting: Setting, config: Config) -> int:
     plan = configs.layout(config, 1)
     encoder = build_encoder(config.model, 3, seed=0)
     engine = build(moco.MoCo(config, setting.alone, encoder), config, plan, setting.alone)
-    one, two = _views(setting, config)
+    views = Views.of(*_views(setting, config))
     with _peak(setting) as peak:
         for step in range(3):
-            engine.step((one, two), step, 0.03)
+            engine.step(views, step, 0.03)
     return peak[0]
 
 

@@ -32,6 +32,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "bf16": {"device.precision": "bf16"},
     "fp16": {"device.precision": "fp16"},
     "compiled bf16 channels_last": {"device.precision": "bf16", "device.compile": True, "device.channels_last": True},
+    "compiled bf16 with CUDA graphs": {"device.precision": "bf16", "device.compile": "reduce-overhead"},
 }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from moco_dist import train
 from moco_dist.config import Config
-from moco_dist.methods.method import Keys, Method, Terms, Views
+from moco_dist.data.views import Views
+from moco_dist.methods.method import Keys, Method, Terms
 from moco_dist.networks import batchnorm
 from moco_dist.ranks.collectives import World
 
@@ -29,13 +31,16 @@ class InBatch(Method):
         encoder.register_parameter("frozen", self.frozen)  # the engine must not mind one that has no gradient
 
     def queries(self, views: Views) -> list[Tensor]:
-        return [views[0]]
+        return [views.images(0)]
 
-    @torch.no_grad()
-    def keys(self, views: Views, step: int, parts: int) -> list[Keys]:
-        outputs = torch.cat([self.trained(part) for part in views[1].chunk(parts)])  # [n, C]
-        batchnorm.take_group_sums_(self.trained)  # running statistics are those of the first view
-        return [Keys(self.world.all_gather(F.normalize(outputs.float(), dim=1)), [])]
+    def keys(self, views: Views, step: int, parts: int) -> Callable[[], list[Keys]]:
+        @torch.no_grad()
+        def encode() -> list[Keys]:
+            outputs = torch.cat([self.trained(part) for part in views.images(1).chunk(parts)])  # [n, C]
+            batchnorm.take_group_sums_(self.trained)  # running statistics are those of the first view
+            return [Keys(self.world.all_gather(F.normalize(outputs.float(), dim=1)), [])]
+
+        return encode
 
     def loss(self, outputs: Tensor, keys: Keys, rows: slice) -> Terms:
         q = F.normalize(outputs.float(), dim=1)  # [r, C]

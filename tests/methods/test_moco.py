@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from moco_dist import config
+from moco_dist.data.views import Views
 from moco_dist.engine.build import ExactEngine
 from moco_dist.engine.engine import Engine, Figures
+from moco_dist.methods import shuffle
 from moco_dist.methods.method import Keys
 from moco_dist.methods.moco import MoCo
 from moco_dist.networks import batchnorm
@@ -227,7 +229,7 @@ def take_steps(engine: Engine, first: int, last: int) -> list[list[float]]:
         one = one * torch.linspace(0.3, 2, BATCH)[:, None, None, None]  # it matters who is in whose group
         two = one + 0.5 * torch.randn(one.shape, generator=generator, dtype=torch.float64)
         dtype = next(engine.method.parameters()).dtype
-        views = one[mine].to(dtype), two[mine].to(dtype)
+        views = Views.of(one[mine].to(dtype), two[mine].to(dtype))
         figures.append(engine.step(views, step, 0.1, sums={"one": world.rank + 1, "two": 0.5}).values.tolist())
     return figures
 
@@ -314,6 +316,28 @@ def test_a_restored_engine_goes_on_bit_for_bit() -> None:
     assert take_steps(resumed, 3, 6) == figures[3:]
     assert digest(resumed) == digest(whole)
     assert digest(begun) != digest(whole)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_images_are_on_their_way_while_the_first_queries_are_encoded(
+    symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real = shuffle.start_shuffle
+
+    def start(*args: Any) -> Callable[[], torch.Tensor]:
+        events.append("start")
+        wait = real(*args)
+        return lambda: events.append("wait") or wait()
+
+    monkeypatch.setattr(shuffle, "start_shuffle", start)
+    engine = engine_of(ALONE, run_of(accumulate=2, symmetric=symmetric))
+    engine.method.encoder_q.register_forward_hook(lambda *_: events.append("query"))
+    engine.method.encoder_k.register_forward_hook(lambda *_: events.append("key"))
+    take_steps(engine, 0, 1)
+    directions = 1 + symmetric
+    of_keys = ["wait", *["key"] * engine.parts] * directions
+    assert events == ["start"] * directions + ["query"] + of_keys + ["query"] * (engine.parts * directions - 1)
 
 
 # ----------------------------------------------------------- a skipped step

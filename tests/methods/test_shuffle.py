@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moco_dist.methods import shuffle
-from moco_dist.ranks.collectives import World
+from moco_dist.ranks.collectives import Transfer, World
 from tests.ranks import Ranks
 
 BATCH, MODES = 24, ("all_gather", "all_to_all")
@@ -43,16 +43,17 @@ def exchange(world: World) -> None:
             for mode in MODES:
                 for layout in (torch.contiguous_format, torch.channels_last):
                     mine = own(world, rows).to(memory_format=layout)
-                    shuffled = shuffle.shuffled_slice(mine, order, world, mode)
+                    shuffled = shuffle.start_shuffle(mine, order, world, mode)()
                     assert bits(shuffled) == bits(own(world, rows[torch.from_numpy(order)])), (dtype, mode)
                     assert shuffled.dtype == dtype
                 # An encoder that names its input: the keys come back in the order of the global batch.
                 keys = shuffled.flatten(1)[:, :7]
-                restored = shuffle.gathered_keys(keys, order, world, mode)
+                (restored,) = shuffle.gathered_keys([keys], [order], world, mode)
                 assert bits(restored) == bits(rows.flatten(1)[:, :7]), (dtype, mode)
             mine = own(world, rows)
-            assert shuffle.shuffled_slice(mine, order, world, "none") is mine
-            assert bits(shuffle.gathered_keys(mine, order, world, "none")) == bits(rows)
+            assert shuffle.start_shuffle(mine, order, world, "none")() is mine
+            (gathered,) = shuffle.gathered_keys([mine], [order], world, "none")
+            assert bits(gathered) == bits(rows)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -63,28 +64,29 @@ def test_every_mode_gives_the_slice_of_the_shuffled_batch(ranks: Ranks, size: in
 def count_received(world: World, batch_per_rank: int, mode: str) -> dict[str, Any]:
     """Rows and bytes that a rank is sent in one exchange of images, seen at World's two collectives."""
     seen = {"bytes": 0, "from others": 0}
-    real_gather, real_exchange = World.all_gather, World.all_to_all
+    real_gather, real_exchange = World.start_all_gather, World.start_all_to_all
 
-    def gather(self: World, tensor: Tensor) -> Tensor:
-        out = real_gather(self, tensor)
-        seen["bytes"] += out.nbytes
-        return out
+    def gather(self: World, tensor: Tensor) -> Transfer:
+        transfer = real_gather(self, tensor)
+        seen["bytes"] += transfer.wait().nbytes
+        return transfer
 
-    def exchange(self: World, tensor: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        out = real_exchange(self, tensor, sent, received)
+    def exchange(self: World, tensor: Tensor, sent: list[int], received: list[int]) -> Transfer:
+        transfer = real_exchange(self, tensor, sent, received)
+        out = transfer.wait()
         assert sum(sent) == len(tensor)
         assert sum(received) == len(out)
         seen["bytes"] += out.nbytes
         seen["from others"] += sum(received) - received[self.rank]
-        return out
+        return transfer
 
-    World.all_gather, World.all_to_all = gather, exchange
+    World.start_all_gather, World.start_all_to_all = gather, exchange
     try:
         images = torch.zeros(batch_per_rank, 3, 8, 8)
         order = shuffle.permutation(0, 1, 0, batch_per_rank * world.size)
-        shuffle.shuffled_slice(images, order, world, mode)
+        shuffle.start_shuffle(images, order, world, mode)()
     finally:
-        World.all_gather, World.all_to_all = real_gather, real_exchange
+        World.start_all_gather, World.start_all_to_all = real_gather, real_exchange
     return seen
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
+from moco_dist import config as configs
 from moco_dist.ranks import devices
 
 
@@ -35,3 +38,31 @@ def test_a_rank_counts_on_its_part_of_the_least(monkeypatch: pytest.MonkeyPatch)
     assert devices.memory(torch.device("cpu")) == (1 << 20) // 8
     monkeypatch.setattr(devices, "_memory_limits", lambda: [1 << 60])
     assert 0 < devices.memory(torch.device("cpu")) < 1 << 50
+
+
+def place_of_compiled_code(*overrides: str) -> str | None:
+    devices.prepare(configs.load(None, overrides), torch.device("cpu"))
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_compiled_code_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # noted, so that it is put back in the end
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for base, folder in ((tmp_path / "xdg", tmp_path / "xdg"), ("not/absolute", tmp_path / "home" / ".cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        assert place_of_compiled_code() is None
+        assert not folder.exists()
+        place = place_of_compiled_code("device.compile=true")
+        assert place == str(folder / "moco-dist" / "torch-compile")
+        assert stat.S_IMODE(Path(place).stat().st_mode) == 0o700
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/by/the/user")
+    assert place_of_compiled_code("device.compile=true") == "/by/the/user"
+
+
+def test_a_cache_that_cannot_be_made_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert place_of_compiled_code("device.compile=true") is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -19,11 +18,10 @@ from safetensors.torch import load_file
 
 from moco_dist import config, train
 from moco_dist.errors import UserError
-from moco_dist.networks import batchnorm, weights
+from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.run import status
 from tests.ranks.test_rank import ONE_OF_TWO
-from tests.replay import TraceEncoder
 from tests.without import without
 
 FAST = ("model.width=8", "optim.global_batch=64", "track.wandb=disabled", "track.log_every=1", "eval.knn_every=0")
@@ -277,20 +275,3 @@ def test_precisions_learn_alike(precision: str, tmp_path: Path) -> None:
     assert reference.returncode == 0, reference.stderr
     losses, expected = ([row["loss"] for row in rows(tmp_path / name)] for name in ("run", "fp32"))
     assert losses == pytest.approx(expected, rel=0.05) and losses != expected
-
-
-def test_a_compiled_encoder_computes_the_same() -> None:
-    torch.manual_seed(0)
-    plain = TraceEncoder(dim=8, mlp=True)
-    batchnorm.set_group_size(plain, 4)
-    compiled = copy.deepcopy(plain)
-    compiled.compile(fullgraph=True)  # as device.compile does, and without a break of the graph
-    images = torch.randn(8, 3, 16, 16)
-    for encoder in (plain, compiled):
-        encoder(images).square().sum().backward()
-        batchnorm.fold_statistics_(encoder, batchnorm.take_group_sums_(encoder), 2)
-    for (name, one), two in zip(plain.named_parameters(), compiled.parameters(), strict=True):
-        assert one.grad is not None and two.grad is not None
-        torch.testing.assert_close(one.grad, two.grad, msg=name, rtol=1e-4, atol=1e-4)
-    for one, two in zip(batchnorm.running_statistics(plain), batchnorm.running_statistics(compiled), strict=True):
-        torch.testing.assert_close(one, two)
