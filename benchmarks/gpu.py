@@ -1,96 +1,94 @@
-"""What eight BatchNorm groups cost over one: images a second and peak memory of MoCo's training step.
+"""What the trainer does on a GPU, beside a bare step of torchvision's networks: speed, memory, data, checkpoints.
 
-python -m benchmarks.gpu [--device cuda|cpu] [--steps N]
+python -m benchmarks.gpu [PART ...] [--minutes 8] [--json PATH] [--device cpu]
 
-One process takes the steps of the overlapped engine on random images that are on the device already: ResNet-50 (224²,
-batch 256) and the small ResNet-18 (32², batch 512), in bf16 and channels_last, as written and compiled. Each row is
-printed when it is measured; `ratio` is its speed over that of one group. Compiling takes about a minute for each row.
-`--device cpu` runs a small variant that compiles nothing.
+One process, one GPU, no network, neither wandb nor submitit. The parts come in the order of their weight, and each
+figure is printed when it is measured; a part for which the minutes no longer suffice is left out by name. What is
+compared takes turns, and the median over the turns counts. torch.compile finds its cache empty. The exit status is 0
+whatever the figures are, 1 where a part has failed, 2 without a GPU. `--device cpu` runs a small variant, which shows
+that the parts work and nothing of a GPU's speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import statistics
+import json
+import os
 import sys
+import tempfile
 import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from moco_dist import config as configs
-from moco_dist.data.views import Views
-from moco_dist.engine.build import build
-from moco_dist.engine.engine import Engine
-from moco_dist.methods import moco
-from moco_dist.networks.resnet import build_encoder
-from moco_dist.ranks import devices
-from moco_dist.ranks.collectives import World
-
-COMMON = ["data.source=synthetic", "data.root=null", "device.engine=overlapped", "device.precision=bf16"]
-COMMON += ["device.channels_last=true"]
-SMALL = ["model.arch=resnet18", "model.width=8", "data.image_size=32", "optim.global_batch=64", "moco.queue_size=256"]
-"""What the variant for the CPU has beside. It shows that the command works, and nothing of a GPU's speed."""
-CONFIGS = ("imagenet_v2", "cifar10")
-WARM_UP_STEPS, BLOCK_STEPS = 5, 5
+from benchmarks import gpu_parts
+from benchmarks.gpu_parts import Figure, Setting
+from benchmarks.runs import command_of, machine
+from moco_dist import files
 
 
-def main(arguments: list[str]) -> int:
-    """Measure every row and print it. Returns the exit status: 2 where there is no GPU."""
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+class Part(NamedTuple):
+    """A part of the benchmark, and how long it takes at most."""
+
+    measure: Callable[[Setting], Iterator[Figure]]
+    seconds: int
+
+
+PARTS = {
+    "shipped": Part(gpu_parts.shipped, 210),
+    "augmentation": Part(gpu_parts.augmentation, 10),
+    "groups": Part(gpu_parts.groups, 30),
+    "batch32": Part(gpu_parts.batch32, 150),
+    "cifar10": Part(gpu_parts.cifar10, 110),
+    "checkpoint": Part(gpu_parts.checkpoint, 30),
+    "jpeg": Part(gpu_parts.jpeg, 15),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure the parts, print, write. Returns the exit status."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--minutes", type=float, default=8.0, metavar="M", help="for all parts together; default: 8")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there, too")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a small variant")
-    parser.add_argument("--steps", type=int, default=30, metavar="N", help="measured steps of each row; default: 30")
     options = parser.parse_args(arguments)
-    on_gpu = options.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.gpu: there is no CUDA device here; --device cpu runs a small variant", file=sys.stderr)
         return 2
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name(device) if on_gpu else 'CPU, small variant'}\n")
-    print("| model | compiled | groups | images/s | ratio | peak GiB |\n|---|---|---:|---:|---:|---:|")
-    for name in CONFIGS:
-        for compiled in (False, True) if on_gpu else (False,):
-            alone = 0.0
-            for groups in (1, 8 if on_gpu else 2):
-                overrides = [*COMMON, *(() if on_gpu else SMALL), f"moco.bn_groups={groups}"]
-                config = configs.load(Path(name), [*overrides, f"device.compile={str(compiled).lower()}"])
-                speed, peak = measured(config, device, options.steps)
-                alone = alone or speed
-                memory = f"{peak / 2**30:.2f}" if on_gpu else "-"
-                title = f"{config.model.arch}, {config.data.image_size}²"
-                row = (title, "yes" if compiled else "no", groups, f"{speed:,.0f}", f"{speed / alone:.2f}", memory)
-                print("|", " | ".join(map(str, row)), "|", flush=True)
-    return 0
-
-
-def measured(config: configs.Config, device: torch.device, steps: int) -> tuple[float, int]:
-    """Return the images a second, the median over blocks of steps, and the peak bytes of the device (CPU: 0)."""
-    torch.compiler.reset()
-    gc.collect()
-    world = World(0, 1, 0, device)
-    devices.prepare(config, device)
-    engine = build(
-        moco.MoCo(config, world, build_encoder(config.model, 3, seed=0)), config, configs.layout(config, 1), world
-    )
-    batch, size = config.optim.global_batch, config.data.image_size
-    views = torch.randn(2, batch, 3, size, size, device=device).to(engine.image_dtype)
-    _seconds(engine, views, WARM_UP_STEPS)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    seconds = [_seconds(engine, views, BLOCK_STEPS) for _ in range(max(1, steps // BLOCK_STEPS))]
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return batch * BLOCK_STEPS / statistics.median(seconds), peak
-
-
-def _seconds(engine: Engine, views: torch.Tensor, steps: int) -> float:
-    """Return how long so many steps take, until the device has done them."""
-    began = time.perf_counter()
-    for step in range(steps):
-        figures = engine.step(Views(views), step, 0.03)
-    figures.values.tolist()
-    return time.perf_counter() - began
+    results = {"command": command_of("benchmarks.gpu", arguments), "machine": machine(options.device)}
+    print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    print("\n| part | what | figure | target |\n|---|---|---:|---:|", flush=True)
+    rows, left_out, failed = [], [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor", "TRITON_CACHE_DIR": f"{scratch}/triton"}
+        setting = Setting(torch.device(options.device), Path(scratch))
+        for name in options.parts or PARTS:
+            left = 60 * options.minutes - (time.monotonic() - began)
+            if setting.on_gpu and PARTS[name].seconds > left:
+                left_out.append(name)
+                print(f"| {name} | left out: {left:.0f} s left, it may take {PARTS[name].seconds} | | |", flush=True)
+                continue
+            try:
+                for figure in PARTS[name].measure(setting):
+                    rows.append({"part": name, **figure._asdict(), "met": figure.met})
+                    print(f"| {name} | {figure.what} | {figure.shown} | {figure.target} |", flush=True)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+    print(f"\n{time.monotonic() - began:.0f} s" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    if options.json:
+        content = {**results, "rows": rows, "left_out": left_out, "failed": failed}
+        files.write_text(options.json, json.dumps(content, indent=1) + "\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.communication.formula import PURPOSES, SCHEMES
 from benchmarks.communication.model import LABELS
+from benchmarks.gpu_parts import TARGETS
 from benchmarks.runs import DOCS, RESULTS
 from moco_dist import files
 
@@ -51,6 +52,44 @@ DISTANCES = """Distance from Pillow's pixels in gray levels of 255, on average a
 """
 
 FULL_NOT_RUN = """| 200 epochs of CIFAR-10, `python -m benchmarks.cifar10 --full` | not run | needs a GPU |
+"""
+
+THROUGHPUT = """## Images a second on the CPU
+
+    {command}
+
+{machine}; {ranks} ranks of one thread, {rounds} rounds in turns. ResNet-18 with the stem for ImageNet on 32 x 32
+pixels, CIFAR-10 as JPEG folders, MoCo v2, a queue of 4096, a global batch of 256, float32
+(`benchmarks/throughput.yaml`). The trainer runs end to end with the exact engine and four BatchNorm groups, so that 1,
+2 and 4 ranks give the same bits. The bare step is MoCo's algorithm 1 on torchvision's ResNet without data,
+augmentation, DDP, shuffle and groups, in {ranks} processes that communicate nothing, each with its share of the batch.
+CPU time is that of all processes of a program; it tells more than the clock where others use the machine. Ratios are
+medians of those within a round.
+"""
+
+EXACTNESS = """### Where exactness costs
+
+    {command}
+
+{machine}; CPU milliseconds of rank 0 for each image of its share, {ranks} ranks side by side.
+
+- **One BatchNorm group at a time.** Each group is a forward and a backward pass of its own, and its gradients are added
+  to those of the others. The work on images is the same, but that on weights is done once a group: they are laid out
+  anew for the convolutions, and a gradient as large as the network is written, copied and added.
+- **Sums in a fixed order.** Gradients are exchanged and added up in pairs, and the means are gathered. That moves as
+  many bytes as gloo's ring, but they are copied more often.
+- **One thread.** A rank uses one core, since the order of a sum within an operation may depend on the threads.
+- The step is faster than the bare one nevertheless, where the last stage's maps are a single pixel: such a convolution
+  is a matrix product of the one tap that meets it (`moco_dist/networks/convolution.py`). Elsewhere, freed memory is
+  kept, SGD is one pass over the weights, and gradients are averaged in the order in which they lie in memory.
+"""
+
+GPU = """## On a GPU
+
+    python -m benchmarks.gpu
+
+{state}
+
 """
 
 COMMUNICATION = """## Traffic between ranks
@@ -122,6 +161,8 @@ def page(results: Path) -> str:
     for path in sorted(results.glob("*.json")):
         content = json.loads(path.read_text())
         sections.append(SECTIONS[path.stem](content) if path.stem in SECTIONS else any_rows(path, content))
+    if not (results / "gpu.json").exists():
+        sections.append(gpu({"rows": []}))
     full = "" if (results / "cifar10_full.json").exists() else FULL_NOT_RUN
     return "\n".join([*sections, NOT_RUN + full])
 
@@ -132,9 +173,13 @@ def any_rows(path: Path, results: Results) -> str:
         raise SystemExit(f"{path}: has no command, machine and rows; add a section for it to benchmarks/performance.py")
     columns = list(dict.fromkeys(name for row in results["rows"] for name in row))
     lines = [[row.get(name, "") for name in columns] for row in results["rows"]]
-    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     title = path.stem.replace("_", " ").capitalize()
-    return "\n".join([f"## {title}\n", f"    {results['command']}\n", f"{machine}.\n", table(columns, lines)])
+    of = f"{_machine(results)}."
+    return "\n".join([f"## {title}\n", f"    {results['command']}\n", f"{of}\n", table(columns, lines)])
+
+
+def _machine(results: Results) -> str:
+    return ", ".join(f"{name} {value}" for name, value in results["machine"].items())
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], text_columns: int = 1) -> str:
@@ -224,6 +269,39 @@ def _model(rows: list[Results]) -> str:
     return table(columns, lines)
 
 
+def throughput(results: Results) -> str:
+    """Return the section on images a second, with the ratios that count."""
+    rows, ratios = results["rows"], results["ratios"]
+    rounds = len(rows[0]["rounds"])
+    intro = THROUGHPUT.format(**{**results, "machine": _machine(results)}, rounds=rounds)
+    speeds = [[row["program"], row["images_per_second"], row["cpu_ms_per_image"]] for row in rows]
+    lines = [
+        [TO[name], ratio, results["cpu_ratios"].get(name, ""), CPU_TARGETS.get(name, "")]
+        for name, ratio in ratios.items()
+    ]
+    head = ["ours over", "by the clock", "in CPU time", "target"]
+    return "\n".join([intro, table(["program", "images/s", "CPU ms an image"], speeds), table(head, lines)])
+
+
+def exactness(results: Results) -> str:
+    """Return what the parts of an exact step take."""
+    rows = [list(row.values()) for row in results["rows"]]
+    intro = EXACTNESS.format(**{**results, "machine": _machine(results)})
+    return "\n".join([intro, table(list(results["rows"][0]), rows)])
+
+
+def gpu(results: Results) -> str:
+    """Return the figures of a GPU; a target without a figure is not run."""
+    state = f"Run on: {_machine(results)}." if results["rows"] else "**Not run**: no GPU was at hand for this revision."
+    measured = {row["what"]: row for row in results["rows"]}
+    lines = []
+    for what in dict.fromkeys([*TARGETS, *measured]):
+        row = measured.get(what)
+        figure = "not run" if row is None else f"{_number(row['value'], 1)} {row['unit']}".strip()
+        lines.append([what, figure, TARGETS.get(what, ""), "" if row is None or row["met"] is None else row["met"]])
+    return GPU.format(state=state) + table(["what", "figure", "target", "met"], lines)
+
+
 def cifar10(results: Results) -> str:
     """Return the time of the CIFAR-10 run."""
     lines = [[row["encoder"], row["steps"], round(row["wall"] / 60)] for row in results["rows"] if row["steps"]]
@@ -274,12 +352,22 @@ def _number(value: float, unit: float) -> str:
     return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
 
 
+TO = {
+    "to_authors": "the authors' structure",
+    "to_bare": "the fastest bare step",
+    "to_lightly": "lightly",
+}
+CPU_TARGETS = {"to_authors": "> 1.25", "to_bare": ">= 0.9"}
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "cifar10": cifar10,
     "cifar10_full": cifar10_full,
     "communication": communication,
+    "exactness": exactness,
+    "gpu": gpu,
     "loader": loader,
     "mnist_100_labels": mnist,
+    "throughput": throughput,
 }
 """The section of each file of results."""
 

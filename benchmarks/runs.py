@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
@@ -45,6 +47,28 @@ def config_of(arguments: Sequence[str], module: str, description: str | None) ->
     except UserError as error:
         print(f"{module}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def command_of(module: str, arguments: Sequence[str]) -> str:
+    """Return the command line that a result was made with, without the place of the data and of the result."""
+    shown = list(arguments)
+    for option, name in (("--root", "FOLDER"), ("--json", None)):
+        if option in shown:
+            place = shown.index(option)
+            shown[place : place + 2] = [option, name] if name else []
+    return " ".join(["python -m", module, *shown])
+
+
+def machine(device: str) -> dict[str, object]:
+    """Return what computes, and the versions that matter."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    what = {"processor": models[0] if models else platform.processor(), "cores": os.cpu_count()}
+    if device == "cuda":
+        what |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return {**what, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def torchrun(ranks: int, module: str, *arguments: str) -> None:

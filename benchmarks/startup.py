@@ -13,7 +13,10 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.runs import command_of, machine
 
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS, LIMIT_SHARE = 0.7, 0.2
@@ -21,7 +24,7 @@ LAUNCHER = ("submit", "status", "logs", "cancel", "requeue", "sweep", "preflight
 TRAINING = "import moco_dist.methods.moco, moco_dist.train.process"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure and print. Returns 1 where a command takes longer than it may."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
@@ -46,8 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name:32} {of_command:6.2f} s{'' if of_command <= limit else '  TOO LONG'}")
     print(f"a command may take {limit:.2f} s")
     if options.json:
-        figures = {"import torch": torch_seconds, "training": training, "limit": limit, "commands": seconds}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        measured = {"import torch": torch_seconds, "what training imports": training, **seconds}
+        rows = [{"command": name, "CPU seconds": round(of_command, 2)} for name, of_command in measured.items()]
+        results = {"command": command_of("benchmarks.startup", arguments), "machine": machine("cpu"), "rows": rows}
+        options.json.write_text(json.dumps({**results, "limit_seconds": limit}, indent=1) + "\n")
     return 1 if max(seconds.values()) > limit else 0
 
 
@@ -63,4 +68,4 @@ def cpu_seconds(command: list[str], rounds: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

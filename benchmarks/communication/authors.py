@@ -20,16 +20,20 @@ from moco_dist.networks.resnet import build_encoder
 
 
 class AuthorsMoCo(nn.Module):
-    """The model of the authors: two encoders, a queue that is a buffer, and all collectives within `forward`."""
+    """The model of the authors: two encoders, a queue that is a buffer, and all collectives within `forward`.
+
+    Args:
+        config: of the run.
+        encoder_q: images [n, ...] to [n, C], with torch's BatchNorms.
+    """
 
     queue: Tensor  # [C, K]
     queue_ptr: Tensor  # [1]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, encoder_q: nn.Module) -> None:
         super().__init__()
         self.momentum, self.temperature = config.moco.momentum, config.moco.temperature
-        self.encoder_q = build_encoder(config.model, config.data.channel_count, config.run.seed)
-        _with_plain_batchnorm_(self.encoder_q)
+        self.encoder_q = encoder_q
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(config.model.dim, config.moco.queue_size), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
@@ -50,7 +54,7 @@ class AuthorsMoCo(nn.Module):
     def shuffled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return this rank's slice of the shuffled global batch [n, ...], and the permutation [R n]."""
         gathered = gather(images)
-        order = torch.randperm(len(gathered))
+        order = torch.randperm(len(gathered), device=gathered.device)
         dist.broadcast(order, src=0)
         return gathered[order.view(dist.get_world_size(), -1)[dist.get_rank()]], order
 
@@ -73,6 +77,13 @@ def gather(tensor: Tensor) -> Tensor:
     of_ranks = [torch.ones_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(of_ranks, tensor)
     return torch.cat(of_ranks)
+
+
+def plain_encoder(config: Config) -> nn.Module:
+    """Build our encoder of any width with torch's BatchNorms, without the buffer that ours have beside."""
+    encoder = build_encoder(config.model, config.data.channel_count, config.run.seed)
+    _with_plain_batchnorm_(encoder)
+    return encoder
 
 
 def _with_plain_batchnorm_(module: nn.Module) -> None:

@@ -27,7 +27,7 @@ from torch._C._profiler import _EventType
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from benchmarks.communication import formula
-from benchmarks.communication.authors import AuthorsMoCo
+from benchmarks.communication.authors import AuthorsMoCo, plain_encoder
 from benchmarks.communication.formula import Message
 from moco_dist import config as configs
 from moco_dist import files
@@ -207,7 +207,7 @@ def _of_ours(config: Config, world: World, views: tuple[Tensor, Tensor]) -> Step
 
 
 def _of_the_authors(config: Config, world: World, views: tuple[Tensor, Tensor]) -> Steps:
-    model = AuthorsMoCo(config)
+    model = AuthorsMoCo(config, plain_encoder(config))
     parallel = nn.parallel.DistributedDataParallel(model)
     parallel.register_comm_hook(None, allreduce_hook)
     optim = config.optim

@@ -62,7 +62,10 @@ class Engine(ABC):
         self.query = self._wrapped(method.trained)
         self.parameters = [p for p in method.trained.parameters() if p.requires_grad]
         optim = config.optim
-        self.optimizer = torch.optim.SGD(self.parameters, optim.lr, optim.sgd_momentum, weight_decay=optim.weight_decay)
+        fused = {"fused": True} if not devices.runs_ahead(world.device) and self.image_dtype != torch.float16 else {}
+        self.optimizer = torch.optim.SGD(
+            self.parameters, optim.lr, optim.sgd_momentum, weight_decay=optim.weight_decay, **fused
+        )
         self.optimizer.register_step_post_hook(lambda *_: self._descended())
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False

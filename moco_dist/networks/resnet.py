@@ -10,13 +10,10 @@ from torch import Tensor, nn
 
 from moco_dist.config.schema import ModelSection
 from moco_dist.networks.batchnorm import GroupBatchNorm2d
+from moco_dist.networks.convolution import Convolution
 
 _GRID = 4
 """Cells of `what_and_where` along a side."""
-
-
-def _conv(channels: int, planes: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, planes, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -30,10 +27,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, planes, 3, stride)
+        self.conv1 = Convolution(channels, planes, 3, stride)
         self.bn1 = GroupBatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = _conv(planes, planes, 3)
+        self.conv2 = Convolution(planes, planes, 3)
         self.bn2 = GroupBatchNorm2d(planes)
         self.downsample = downsample
 
@@ -54,11 +51,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, planes, 1)
+        self.conv1 = Convolution(channels, planes, 1)
         self.bn1 = GroupBatchNorm2d(planes)
-        self.conv2 = _conv(planes, planes, 3, stride)
+        self.conv2 = Convolution(planes, planes, 3, stride)
         self.bn2 = GroupBatchNorm2d(planes)
-        self.conv3 = _conv(planes, planes * self.expansion, 1)
+        self.conv3 = Convolution(planes, planes * self.expansion, 1)
         self.bn3 = GroupBatchNorm2d(planes * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -122,7 +119,7 @@ class Encoder(nn.Module):
             downsample, step = None, stride if number == 0 else 1
             if step != 1 or self._channels != planes * block.expansion:
                 width = planes * block.expansion
-                downsample = nn.Sequential(_conv(self._channels, width, 1, step), GroupBatchNorm2d(width))
+                downsample = nn.Sequential(Convolution(self._channels, width, 1, step), GroupBatchNorm2d(width))
             blocks.append(block(self._channels, planes, step, downsample))
             self._channels = planes * block.expansion
         return nn.Sequential(*blocks)

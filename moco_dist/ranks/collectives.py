@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moco_dist.config import Config
@@ -187,14 +186,13 @@ class World(Rank):
         """
         if self.size == 1 or not tensors:
             return
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        count = flat.numel()
-        flat = F.pad(flat, (0, -count % self.size))
-        share = flat.numel() // self.size
+        lines = [_line(t) for t in tensors]
+        lengths = [len(line) for line in lines]
+        flat = torch.cat([*lines, lines[0].new_zeros(-sum(lengths) % self.size)])
+        share = len(flat) // self.size
         terms = self.all_to_all(flat, [share] * self.size, [share] * self.size).view(self.size, share)
-        means = self.all_gather(pairwise_sum(terms) / self.size)[:count]
-        parts = torch.split(means, [t.numel() for t in tensors])
-        torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+        means = self.all_gather(pairwise_sum(terms).div_(self.size))[: sum(lengths)]
+        torch._foreach_copy_(lines, list(means.split(lengths)))
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -283,6 +281,11 @@ def _others(what: str) -> Iterator[None]:
             # The cause is the rank that is gone. Let torchrun see that one fail first.
             time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
             raise PeerLost(f"another rank was lost in {what}: {str(error).splitlines()[0]}") from error
+
+
+def _line(tensor: Tensor) -> Tensor:
+    """View the numbers of a tensor without gaps as [n], in the order in which they lie in memory: NHWC, too."""
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)).view(-1)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
