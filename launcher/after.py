@@ -36,7 +36,7 @@ def launch_of(folder: Path, job: str) -> Launch | None:
 def goes_on(launch: Launch, job: str, restart: int) -> bool:
     """Return whether the run has not ended, so that another start may help."""
     submission, state = launch.submission(), launch.status().state
-    if submission is None:
+    if submission is None or launch.stands_still(job):  # the task has given it up already
         return False
     if launch.requeue_mark(job, restart).exists():
         return state != "done"

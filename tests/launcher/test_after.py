@@ -117,6 +117,18 @@ def test_three_failed_starts_are_enough(programs: Programs, tmp_path: Path, monk
     assert told(launch)[-1] == "no progress in 3 starts from step 0"
 
 
+def test_what_the_task_has_given_up_is_not_told_twice(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = run(tmp_path, "crashed", starts=0)
+    for restart in range(3):
+        launch.add_failure(job="12", restart=restart, reason="said so")
+    launch.give_up()
+    before = launch.status()
+    assert call(launch.run_dir, monkeypatch, SLURM_RESTART_COUNT="2") == 1
+    assert launch.status() == before and not told(launch) and not requeued(programs)
+
+
 def test_starts_that_could_not_even_be_noted_count_too(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
