@@ -168,7 +168,9 @@ def test_without_wandb_it_trains_and_evaluates_where_that_is_disabled(tmp_path: 
     assert result.returncode == 0 and "warning" not in result.stderr, result.stderr
     assert "kNN" in result.stdout and (tmp_path / "run" / "evaluation.json").is_file()
     versions = (tmp_path / "run" / "config.yaml").read_text().splitlines()[0]
-    assert re.search(r"; python 3\S+, torch \S+, torchvision \S+, numpy [^ ,]+, pillow [^ ,]+(, simplejpeg [^ ,]+)?$", versions)
+    assert re.search(
+        r"; python 3\S+, torch \S+, torchvision \S+, numpy [^ ,]+, pillow [^ ,]+(, simplejpeg [^ ,]+)?$", versions
+    )
     assert not (tmp_path / "run" / "wandb").exists()
 
 
