@@ -139,6 +139,14 @@ def keep(source: Source, config: Config, world: World) -> Source:
         return source
 
 
+def note(source: Source) -> str:
+    """Say where the decoded images of a source are kept; nothing of other sources."""
+    if not isinstance(source, DecodedSource):
+        return ""
+    there = "memory" if source.device.type == "cpu" else "the device's memory"
+    return f"data.cache: {len(source)} images were decoded into {source.images.numel() / 1e6:.0f} MB of {there}"
+
+
 def _decoded(source: FileSource, data: DataSection, world: World) -> FileSource:
     """Decode all images of a source, each on one rank, and keep them. Raises UserError, on all ranks, as `keep`."""
     shape = world.agreed(lambda: _shape(source, data))
@@ -148,8 +156,6 @@ def _decoded(source: FileSource, data: DataSection, world: World) -> FileSource:
     device = _place(size_bytes, data.cache, world, of_files=True)
     if device is None:
         raise _mistake(f"the images take {size_bytes / 1e9:.2g} GB, more than there is for them")
-    there = "memory" if device.type == "cpu" else "the device's memory"
-    world.tell(f"data.cache: {len(source)} images are decoded once, into {size_bytes / 1e6:.0f} MB of {there}")
     sharing = device == world.device  # gathered by way of the device, where there is one
     ranks, rank = (world.size, world.rank) if sharing else (1, 0)
     share = -(-len(source) // ranks)

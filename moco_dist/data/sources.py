@@ -33,6 +33,8 @@ class Data:
     queries: Source | None
     remarks: tuple[str, ...] = ()
     """A line for each kind of files that were passed over, and for what is allowed but seldom meant."""
+    notes: tuple[str, ...] = ()
+    """A line for each source whose images are kept."""
 
     @cached_property
     def identity(self) -> Identity:
@@ -69,7 +71,8 @@ def on_all_ranks(config: Config, world: World, load: Callable[[Config], Data]) -
     with watchdog.untimed():
         train = cache.keep(data.train, config, world)
         queries = None if data.queries is None else cache.keep(data.queries, config, world)
-    return replace(data, train=train, bank=None if data.bank is None else train, queries=queries)
+    notes = tuple(filter(None, (cache.note(source) for source in (train, queries) if source is not None)))
+    return replace(data, train=train, bank=None if data.bank is None else train, queries=queries, notes=notes)
 
 
 def open_splits(config: Config) -> Data:

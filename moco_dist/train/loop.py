@@ -204,6 +204,8 @@ class Training:
             f"({self.epoch_steps} an epoch) on {world.size} {world.device.type} rank{'s' * (world.size > 1)} of "
             f"{plan.batch_per_rank}, {how}" + (f", from step {start}" * bool(start))
         )
+        for line in self.data.notes:
+            self.tracker.say(line)
         for line in advice(config, plan, self.data, world.device):
             self.tracker.warn(line)
 

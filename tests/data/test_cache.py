@@ -104,7 +104,7 @@ def _kept(world: World, folder: Path) -> tuple[FileSource, range]:
         return opened(folder, world)[2], range(attempts[0], attempts[-1] + 1)
 
 
-def test_what_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size_bytes = IMAGES * 20 * 24 * 3
     room = cache._PART * size_bytes
     for value, there_is, is_kept in (
@@ -114,9 +114,9 @@ def test_what_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ("none", room, False),
     ):
         monkeypatch.setattr(devices, "memory", lambda device, there_is=there_is: there_is)
-        assert isinstance(opened(folder, cache=value)[2], DecodedSource) is is_kept
-        told = f"data.cache: {IMAGES} images are decoded once, into 0 MB of memory\n"
-        assert capsys.readouterr().err == told * is_kept
+        data = sources.on_all_ranks(folder_of(folder, knn_every=0, batch=8, cache=value), ALONE, sources.load)
+        assert isinstance(data.train, DecodedSource) is is_kept
+        assert data.notes == (f"data.cache: {IMAGES} images were decoded into 0 MB of memory",) * is_kept
     monkeypatch.setattr(devices, "memory", lambda device: size_bytes - 1)
     with pytest.raises(UserError, match=r"^data\.cache = memory: the images take 3\.3e-05 GB, more than there is for"):
         opened(folder, cache="memory")
