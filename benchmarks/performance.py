@@ -35,8 +35,7 @@ NOT_RUN = """## Not run
 | images per second on 2, 4 and 8 GPUs | not run | needs several GPUs |
 | seconds of each collective with NCCL, inside a node and between nodes | not run | needs several GPUs |
 | share of the gradients' all_reduce that overlaps with the backward pass | not run | needs several GPUs |
-| GPU time of the augmentation of a pair of views of 224 pixels | not run; about 0.015 ms by the bytes and operations of \
-its kernels on an H100, 0.09 ms in plain torch | needs a GPU |
+| GPU time of the augmentation of a pair of views of 224 pixels | not run | needs a GPU |
 | JPEGs decoded by a GPU's engine (`torchvision.io.decode_jpeg`) | not run | needs a GPU that has one |
 """
 
