@@ -57,10 +57,14 @@ def test_multiply_adds_are_those_of_the_layers(name: str) -> None:
     config = shipped(name)
     encoder, multiply_adds = real(config), [0]
 
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        places = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
-        multiply_adds[0] += layer.weight.numel() * places
+        places, weights = 1, layer.weight.numel()
+        if isinstance(layer, nn.Conv2d):
+            places = output[0, 0].numel()
+            if places == 1 and layer.weight[0, 0].numel() > 1:  # the taps that meet the image alone (`convolution`)
+                weights = weights // layer.weight[0, 0].numel() * inputs[0][0, 0].numel()
+        multiply_adds[0] += weights * places
 
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
