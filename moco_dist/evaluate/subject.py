@@ -169,7 +169,7 @@ def open_subject(path: Path, config: Config, world: World, layer: options.Layer)
         UserError: the weights, the images and the config do not fit together.
     """
     data = sources.on_all_ranks(config, world, sources.open_splits)
-    for remark in (*data.remarks, *data.notes):
+    for remark in data.remarks:
         world.tell(f"moco_dist.evaluate: {remark}")
     if data.bank is None or data.queries is None:
         rule = "no labels" if data.bank is None else "no held-out images with labels"

@@ -275,12 +275,13 @@ def test_the_validation_split_is_cut_from_the_training_images(run_dir: Path) -> 
 
 
 def folder_of(images: Path, classes: int, shade: int = 255) -> list[str]:
-    """Arguments for image folders of a few images: a class is black, the others lighter and lighter."""
+    """Arguments for image folders of a few images: of a class, so many columns of three are light, from the left."""
     for split, count in (("train", 12), ("val", 3)):
         for which in range(classes):
             (images / split / f"shade [{which}]").mkdir(parents=True)
             for number in range(count):
-                pixels = np.full((9, 9), shade * which // max(1, classes - 1), np.uint8)
+                pixels = np.zeros((9, 9), np.uint8)
+                pixels[:, : 3 * which] = shade
                 Image.fromarray(pixels).save(images / split / f"shade [{which}]" / f"{number}.png")
     return ["data.source=imagefolder", f"data.root={images}", "data.channels=1", "data.image_size=8"]
 
