@@ -182,7 +182,7 @@ CASES: dict[str, list[str]] = {
     "fp32": ["device.precision=fp32"],
 }
 # in bf16 the losses of both are up to 0.3 from those in float64: a group has four values in the last layers
-TOLERANCE = {"fp64": 1e-8, "fp32": 0.02, "bf16": 0.1, "fp16": 0.03}
+TOLERANCE = {"fp64": 1e-8, "fp32": 0.02, "bf16": 0.2, "fp16": 0.03}
 
 
 def config_of(case: str, *overrides: str) -> Config:

@@ -234,6 +234,8 @@ def _check_curve(config: Config, layout: Layout, launch: Launch, last: Submissio
         begun = configs.load(launch.paths.config)
         before = last.ranks if last else layout.ranks
         groups = begun.moco.bn_groups or before * begun.optim.accumulate
-        configs.check_resumable(begun.model_dump(mode="json"), begun.optim.global_batch // groups, config, layout)
+        of_begun = begun.model_dump(mode="json")
+        config = configs.with_decoder(config, of_begun)
+        configs.check_resumable(of_begun, begun.optim.global_batch // groups, config, layout)
     except UserError as error:
         yield Finding("error", str(error))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: it keeps the one of its import, with its threads
 from torch import Tensor, nn
 
 from moco_dist.config import Config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,18 @@ def test_a_failure_of_a_rank_reaches_the_test(ranks: Ranks) -> None:
 
 def only_the_second_fails(world: World) -> None:
     assert world.rank != 1
+
+
+def threads_after_leaving(world: World) -> list[str]:
+    world.gather_objects(None)
+    import torch._dynamo  # noqa: F401  # as an optimizer does
+
+    world.leave()
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's threads")
+def test_the_threads_of_a_group_end_with_it(ranks: Ranks) -> None:
+    """One that let go of a tensor while Python ended would abort the process."""
+    for names in ranks.run(2, threads_after_leaving):
+        assert not [name for name in names if "gloo" in name]
