@@ -31,7 +31,7 @@ from moco_dist import files
 
 
 class Part(NamedTuple):
-    """A part of the benchmark, and how long it takes at most."""
+    """A part of the benchmark has a name and the time that it takes at most."""
 
     measure: Callable[[Setting], Iterator[Figure]]
     seconds: int

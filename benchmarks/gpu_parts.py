@@ -37,7 +37,7 @@ class Setting:
 
     device: torch.device
     scratch: Path
-    """A folder for files, removed at the end."""
+    """This folder is for files, and is removed at the end."""
 
     @property
     def on_gpu(self) -> bool:
@@ -235,7 +235,7 @@ def jpeg(setting: Setting) -> Iterator[Figure]:
 
 
 class Started(NamedTuple):
-    """A step that is ready to be timed."""
+    """This step is ready to be timed."""
 
     step: Step
     first_seconds: float

@@ -51,7 +51,7 @@ _LOOK_SECONDS = 0.05
 
 
 class Program(NamedTuple):
-    """A program that trains, as torchrun starts it."""
+    """A program trains, and is started by torchrun."""
 
     module: str
     words: tuple[str, ...] = ()

@@ -115,9 +115,11 @@ def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path:
         pair.signal_all(signal.SIGSTOP)  # so that the second job finds it at work
         with Job(run, 0, RUN) as second:
             assert second.wait(60) == 2
-        told = [line for line in second.log.splitlines() if line.startswith("moco_dist.train:")]
+        own_lines = [line for line in second.log.splitlines() if line.startswith("moco_dist.train:")]
         owner = pair.ranks[0].process.pid
-        assert len(told) == 1 and re.search(rf"run\.dir = .*: a job on \S+ \(process {owner}\) is writing", told[0])
+        assert len(own_lines) == 1 and re.search(
+            rf"run\.dir = .*: a job on \S+ \(process {owner}\) is writing", own_lines[0]
+        )
         assert status(run)["state"] == "running"
         pair.signal_all(signal.SIGCONT)
         pair.until_step(4)
@@ -239,13 +241,13 @@ def test_a_run_goes_on_with_fewer_ranks(reference: Path, tmp_path: Path, capsys:
             file.unlink()
     (run / "status.json").unlink()
     assert train_here(run, {**RUN, "data.workers": 1}) == 0
-    told = "".join(capsys.readouterr())
-    assert "from step 22" in told
+    output = "".join(capsys.readouterr())
+    assert "from step 22" in output
     comparison = compare(run, reference, STEPS)
     assert not comparison.lost and not comparison.doubled
     one, other = losses(run), losses(reference)
     assert max(abs(one[step] - other[step]) for step in range(23, 43)) < 1e-4
-    assert "on 1 cpu rank of 64" in told  # it was really computed on another number
+    assert "on 1 cpu rank of 64" in output  # it was really computed on another number
 
 
 def test_what_changes_the_curve_is_refused_by_name(
@@ -255,15 +257,15 @@ def test_what_changes_the_curve_is_refused_by_name(
     before = _contents(run)
     assert train_here(run, {**RUN, "optim.lr": 0.1, "moco.temperature": 0.3, "optim.global_batch": 128}) == 2
     log = "".join(capsys.readouterr())
-    told = [line for line in log.splitlines() if line.startswith("moco_dist.train:")]
-    assert len(told) == 1 and "Traceback" not in log
+    own_lines = [line for line in log.splitlines() if line.startswith("moco_dist.train:")]
+    assert len(own_lines) == 1 and "Traceback" not in log
     for words in (
         "optim.lr = 0.1 (was 0.06)",
         "moco.temperature = 0.3 (was 0.2)",
         "optim.global_batch = 128 (was 64)",
         "run.name",
     ):
-        assert words in told[0], told[0]
+        assert words in own_lines[0], own_lines[0]
     assert _contents(run) == before
 
 

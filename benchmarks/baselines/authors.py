@@ -30,7 +30,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TwoCrops:
-    """A transform that makes a query and a key of an image, each by draws of its own."""
+    """This transform makes a query and a key of an image, each by draws of its own."""
 
     def __init__(self, transform: transforms.Compose) -> None:
         self.transform = transform
@@ -40,7 +40,7 @@ class TwoCrops:
 
 
 class Blur:
-    """A Gaussian blur of a random strength (SimCLR, appendix A)."""
+    """This transform blurs with a Gaussian of a random strength (SimCLR, appendix A)."""
 
     def __init__(self, sigma: tuple[float, float]) -> None:
         self.sigma = sigma

@@ -16,7 +16,7 @@ from moco_dist.config import Config
 
 
 class Query(nn.Module):
-    """A backbone and lightly's head on it."""
+    """This encoder is a backbone with lightly's head on it."""
 
     def __init__(self, config: Config, head: nn.Module) -> None:
         super().__init__()

@@ -21,13 +21,13 @@ def dependency(text: str) -> str | None:
     job = name if re.fullmatch(r"\d+(_\d+)?", name) else _job_of_run(text, name, may_fail=name != text)
     if job is None:
         return None
-    known = slurm.jobs([job]).get(job)
-    if known is None:  # sbatch would start the job at once
+    predecessor = slurm.jobs([job]).get(job)
+    if predecessor is None:  # sbatch would start the job at once
         raise UserError.of(_KEY, text, "SLURM knows no such job", "see launcher status")
-    if not known.live and (known.state == "COMPLETED" or ended_well == "afterany"):
+    if not predecessor.live and (predecessor.state == "COMPLETED" or ended_well == "afterany"):
         return None
-    if not known.live or (known.reason == slurm.NEVER and ended_well == "afterok"):
-        how = f"has ended as {known.state}" if not known.live else "waits for a job that has failed"
+    if not predecessor.live or (predecessor.reason == slurm.NEVER and ended_well == "afterok"):
+        how = f"has ended as {predecessor.state}" if not predecessor.live else "waits for a job that has failed"
         raise UserError.of(_KEY, text, f"job {job} {how}, and will never succeed", f"use --after any:{name}")
     return f"{ended_well}:{job}"
 

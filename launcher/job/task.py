@@ -87,8 +87,11 @@ def _environment(start: Start) -> dict[str, str]:
 
 def _python_path(start: Start) -> str:
     """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
-    given = (start.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
-    places = [str(start.launch.code(start.submission)), *(place for path in given for place in path.split(os.pathsep))]
+    own_and_inherited = (start.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
+    places = [
+        str(start.launch.code(start.submission)),
+        *(place for path in own_and_inherited for place in path.split(os.pathsep)),
+    ]
     return os.pathsep.join(dict.fromkeys(filter(None, places)))
 
 

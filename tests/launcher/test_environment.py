@@ -44,9 +44,9 @@ def test_sbatch_gets_nothing_of_another_job_and_no_settings_but_ours(
     programs.runs("sbatch", f"env -0 > {shlex.quote(str(programs.sent))}/env; echo Submitted batch job 12")
     assert main([*SMALL]) == 0
     entries = (programs.sent / "env").read_text().split("\0")
-    given = dict(entry.split("=", 1) for entry in entries if entry)
-    assert not given.keys() & {**OF_A_SITE, **OF_A_USER, **OF_A_JOB, **OF_OURS}.keys()
-    assert {name: given.get(name) for name in KEPT} == KEPT
+    variables = dict(entry.split("=", 1) for entry in entries if entry)
+    assert not variables.keys() & {**OF_A_SITE, **OF_A_USER, **OF_A_JOB, **OF_OURS}.keys()
+    assert {name: variables.get(name) for name in KEPT} == KEPT
 
 
 def test_the_script_says_itself_what_of_the_environment_the_job_gets(programs: Programs) -> None:
@@ -86,14 +86,14 @@ def test_preflight_names_what_is_left_out(
 def test_a_local_job_takes_nothing_from_the_job_that_it_is_sent_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, str] = {}
+    variables: dict[str, str] = {}
 
     def popen(*_: object, env: dict[str, str], **__: object) -> SimpleNamespace:
-        given.update(env)
+        variables.update(env)
         return SimpleNamespace(pid=os.getpid())
 
     monkeypatch.setattr(executors, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=None))
     export(monkeypatch, OF_A_JOB, OF_OURS, KEPT)
     executors.send_locally(make_run(tmp_path), Task(str(tmp_path), Submission()))
-    assert not given.keys() & {**OF_A_JOB, "RANK": "", "MASTER_PORT": "", "TORCHELASTIC_RESTART_COUNT": ""}.keys()
-    assert given["SUBMITIT_EXECUTOR"] == "local" and given["CUDA_HOME"] == "/cuda"
+    assert not variables.keys() & {**OF_A_JOB, "RANK": "", "MASTER_PORT": "", "TORCHELASTIC_RESTART_COUNT": ""}.keys()
+    assert variables["SUBMITIT_EXECUTOR"] == "local" and variables["CUDA_HOME"] == "/cuda"

@@ -19,14 +19,14 @@ def made(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> books.Books:
     return books.Books(config_of(), nothing, nothing, tracker, nothing, epoch_steps=1)
 
 
-@pytest.mark.parametrize(("waited", "told"), [(0.0, 0), (0.19, 0), (0.21, 1), (1.0, 1)])
-def test_a_data_bound_run_is_told_once(waited: float, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("waited", "lines_expected"), [(0.0, 0), (0.19, 0), (0.21, 1), (1.0, 1)])
+def test_a_data_bound_run_is_told_once(waited: float, lines_expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     watching = made(monkeypatch, lines)
     for step in range(200):
         watching._watch_waits(1.0, waited)
         assert not lines or step >= 59
-    assert len(lines) == told
+    assert len(lines) == lines_expected
     assert all(f"data-bound: the ranks wait for batches {waited:.0%} of the time; raise" in line for line in lines)
 
 

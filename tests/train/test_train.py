@@ -255,11 +255,11 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, capsys: pytest.C
     run = (*FAST, f"run.dir={tmp_path}/run", "checkpoint.every_steps=1", "optim.warmup_epochs=0", "optim.lr=1e25")
     assert train.run([*run, "optim.steps=20"]) == 1
     errors = capsys.readouterr().err
-    told = re.search(r"the loss is (nan|inf) at step (\d+); last checkpoint: step (\d+)", errors)
-    assert told and "Traceback" not in errors, errors
+    mentioned = re.search(r"the loss is (nan|inf) at step (\d+); last checkpoint: step (\d+)", errors)
+    assert mentioned and "Traceback" not in errors, errors
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (status["state"], status["step"]) == ("diverged", int(told[2]))
-    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, int(told[2])))
+    assert (status["state"], status["step"]) == ("diverged", int(mentioned[2]))
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, int(mentioned[2])))
     for file in (tmp_path / "run" / "checkpoints").glob("*.pt"):
         state = torch.load(file, weights_only=True)
         assert all(t.isfinite().all() for t in state["encoder_q"].values())

@@ -101,10 +101,10 @@ def test_a_job_with_all_its_fixes_fits(
 ) -> None:
     limits = {"nodes": most, "cpus": most_cpus, "memory": most_memory}
     keys: dict[str, Any] = {"gpus_per_node": gpus, "cpus_per_gpu": cpus, "memory_gib": memory}
-    told = check(nodes, limits, **keys)
-    repaired = {**keys, **fixes(told)}
-    if not any("choose another" in text for text in errors(told)):
-        assert not errors(check(repaired.pop("nodes", nodes), limits, **repaired)), errors(told)
+    findings = check(nodes, limits, **keys)
+    repaired = {**keys, **fixes(findings)}
+    if not any("choose another" in text for text in errors(findings)):
+        assert not errors(check(repaired.pop("nodes", nodes), limits, **repaired)), errors(findings)
 
 
 def test_what_the_site_does_not_tell_is_no_misfit() -> None:
