@@ -510,6 +510,9 @@ def test_a_run_that_goes_on(tmp_path: Path, made_up: MadeUp) -> None:
         (["moco.bn_groups=null"], ["moco.bn_groups=2"], 1, ""),
         (["moco.bn_groups=null", "optim.accumulate=2"], [], 4, ""),
         ([], ["run.resume=never"], 2, "run.resume = never: "),
+        (["data.decode=cpu"], [], 2, ""),  # auto goes on as the run was begun
+        (["data.decode=pillow"], [], 2, ""),
+        (["data.decode=pillow"], ["data.decode=cpu"], 2, "data.decode = cpu (was pillow): would change the curve"),
     ],
 )
 def test_a_config_that_would_change_the_curve(
