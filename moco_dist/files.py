@@ -1,10 +1,51 @@
-"""Write files that a reader finds whole: the old content or the new one, never half of it."""
+"""Write files that a reader finds whole, and open those of a run directory without ever waiting.
 
+A reader finds the old content or the new one, never half of it. A FIFO in place of a file would be waited for, and a
+device read without end: what is not a regular file is an error at once.
+"""
+
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
+
+
+def descriptor(path: str | Path, flags: int, mode: int = 0o666) -> int:
+    """Open a regular file as `os.open` does; a FIFO, a device, a folder or a socket is refused, not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    opened = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
+    if stat.S_ISREG(os.fstat(opened).st_mode):
+        return opened
+    os.close(opened)
+    raise OSError(errno.EINVAL, "is not a regular file; remove it", str(path))
+
+
+def open_text(path: Path, mode: str = "r", errors: str = "strict") -> IO[str]:
+    """Open a regular file of UTF-8 text. Raises OSError."""
+    return open(path, mode, opener=descriptor, encoding="utf-8", errors=errors)
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes. Raises OSError."""
+    return open(path, "rb", opener=descriptor)
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Read the UTF-8 text of a regular file. Raises OSError, UnicodeDecodeError."""
+    with open_text(path, errors=errors) as file:
+        return file.read()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file. Raises OSError."""
+    with open_bytes(path) as file:
+        return file.read()
 
 
 @contextmanager
@@ -25,7 +66,7 @@ def replacing(
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with os.fdopen(os.open(aside, flags, 0o600 if private else 0o666), "wb") as file:
+        with os.fdopen(descriptor(aside, flags, 0o600 if private else 0o666), "wb") as file:
             yield file
             if durable:
                 file.flush()

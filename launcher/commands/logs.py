@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from launcher import slurm
 from launcher.options import path_of
 from launcher.record import Launch
 from launcher.views import find, runs, verdict
+from moco_dist import files
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5
@@ -89,13 +91,13 @@ class Logs:
     def _existing(self) -> Iterator[tuple[Path, str]]:
         """List the files that there are, with the text that goes before their lines."""
         if self._rank is not None:
-            path = self.launch.log(self._rank)
-            yield from [(path, "")] if path.is_file() else []
+            yield from [(path, "")] if (path := self.launch.log(self._rank)).is_file() else []
             return
         if (own := self.launch.logs / "launcher.log").is_file():
             yield own, "[launcher] "
         for rank in self.ranks():
-            yield self.launch.log(rank), f"[rank {rank}] "
+            if self.launch.log(rank).is_file():
+                yield self.launch.log(rank), f"[rank {rank}] "
 
 
 def _follow(logs: Logs) -> runs.Run:
@@ -178,7 +180,7 @@ class Tail:
     """
 
     def __init__(self, path: Path, prefix: str = "", lines: int | None = None) -> None:
-        self._file, self._prefix, self._unfinished = path.open("rb"), prefix, b""
+        self._file, self._prefix, self._unfinished = files.open_bytes(path), prefix, b""
         if lines is not None:
             self._file.seek(_start_of_last(self._file, lines))
 
@@ -209,7 +211,7 @@ def readable(line: bytes) -> str:
     return "".join(c if c.isprintable() or c == "\t" else " " if c.isspace() else "" for c in text)
 
 
-def _start_of_last(file: io.BufferedReader, lines: int) -> int:
+def _start_of_last(file: BinaryIO, lines: int) -> int:
     """Return where the last so many lines begin; a last line without an end counts."""
     end, length = file.seek(0, io.SEEK_END), _BLOCK
     while True:

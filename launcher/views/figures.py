@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from launcher.record import Launch
+from moco_dist import files
 from moco_dist.config.schema import OptimSection
 
 _TAIL_BYTES = 2**16
@@ -47,7 +48,7 @@ NOTHING = Latest()
 def read(launch: Launch) -> Latest:
     """The figures of a run; none where nothing can be read."""
     try:
-        with launch.paths.metrics.open("rb") as file:
+        with files.open_bytes(launch.paths.metrics) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - _TAIL_BYTES))
             lines = reversed(file.read(_TAIL_BYTES).splitlines())  # what is half a line at the ends is no row
@@ -103,7 +104,7 @@ def _last_evaluation(file: BinaryIO, size: int) -> Row:
 def _optim(config: Path) -> OptimSection | None:
     """The section of the config that tells the run's length. Only it is checked: this is asked for many runs."""
     try:
-        tree = yaml.load(config.read_text(encoding="utf-8"), Loader=_SafeLoader)
+        tree = yaml.load(files.read_text(config), Loader=_SafeLoader)
         return OptimSection.model_validate(tree.get("optim") or {})
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return None

@@ -12,6 +12,7 @@ from launcher import slurm
 from launcher.record import Launch, Submission
 from launcher.views import figures, find, verdict
 from launcher.views.figures import NOTHING, Latest
+from moco_dist import files
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 1.0
@@ -177,13 +178,14 @@ def live_jobs_of(text: str) -> list[slurm.Job]:
     """Find this user's live jobs of a run that have no record there, by the job's id, an array's, or the directory."""
     folders = {str(place.resolve()) for place in (Path(text), Path("runs") / text)}
     jobs = [job for job in slurm.Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
-    return [job for job in jobs if text in (job.id, job.id.partition("_")[0]) or job.run_dir in folders]
+    return [job for job in jobs if text in (job.id, job.array) or job.run_dir in folders]
 
 
-def queued_for(run_dir: Path) -> slurm.Job | None:
-    """Find a live job that names the directory, whether it has a record or not; None where SLURM does not answer."""
-    jobs = slurm.Answers().own_jobs()
-    return next((job for job in jobs if job.live and job.run_dir == str(run_dir.absolute())), None)
+def queued_for(run_dirs: Sequence[Path]) -> dict[Path, slurm.Job]:
+    """Find live jobs that name directories, whether these have a record or not; none where SLURM does not answer."""
+    live = {job.run_dir: job for job in slurm.Answers().own_jobs() if job.live}
+    names = {run_dir: str(run_dir.absolute()) for run_dir in run_dirs}
+    return {run_dir: live[name] for run_dir, name in names.items() if name in live}
 
 
 def wait(launches: Sequence[Launch], over: Callable[[Run], bool], seconds: float) -> list[Run]:
@@ -234,7 +236,7 @@ def _with_submission(run: Run) -> Run:
     """Return a run with its submission."""
     submission = run.launch.submission()
     if submission is None:
-        run.launch.job_file.read_bytes()  # raises the cause, where there is one
+        files.read_bytes(run.launch.job_file)  # raises the cause, where there is one
         return replace(run, state="unreadable", reason="launch/job.json is damaged, or of another version")
     return replace(run, submission=submission)
 

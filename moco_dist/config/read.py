@@ -3,6 +3,8 @@
 What a text means is decided by the key that takes it (`section.Section`): `0123` is a name, and no number.
 """
 
+import copy
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from moco_dist import files
 from moco_dist.errors import UserError
 
 _NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
@@ -70,7 +73,7 @@ def read_tree(file: Path) -> dict[str, Any]:
         UserError: it is no such file, a key stands twice, or aliases make it grow without end.
     """
     try:
-        tree = _load(file.read_text(encoding="utf-8"))
+        tree = copy.deepcopy(_load(files.read_text(file)))
     except _Refused as error:
         raise UserError(f"config {file}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError) as error:
@@ -83,8 +86,9 @@ def read_tree(file: Path) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key != "$schema" and not str(key).startswith("x-")}
 
 
+@functools.lru_cache(maxsize=8)  # the members of a sweep share one
 def _load(text: str) -> Any:
-    """Load one document. Raises yaml.YAMLError, _Refused."""
+    """Load one document, which its callers must not change. Raises yaml.YAMLError, _Refused."""
     loader = _TextSafeLoader(text)
     try:
         node = loader.get_single_node()

@@ -70,7 +70,7 @@ class Cells:
 
     def add(self, cells: Iterable[Cell]) -> None:
         """Keep cells. Raises OSError."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with files.open_text(self.path, "a") as file:
             for cell in cells:
                 # A line that a killed process left half is ended first, so that it takes no whole one with it.
                 file.write("\n" * (file.tell() > 0) + json.dumps(asdict(cell)))
@@ -78,7 +78,7 @@ class Cells:
 
 
 def _read(path: Path) -> Iterator[Cell]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in files.read_text(path).splitlines():
         try:
             cell = json.loads(line)
             yield Cell(**{**cell, "key": Key(**cell["key"])})
@@ -105,7 +105,7 @@ def row(cells: Sequence[Cell]) -> dict[str, Any]:
 def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
     """Put rows into a JSON file. Other rows that it had stay, if they are about the same."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(files.read_text(path))
         before = content.pop("rows") if content.items() >= about.items() else []
     except (OSError, ValueError, AttributeError, KeyError):
         before = []

@@ -10,6 +10,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from moco_dist.files import read_bytes
+
 log = logging.getLogger(__name__)
 
 MARK = b"moco-dist sha256 "
@@ -64,7 +66,7 @@ class CheckpointIndex:
 
 def verify(path: Path) -> bytes:
     """Return the archive of a checkpoint, its checksum verified. Raises Damaged, OSError."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     archive, footer = content[:-_FOOTER], content[-_FOOTER:]
     if not footer.startswith(MARK):
         raise Damaged("cut short: the checksum at its end is missing")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist.errors import UserError
-from moco_dist.files import write_text
+from moco_dist.files import read_text, write_text
 from moco_dist.run.paths import RunPaths
 
 SECONDS = 30.0
@@ -76,7 +76,7 @@ class Lease:
         if (owner.get("host"), _boot(owner)) == (self._mine["host"], _boot(self._mine)):  # names alone may be alike
             alive = process_start(int(owner["pid"])) == owner["started"]
         else:
-            alive = self._renewed_within(owner)
+            alive = self._file.is_file() and self._renewed_within(owner)
         if alive:
             rule = f"a job on {owner.get('host')} (process {owner.get('pid')}) is writing to it"
             fix = "wait for it, stop it, or choose another run.name"
@@ -144,7 +144,7 @@ def _boot(owner: dict[str, Any]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        owner = json.loads(file.read_text(encoding="utf-8"))
+        owner = json.loads(read_text(file))
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moco_dist.files import replacing
+from moco_dist.files import descriptor, open_bytes, replacing
 
 Row = Mapping[str, float | int | str]
 """One line of the file: figures by name. `step` is in every row, counted from 1."""
@@ -103,7 +103,7 @@ class MetricsFile:
         Raises:
             OSError: the file cannot be read or written.
         """
-        with self._lock, self.path.open("rb") as file:
+        with self._lock, open_bytes(self.path) as file:
             self._unsent.clear()
             kept = [line for line in file if (row := _parse(line)) is not None and row["step"] <= step]
             length = sum(map(len, kept))
@@ -126,7 +126,7 @@ class MetricsFile:
             self._fd = -1
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        return descriptor(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def _write(self) -> bool:
         try:
@@ -144,7 +144,7 @@ class MetricsFile:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a metrics.jsonl without damaged lines. Raises OSError."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         yield from filter(None, map(_parse, file))
 
 

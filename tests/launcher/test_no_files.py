@@ -1,0 +1,30 @@
+"""What is no file in a run directory, such as a FIFO, makes no command wait for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.__main__ import main
+from tests.launcher.made import MadeUp, make_run, train_row
+from tests.test_files import alarm, put
+
+__all__ = ["alarm"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_no_command_of_the_launcher_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    MadeUp(monkeypatch).tells("sinfo", "")
+    Path("runs").mkdir(mode=0o700)
+    run = make_run(Path("runs/x"), job="12", state="crashed", step=3, starts=1, rows=[train_row(3)])
+    run.run_dir.chmod(0o700)
+    of_run = (run.paths.metrics, run.paths.status, run.paths.config, run.paths.lease, run.log(0))
+    of_launch = (run.starts_file, run.failures_file, run.config_file, run.logs / "launcher.log", run.job_file)
+    commands = ["status", "status runs/x", "logs x", "logs --all x", "cancel x", "requeue x", "sweep status runs"]
+    commands += ["sweep again runs", "submit --local --dry-run run.name=x --gpus-per-node 1"]
+    for file in (*of_run, *of_launch):
+        put(kind, file)
+        for command in commands:
+            assert main(command.split()) in (0, 1, 2), (file, command)
