@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from launcher import slurm
 from launcher.commands import cancel, logs, preflight, requeue, status, submit, sweep
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, masked
 
 _COMMANDS = {
     module.__name__.rpartition(".")[2]: module for module in (submit, status, logs, cancel, requeue, sweep, preflight)
@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _print_error(line: str, code: int) -> int:
-    print(f"launcher: {line}", file=sys.stderr)
+    print(masked(f"launcher: {line}"), file=sys.stderr)
     return code
 
 

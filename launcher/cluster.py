@@ -12,7 +12,7 @@ from launcher import environment
 from moco_dist import config as configs
 from moco_dist.config.paths import PathText
 from moco_dist.config.section import Float, Int, Natural, Positive, Section
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, holds_password, shown
 
 SHIPPED = Path(slurm.__file__).parent / "clusters"
 
@@ -124,9 +124,10 @@ def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
 
 
 def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """Find keys that are named like a secret, and such variables that a line of `setup` sets."""
+    """Find keys that are named like a secret, URLs with a password, and variables that a line of `setup` sets."""
     for key, value in tree.items():
-        if re.search(_SECRET, str(key), re.IGNORECASE):
+        texts = value if isinstance(value, list) else [value]
+        if re.search(_SECRET, str(key), re.IGNORECASE) or any(map(_has_password, map(str, texts))):
             yield f"{place}{key}"
         elif isinstance(value, dict):
             yield from _secrets(value, f"{place}{key}.")
@@ -134,6 +135,45 @@ def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
     for line in lines if isinstance(lines, list) else [lines]:  # one line needs no list
         if secret := re.search(rf"(\w*(?:{_SECRET})\w*)=[\"']?[^$`\"'\s]", str(line), re.IGNORECASE):
             yield f"setup: {secret[1]}"
+
+
+def _has_password(text: str) -> bool:
+    """Return whether a text has a URL with a password, or is one without its scheme, as proxies are often written."""
+    return holds_password(text) or bool(re.fullmatch(r"[^\s/@:$]+:[^\s/@$]+@(?!sha256:)[^\s/@]+/?", text))
+
+
+def usage() -> str:
+    """Describe every key of a profile, with its default, its type and its meaning."""
+    schema = Profile.model_json_schema()
+    lines = ["A profile is a YAML file of these keys, each of which may be left out:", ""]
+    for prefix, section in (("", schema), ("container.", schema["$defs"]["Container"])):
+        for key, values in section["properties"].items():
+            default = f": {shown(values['default'])}" if "default" in values else ""
+            meaning = values.get("description") or Profile.model_fields[key].description
+            lines += [f"  {prefix}{key}{default}  ({_kind(values)})", f"      {meaning}"]
+    return "\n".join(lines)
+
+
+_KINDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
+_LIMITS = {"gt": "above", "ge": "at least", "le": "at most"}
+
+
+def _kind(values: Mapping[str, Any]) -> str:
+    """Write in words which values a key takes, from its part of the JSON schema."""
+    if "anyOf" in values:
+        return " or ".join(map(_kind, values["anyOf"]))
+    if "enum" in values:
+        return " or ".join(values["enum"])
+    match values.get("type"):
+        case "array":
+            return f"list of {_kind(values['items'])}"
+        case "object":
+            return f"NAME: {_kind(values['additionalProperties'])}"
+        case None:
+            return "keys of its own"
+        case kind:
+            limits = [f"{words} {values[limit]}" for limit, words in _LIMITS.items() if limit in values]
+            return " ".join([_KINDS[kind], *limits])
 
 
 def _find(name: str) -> Path:

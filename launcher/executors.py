@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -56,7 +57,25 @@ class Sbatch(SlurmExecutor):
         return ["env", *unset, *super()._make_submission_command(submission_file_path)]
 
     def send(self, tasks: Sequence[Task]) -> list[str]:
-        """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
+        """Hand jobs to sbatch, more than one as an array; if it refuses, no file of theirs is left.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            slurm.Refused: sbatch has failed.
+        """
+        before = set(self.folder.iterdir()) if self.folder.is_dir() else set()
+        try:
+            return self._send(tasks)
+        except BaseException:
+            for file in set(self.folder.iterdir()) - before if self.folder.is_dir() else ():
+                if re.fullmatch(r"[0-9a-f]{32}\.pkl|\.submission_file_\w+\.sh", file.name):
+                    file.unlink(missing_ok=True)
+            raise
+
+    def _send(self, tasks: Sequence[Task]) -> list[str]:
+        """Hand jobs to sbatch, as `send` does, but leave submitit's files behind where it refuses them."""
         try:
             with contextlib.redirect_stderr(io.StringIO()), self.batch():  # submitit prints what it raises
                 jobs: list[Job[Any]] = [self.submit(task) for task in tasks]

@@ -27,6 +27,14 @@ _OVERRIDES = (
 )
 
 
+class _ProfileHelp(argparse.Action):
+    """Print every key of a profile, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(cluster.usage())
+        parser.exit()
+
+
 def _positive(text: str) -> int:
     """Read a whole number above 0."""
     if not text.strip().isdecimal() or not int(text):
@@ -47,9 +55,18 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local", action="store_true", help="run it on this machine, without SLURM")
 
 
+def add_waits(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what a job waits for, and whether the command waits for the job."""
+    text = "start after this run, sweep or job has succeeded; any:RUN, however it ended"
+    parser.add_argument("--after", metavar="RUN", help=text)
+    text = "follow what is sent to its end; exit 0, 75, 2 or 1 as it, or the worst member of a sweep, ended"
+    parser.add_argument("--wait", action="store_true", help=text)
+
+
 def add_resources(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what a job asks of the cluster."""
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
+    parser.add_argument("--help-profile", action=_ProfileHelp, nargs=0, help="list every key of a profile, and end")
     parser.add_argument("--nodes", type=_positive, metavar="N", help="nodes; unset, 1 or as it was")
     for key, metavar in _OVERRIDES:
         option = f"--{key.replace('_', '-')}"

@@ -26,7 +26,7 @@ from launcher.cluster import Profile
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.config.section import Positive, Section
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, masked
 from moco_dist.run import checkpoints, paths, status
 
 STARTS_WITHOUT_PROGRESS = 3
@@ -60,6 +60,8 @@ class Submission(Section):
     """Archive of the data that each node unpacks."""
     sweep: str | None = None
     """Folder of the sweep that it is a member of."""
+    values: dict[str, Any] | None = None
+    """Values by key that distinguish it from the sweep's other members."""
 
     @property
     def ranks(self) -> int:
@@ -110,7 +112,7 @@ class Launch:
         """
         try:
             refuse_others(self.run_dir)
-            return Submission.model_validate_json(self.job_file.read_text(encoding="utf-8"))
+            return Submission.model_validate_json(files.read_text(self.job_file))
         except (OSError, ValueError):
             return None
 
@@ -163,9 +165,9 @@ class Launch:
 
     def say(self, line: str) -> None:
         """Print a line on stderr, and add it to the job's own log."""
-        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}"
+        text = masked(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}")
         print(text, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError), (self.logs / "launcher.log").open("a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), files.open_text(self.logs / "launcher.log", "a") as log:
             log.write(text + "\n")
 
     def checkpoint_step(self) -> int:
@@ -180,7 +182,7 @@ class Launch:
 def _rows(file: Path) -> list[dict[str, Any]]:
     """Read the lines of a file about starts; one that a killed job wrote half of is left out."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = files.read_text(file, errors="replace").splitlines()
     except OSError:
         return []
     rows = []
@@ -192,7 +194,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _add_row(file: Path, row: Mapping[str, Any]) -> None:
     """Add a line to a file about starts. Raises OSError."""
-    with file.open("a+", encoding="utf-8", errors="replace") as lines:
+    with files.open_text(file, "a+", errors="replace") as lines:
         lines.seek(0)
         if lines.read()[-1:] not in ("", "\n"):  # half a line, of a killed job or a full disk
             lines.write("\n")

@@ -3,19 +3,19 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from launcher import slurm, snapshot
+from launcher import preparing, slurm, snapshot
 from launcher.checks import preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
-from launcher.record import Launch, Submission, refuse_others
+from launcher.progress import counted
+from launcher.record import Launch, Submission
 from moco_dist import config as configs
-from moco_dist import files, packages
+from moco_dist import packages
 from moco_dist.errors import UserError
-from moco_dist.run import status
-from moco_dist.run.lease import Lease
 
 
 def need_submitit() -> None:
@@ -60,7 +60,7 @@ def send_again(
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
     config, submission = launch.config(), change(last)
-    if not checked(config, submission, replaces=replaces):
+    if not checked(config, submission, runners=() if replaces else None):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:
         return send_successor(launch, submission)
@@ -89,7 +89,7 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
     assert last is not None
     new = submission or last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job)})
     dependency = ",".join(filter(None, [f"afterany:{last.job}", last.after]))
-    [job] = Sbatch(launch, new, dependency).send([_task(launch, new)])
+    [job] = Sbatch(launch, new, dependency).send([_task(launch.config(), new)])
     new = new.model_copy(update={"job": job})
     _record([(launch, new)])
     with contextlib.suppress(slurm.Refused, slurm.Unavailable):
@@ -109,7 +109,10 @@ def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
 
 
 def checked(
-    config: configs.Config, submission: Submission, printed: set[Finding] | None = None, *, replaces: bool = False
+    config: configs.Config,
+    submission: Submission,
+    printed: set[Finding] | None = None,
+    runners: Sequence[Finding] | None = None,
 ) -> bool:
     """Check a job, and print what is found.
 
@@ -117,13 +120,13 @@ def checked(
         config: config of the run.
         submission: what is to be sent.
         printed: findings that were printed before, which are not printed again; new ones are added.
-        replaces: whether it is to take over from a live job of the run.
+        runners: who is in the run directory, as `preflight.check_free` finds it; None: it is looked up.
 
     Returns:
         Whether the job may be sent.
     """
     printed = set() if printed is None else printed
-    findings = preflight.check(config, submission, replaces=replaces)
+    findings = preflight.check(config, submission, runners)
     for finding in findings:
         if finding not in printed:
             print(f"{finding.level}: {finding.text}", file=sys.stderr)
@@ -142,14 +145,18 @@ def send_all(
     members: Sequence[configs.Config],
     submission: Submission,
     parallel: int = 256,
+    values: Sequence[dict[str, Any]] = (),
 ) -> list[Submission]:
     """Write into run directories what jobs need, and send these, several as an array.
+
+    If they are not sent, all directories are put back as they were.
 
     Args:
         place: what SLURM knows the jobs by: the only one's record, or that of the sweep.
         members: config of each.
         submission: what all of them have in common.
         parallel: members of an array that run at once.
+        values: what distinguishes each member of a sweep from the others.
 
     Returns:
         Their submissions, with the jobs' ids.
@@ -158,19 +165,44 @@ def send_all(
         UserError: another job is in a run directory, or it cannot be written.
         slurm.Refused: sbatch refused the jobs.
     """
+    launches = [Launch(config.run_dir) for config in members]
+    try:
+        with contextlib.ExitStack() as stack:
+            if place not in launches:
+                stack.enter_context(preparing.held(place, place.submitit))
+            for launch in counted(launches, "run directories are made"):
+                stack.enter_context(preparing.held(launch, launch.logs, launch.submitit))
+            sent = _send_held(place, list(zip(launches, members, strict=True)), submission, parallel)
+            if values:
+                sent = [one.model_copy(update={"values": own}) for one, own in zip(sent, values, strict=True)]
+            _record(list(zip(launches, sent, strict=True)))
+            return sent
+    except OSError as error:
+        rule = f"cannot be written: {error.strerror or error}"
+        raise UserError.of("run.dir", place.run_dir, rule, "choose another") from None
+
+
+def _send_held(
+    place: Launch, members: Sequence[tuple[Launch, configs.Config]], submission: Submission, parallel: int
+) -> list[Submission]:
+    """Prepare run directories that are held, and send their jobs, as `send_all` does. Raises OSError as well."""
     from launcher.executors import Sbatch, send_locally
 
-    launches = [Launch(config.run_dir) for config in members]
-    with contextlib.ExitStack() as stack:
-        sent = [stack.enter_context(_prepared(config, submission)) for config in members]
-        tasks = [_task(launch, one) for launch, one in zip(launches, sent, strict=True)]
-        if submission.executor == "local":
-            sent = [send_locally(place, task) for task in tasks]
-        else:
-            ids = Sbatch(place, sent[0], submission.after, parallel).send(tasks)
-            sent = [one.model_copy(update={"job": job}) for one, job in zip(sent, ids, strict=True)]
-        _record(list(zip(launches, sent, strict=True)))
-    return sent
+    launches = [launch for launch, _ in members]
+    preparing.refuse_taken(launches)
+    copies = launches[0].codes(submission)
+    copies.mkdir(exist_ok=True, mode=0o700)
+    code = snapshot.take(copies).name
+    snapshot.describe([launch.folder for launch in launches])
+    for launch, config in counted(members, "configs are written"):
+        preparing.write(launch, config)
+    now = time.strftime("%Y-%m-%dT%H:%M:%S")
+    one = submission.model_copy(update={"code": code, "submitted": now})
+    tasks = [_task(config, one) for _, config in members]
+    if submission.executor == "local":
+        return [send_locally(place, task) for task in tasks]
+    ids = Sbatch(place, one, submission.after, parallel).send(tasks)
+    return [one.model_copy(update={"job": job}) for job in ids]
 
 
 def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:
@@ -185,62 +217,6 @@ def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submission]:
-    """Write into the run directory what a job needs; until the context ends, no other submission can be made there.
-
-    Raises:
-        UserError: a job or another submission is in the directory, or it cannot be written.
-    """
-    launch = Launch(config.run_dir)
-    try:
-        launch.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        refuse_others(launch.run_dir)
-        copies = launch.codes(submission)
-        for folder in (launch.folder, launch.logs, launch.submitit, copies):
-            folder.mkdir(exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-        lease = Lease(launch.folder)
-        try:
-            for finding in preflight.check_free(launch.run_dir):  # someone may have come since the first look
-                if finding.level == "error":
-                    raise UserError(finding.text)
-            code = snapshot.take(copies).name
-            snapshot.describe(launch.folder)
-            if config.track.wandb != "disabled":
-                from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
-
-                fixed_id(launch.paths.wandb)
-            with _written(launch, config):
-                now = time.strftime("%Y-%m-%dT%H:%M:%S")
-                yield submission.model_copy(update={"code": code, "submitted": now})
-        finally:
-            lease.release()
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}"
-        raise UserError.of("run.dir", config.run_dir, rule, "choose another") from None
-
-
-def _task(launch: Launch, submission: Submission) -> Task:
+def _task(config: configs.Config, submission: Submission) -> Task:
     """Return what the job runs, for submitit to pickle."""
-    root = launch.config().data.root if submission.stage else None
-    return Task(str(launch.run_dir), submission, root or "")
-
-
-@contextlib.contextmanager
-def _written(launch: Launch, config: configs.Config) -> Iterator[None]:
-    """Write the config, and a status that lets the job start; put both back as they were if it is not sent."""
-    old_config = launch.config_file.read_text(encoding="utf-8") if launch.config_file.exists() else None
-    before = launch.status()
-    files.write_text(launch.config_file, configs.dump(config))
-    if before.state not in (None, "done"):
-        status.write(launch.run_dir, "stopped", before.step, "sent again")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if old_config is not None:
-                files.write_text(launch.config_file, old_config)
-        if before.state is not None:
-            status.write(launch.run_dir, before.state, before.step, before.reason)
-        raise
+    return Task(str(config.run_dir), submission, (config.data.root or "") if submission.stage else "")

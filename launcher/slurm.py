@@ -65,6 +65,11 @@ class Job:
     """The run directory, which jobs of ours carry as their comment."""
 
     @property
+    def array(self) -> str:
+        """Id of the array that it is a member of; of another job, its own."""
+        return self.id.partition("_")[0]
+
+    @property
     def waits(self) -> bool:
         return self.state in _WAITS
 
@@ -118,7 +123,7 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
 
 
 def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
-    """Ask the queue for the named jobs, or all of this user's: waiting, running and lately ended ones.
+    """Ask the queue for the named jobs and members of arrays, or all of this user's: live and lately ended ones.
 
     Raises:
         Unavailable: SLURM does not answer.
@@ -133,7 +138,7 @@ def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> di
             raise Unavailable(str(error)) from None
         return {}
     jobs = (Job(*(part.strip() for part in line.split("|", 5))) for line in text.splitlines() if line.count("|") >= 5)
-    return {job.id: job for job in jobs if not ids or job.id in ids}
+    return {job.id: job for job in jobs if not ids or job.id in ids or job.array in ids}
 
 
 def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import launcher
 import moco_dist
 import slurm
 from moco_dist import files
+from moco_dist.errors import masked
 from moco_dist.run.directory import git_revision
 
 _PACKAGES = (moco_dist, launcher, slurm)
@@ -45,12 +47,18 @@ def take(folder: Path) -> Path:
     return copy
 
 
-def describe(folder: Path) -> None:
-    """Write which code and packages the job has: revision.txt, diff.patch, packages.txt. Raises OSError."""
-    files.write_text(folder / "revision.txt", git_revision() + "\n")
-    files.write_text(folder / "diff.patch", _diff())
+def describe(folders: Sequence[Path]) -> None:
+    """Write into each folder which code and packages its job has: revision, changes, packages. Raises OSError."""
     packages = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
-    files.write_text(folder / "packages.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
+    texts = (git_revision() + "\n", _diff(), "\n".join(sorted(packages, key=str.lower)) + "\n")
+    for folder in folders:
+        for file, text in zip(described(folder), texts, strict=True):
+            files.write_text(file, text)
+
+
+def described(folder: Path) -> list[Path]:
+    """Return the files that `describe` writes into a folder."""
+    return [folder / name for name in ("revision.txt", "diff.patch", "packages.txt")]
 
 
 def _files() -> dict[str, Path]:
@@ -74,4 +82,4 @@ def _diff() -> str:
         return ""
     if len(diff) > _MOST_OF_A_DIFF:
         return f"# {len(diff)} bytes, not kept\n"
-    return diff.decode(errors="replace")
+    return masked(diff.decode(errors="replace"))

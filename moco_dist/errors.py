@@ -1,9 +1,20 @@
-"""Report a mistake of the user's in one line."""
+"""Report a mistake of the user's in one line, and mask the passwords of URLs in what is printed or kept."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]+@(?!sha256:)")
+"""What stands ahead of the host of a URL; the digest of a container's image is none."""
+_PASSWORD = re.compile(
+    r"://[^\s/'\"@:]*:(?![$`])[^\s/'\"]+@(?!sha256:)"  # user:password@; a variable of the shell is none
+    r"|https?://(?![$`])[^\s/'\"@:]+@"  # a token alone
+)
 
 
 class UserError(Exception):
@@ -12,7 +23,8 @@ class UserError(Exception):
     def __init__(self, line: str) -> None:
         # torch raises a data worker's UserError anew here, with the worker's traceback ahead of the line: drop that.
         line = line.rsplit("UserError: ", 1)[-1].rstrip()
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        super().__init__(masked(line))
 
     @classmethod
     def of(cls, key: str, value: object, rule: str, fix: str) -> UserError:
@@ -20,15 +32,30 @@ class UserError(Exception):
         return cls(f"{key} = {shown(value)}: {rule}; {fix}")
 
 
+def masked(text: str) -> str:
+    """Replace user and password of every URL in a text by `***`; all that may hold one is printed and kept so."""
+    return _CREDENTIALS.sub("***@", text)
+
+
+def holds_password(text: str) -> bool:
+    """Return whether a URL in a text has a password, or a token in its place."""
+    return bool(_PASSWORD.search(text))
+
+
+def print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, with its URLs masked; for sys.excepthook."""
+    sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+
+
 def shown(value: object) -> str:
     """Write a value as the user would write it in YAML, on one line and not longer than a line."""
-    text = " ".join(_flow(value).split())
+    text = masked(" ".join(_flow(value).split()))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def reason(error: BaseException) -> str:
     """Write an error that is no user's mistake on one line, not longer than two lines, to be told in brackets."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return masked(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
 
 
 def some_names(names: Sequence[str], count: int = 3) -> str:

@@ -26,12 +26,14 @@ FLOORS = (
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
-    ("environment",),
+    ("environment", "progress"),
     ("cluster", "slurm", "snapshot"),
     ("record",),
     ("job", "options", "views"),
     ("checks", "executors"),
+    ("preparing",),
     ("sending",),
+    ("sweeps",),
     ("commands", "after"),
     ("__main__",),
 )

@@ -10,38 +10,55 @@ _KEY = "--after"
 
 
 def dependency(text: str) -> str | None:
-    """Write the value of --after, a run or a job, in sbatch's words; None where the job need not wait any more.
+    """Write the value of --after, runs or jobs, in sbatch's words; None where the job need not wait any more.
 
     Raises:
-        UserError: it is no run and no job, or the job would wait for ever.
+        UserError: it is no run, no sweep and no job, or the job would wait for ever.
         Unavailable: SLURM does not tell.
     """
     name = text.removeprefix("any:")
-    ended_well = "afterany" if name != text else "afterok"
-    job = name if re.fullmatch(r"\d+(_\d+)?", name) else _job_of_run(text, name, may_fail=name != text)
-    if job is None:
-        return None
-    predecessor = slurm.jobs([job]).get(job)
-    if predecessor is None:  # sbatch would start the job at once
-        raise UserError.of(_KEY, text, "SLURM knows no such job", "see launcher status")
-    if not predecessor.live and (predecessor.state == "COMPLETED" or ended_well == "afterany"):
-        return None
-    if not predecessor.live or (predecessor.reason == slurm.NEVER and ended_well == "afterok"):
-        how = f"has ended as {predecessor.state}" if not predecessor.live else "waits for a job that has failed"
-        raise UserError.of(_KEY, text, f"job {job} {how}, and will never succeed", f"use --after any:{name}")
-    return f"{ended_well}:{job}"
+    may_fail = name != text
+    named = [name] if re.fullmatch(r"\d+(_\d+)?", name) else _jobs_of_runs(text, name, may_fail=may_fail)
+    known = slurm.jobs(named) if named else {}
+    waited_for = []
+    for number in named:
+        jobs = [known[number]] if number in known else [job for job in known.values() if job.array == number]
+        if not jobs:  # sbatch would start the job at once
+            raise UserError.of(_KEY, text, "SLURM knows no such job", "see launcher status")
+        waited_for += [job.id for job in jobs if _must_wait(text, job, may_fail=may_fail)]
+    kind = "afterany" if may_fail else "afterok"
+    return f"{kind}:{':'.join(waited_for)}" if waited_for else None
 
 
-def _job_of_run(text: str, name: str, *, may_fail: bool) -> str | None:
-    """Find the job of a run; None where the run has ended, and may have as it did. Raises UserError, Unavailable."""
-    [run] = runs.look_surely([find.run(name, _KEY)])
-    assert run.submission is not None
-    if run.state == "done" or (run.ended and may_fail):
-        return None
-    if run.ended:
-        fix = f"python -m launcher requeue {run.name}, or use --after any:{name}"
-        raise UserError.of(_KEY, text, f"the run has ended: {run.state}", fix)
-    if run.local:
-        rule = "the run is on this machine, and SLURM cannot wait for it"
-        raise UserError.of(_KEY, text, rule, "wait for its end")
-    return run.submission.job
+def _must_wait(text: str, job: slurm.Job, *, may_fail: bool) -> bool:
+    """Return whether there is a job to wait for. Raises UserError where that would be for ever."""
+    if not job.live and (job.state == "COMPLETED" or may_fail):
+        return False
+    if not job.live or (job.reason == slurm.NEVER and not may_fail):
+        how = f"has ended as {job.state}" if not job.live else "waits for a job that has failed"
+        fix = f"use --after any:{text.removeprefix('any:')}"
+        raise UserError.of(_KEY, text, f"job {job.id} {how}, and will never succeed", fix)
+    return True
+
+
+def _jobs_of_runs(text: str, name: str, *, may_fail: bool) -> list[str]:
+    """List the jobs of a run or of a sweep's members, but of those that may have ended as they did.
+
+    Raises:
+        UserError: there is no such run, or one has failed, or runs on this machine.
+        Unavailable: SLURM does not tell.
+    """
+    jobs = []
+    for run in runs.look_surely(find.runs([name], _KEY)):
+        assert run.submission is not None
+        if run.state == "done" or (run.ended and may_fail):
+            continue
+        if run.ended:
+            fix = f"python -m launcher requeue {run.name}, or use --after any:{name}"
+            rule = "the run has ended" if run.name == name else f"the run {run.name} has ended"
+            raise UserError.of(_KEY, text, f"{rule}: {run.state}", fix)
+        if run.local:
+            rule = "the run is on this machine, and SLURM cannot wait for it"
+            raise UserError.of(_KEY, text, rule, "wait for its end")
+        jobs.append(run.submission.job)
+    return jobs

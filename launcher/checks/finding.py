@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, masked
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ def warning(key: str, value: object, rule: str, fix: str) -> Finding:
 
 def note(text: str) -> Finding:
     """Return a note of what is good to know."""
-    return Finding("note", text)
+    return Finding("note", masked(text))

@@ -1,12 +1,13 @@
 """Check a job before it is sent, by all that can be known on a login node."""
 
+import contextlib
 import functools
 import netrc
 import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,18 +30,19 @@ _OWN_DISKS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Folders that each node has for itself."""
 
 
-def check(config: Config, submission: Submission, *, replaces: bool = False) -> list[Finding]:
+def check(config: Config, submission: Submission, runners: Sequence[Finding] | None = None) -> list[Finding]:
     """Find what is wrong, doubtful or worth knowing about a job. Returns the errors first.
 
     Args:
         config: config of the run.
         submission: what is to be sent.
-        replaces: whether the job is to take over from a live one of the run.
+        runners: who is in the run directory, as `check_free` finds it; None: it is looked up.
     """
     findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
         site_read = pool.submit(site.read) if submission.executor == "slurm" else None
-        runners = pool.submit(check_free, config.run_dir.absolute())
+        run_dir = config.run_dir.absolute()
+        looked_up = pool.submit(check_free, [run_dir]) if runners is None else None
         measured = pool.submit(estimate.encoder_cost, config)
         try:
             layout = configs.layout(config, submission.ranks)
@@ -60,7 +62,7 @@ def check(config: Config, submission: Submission, *, replaces: bool = False) -> 
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
         findings += _check_shell()
-        findings += [] if replaces else runners.result()
+        findings += looked_up.result()[run_dir] if looked_up else runners or ()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
         except slurm.NotInstalled as error:
@@ -166,26 +168,36 @@ def _check_directory(config: Config, images: Images | None, cost: EncoderCost | 
         yield finding.error("run.dir", run_dir, f"cannot be read: {error.strerror}", "choose another")
 
 
-def check_free(run_dir: Path) -> list[Finding]:
-    """Return an error where somebody runs it already, a warning where nobody can tell; empty where nobody does."""
-    launch, key = Launch(run_dir), "run.dir"
-    try:
-        if launch.job_file.is_file():
-            [now] = runs.look([launch])
-            if now.live and now.submission:
-                name = f"process {now.submission.job}" if now.local else f"job {now.submission.job}"
-                fix = f"wait for it, or python -m launcher cancel {now.name}"
-                return [finding.error(key, run_dir, f"its {name} is {now.state}, a second one cannot join", fix)]
-            if not now.confirmed and now.submission:
-                rule = f"SLURM does not tell whether its job {now.submission.job} lives ({now.slurm_error})"
-                return [finding.warning(key, run_dir, rule, "if it does, the new one cannot start")]
-        if job := runs.queued_for(run_dir):
-            fix = f"wait for it, or python -m launcher cancel {job.id}"
-            return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
-        writer = lease.held_by(run_dir)
-    except OSError:  # told by the check of the directory
-        return []
-    return [finding.error(key, run_dir, f"{writer} is writing to it", "wait for it, or stop it")] if writer else []
+def check_free(run_dirs: Sequence[Path]) -> dict[Path, list[Finding]]:
+    """Find who runs in directories: an error where somebody does, a warning where nobody can tell, else nothing."""
+    launches = [launch for launch in map(Launch, run_dirs) if _is_sent(launch)]
+    looked_at = dict(zip((launch.run_dir for launch in launches), runs.look(launches), strict=True))
+    queued = runs.queued_for(run_dirs)
+    return {run_dir: _check_free(run_dir, looked_at.get(run_dir), queued.get(run_dir)) for run_dir in run_dirs}
+
+
+def _is_sent(launch: Launch) -> bool:
+    with contextlib.suppress(OSError):  # told by the check of the directory
+        return launch.job_file.is_file()
+    return False
+
+
+def _check_free(run_dir: Path, now: runs.Run | None, job: slurm.Job | None) -> list[Finding]:
+    """Find who runs in a directory, of which SLURM has told how its run stands, and which job is for it."""
+    key = "run.dir"
+    if now and now.live and now.submission:
+        name = f"process {now.submission.job}" if now.local else f"job {now.submission.job}"
+        fix = f"wait for it, or python -m launcher cancel {now.name}"
+        return [finding.error(key, run_dir, f"its {name} is {now.state}, a second one cannot join", fix)]
+    if now and not now.confirmed and now.submission:
+        rule = f"SLURM does not tell whether its job {now.submission.job} lives ({now.slurm_error})"
+        return [finding.warning(key, run_dir, rule, "if it does, the new one cannot start")]
+    if job:
+        fix = f"wait for it, or python -m launcher cancel {job.id}"
+        return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
+    if writer := lease.held_by(run_dir):
+        return [finding.error(key, run_dir, f"{writer} is writing to it", "wait for it, or stop it")]
+    return []
 
 
 def _check_resumed(config: Config, layout: Layout | None) -> Iterator[Finding]:

@@ -55,7 +55,11 @@ def run(options: argparse.Namespace) -> int:
     places, every = [Path(place) for place in options.places], options.watch
     if every is not None and not re.fullmatch(r"\d+(\.\d+)?", every):  # `--watch runs/a`: what follows is a place
         places, every = [Path(path_of("RUN")(every)), *places], "5"
-    places = [place if os.path.lexists(place) else find.run(str(place)).run_dir for place in places]
+    places = [
+        folder
+        for place in places
+        for folder in ([place] if os.path.lexists(place) else [run.run_dir for run in find.runs([str(place)])])
+    ]
     if every is None:
         _once(places, options.json, slurm.patience_seconds(_ANSWER_SECONDS))
         return 0

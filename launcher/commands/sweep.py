@@ -14,61 +14,34 @@ A sweep file:
   cases:                          # each of them, with every combination of the grid
     - {moco.symmetric: true, optim.epochs: 100}
     - {moco.symmetric: false, optim.epochs: 200}
+
+A member is known by its values. Sent again with one more value, a file sends what is new alone.
 """
 
 import argparse
-import itertools
-import math
-import re
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field
-
-from launcher import sending
+from launcher import sending, sweeps
+from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
-from launcher.options import add_job_options, changed, submission_of
-from launcher.record import Launch, Submission, refuse_others
+from launcher.options import add_job_options, add_waits, changed, submission_of
+from launcher.progress import counted
+from launcher.record import Launch, Submission
 from launcher.views import find, runs
+from launcher.views.follow import follow
 from launcher.views.table import show
 from moco_dist import config as configs
-from moco_dist.config import Config
-from moco_dist.config.paths import PathText
-from moco_dist.config.section import FileName, Section
-from moco_dist.errors import UserError, shown
-
-_MOST_MEMBERS = 1000
-_OWN = ("run.name", "run.dir", "track.group")
-"""What a sweep sets itself for each member."""
-
-Values = dict[str, Any]
-
-
-class Sweep(Section):
-    """A sweep file."""
-
-    name: FileName = "sweep"
-    """Name of the sweep."""
-    config: PathText | None = None
-    """Config that the members share."""
-    grid: dict[str, list[Any]] = Field({})
-    """Values by key; every combination of them."""
-    cases: tuple[Values, ...] = ()
-    """Sets of values by key."""
-
-    def members(self) -> list[Values]:
-        """List the values of each member, in order."""
-        keys = self.grid.keys()
-        combinations = [dict(zip(keys, values, strict=True)) for values in itertools.product(*self.grid.values())]
-        return [{**case, **combination} for case in self.cases or ({},) for combination in combinations]
+from moco_dist.errors import UserError, some_names
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_job_options(parser)
+    add_waits(parser)
     parser.add_argument("--parallel", type=int, default=8, metavar="N", help="members that run at once (8)")
     parser.add_argument("--dry-run", action="store_true", help="print the members, send nothing")
     parser.add_argument("--json", action="store_true", help="with status: a list of objects")
@@ -81,74 +54,57 @@ def run(options: argparse.Namespace) -> int:
             return _status(Path(configs.expanded("DIR", folder)), as_json=options.json)
         case ["again", folder, *names]:
             _refuse_local(options)
+            if options.after:
+                raise UserError.of("--after", options.after, "goes with SWEEP.yaml alone", "drop it")
             return _again(Path(configs.expanded("DIR", folder)), names, options)
         case [file, *overrides] if "=" not in file:
             return _send(Path(configs.expanded("SWEEP.yaml", file)), overrides, options)
     raise UserError("sweep: takes SWEEP.yaml, status DIR or again DIR [MEMBER ...]; see sweep --help")
 
 
-def read(file: Path) -> Sweep:
-    """Read a sweep file. Raises UserError."""
-    if not file.is_file():
-        raise UserError(f"sweep {file}: no such file; give a YAML file with `grid` or `cases`")
-    tree = {"name": file.stem, **configs.read_tree(file)}
-    sweep = configs.validate(Sweep, tree)
-    if not sweep.grid and not sweep.cases:
-        raise UserError(f"sweep {file}: has no members; add grid: {{optim.lr: [0.03, 0.06]}} or cases")
-    for key, values in sweep.grid.items():
-        if not values:
-            raise UserError.of(f"grid.{key}", values, "must be a list of values", f"write {key}: [0.03, 0.06]")
-    for key in (key for values in (sweep.grid, *sweep.cases) for key in values if key in _OWN):
-        raise UserError(f"sweep {file}: sets {key}, which a sweep sets itself for each member; drop it")
-    count = math.prod(map(len, sweep.grid.values())) * max(1, len(sweep.cases))
-    if count > _MOST_MEMBERS:
-        raise UserError(f"sweep {file}: has {count} members, {_MOST_MEMBERS} at most; make it smaller")
-    return sweep
-
-
-def member_name(number: int, values: Values) -> str:
-    """Return the name of a member's folder, with its values: `03_temperature=0.1_lr=0.03`."""
-    words = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in values.items()]
-    return re.sub(r"[^\w.+=-]+", "-", "_".join([f"{number:02}", *words]))[:100]
-
-
-def member_configs(sweep: Sweep, overrides: list[str], *, staged: bool) -> list[Config]:
-    """Load the whole config of each member. Raises UserError, which names the member."""
-    folder = Path("runs") / sweep.name
-    members = []
-    for number, values in enumerate(sweep.members()):
-        name = member_name(number, values)
-        where = {"run.name": name, "run.dir": str(folder / name), "track.group": sweep.name}
-        try:
-            config = configs.load(Path(sweep.config) if sweep.config else None, overrides, {**values, **where})
-            members.append(sending.absolute(config, staged=staged))
-        except UserError as error:
-            raise UserError(f"member {name}: {error}") from None
-    return members
-
-
 def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
-    """Send all members as one array."""
+    """Send the members that are new as one array."""
     if options.parallel < 1:
         raise UserError.of("--parallel", options.parallel, "must be 1 or more", "use --parallel=8")
     _refuse_local(options)
     if not options.dry_run:
         sending.need_submitit()
-    sweep = read(file)
-    members = member_configs(sweep, overrides, staged=options.stage is not None)
-    folder = (Path("runs") / sweep.name).absolute()
-    submission = submission_of(options).model_copy(update={"name": sweep.name, "sweep": str(folder)})
-    printed: set[Finding] = set()
-    for config in members:
-        if not sending.checked(config, submission, printed):
-            raise UserError(f"member {config.run.name}: cannot be sent; mend the errors above")
+    sweep = sweeps.read(file)
+    plan = sweeps.plan(sweep, overrides, staged=options.stage is not None)
+    if plan.repeated:
+        print(f"note: given more than once, and sent once: {some_names(plan.repeated, 8)}", file=sys.stderr)
+    dependency = after.dependency(options.after) if options.after else None
+    changes = {"name": sweep.name, "sweep": str(sweep.folder), "after": dependency}
+    submission = submission_of(options).model_copy(update=changes)
+    _check(plan.new, submission)
     if options.dry_run:
-        print("\n".join(config.run.name for config in members))
+        print("\n".join(member.config.run.name for member in plan.new))
+    _print_existing(sweep.folder, plan.existing)
+    if options.dry_run:
         return 0
-    job = _send_array(folder, members, submission, options.parallel)
-    print(f"job array: {job}, {len(members)} members, {min(options.parallel, len(members))} at once")
-    print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
-    return 0
+    if plan.new:
+        _send_array(sweep.folder, plan.new, submission, options.parallel)
+    launches = [*plan.existing, *(Launch(member.config.run_dir) for member in plan.new)]
+    return follow(launches) if options.wait else 0
+
+
+def _check(new: Sequence[sweeps.Member], submission: Submission) -> None:
+    """Check new members before anything is written. Raises UserError, which names the first that cannot be sent."""
+    runners = preflight.check_free([member.config.run_dir for member in new])
+    printed: set[Finding] = set()
+    for member in counted(new, "members are checked"):
+        config = member.config
+        if not sending.checked(config, submission, printed, runners[config.run_dir]):
+            raise UserError(f"member {config.run.name}: cannot be sent; mend the errors above")
+
+
+def _print_existing(folder: Path, existing: Sequence[Launch]) -> None:
+    """List the members that were sent before, and stay as they are."""
+    shown = runs.look(existing) if existing else []
+    for run in shown:
+        print(f"{run.launch.run_dir.name}: sent before, {run.state}")
+    if any(run.ended and run.state != "done" for run in shown):
+        print(f"failed ones are sent again by: python -m launcher sweep again {shlex.quote(str(folder))}")
 
 
 def _refuse_local(options: argparse.Namespace) -> None:
@@ -157,18 +113,14 @@ def _refuse_local(options: argparse.Namespace) -> None:
         raise UserError("--local: a sweep is a job array, which needs SLURM; send its members by submit --local")
 
 
-def _send_array(folder: Path, members: list[Config], submission: Submission, parallel: int) -> str:
-    """Prepare every member's run directory, and hand them to sbatch. Returns the array's id."""
-    shared = Launch(folder)
-    try:
-        for place in (folder, shared.folder, shared.submitit):
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            refuse_others(place)
-    except OSError as error:
-        rule = f"{folder} cannot be written: {error.strerror}"
-        raise UserError.of("name", folder.name, rule, "choose another") from None
-    sent = sending.send_all(shared, members, submission, parallel=parallel)
-    return sent[0].job.partition("_")[0]
+def _send_array(folder: Path, members: Sequence[sweeps.Member], submission: Submission, parallel: int) -> None:
+    """Send members as one array, and say where they are."""
+    values = [member.values for member in members]
+    configs_ = [member.config for member in members]
+    sent = sending.send_all(Launch(folder), configs_, submission, parallel, values)
+    job = sent[0].job.partition("_")[0]
+    print(f"job array: {job}, {len(members)} members, {min(parallel, len(members))} at once")
+    print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
 
 
 def _status(folder: Path, *, as_json: bool) -> int:
@@ -200,6 +152,8 @@ def _again(folder: Path, names: list[str], options: argparse.Namespace) -> int:
             print(f"{name}: job {sent.job}", flush=True)
     if refused := [name for name, code in codes.items() if code]:
         print(f"launcher: {len(refused)} of {len(chosen)} were refused: {', '.join(refused)}", file=sys.stderr)
+    if options.wait and not refused:
+        return follow([members[name].launch for name in chosen])
     return max(codes.values(), default=0)
 
 

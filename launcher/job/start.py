@@ -118,7 +118,9 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
         return True
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        start.say(f"rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
+        last = start.launch.status()
+        why = f"{last.reason}; " if last.state == "crashed" else ""
+        start.say(f"{why}rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
     except SignalException:
         raise SystemExit(128 + signal.SIGINT) from None
     except (RuntimeError, OSError) as error:  # the rendezvous: the other nodes are gone

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from launcher.record import Launch
 from moco_dist import config as configs
-from moco_dist import train
-from moco_dist.errors import UserError
+from moco_dist import files, train
+from moco_dist.errors import UserError, print_masked
 from moco_dist.run import status
 
 
 def redirect(log: Path) -> None:
     """Append all output of this process to a log; where it cannot be opened, it stays with the job's."""
     try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = files.descriptor(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
         print(f"{log}: {error.strerror}; this rank's output stays here", file=sys.stderr)
         return
@@ -36,6 +36,13 @@ def header() -> str:
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     rank = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
     return f"--- job {job}, start {restart}.{worker_restarts}, {rank}, {host}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
+
+
+def tell_why_again(launch: Launch) -> None:
+    """Add to the job's own log why torch's agent starts the ranks again, once for all of them."""
+    again, before = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), launch.status()
+    if again and os.environ.get("RANK") == "0" and before.state == "crashed":
+        launch.say(f"{before.reason}; the ranks start again, restart {again} within this start")
 
 
 def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
@@ -66,6 +73,7 @@ def main() -> int:
     """Run this rank. Returns its exit status: 0 also when it was stopped, which is no failure of a worker."""
     run_dir, ranks, stop_mark, *overrides = sys.argv[1:]
     launch = Launch(Path(run_dir))
+    tell_why_again(launch)
     redirect(launch.log(int(os.environ.get("RANK", 0))))
     print(header(), flush=True)
     if (exit_status := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
@@ -76,4 +84,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.excepthook = print_masked
     sys.exit(main())

@@ -1,12 +1,12 @@
 """Find the runs that a person means: by a run directory, a name under runs/, a job's id, or the folder of a sweep."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from launcher import slurm
 from launcher.record import Launch, Submission, refuse_others
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, some_names
 
 
 def run(text: str, key: str = "RUN") -> Launch:
@@ -27,15 +27,17 @@ def run(text: str, key: str = "RUN") -> Launch:
                 return Launch(folder.resolve())
     except (OSError, ValueError) as error:
         raise UserError.of(key, text, f"cannot be read: {error}", "name another") from None
-    if re.fullmatch(r"\d+(_\d+)?", text):
-        return _run_of_job(text)
+    if members := _members(text, key):
+        return _the_one(text, members, key)
+    if re.fullmatch(r"\d+_\d+", text):
+        return _the_one(text, _runs_of_job(text, key), key)
     rule = "is neither a run that was submitted, nor the name of one in runs/, nor a job's id"
     raise UserError.of(key, text, rule, "python -m launcher status lists them")
 
 
-def runs(texts: Sequence[str]) -> list[Launch]:
-    """Find the runs, and the members of the sweeps, that a person means; each once. Raises as `run`."""
-    return list(dict.fromkeys(launch for text in texts for launch in _members(text) or [run(text)]))
+def runs(texts: Sequence[str], key: str = "RUN") -> list[Launch]:
+    """Find the runs, and the members of the sweeps and arrays, that a person means; each once. Raises as `run`."""
+    return list(dict.fromkeys(launch for text in texts for launch in _members(text, key) or [run(text, key)]))
 
 
 def list_runs(places: Iterable[Path]) -> list[Launch]:
@@ -52,19 +54,21 @@ def list_runs(places: Iterable[Path]) -> list[Launch]:
     return [Launch(path) for path in run_dirs]
 
 
-def _members(text: str) -> list[Launch]:
-    """List the members of the sweep that a person means by its folder; empty if it is none."""
-    for folder in (Path(text), Path("runs") / text):
+def _members(text: str, key: str) -> list[Launch]:
+    """List the members of the sweep that a person means by its folder or by its array's id; empty if it is none."""
+    folders = (Path(text), Path("runs") / text)
+    for folder in folders:
         members = [] if _is_run(folder) else list_runs([folder])
         if members and all((sent := _submission(member)) and sent.sweep for member in members):
             return members
-    return []
+    is_job = re.fullmatch(r"\d+", text) and not any(map(_is_run, folders))
+    return _runs_of_job(text, key) if is_job else []
 
 
 def _inside(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except OSError:
+    except (OSError, ValueError):
         return []
 
 
@@ -78,21 +82,43 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
-def _run_of_job(job: str) -> Launch:
-    """Find the run whose last submission a job is. Raises UserError, Unavailable."""
-    launches = _sent_as(job, Path("runs"))
-    if len(launches) != 1 and (queued := slurm.queue([job]).get(job)) and queued.run_dir.startswith("/"):
-        launches = _sent_as(job, Path(queued.run_dir)) or launches
-    if len(launches) == 1:
-        return launches[0]
-    names = ", ".join(launch.run_dir.name for launch in launches)
-    nothing = "is no job of a run in runs/, and no job in the queue that names one"
-    raise UserError.of("RUN", job, f"is the job of {names}" if launches else nothing, "name the run directory")
+def _the_one(text: str, members: Sequence[Launch], key: str) -> Launch:
+    """Return the only member of a sweep that is meant. Raises UserError where there are more."""
+    if len(members) > 1:
+        names = some_names([launch.run_dir.name for launch in members], 8)
+        raise UserError.of(key, text, f"is a sweep of {len(members)} runs: {names}", "name the directory of one")
+    return members[0]
 
 
-def _sent_as(job: str, place: Path) -> list[Launch]:
-    """List the runs in a place whose last submission a job is; another user's are left out."""
-    return [launch for launch in list_runs([place]) if (sent := _submission(launch)) and sent.job == job]
+def _runs_of_job(job: str, key: str) -> list[Launch]:
+    """List the run whose last submission a job is, or those of the sweep whose array it is.
+
+    Raises:
+        UserError: there is none, or the job's number is that of several.
+        Unavailable: only SLURM could tell, and it does not answer.
+    """
+    sent = _sent_as(job, Path("runs"))
+    if not _belong_together(sent):  # SLURM counts anew at times, so that old runs may have the same number
+        queued = [one for one in slurm.queue([job]).values() if one.run_dir.startswith("/")]
+        places = dict.fromkeys(Path(one.run_dir) for one in queued)
+        sent = {launch: sent for place in places for launch, sent in _sent_as(job, place).items()} or sent
+    if not _belong_together(sent):
+        names = ", ".join(launch.run_dir.name for launch in sent)
+        nothing = "is no job of a run in runs/, and no job in the queue that names one"
+        raise UserError.of(key, job, f"is the job of {names}" if sent else nothing, "name the run directory")
+    return list(sent)
+
+
+def _belong_together(sent: Mapping[Launch, Submission]) -> bool:
+    """Return whether it is one run, or several members of one sweep."""
+    sweeps = {submission.sweep for submission in sent.values()}
+    return len(sent) == 1 or (len(sweeps) == 1 and sweeps != {None})
+
+
+def _sent_as(job: str, place: Path) -> dict[Launch, Submission]:
+    """List the runs in a place whose last submission a job or an array is; another user's are left out."""
+    sent = {launch: submission for launch in list_runs([place]) if (submission := _submission(launch))}
+    return {launch: one for launch, one in sent.items() if job in (one.job, one.job.partition("_")[0])}
 
 
 def _submission(launch: Launch) -> Submission | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, PlainSerializer, SerializationInfo, ValidationInfo
 
-from moco_dist.errors import UserError, shown
+from moco_dist.errors import UserError, holds_password, shown
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>\w+)|\{(?P<braced>\w+)\}|(?P<odd>\{[^}]*\}?))", re.ASCII)
 
@@ -32,9 +32,16 @@ def expand(text: str) -> str:
 
 def _possible(path: str) -> str:
     """Return the path if Linux can have it. Raises ValueError."""
+    refuse_password(path)
     if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(name)) > 255 for name in path.split("/")):
         raise ValueError("must have names of at most 255 bytes, and 4000 in all; shorten it")
     return path
+
+
+def refuse_password(text: str) -> None:
+    """Refuse a URL with a password, since a config is kept in files. Raises ValueError."""
+    if holds_password(text):
+        raise ValueError("holds a password, which has no place in a file; export it in the shell, or use ~/.netrc")
 
 
 def _value(match: re.Match[str]) -> str:

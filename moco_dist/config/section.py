@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from moco_dist.config.meaning import as_meant, number, truth
+from moco_dist.config.paths import refuse_password
 
 
 def _file_name(text: str) -> str:
@@ -37,4 +38,6 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_meant(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            refuse_password(value)
         return as_meant(value, cls.model_fields[info.field_name or ""].annotation)

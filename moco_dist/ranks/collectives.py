@@ -246,7 +246,7 @@ class World(Rank):
                 dist.broadcast_object_list(outcome, src=0)
         result, error = outcome[0]
         if error is not None:
-            raise error
+            raise error from (PeerLost("it failed on rank 0") if self.rank else None)
         return cast(T, result)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
@@ -279,9 +279,13 @@ def _others(what: str) -> Iterator[None]:
         except RuntimeError as error:
             if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
                 raise
-            # The cause is the rank that is gone. Let torchrun see that one fail first.
-            time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
+            let_the_cause_show()  # which is the rank that is gone
             raise PeerLost(f"another rank was lost in {what}: {str(error).splitlines()[0]}") from error
+
+
+def let_the_cause_show() -> None:
+    """Wait a little, so that torchrun and the run's status see another rank fail first, which is the cause."""
+    time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
 
 
 def _line(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_dist import __version__, config, packages
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, masked
 from moco_dist.files import write_text
 from moco_dist.run import lease, paths, status
 
@@ -46,6 +46,9 @@ class RunDirectory:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lease = lease.Lease(self.folder)
             self.paths.remove_unfinished()
+            before = status.read(self.folder)
+            if before.state == "crashed":  # what is told of a crash from here on is of this start
+                status.write(self.folder, "running", before.step)
         except OSError as error:
             rule = f"cannot be written: {error.strerror}"
             raise UserError.of("run.dir", self.folder, rule, "choose another") from None
@@ -68,12 +71,16 @@ class RunDirectory:
         if self.folder.is_dir() and free and before.state != "done":
             status.write(self.folder, "user_error", before.step, reason)
 
-    def crashed(self, rank: int, error: BaseException) -> None:
-        """Note a crash, from any rank; the first to fail names the cause. Another job's status is left alone."""
+    def crashed(self, rank: int, error: BaseException) -> str:
+        """Note a crash, from any rank; the first to fail names the cause. Another job's status is left alone.
+
+        Returns:
+            What the first to fail has noted in this start; empty where it is this rank, or nobody could.
+        """
         before = status.read(self.folder)
         if before.state == "running" and (self.ours or not self.paths.lease.exists()):
-            reason = " ".join(str(error).split())[-500:]  # a data worker's own error stands last
-            status.write(self.folder, "crashed", before.step, f"rank {rank}: {type(error).__name__}: {reason}")
+            status.write(self.folder, "crashed", before.step, f"rank {rank}: {cause(error)}")
+        return before.reason if self.ours and before.state == "crashed" else ""
 
     def stopped_alone(self, step: int, reason: str) -> None:
         """Note a stop, from any rank that the others wait for in vain; who ends after it changes nothing any more."""
@@ -84,6 +91,11 @@ class RunDirectory:
         """Give the lease back."""
         if self._lease:
             self._lease.release()
+
+
+def cause(error: BaseException) -> str:
+    """Write an error on one line; of a long text, such as a data worker's traceback, its end says what is wrong."""
+    return masked(f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}")
 
 
 def versions() -> str:

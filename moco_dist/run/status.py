@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from moco_dist.files import write_text
+from moco_dist.errors import masked
+from moco_dist.files import read_text, write_text
 from moco_dist.run.paths import RunPaths
 
 State = Literal["running", "done", "stopped", "user_error", "diverged", "crashed"]
@@ -43,7 +44,7 @@ def write(run_dir: Path, state: State, step: int, reason: str = "", **lengths: i
         reason: why the run ended.
         lengths: `total_steps` and `epoch_steps`; what is not given stays as the old status has it.
     """
-    status = replace(read(run_dir), state=state, step=step, reason=reason, **lengths)
+    status = replace(read(run_dir), state=state, step=step, reason=masked(reason), **lengths)
     with contextlib.suppress(OSError):
         write_text(RunPaths(run_dir).status, json.dumps(asdict(status)) + "\n")
 
@@ -51,7 +52,7 @@ def write(run_dir: Path, state: State, step: int, reason: str = "", **lengths: i
 def read(run_dir: Path) -> Status:
     """Read the status of a run; it is empty where there is none to read."""
     try:
-        content = json.loads(RunPaths(run_dir).status.read_text(encoding="utf-8"))
+        content = json.loads(read_text(RunPaths(run_dir).status))
         if content["state"] not in get_args(State):
             return Status()
         lengths = (_length(content.get(name)) for name in ("total_steps", "epoch_steps"))

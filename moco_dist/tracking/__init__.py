@@ -14,7 +14,7 @@ from PIL import Image
 
 from moco_dist import packages
 from moco_dist.config import Config, overruled
-from moco_dist.errors import UserError, some_names
+from moco_dist.errors import UserError, masked, some_names
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training, read_rows
@@ -52,16 +52,20 @@ class Tracker:
             total_steps: steps of the whole run.
 
         Raises:
-            OSError: metrics.jsonl cannot be opened.
+            UserError: metrics.jsonl cannot be opened or read.
         """
         return Tracker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else _Silent()
 
     def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
         self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
         self._warned: set[str] = set()
-        self._metrics = MetricsFile(paths.metrics)
-        self._metrics.rewind(start_step)
-        rows = list(read_rows(paths.metrics))
+        try:
+            self._metrics = MetricsFile(paths.metrics)
+            self._metrics.rewind(start_step)
+            rows = list(read_rows(paths.metrics))
+        except OSError as error:
+            fix = "mend it, or choose another run.name"
+            raise UserError.of("run.dir", paths.metrics, f"{error.strerror or error}", fix) from None
         self._last: dict[str, Row] = {"train": {}, "eval": {}}
         for row in rows:
             self._last["train" if is_training(row) else "eval"] = row
@@ -117,11 +121,11 @@ class Tracker:
 
     def say(self, line: str) -> None:
         """Print a line for people on stdout."""
-        self._progress.write(line)
+        self._progress.write(masked(line))
 
     def warn(self, line: str) -> None:
         """Print a warning for people on stderr."""
-        self._progress.write(f"warning: {line}", sys.stderr)
+        self._progress.write(masked(f"warning: {line}"), sys.stderr)
 
     def sync(self) -> bool:
         """Wait until metrics.jsonl is on the disk; False where that failed. Any thread may call it."""

@@ -21,7 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moco_dist import files
 from moco_dist.config import Config
+from moco_dist.errors import masked
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, is_training
 
@@ -153,10 +155,10 @@ def fixed_id(folder: Path) -> str:
     file = folder / "id"
     with contextlib.suppress(FileExistsError), file.open("x") as new:
         new.write(secrets.token_hex(4))
-    run_id = file.read_text().strip()
+    run_id = files.read_text(file).strip()
     if not re.fullmatch(r"[\w-]+", run_id):  # killed between making the file and writing it
         run_id = secrets.token_hex(4)
-        file.write_text(run_id)
+        files.write_text(file, run_id)
     return run_id
 
 
@@ -185,7 +187,7 @@ def reason(error: BaseException) -> str:
     """Return the text of an error on one line, without the key."""
     text = " ".join(str(error).split()) or type(error).__name__
     key = os.environ.get("WANDB_API_KEY")
-    return (text.replace(key, "***") if key else text)[:200]
+    return masked(text.replace(key, "***") if key else text)[:200]
 
 
 def _last_steps(summary: Mapping[str, Any]) -> dict[str, int]:

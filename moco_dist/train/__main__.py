@@ -2,7 +2,9 @@
 
 import sys
 
+from moco_dist.errors import print_masked
 from moco_dist.train import run
 
 if __name__ == "__main__":
+    sys.excepthook = print_masked
     sys.exit(run(sys.argv[1:]))

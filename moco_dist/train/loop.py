@@ -73,7 +73,9 @@ class Training:
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
-        self.tracker = Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total)
+        self.tracker = self.world.agreed(
+            lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total)
+        )
         self.books = books.Books(self.config, self.world, self.data, self.tracker, self.checkpoints, self.epoch_steps)
         self.books.unreadable = unreadable
         code = 1

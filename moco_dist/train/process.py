@@ -8,7 +8,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from moco_dist import tracking
 from moco_dist.config import Config, Layout
 from moco_dist.data import loader, sources
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, masked
 from moco_dist.ranks import collectives, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, status
@@ -57,6 +57,10 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirector
         assert world is not None
         world.barrier()
         return code
+    except Exception as error:
+        if _has_told(run_dir, rank, error):
+            return status.EXIT_CODES["crashed"]
+        raise
     except BaseException as error:
         run_dir.crashed(rank.rank, error)
         raise
@@ -64,6 +68,23 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirector
         run_dir.close()
         if world is not None:
             world.leave()
+
+
+def _has_told(run_dir: directory.RunDirectory, rank: Rank, error: Exception) -> bool:
+    """Tell on one line why this rank fails. Returns whether no traceback is to follow, since another rank has it.
+
+    A rank that has lost another one, or that fails as another one has, would only hide the cause behind its traceback.
+    """
+    if isinstance(error.__cause__, collectives.PeerLost):  # rank 0's error: that rank tells it
+        collectives.let_the_cause_show()
+    first, own = run_dir.crashed(rank.rank, error), directory.cause(error)
+    lost = isinstance(error, collectives.PeerLost)
+    same = first.partition(": ")[2] == own
+    why = f"ends, since {first or error}" if lost else f"fails as {first}" if same else own
+    print(masked(f"moco_dist.train: rank {rank.rank}: {why}"), file=sys.stderr, flush=True)
+    if same and not lost:
+        collectives.let_the_cause_show()
+    return lost or same
 
 
 def last_words(run_dir: directory.RunDirectory, rank: Rank, hang: watchdog.Hang) -> None:

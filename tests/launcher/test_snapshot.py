@@ -137,7 +137,7 @@ def test_a_job_runs_the_copy_alone(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_code_and_its_packages_were(folder: Path) -> None:
-    snapshot.describe(folder)
+    snapshot.describe([folder])
     assert (folder / "revision.txt").read_text() == directory.git_revision() + "\n"
     packages = (folder / "packages.txt").read_text().splitlines()
     assert packages == sorted(packages, key=str.lower)
@@ -149,14 +149,14 @@ def test_the_patch_is_what_the_checkout_has_changed(
     checkout: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moco_dist, "__path__", [str(checkout)])
-    snapshot.describe(folder)
+    snapshot.describe([folder])
     assert (folder / "diff.patch").read_text() == ""  # it is no repository
     git = ["git", "-C", str(checkout.parent), "-c", "user.name=x", "-c", "user.email=x@x"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
     (checkout / "train.py").write_text("print('caf\xe9')\n", encoding="latin-1")  # no UTF-8
-    snapshot.describe(folder)
+    snapshot.describe([folder])
     assert "-print('before')\n+print('caf\ufffd')\n" in (folder / "diff.patch").read_text()
     monkeypatch.setattr(snapshot, "_MOST_OF_A_DIFF", 50)
-    snapshot.describe(folder)
+    snapshot.describe([folder])
     assert (folder / "diff.patch").read_text().endswith(" bytes, not kept\n")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from launcher import sending, slurm, snapshot
+from launcher import preparing, sending, slurm, snapshot
 from launcher.__main__ import main
 from launcher.checks import site
 from launcher.cluster import Profile
@@ -460,7 +460,7 @@ def test_the_id_at_wandb_stays_the_same(programs: Programs) -> None:
 
 def test_a_second_submission_at_once_is_refused(programs: Programs) -> None:
     config = load(Path("run"))
-    with sending._prepared(config, Submission()), pytest.raises(UserError, match="is writing to it; wait for it"):
+    with preparing.held(Launch(config.run_dir)), pytest.raises(UserError, match="is writing to it; wait for it"):
         sending.send(config, Submission())
     assert not list(programs.sent.iterdir())
     sending.send(config, Submission())  # the first has let go

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from launcher import snapshot
+from launcher import snapshot, sweeps
 from launcher.__main__ import main
-from launcher.commands import sweep
 from launcher.job.task import Task
 from launcher.record import Launch
 from moco_dist import config as configs
+from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from tests.launcher.made import MadeUp, knn_row, make_run, train_row
@@ -35,7 +36,7 @@ name: both
 grid: {optim.lr: [0.03, 0.06]}
 cases:
   - {moco.symmetric: true, optim.epochs: 10}
-  - {moco.symmetric: false, optim.epochs: 20, optim.lr: 1}
+  - {moco.symmetric: false, optim.epochs: 20}
 """
 
 
@@ -59,10 +60,15 @@ def write(text: str, name: str = "temperatures.yaml") -> Path:
     return Path(name)
 
 
+def loaded(file: sweeps.Sweep, overrides: Sequence[str] = ()) -> list[Config]:
+    """Configs of a sweep's new members."""
+    return [member.config for member in sweeps.plan(file, overrides, staged=False).new]
+
+
 def mistake(text: str) -> str:
     """What is said of a file, in one line."""
     with pytest.raises(UserError) as caught:
-        sweep.member_configs(sweep.read(write(text)), [], staged=False)
+        loaded(sweeps.read(write(text)))
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -71,7 +77,7 @@ def mistake(text: str) -> str:
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
-    members = sweep.member_configs(sweep.read(write(GRID)), [], staged=False)
+    members = loaded(sweeps.read(write(GRID)))
     assert [(run.moco.temperature, run.optim.lr) for run in members] == [
         (0.1, 0.03),
         (0.1, 0.06),
@@ -88,8 +94,8 @@ def test_a_grid_is_every_combination_in_order() -> None:
     assert [run.run_dir for run in members] == [Path.cwd() / "runs/temperatures" / run.run.name for run in members]
 
 
-def test_each_case_goes_with_every_combination_which_beats_it() -> None:
-    members = sweep.member_configs(sweep.read(write(CASES)), [], staged=False)
+def test_each_case_goes_with_every_combination() -> None:
+    members = loaded(sweeps.read(write(CASES)))
     values = [(run.moco.symmetric, run.optim.epochs, run.optim.lr) for run in members]
     assert values == [(True, 10, 0.03), (True, 10, 0.06), (False, 20, 0.03), (False, 20, 0.06)]
     assert {run.track.group for run in members} == {"both"}
@@ -98,16 +104,16 @@ def test_each_case_goes_with_every_combination_which_beats_it() -> None:
 
 def test_cases_alone() -> None:
     file = write("cases: [{optim.lr: 1}, {model.width: 8}]")
-    members = sweep.member_configs(sweep.read(file), [], staged=False)
+    members = loaded(sweeps.read(file))
     assert [run.run.name for run in members] == ["00_lr=1", "01_width=8"]
-    assert [run.run.name for run in sweep.member_configs(sweep.read(write("cases: [{}]")), [], staged=False)] == ["00"]
+    assert [run.run.name for run in loaded(sweeps.read(write("cases: [{}]")))] == ["00"]
 
 
 def test_members_share_the_overrides_but_not_a_place() -> None:
-    words = ["optim.lr=0.5", "optim.epochs=3", "run.dir=elsewhere", "run.name=x", "data.root=a", "track.group=y"]
-    members = sweep.member_configs(sweep.read(write(GRID)), words, staged=False)
+    words = ["optim.epochs=3", "data.root=a"]
+    members = loaded(sweeps.read(write(GRID)), words)
     assert {run.optim.epochs for run in members} == {3}
-    assert {run.optim.lr for run in members} == {0.03, 0.06}  # what is swept is swept
+    assert {run.optim.lr for run in members} == {0.03, 0.06}
     assert {run.data.root for run in members} == {str(Path.cwd() / "a")}
     assert {run.run_dir.parent for run in members} == {Path.cwd() / "runs/temperatures"}
     assert {run.track.group for run in members} == {"temperatures"}
@@ -124,35 +130,31 @@ def test_members_share_the_overrides_but_not_a_place() -> None:
         (0, {f"a.{'k' * 30}{n}": n for n in range(9)}, "00_" + "_".join(f"{'k' * 30}{n}={n}" for n in range(9))[:97]),
     ],
 )
-def test_names_tell_the_values(number: int, values: sweep.Values, name: str) -> None:
-    assert sweep.member_name(number, values) == name
+def test_names_tell_the_values(number: int, values: sweeps.Values, name: str) -> None:
+    assert sweeps.member_name(number, values) == name
     assert configs.load(None, [f"run.name={name}"]).run.name == name
 
 
 @pytest.mark.parametrize("value", ["010", "1e3", "yes", "null", "a: b", 'it\'s "two"\nlines', "\U0001f600", "[1", ""])
 def test_texts_are_kept_as_they_are(value: str) -> None:
-    [run] = sweep.member_configs(sweep.Sweep(cases=({"track.project": value},)), [], staged=False)
+    [run] = loaded(sweeps.Sweep(cases=({"track.project": value},)))
     assert run.track.project == value
 
 
 def test_a_day_is_a_text() -> None:
-    [run] = sweep.member_configs(sweep.read(write("cases: [{track.project: 2024-11-24}]")), [], staged=False)
+    [run] = loaded(sweeps.read(write("cases: [{track.project: 2024-11-24}]")))
     assert run.track.project == "2024-11-24"
 
 
 def test_values_are_text_and_plain_numbers() -> None:
     file = write("grid:\n  track.project: [0123, 1.10, yes, 2024-11-24]\n  run.seed: [7, 1_000]\n")
-    members = sweep.member_configs(sweep.read(file), [], staged=False)
+    members = loaded(sweeps.read(file))
     texts = ["0123", "1.10", "yes", "2024-11-24"]
     assert [(run.track.project, run.run.seed) for run in members] == [
         (text, seed) for text in texts for seed in (7, 1000)
     ]
     assert members[2].run.name == "02_project=1.10_seed=7"
-    [run] = sweep.member_configs(
-        sweep.read(write("cases: [{optim.steps: null, optim.milestones: 1,\n data.crop_scale: [0.1, 1]}]")),
-        [],
-        staged=False,
-    )
+    [run] = loaded(sweeps.read(write("cases: [{optim.steps: null, optim.milestones: 1,\n data.crop_scale: [0.1, 1]}]")))
     assert (run.optim.steps, run.optim.milestones, run.data.crop_scale) == (None, (1,), (0.1, 1))
     assert mistake("grid: {run.seed: [1, 010]}").startswith("member 01_seed=010: run.seed = 010: must be a plain")
     assert mistake("grid: {optim.epochs: [1:30]}").startswith("member 00_epochs=1-30: optim.epochs = 1:30: must be a")
@@ -162,9 +164,7 @@ def test_values_are_text_and_plain_numbers() -> None:
 def test_paths_of_members_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", str(tmp_path))
     (tmp_path / "base.yaml").write_text("model: {width: 16}\n")
-    [run] = sweep.member_configs(
-        sweep.read(write("config: ${HERE}/base.yaml\ncases: [{run.init_from: $HERE/a.pt}]")), [], staged=False
-    )
+    [run] = loaded(sweeps.read(write("config: ${HERE}/base.yaml\ncases: [{run.init_from: $HERE/a.pt}]")))
     assert (run.model.width, run.run.init_from) == (16, f"{tmp_path}/a.pt")
     line = mistake("cases: [{data.root: $NOT_SET_HERE/a}]")
     assert line.startswith("member 00_root=-NOT_SET_HERE-a: data.root = $NOT_SET_HERE/a: the variable NOT_SET_HERE is")
@@ -178,7 +178,7 @@ def test_no_value_moves_a_member(key: str) -> None:
 
 @pytest.mark.parametrize("name", ["2024-11-24", "007", "1e3", "no"])
 def test_a_sweep_may_be_named_like_a_number_or_a_day(name: str) -> None:
-    members = sweep.member_configs(sweep.read(write(GRID, f"{name}.yaml")), [], staged=False)
+    members = loaded(sweeps.read(write(GRID, f"{name}.yaml")))
     assert {(run.track.group, run.run_dir.parent.name) for run in members} == {(name, name)}
 
 
@@ -209,12 +209,12 @@ def test_mistakes_are_one_line(text: str, line: str) -> None:
 
 
 def test_a_thousand_members_are_allowed() -> None:
-    assert len(sweep.read(write(f"grid: {{run.seed: {list(range(1000))}}}")).members()) == 1000
+    assert len(sweeps.read(write(f"grid: {{run.seed: {list(range(1000))}}}")).points()) == 1000
 
 
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"sweep nowhere\.yaml: no such file; give a YAML file with `grid` or `cases`"):
-        sweep.read(Path("nowhere.yaml"))
+        sweeps.read(Path("nowhere.yaml"))
 
 
 # The command.

@@ -1,0 +1,99 @@
+"""Follow runs to their ends, for --wait."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from launcher import slurm
+from launcher.record import Launch
+from launcher.views import runs, verdict
+from moco_dist.run import status
+
+_LOOK_SECONDS = 1.0
+_PRINT_SECONDS = 30.0
+_SURE_SECONDS = 8.0
+"""How long an end must last: a job whose node died is ended for SLURM before it is requeued."""
+_WORST = (0, status.EXIT_CODES["stopped"], status.EXIT_CODES["user_error"], 1)
+"""Exit statuses, the worst one last."""
+
+
+def follow(launches: Sequence[Launch]) -> int:
+    """Print how runs go, until all have ended for good.
+
+    Returns:
+        The worst of theirs: 0 done, 75 stopped with its state saved, 2 a mistake of the user's, 1 anything else.
+    """
+    followed = {launch: _Followed() for launch in launches}
+    printed_at = time.monotonic()
+    try:
+        while open_ones := [launch for launch, one in followed.items() if one.exit_status is None]:
+            looked_at = runs.look(open_ones)
+            for run in looked_at:
+                followed[run.launch].look(run, alone=len(launches) == 1)
+            if len(launches) > 1 and time.monotonic() - printed_at > _PRINT_SECONDS:
+                _print_summary(looked_at, len(launches))
+                printed_at = time.monotonic()
+            if any(one.exit_status is None for one in followed.values()):
+                time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:
+        places = " ".join(str(launch.run_dir) for launch in launches[:1])
+        print(f"what was sent goes on; look again with: python -m launcher status {places}", file=sys.stderr)
+        return 130
+    return max((one.exit_status or 0 for one in followed.values()), key=_WORST.index, default=0)
+
+
+class _Followed:
+    """A run that is followed, as far as it has been told of."""
+
+    def __init__(self) -> None:
+        self.exit_status: int | None = None
+        """How it has ended for good; None before that."""
+        self._news, self._printed_at = "", 0.0
+        self._ended_at: float | None = None
+
+    def look(self, run: runs.Run, *, alone: bool) -> None:
+        """Print a run that stands otherwise than before, or that is followed alone for a while; note its end."""
+        now = time.monotonic()
+        news = f"{run.state} {max(run.evidence.starts, 1)} {run.reason if run.state != 'running' else ''}"
+        if news != self._news or (alone and run.live and now - self._printed_at > _PRINT_SECONDS):
+            print(_line(run), file=sys.stderr, flush=True)
+            self._news, self._printed_at = news, now
+        self._ended_at = (self._ended_at or now) if run.ended else None
+        if run.state == "unreadable":
+            self.exit_status = 1
+        elif self._ended_at and (run.state in verdict.FOR_GOOD or now - self._ended_at > _SURE_SECONDS):
+            self.exit_status = _exit_status(run)
+        elif run.waits and run.reason == slurm.NEVER:
+            print(f"{run.name} can never start: what it waits for has failed", file=sys.stderr)
+            self.exit_status = 1
+
+
+def _print_summary(open_ones: Sequence[runs.Run], count: int) -> None:
+    """Print how many of several runs stand how."""
+    states = Counter(run.state for run in open_ones)
+    ended = count - len(open_ones)
+    parts = [f"{number} {state}" for state, number in states.most_common()] + [f"{ended} ended"] * bool(ended)
+    print(f"{time.strftime('%H:%M:%S')} of {count} runs: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+def _line(run: runs.Run) -> str:
+    """Write in a line how a run stands."""
+    figures = run.figures
+    speed = figures.images_per_second if run.state == "running" else None
+    parts = [f"step {run.step}" + (f"/{figures.total_steps}" if figures.total_steps else "")]
+    parts += [f"loss {figures.loss:.4g}"] if figures.loss is not None else []
+    parts += [f"kNN {100 * figures.knn_top1:.2f} %"] if figures.knn_top1 is not None else []
+    parts += [f"{speed:.3g} images/s"] if speed else []
+    parts += [f"restarts {run.evidence.starts - 1}"] if run.evidence.starts > 1 else []
+    why = f": {run.reason}" if run.reason and run.reason != "None" else ""
+    return f"{time.strftime('%H:%M:%S')} {run.name} {run.state}, {', '.join(parts)}{why}"
+
+
+def _exit_status(run: runs.Run) -> int:
+    """Return the exit status of a run that has ended; 1 for one that died, whose status still says `running`.
+
+    A status that is older than the job says nothing about it.
+    """
+    state = "done" if run.state == "done" else run.trainer_state
+    return status.EXIT_CODES[state] if state in ("done", "user_error", "stopped") else 1  # type: ignore[index]
