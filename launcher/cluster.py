@@ -127,10 +127,12 @@ def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
     """Find keys that are named like a secret, URLs with a password, and variables that a line of `setup` sets."""
     for key, value in tree.items():
         texts = value if isinstance(value, list) else [value]
-        if re.search(_SECRET, str(key), re.IGNORECASE) or any(map(_has_password, map(str, texts))):
+        if re.search(_SECRET, str(key), re.IGNORECASE):
             yield f"{place}{key}"
         elif isinstance(value, dict):
             yield from _secrets(value, f"{place}{key}.")
+        elif any(_has_password(str(text)) for text in texts):
+            yield f"{place}{key}"
     lines = tree.get("setup")
     for line in lines if isinstance(lines, list) else [lines]:  # one line needs no list
         if secret := re.search(rf"(\w*(?:{_SECRET})\w*)=[\"']?[^$`\"'\s]", str(line), re.IGNORECASE):
@@ -138,8 +140,8 @@ def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
 
 
 def _has_password(text: str) -> bool:
-    """Return whether a text has a URL with a password, or is one without its scheme, as proxies are often written."""
-    return holds_password(text) or bool(re.fullmatch(r"[^\s/@:$]+:[^\s/@$]+@(?!sha256:)[^\s/@]+/?", text))
+    """Return whether a text has a URL with a password, also without its scheme, as proxies are often written."""
+    return holds_password(text) or bool(re.search(r"(^|=)[\"']?[^\s/@:$\"'=]+:[^\s/@$]+@(?!sha256:)[^\s/@]", text))
 
 
 def usage() -> str:

@@ -207,6 +207,10 @@ def test_an_exception_in_a_data_worker_of_one_rank_ends_the_job(tmp_path: Path) 
         job.until_gone(15)
     last_block = job.log[job.log.rindex("Root Cause") :]
     assert re.search(r"rank +: 1 ", last_block) and "an exception of the test's" in last_block, job.log
+    ahead, _, _ = job.log.partition("Traceback")  # the cause comes first, on one line; its traceback once
+    assert ahead.endswith("moco_dist.train: rank 1: RuntimeError: an exception of the test's\n[rank1]: "), job.log
+    assert "rank 0: ends, since rank 1: RuntimeError: an exception of the test's\n" in job.log
+    assert "[rank0]: Traceback" not in job.log
     assert status(run)["state"] == "crashed"
 
 

@@ -280,7 +280,9 @@ def _others(what: str) -> Iterator[None]:
             if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
                 raise
             let_the_cause_show()  # which is the rank that is gone
-            raise PeerLost(f"another rank was lost in {what}: {str(error).splitlines()[0]}") from error
+            # Without the place in gloo's source, and without its advice.
+            said = re.sub(r"^\[[^\]]*\] *| This is typically .*", "", str(error).splitlines()[0])
+            raise PeerLost(f"another rank was lost in {what}: {said}") from error
 
 
 def let_the_cause_show() -> None:

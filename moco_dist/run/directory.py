@@ -94,7 +94,10 @@ class RunDirectory:
 
 
 def cause(error: BaseException) -> str:
-    """Write an error on one line; of a long text, such as a data worker's traceback, its end says what is wrong."""
+    """Write an error on one line; of one that comes with a data worker's traceback, the last line says it all."""
+    lines = str(error).strip().splitlines()
+    if any(line.startswith("Original Traceback") for line in lines):
+        return masked(lines[-1][-500:])
     return masked(f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}")
 
 

@@ -24,6 +24,13 @@ from moco_dist.errors import UserError
         ("setup: export WANDB_API_KEY=hush", "setup: WANDB_API_KEY"),
         ("x-a: &a export A_TOKEN=hush\nsetup: *a", "setup: A_TOKEN"),
         ("gpus_per_node: 0\npassword: hush", "password"),
+        ("environment: {WANDB_BASE_URL: 'https://user:hush@host'}", "environment.WANDB_BASE_URL"),
+        ("environment: {HTTPS_PROXY: 'http://hush@proxy:3128'}", "environment.HTTPS_PROXY"),
+        ("environment: {https_proxy: 'user:hush@proxy:3128'}", "environment.https_proxy"),
+        ("setup: ['export HTTPS_PROXY=http://user:hush@proxy']", "setup"),
+        ("setup: export HTTPS_PROXY=user:hush@proxy", "setup"),
+        ("container: {image: 'docker://user:hush@host/image', runtime: pyxis}", "container.image"),
+        ("container: {image: x.sif, mounts: ['s3://key:hush@host/x']}", "container.mounts"),
     ],
 )
 def test_a_secret_is_refused_and_not_shown(
@@ -42,7 +49,9 @@ def test_a_secret_is_refused_and_not_shown(
     [
         "environment: {NCCL_DEBUG: WARN, PATH_TO_DATA: /x}",
         "setup: ['export WANDB_API_KEY=$(cat ~/.wandb)', 'export HF_TOKEN=\"$TOKEN\"', 'source ~/.secrets']",
-        "setup: ['ssh-keygen -l']",
+        "setup: ['ssh-keygen -l', 'export HTTPS_PROXY=http://$USER:$PASSWORD@proxy:3128']",
+        "environment: {HTTPS_PROXY: 'http://proxy:3128', WANDB_BASE_URL: 'https://here'}",
+        "container: {image: 'docker://user@host#image:tag@sha256:12', runtime: pyxis}",
     ],
 )
 def test_what_names_no_value_may_stand(tmp_path: Path, text: str) -> None:
@@ -69,3 +78,15 @@ def test_words_and_lines_hold_something_that_can_be_read(tmp_path: Path, text: s
     with pytest.raises(UserError) as caught:
         cluster.load(str(file))
     assert str(caught.value).startswith(f"{key} = ")
+
+
+def test_a_password_that_a_variable_brings_into_a_profile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand in the batch script."""
+    monkeypatch.setenv("IMAGE", "docker://user:hush@host/image")
+    file = tmp_path / "mine.yaml"
+    file.write_text("container: {image: $IMAGE}\n")
+    with pytest.raises(UserError, match=r"container\.image = \$IMAGE: holds a password") as caught:
+        cluster.load(str(file))
+    assert "hush" not in str(caught.value)

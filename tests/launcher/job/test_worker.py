@@ -168,3 +168,16 @@ def test_without_a_log_the_output_stays_with_the_job(launch: Launch) -> None:
     assert done.returncode == 0
     assert done.stderr == f"{launch.log(0)}: Is a directory; this rank's output stays here\n"
     assert done.stdout.startswith("--- job ?, start 0.0, rank 0 of 1")
+
+
+def test_the_jobs_own_log_tells_why_the_ranks_start_again(
+    environment: pytest.MonkeyPatch, launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status.write(launch.run_dir, "crashed", 7, "rank 1: ValueError: x")
+    for rank, again in (("0", "0"), ("1", "1"), ("0", "2")):
+        environment.setenv("RANK", rank)
+        environment.setenv("TORCHELASTIC_RESTART_COUNT", again)
+        worker.tell_why_again(launch)
+    [line] = (launch.logs / "launcher.log").read_text().splitlines()
+    assert line.endswith(" rank 1: ValueError: x; the ranks start again, restart 2 within this start")
+    assert capsys.readouterr().err == line + "\n"
