@@ -95,10 +95,9 @@ def _put_back(launch: Launch) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError):
             for file, (content, details) in before.items():
-                if files.read_bytes(file) != content:
-                    with files.replacing(file) as old:
-                        old.write(content)
-                    os.utime(file, ns=(details.st_atime_ns, details.st_mtime_ns))
+                with files.replacing(file) as old:
+                    old.write(content)
+                os.utime(file, ns=(details.st_atime_ns, details.st_mtime_ns))
             for entry in {entry for folder in folders for entry in _inside(folder)} - entries:
                 _remove(entry)
             for file in _inside(launch.submitit):

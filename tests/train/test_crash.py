@@ -77,7 +77,7 @@ def test_the_crash_of_an_earlier_start_is_not_taken_for_this_ones(
 
 
 def test_the_last_line_of_a_data_workers_error_is_its_cause(run_dir: RunDirectory) -> None:
-    text = "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\nOSError: gone"
+    text = "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\nOSError: gone"
     run_dir.crashed(1, RuntimeError(text))
     assert status.read(run_dir.folder).reason == "rank 1: OSError: gone"
     run_dir.close()

@@ -510,11 +510,38 @@ def test_a_job_that_sbatch_refuses(programs: Programs, capsys: Said) -> None:
     lines = [line for line in err.splitlines() if not line.startswith(("note: ", "warning: "))]
     assert lines == [f"launcher: {refusal}"]
     assert not out
+    assert not list(Path().iterdir())
     launch = Launch(Path("runs/digits"))
-    assert launch.submission() is None
     programs.runs("sbatch", "echo Submitted batch job 77")
     assert main(["submit", *SMALL]) == 0
     assert (sent := launch.submission()) and sent.job == "77"
+
+
+def test_a_refused_job_leaves_a_run_as_it_was(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By sbatch, or since the record cannot be written: then the job is cancelled."""
+    assert main(["submit", *SMALL, "run.name=a"]) == 0
+    status.write(Path("runs/a"), "crashed", 7, "out of memory")
+
+    def contents() -> dict[Path, tuple[bytes, int]]:
+        files = [path for path in Path("runs").rglob("*") if path.is_file()]
+        return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+    before = contents()
+    edited = Path("edited.py").absolute()
+    edited.write_text("")
+    code = snapshot._files()
+    monkeypatch.setattr(snapshot, "_files", lambda: code | {"moco_dist/new.py": edited})
+    programs.keeps("scancel")
+    for sbatch_says, code_expected in (("echo error: no >&2; exit 1", 1), ("echo Submitted batch job 13", 2)):
+        programs.runs("sbatch", sbatch_says)
+        assert main(["submit", *SMALL, "run.name=a", "optim.epochs=3"]) == code_expected
+        assert contents() == before
+
+        def full_disk(self: Launch, submission: Submission) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Launch, "write", full_disk)
+    assert [words for words, _ in programs.given("scancel")] == [["--quiet", "13"]]
 
 
 def test_what_sbatch_says_is_understood_or_told(programs: Programs) -> None:

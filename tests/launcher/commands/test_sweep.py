@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from launcher import snapshot, sweeps
+from launcher import progress, snapshot, sweeps
 from launcher.__main__ import main
 from launcher.job.task import Task
 from launcher.record import Launch
+from launcher.views import follow
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.errors import UserError
 from moco_dist.run import status
-from tests.launcher.made import MadeUp, knn_row, make_run, train_row
+from tests.launcher.made import MadeUp, earlier, knn_row, make_run, replace_sleep, train_row
 from tests.launcher.programs import Programs
 
 Said = pytest.CaptureFixture[str]
@@ -174,6 +176,27 @@ def test_paths_of_members_are_expanded(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_value_moves_a_member(key: str) -> None:
     for text in (f"cases: [{{}}, {{{key}: x}}]", f"grid: {{{key}: [x, y]}}"):  # they would be one curve twice
         assert mistake(text).endswith(f": sets {key}, which a sweep sets itself for each member; drop it")
+    with pytest.raises(UserError, match=f"{key} = x: a sweep sets it itself for each member; drop it"):
+        loaded(sweeps.read(write(GRID)), [f"{key}=x"])
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    line = mistake("grid: {optim.lr: [1, 2]}\ncases: [{model.width: 8}, {optim.lr: 3}]")
+    assert line == "sweep temperatures.yaml: optim.lr stands in the grid and in case 2; keep one of them"
+    for text in (GRID, "cases: [{}, {optim.lr: 3}]"):
+        with pytest.raises(UserError, match=r"optim\.lr = 0\.5: the sweep file varies it; drop it here, or there"):
+            loaded(sweeps.read(write(text)), ["optim.epochs=3", "optim.lr=0.5"])
+
+
+def test_equal_members_are_one() -> None:
+    default = configs.load(None).optim.lr
+    text = f"cases: [{{}}, {{optim.lr: {default}}}, {{optim.lr: 0.5}}, {{optim.lr: 5.0e-1, run.seed: 0}}]"
+    plan = sweeps.plan(sweeps.read(write(text)), [], staged=False)
+    assert [member.config.run.name for member in plan.new] == ["00", "01_lr=0.5"]
+    assert plan.repeated == ["00", "01_lr=0.5"]
+    assert plan.new[1].values == {"optim.lr": 0.5, "run.seed": 0}
+    apart = sweeps.plan(sweeps.read(write("grid: {track.project: [a, b, a]}")), [], staged=False)
+    assert [member.config.track.project for member in apart.new] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["2024-11-24", "007", "1e3", "no"])
@@ -298,6 +321,133 @@ def test_a_member_that_cannot_be_sent_stops_all_before_anything_is_written(progr
     assert "error: optim.global_batch = 129: must be divisible by the 2 ranks" in err
     assert err.endswith("launcher: member 01_global_batch=129: cannot be sent; mend the errors above\n")
     assert not Path("runs").exists() and not list(programs.sent.iterdir())
+
+
+def test_a_value_more_sends_what_is_new_alone(programs: Programs, capsys: Said) -> None:
+    write("grid: {optim.lr: [0.03, 0.06]}")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    members = {launch.run_dir.name: launch for launch in map(Launch, sorted(Path("runs/temperatures").iterdir()))}
+    done, live = members["00_lr=0.03"], members["01_lr=0.06"]
+    status.write(done.run_dir, "done", 9)
+    programs.runs("squeue", f"echo '12_1|RUNNING|None|n1|1:00|{Path('runs/temperatures').absolute()}'")
+    before = {launch: launch.job_file.read_bytes() for launch in (done, live)}
+    write("grid: {optim.lr: [0.01, 6e-2, 0.03], model.width: [16, 32]}")  # 16 is what they had
+    capsys.readouterr()
+    assert main(["sweep", *SMALL, "temperatures.yaml", "track.log_every=7"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["01_lr=0.06: sent before, running", "00_lr=0.03: sent before, done"]
+    assert out[2] == "job array: 13, 4 members, 4 at once"
+    new = ["02_lr=0.01_width=16", "03_lr=0.01_width=32", "04_lr=6e-2_width=32", "05_lr=0.03_width=32"]
+    folders = sorted(path.name for path in Path("runs/temperatures").iterdir())
+    assert folders == ["00_lr=0.03", "01_lr=0.06", *new, "launch"]
+    assert {launch: launch.job_file.read_bytes() for launch in before} == before
+    assert (sent := Launch(Path("runs/temperatures", new[1])).submission())
+    assert (sent.job, sent.values) == ("13_1", {"optim.lr": 0.01, "model.width": 32})
+    programs.runs("sbatch", "exit 1")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0  # nothing is new: the others were never begun
+    assert "02_lr=0.01_width=16: sent before, lost" in (out := capsys.readouterr().out)
+    assert out.endswith(f"are sent again by: python -m launcher sweep again {Path('runs/temperatures').absolute()}\n")
+
+
+def test_members_that_would_change_beside_their_values_are_refused(programs: Programs, capsys: Said) -> None:
+    write("grid: {optim.lr: [0.03, 0.06]}")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["sweep", *SMALL, "temperatures.yaml", "optim.epochs=3"]) == 2
+    rule = "00_lr=0.03 was sent with optim.epochs=80; give the sweep another name, or keep that value"
+    assert capsys.readouterr().err == f"launcher: optim.epochs = 3: {rule}\n"
+    assert len(list(programs.sent.iterdir())) == 1
+
+
+def test_a_refused_array_leaves_nothing(programs: Programs) -> None:
+    programs.runs("sbatch", "echo sbatch: error: no >&2; exit 1")
+    write(GRID)
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 1
+    assert not Path("runs").exists()
+    programs.runs("sbatch", "echo Submitted batch job 12")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    before = sorted(Path("runs").rglob("*"))
+    programs.runs("sbatch", "echo sbatch: error: no >&2; exit 1")
+    write(GRID.replace("0.06", "0.06, 0.09"))
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 1
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_slurm_is_asked_as_often_for_many_members_as_for_one(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    for count in (1, 9):
+        write(f"grid: {{run.seed: {list(range(count))}}}", f"s{count}.yaml")
+        log = Path(f"asked{count}").absolute()
+        programs.runs("squeue", f"echo x >> {log}")
+        assert main(["sweep", *SMALL, f"s{count}.yaml"]) == 0
+        counts.append(len(log.read_text().splitlines()))
+    assert counts[0] == counts[1]
+
+
+def test_how_far_it_has_come_is_printed(capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
+    assert list(progress.counted("ab", "are done")) == ["a", "b"]
+    assert capsys.readouterr().err == "0 of 2 are done\n1 of 2 are done\n"
+
+
+@pytest.mark.parametrize(("states", "code"), [("dd", 0), ("ds", 75), ("us", 2), ("cu", 1)])
+def test_waiting_for_all_members(programs: Programs, monkeypatch: pytest.MonkeyPatch, states: str, code: int) -> None:
+    """The ranks are played by sbatch, which leaves what they would."""
+    replace_sleep(monkeypatch, follow, lambda _: None)
+    monkeypatch.setattr(follow, "_SURE_SECONDS", 0.0)
+    words: dict[str, status.State] = {"d": "done", "s": "stopped", "u": "user_error", "c": "crashed"}
+    write("grid: {optim.lr: [0.03, 0.06]}")
+    follow_all = follow.follow
+
+    def end_and_follow(launches: Sequence[Launch]) -> int:
+        for launch, letter in zip(launches, states, strict=True):
+            launch.add_start(job=launch.submission().job, restart=0, step=0, time=0, nodes=[])  # type: ignore[union-attr]
+            earlier(launch.starts_file, 1)
+            status.write(launch.run_dir, words[letter], 9)
+        return follow_all(launches)
+
+    monkeypatch.setattr("launcher.commands.sweep.follow", end_and_follow)
+    assert main(["sweep", *SMALL, "temperatures.yaml", "--wait"]) == code
+
+
+def test_a_sweep_waits_for_another_and_is_waited_for(programs: Programs, capsys: Said) -> None:
+    write("grid: {optim.lr: [0.03, 0.06]}", "first.yaml")
+    assert main(["sweep", *SMALL, "first.yaml"]) == 0
+    folder = Path("runs/first").absolute()
+    lines = [f"12_{n}|PENDING|None||1:00|{folder}" for n in (0, 1)]
+    programs.runs("squeue", f"printf '%s\\n' {shlex.join(lines)}")
+    write(GRID, "second.yaml")
+    for after, expected in (("12", "afterok:12_0:12_1"), ("any:first", "afterany:12_0:12_1"), ("12_1", "afterok:12_1")):
+        words = ["sweep", *SMALL, "second.yaml", f"track.project={after.replace(':', '')}", "--after", after]
+        shutil.rmtree("runs/second", ignore_errors=True)
+        assert main(words) == 0, capsys.readouterr().err
+        script = max(programs.sent.iterdir(), key=lambda path: int(path.stem)).read_text()
+        assert f"#SBATCH --dependency={expected}\n" in script
+    capsys.readouterr()
+    assert main(["sweep", "again", "runs/first", "--after", "12"]) == 2
+    assert capsys.readouterr().err == "launcher: --after = 12: goes with SWEEP.yaml alone; drop it\n"
+
+
+def test_an_arrays_id_names_its_members(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    made_up = MadeUp(monkeypatch)
+    folder = Path("runs/s").absolute()
+    for number in range(3):
+        make_run(folder / f"{number:02}", job=f"12_{number}" if number else "13", sweep=str(folder))
+        made_up.queues(f"12_{number}" if number else "13", "PENDING", folder)
+    assert main(["status", "12", "--json"]) == 0
+    assert [row["job"] for row in json.loads(capsys.readouterr().out)] == ["12_1", "12_2"]
+    assert main(["logs", "12"]) == 2
+    rule = "is a sweep of 2 runs: 01, 02; name the directory of one"
+    assert capsys.readouterr().err == f"launcher: RUN = 12: {rule}\n"
+    assert main(["logs", "s"]) == 2 and "is a sweep of 3 runs" in capsys.readouterr().err
+    monkeypatch.setattr("launcher.commands.cancel._LEAVE_SECONDS", 0.0)
+    main(["cancel", "12"])
+    assert [line for line in made_up.asked if line.startswith("scancel")] == [
+        "scancel --quiet 12_1",
+        "scancel --quiet 12_2",
+    ]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
