@@ -94,15 +94,15 @@ def _put_back(launch: Launch) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for file, (content, details) in before.items():
-                with files.replacing(file) as old:
-                    old.write(content)
-                os.utime(file, ns=(details.st_atime_ns, details.st_mtime_ns))
             for entry in {entry for folder in folders for entry in _inside(folder)} - entries:
                 _remove(entry)
             for file in _inside(launch.submitit):
                 if _job_of(file) not in jobs:
                     _remove(file)
+            for file, (content, details) in before.items():
+                with files.replacing(file) as old:
+                    old.write(content)
+                os.utime(file, ns=(details.st_atime_ns, details.st_mtime_ns))
         raise
 
 
