@@ -175,7 +175,7 @@ def _kind(values: Mapping[str, Any]) -> str:
             return "keys of its own"
         case kind:
             limits = [f"{words} {values[limit]}" for limit, words in _LIMITS.items() if limit in values]
-            return " ".join([_KINDS[kind], *limits])
+            return ", ".join([_KINDS[kind], *limits])
 
 
 def _find(name: str) -> Path:

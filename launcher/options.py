@@ -76,7 +76,7 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
-    text = "run directories, names of runs in runs/, or ids of jobs"
+    text = "run directories, names of runs in runs/, folders of sweeps, or ids of jobs and arrays"
     parser.add_argument("run_dirs", type=path_of("RUN"), nargs="+", metavar="RUN", help=text)
 
 

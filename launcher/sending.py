@@ -168,8 +168,9 @@ def send_all(
     launches = [Launch(config.run_dir) for config in members]
     try:
         with contextlib.ExitStack() as stack:
-            if place not in launches:
-                stack.enter_context(preparing.held(place, place.submitit))
+            if submission.sweep:  # the copy of the code is there; of an array, its scripts as well
+                sweep = Launch(Path(submission.sweep))
+                stack.enter_context(preparing.held(sweep, *([place.submitit] if place == sweep else [])))
             for launch in counted(launches, "run directories are made"):
                 stack.enter_context(preparing.held(launch, launch.logs, launch.submitit))
             sent = _send_held(place, list(zip(launches, members, strict=True)), submission, parallel)

@@ -43,7 +43,7 @@ _ANSWER_SECONDS = 1.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    text = "runs, or folders of them; without any, those in runs/ and those of your live jobs"
+    text = "runs, folders of them, or ids of jobs and arrays; without any, those in runs/ and those of your live jobs"
     parser.add_argument("places", type=path_of("RUN"), nargs="*", metavar="RUN", help=text)
     text = "show it again every so many seconds (5), until Ctrl-C"
     parser.add_argument("--watch", nargs="?", const="5", metavar="SECONDS", help=text)

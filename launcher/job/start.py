@@ -15,6 +15,7 @@ from typing import Any
 
 from launcher import slurm
 from launcher.record import Launch, Submission
+from moco_dist.errors import reason
 from moco_dist.run import status
 
 _WORKER = "launcher.job.worker"
@@ -111,6 +112,7 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
     """Run this node's ranks under torch's elastic agent, which starts crashed ones again."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
     try:
@@ -123,8 +125,8 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
         start.say(f"{why}rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
     except SignalException:
         raise SystemExit(128 + signal.SIGINT) from None
-    except (RuntimeError, OSError) as error:  # the rendezvous: the other nodes are gone
-        start.say(f"the nodes have lost each other: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    except (RendezvousError, RuntimeError, OSError) as error:  # the other nodes are gone, or a port is taken
+        start.say(f"the nodes do not meet, or have lost each other: {reason(error.__cause__ or error)}")
     return False
 
 

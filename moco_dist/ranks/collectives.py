@@ -281,7 +281,7 @@ def _others(what: str) -> Iterator[None]:
                 raise
             let_the_cause_show()  # which is the rank that is gone
             # Without the place in gloo's source, and without its advice.
-            said = re.sub(r"^\[[^\]]*\] *| This is typically .*", "", str(error).splitlines()[0])
+            said = re.sub(r"^\[[^\]]*\] *|\.? This is typically .*", "", str(error).splitlines()[0])
             raise PeerLost(f"another rank was lost in {what}: {said}") from error
 
 

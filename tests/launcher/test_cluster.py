@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from launcher import cluster
-from launcher.cluster import Profile
+from launcher.__main__ import main
+from launcher.cluster import Container, Profile
 from moco_dist.errors import UserError
 
 
@@ -149,3 +151,16 @@ def test_variables_that_the_job_needs_are_its_own(tmp_path: Path, name: str, ref
         return
     with pytest.raises(UserError, match=rf"^environment = {name}: {refusal}$"):
         cluster.load(str(file))
+
+
+@pytest.mark.parametrize("command", ["submit", "preflight", "requeue"])
+def test_the_keys_of_a_profile_are_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help-profile"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    keys = [*Profile.model_fields, *(f"container.{key}" for key in Container.model_fields)]
+    assert re.findall(r"^  ([\w.]+)", text, re.MULTILINE) == keys
+    assert "  signal_seconds: 120  (whole number, at least 15, at most 3600)\n      How long before the time" in text
+    assert "  exclude: []  (list of text)\n      Nodes that the job must not run on.\n" in text
+    assert "  container.image  (text)\n" in text and "  tasks: node  (node or rank)\n" in text

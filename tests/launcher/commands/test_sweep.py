@@ -373,6 +373,22 @@ def test_a_refused_array_leaves_nothing(programs: Programs) -> None:
     assert sorted(Path("runs").rglob("*")) == before
 
 
+def test_a_member_whose_job_is_refused_leaves_no_new_code(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    write("cases: [{optim.lr: 0.02}]")
+    assert main(["sweep", *SMALL, "temperatures.yaml"]) == 0
+    member = Launch(Path("runs/temperatures/00_lr=0.02"))
+    status.write(member.run_dir, "crashed", 9)
+    member.add_start(job="12", restart=0, step=0, time=0, nodes=[])
+    before = sorted(Path("runs").rglob("*"))
+    monkeypatch.setattr(snapshot, "_files", lambda: {"launcher/new.py": Path("temperatures.yaml").absolute()})
+    programs.runs("sbatch", "echo sbatch: error: no >&2; exit 1")
+    assert main(["sweep", "again", "runs/temperatures"]) == 1
+    assert "00_lr=0.02: sbatch: error: no" in capsys.readouterr().err
+    assert sorted(Path("runs").rglob("*")) == before
+
+
 def test_slurm_is_asked_as_often_for_many_members_as_for_one(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

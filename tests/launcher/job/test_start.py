@@ -1,0 +1,27 @@
+"""The start of a node's ranks by torch's elastic agent. Nothing trains here."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from launcher.cluster import Profile
+from launcher.job import start
+from launcher.record import Submission
+from tests.launcher.made import make_run
+
+
+def test_a_port_that_is_taken_is_told_in_the_jobs_own_log(tmp_path: Path) -> None:
+    launch, submission = make_run(tmp_path / "run"), Submission(profile=Profile(gpus_per_node=1))
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        made_up = SimpleNamespace(
+            launch=launch, submission=submission, profile=submission.profile, hostnames=("here",), node=0, restart=0,
+            job="12", addresses=("127.0.0.1",), stop_mark=launch.stop_mark("12", 0), port=lambda attempt: port,
+            say=launch.say,
+        )  # fmt: skip
+        assert not start.run_ranks(cast(start.Start, made_up), [], 0)
+    [line] = (launch.logs / "launcher.log").read_text().splitlines()
+    assert "the nodes do not meet, or have lost each other: DistNetworkError: " in line and "EADDRINUSE" in line
