@@ -96,15 +96,17 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert len(path.read_bytes().splitlines()) == 1000
 
 
-def test_full_disk_is_counted_told_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    file = MetricsFile(Path("/dev/full"))
+def test_full_disk_is_counted_told_once_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), file._fd)  # it would refuse the device itself
     with caplog.at_level(logging.WARNING):
         file.append({"step": 1, "loss": 1.0})
         file.append({"step": 2, "loss": 1.0})
         assert not file.sync()
     assert file.failures == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "/dev/full: No space left on device; training goes on, its rows wait in memory"
+        f"{file.path}: No space left on device; training goes on, its rows wait in memory"
     ]
     file.close()
 
