@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from moco_dist.config import Config
 from moco_dist.errors import UserError
-from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks import devices, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.shared_memory import SharedMemory
 from moco_dist.summation import pairwise_sum
@@ -222,8 +222,17 @@ class World(Rank):
         if self.device.type != "cpu" or size < _SHARED_FROM_BYTES:
             return None
         if not self._memory or (self._memory[0] is not None and self._memory[0].size < size):
-            self._memory[:] = [SharedMemory.share(self, size)]
+            self._memory[:] = [self._share_memory(size)]
         return self._memory[0]
+
+    def _share_memory(self, size: int) -> SharedMemory | None:
+        """Share so many bytes among all ranks; None where they are on several machines, or where memory is short."""
+        name = self.from_first(lambda: shared_memory.make(size))
+        memory = None if name is None else SharedMemory.named(name, size)
+        together = all(self.gather_objects(memory is not None))
+        if name is not None:
+            shared_memory.forget(name)
+        return memory if together else None
 
     def _meet_all(self, what: str) -> None:
         """Wait for all ranks, on the training path."""

@@ -7,13 +7,9 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from moco_dist.ranks.collectives import World
 
 _FOLDER = Path("/dev/shm")
 """Where Linux keeps files in memory; a container has one of its own."""
@@ -39,21 +35,19 @@ class SharedMemory:
         return self._bytes[: count * length * dtype.itemsize].view(dtype).view(count, length)
 
     @classmethod
-    def share(cls, world: World, size: int) -> SharedMemory | None:
-        """Share so many bytes among all ranks; None where they are on several machines, or where memory is short.
-
-        The file that the ranks meet at loses its name before this returns, so that nothing is left of it after a crash.
-        """
-        name = world.from_first(lambda: _made(size))
-        memory = None if name is None else _mapped(name, size)
-        together = all(world.gather_objects(memory is not None))
-        if name is not None and world.rank == 0:
-            (_FOLDER / name).unlink(missing_ok=True)
-        return cls(memory) if together and memory is not None else None
+    def named(cls, name: str, size: int) -> SharedMemory | None:
+        """Map what another rank has made under a name; None where this machine does not have it."""
+        with suppress(OSError, ValueError):
+            descriptor = os.open(_FOLDER / name, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                return cls(mmap.mmap(descriptor, size))
+            finally:
+                os.close(descriptor)
+        return None
 
 
-def _made(size: int) -> str | None:
-    """Make a file in memory, whose name no other machine has, and return the name; None where there is no room."""
+def make(size: int) -> str | None:
+    """Make so many bytes in memory under a name that no other machine has; None where there is no room for them."""
     path = _FOLDER / f"moco-dist-{secrets.token_hex(16)}"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -69,12 +63,6 @@ def _made(size: int) -> str | None:
         os.close(descriptor)
 
 
-def _mapped(name: str, size: int) -> mmap.mmap | None:
-    """Map a file that rank 0 has made; None where this machine does not have it."""
-    with suppress(OSError, ValueError):
-        descriptor = os.open(_FOLDER / name, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            return mmap.mmap(descriptor, size)
-        finally:
-            os.close(descriptor)
-    return None
+def forget(name: str) -> None:
+    """Take a name away, so that nothing is left of the memory when the last rank has ended, however it ends."""
+    (_FOLDER / name).unlink(missing_ok=True)
