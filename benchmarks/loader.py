@@ -125,7 +125,9 @@ def contents_of(paths: Sequence[Path]) -> list[bytes]:
 def authors(paths: Sequence[Path]) -> dict[str, float]:
     """Make pairs of views in the structure of the authors' code, and return the time of each of its parts."""
     names = ("crop and resize", "colours", "grayscale", "blur", "flip", "to a tensor", "normalise")
-    steps = dict(zip(names, augmentation(configs.load(CONFIG)).transforms, strict=True))
+    steps = dict(
+        zip(names, augmentation(configs.load(CONFIG, [f"data.root={paths[0].parent}"])).transforms, strict=True)
+    )
     seconds = dict.fromkeys(("read and decode", *steps), 0.0)
     for path in paths:
         begin = time.process_time()
