@@ -69,6 +69,8 @@ _OF_STATE = {
     "optimizer": "optimizer",
 }
 _OF_ROW = {"loss": "losses", "lr": "lr", "top1": "top1 top5", "top5": "top1 top5"}
+_HOW = ("fused", "foreach")
+"""What a checkpoint says of the way in which its optimizer computes, which must not show in a number."""
 _WALL_CLOCK = re.compile("second|minute|hour|time|wait")
 
 START_SECONDS = 300.0  # four ranks of each side on two cores that others use as well
@@ -212,7 +214,7 @@ def _of_weights(run_dir: Path) -> Iterator[tuple[str, str, Any]]:
     for name, tensor in (load_file(encoder) if encoder.exists() else {}).items():
         yield "encoder file", name, tensor
     for path, value in leaves(state(run_dir) if checkpoints(run_dir) else {}):
-        if "config" not in path:  # it names the run directory
+        if "config" not in path and path[-1] not in _HOW:  # the config names the run directory
             yield next((_OF_STATE[part] for part in path if part in _OF_STATE), "other state"), ".".join(path), value
 
 
