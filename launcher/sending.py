@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import preparing, slurm, snapshot
+from launcher import elastic, preparing, slurm, snapshot
 from launcher.checks import preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
@@ -59,7 +59,8 @@ def send_again(
     last = launch.submission()
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
-    config, submission = launch.config(), change(last)
+    config = launch.config()
+    submission = elastic.narrowed(config, change(last))
     if not checked(config, submission, runners=() if replaces else None):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:

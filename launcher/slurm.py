@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from shutil import which
 
 from launcher import environment
@@ -101,6 +102,11 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
+    return _call(command, timeout_seconds).stdout
+
+
+def _call(command: Sequence[str], timeout_seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands, as `call` does. Returns the process, which has ended well."""
     seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
     try:
@@ -119,7 +125,19 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
         if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
-    return process.stdout
+    return process
+
+
+def expected_start(script: Path) -> str:
+    """Return when SLURM would start a batch script, in local time, `2026-11-27T21:00:00`; empty where it does not say.
+
+    Raises:
+        Refused: it would not take it.
+        Unavailable: SLURM does not answer.
+    """
+    process = _call(["sbatch", "--test-only", str(script)])
+    match = re.search(r"to start at (\S+)", process.stderr + process.stdout)
+    return match[1] if match else ""
 
 
 def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -191,6 +209,15 @@ def _is_lost(words: dict[str, str], since: float) -> bool:
         return time.mktime(time.strptime(words.get("SlurmdStartTime", ""), "%Y-%m-%dT%H:%M:%S")) > since
     except ValueError:  # None, Unknown
         return False
+
+
+def raw_id(job: str) -> str:
+    """Return the id that SLURM itself has for a job, which for a member of an array is no `12_3`.
+
+    Raises:
+        Unavailable, Refused: SLURM does not tell.
+    """
+    return call("squeue", "--noheader", f"--jobs={job}", "--format=%A").strip() if "_" in job else job
 
 
 def may_requeue(job: str) -> bool:

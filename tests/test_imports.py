@@ -29,12 +29,14 @@ LAUNCHER_FLOORS = (
     ("environment", "progress"),
     ("cluster", "slurm", "snapshot"),
     ("record",),
-    ("job", "options", "views"),
+    ("elastic", "job", "options"),
+    ("views",),
     ("checks", "executors"),
     ("preparing",),
     ("sending",),
-    ("sweeps",),
+    ("measure", "sweeps"),
     ("commands", "after"),
+    ("resize",),
     ("__main__",),
 )
 """The same for the launcher: each imports only from those above it."""

@@ -76,6 +76,9 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     dependency = after.dependency(options.after) if options.after else None
     changes = {"name": sweep.name, "sweep": str(sweep.folder), "after": dependency}
     submission = submission_of(options).model_copy(update=changes)
+    if submission.least_nodes:
+        nodes = f"{submission.least_nodes}-{submission.nodes}"
+        raise UserError.of("--nodes", nodes, "members of an array have one number of nodes", "give one number")
     _check(plan.new, submission)
     if options.dry_run:
         print("\n".join(member.config.run.name for member in plan.new))

@@ -110,7 +110,10 @@ def _staged(start: Start) -> list[str]:
 
 
 def _end_after_signal(start: Start, stop: Stop) -> None:
-    """Wait until SLURM ends this task, once the ranks have saved. Returns only if the run has ended for good."""
+    """Wait until nothing depends on this task, once the ranks have saved. Returns only if the run has ended for good.
+
+    A task that ended while the job might still be asked to go would let it count as failed.
+    """
     stop.finished.wait()
     if start.ended():
         return
@@ -145,8 +148,9 @@ def _requeue_crashed(start: Start) -> None:
     if start.local:
         os._exit(_LOCAL_REQUEUE)
     deadline = time.monotonic() + _WAIT_FOR_FIRST_SECONDS
-    granted = start.first and start.requeue()
-    while granted or (time.monotonic() < deadline and not start.requeue_mark.exists()):
+    if start.first and start.requeue():
+        raise SystemExit(status.EXIT_CODES["crashed"])  # SLURM ends the others
+    while time.monotonic() < deadline and not start.requeue_mark.exists():
         if start.launch.stands_still(start.job):
             raise SystemExit(1)
         time.sleep(1)
@@ -166,6 +170,7 @@ class Stop:
         """The first signal that has arrived; None before it."""
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
+        self._requeued = False
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
@@ -183,6 +188,8 @@ class Stop:
                 self._end_with_others()
             if numbers:
                 self._stop(signal.SIGUSR2 if signal.SIGUSR2 in numbers else signal.SIGTERM)
+        if self.signal == signal.SIGUSR2 and not self._start.local:
+            self._end_when_requeued()
 
     def _end_with_others(self) -> None:
         """End this task, whose main thread waits for a node that has ended the run for good."""
@@ -190,6 +197,17 @@ class Stop:
         if state in ("user_error", "diverged"):
             self._start.say(f"another node has ended the run: {state}")
             os._exit(status.EXIT_CODES[state])
+
+    def _end_when_requeued(self) -> None:
+        """End this task when SLURM starts the job again, so that no node is idle for SLURM's KillWait.
+
+        The first task knows that SLURM has agreed; the others get TERM, since SLURM then ends the job.
+        """
+        while not self._requeued:
+            self._requeued = signal.SIGTERM in os.read(self._reader, 64)
+        while rank_processes():
+            time.sleep(0.1)
+        os._exit(status.EXIT_CODES["stopped"])  # the main thread may wait for the agents of other nodes
 
     def _stop(self, number: signal.Signals) -> None:
         """Have the ranks save, and after USR2 requeue the job. Further signals change nothing."""
@@ -209,5 +227,5 @@ class Stop:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
             if number == signal.SIGUSR2 and last.state != "done":
-                start.requeue()
+                self._requeued = start.requeue()
         self.finished.set()

@@ -66,6 +66,15 @@ def read(launch: Launch) -> Latest:
     return Latest(step, _whole(last, "epoch"), number(last, "loss"), speed, number(evaluation, "knn_top1"), total, left)
 
 
+def last_value(launch: Launch, key: str) -> float | None:
+    """Return the value of a key in the last training row that has it, of those near the end; None where none has."""
+    with contextlib.suppress(OSError), files.open_bytes(launch.paths.metrics) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        rows = map(_row, reversed(file.read(_TAIL_BYTES).splitlines()))
+        return next((value for row in rows if "loss" in row and (value := number(row, key)) is not None), None)
+    return None
+
+
 def number(row: Row, key: str) -> float | None:
     """A finite number of a row, else None."""
     value = row.get(key)

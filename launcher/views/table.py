@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher import slurm
@@ -64,9 +64,25 @@ def show(runs: Sequence[Run], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([_row(run) for run in runs], indent=1, allow_nan=False), flush=True)
         return
+    _print(as_table(runs))
+
+
+def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of text, the first column left and the others right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Print a table: to a terminal as wide as it is, else plain, a line a row however long."""
     from rich.console import Console
 
-    table = as_table(runs)
     if sys.stdout.isatty():
         Console().print(table)
         return

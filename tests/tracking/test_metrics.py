@@ -98,7 +98,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_full_disk_is_counted_told_once_and_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         os.dup2(full.fileno(), file._fd)  # it would refuse the device itself
     with caplog.at_level(logging.WARNING):
         file.append({"step": 1, "loss": 1.0})
