@@ -44,8 +44,8 @@ def _positive(text: str) -> int:
 
 def _nodes(text: str) -> tuple[int | None, int]:
     """Read a number of nodes, or the fewest and the most of them, `1-4`. Returns the fewest, if any, and the most."""
-    least, dash, most = text.rpartition("-")
-    numbers = [_positive(number) for number in ((least, most) if dash else (most,))]
+    least, _, most = text.rpartition("-")
+    numbers = [_positive(number) for number in ((least, most) if least else (text,))]
     if sorted(numbers) != numbers:
         raise argparse.ArgumentTypeError(f"must be the fewest and the most nodes, such as 1-4, not {text!r}")
     return (numbers[0] if numbers[0] < numbers[-1] else None), numbers[-1]

@@ -96,8 +96,9 @@ def measure(model: ModelSection, channels: int, image_size: int) -> EncoderCost:
 
     from moco_dist.networks.resnet import build_encoder
 
-    encoder = build_encoder(model, channels, seed=0).to("meta")  # made there, it would import torch's compiler
-    images = torch.empty(_IMAGES, channels, image_size, image_size, device="meta")
+    with torch.device("meta"):
+        encoder = build_encoder(model, channels, seed=0)
+        images = torch.empty(_IMAGES, channels, image_size, image_size)
     own = {tensor.untyped_storage()._cdata for tensor in (*encoder.parameters(), *encoder.buffers())}
     saved: dict[int, torch.Tensor] = {}  # one a storage; held, so that no storage's address is used twice
 

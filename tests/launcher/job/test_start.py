@@ -19,7 +19,7 @@ def test_a_port_that_is_taken_is_told_in_the_jobs_own_log(tmp_path: Path) -> Non
         port = server.getsockname()[1]
         made_up = SimpleNamespace(
             launch=launch, submission=submission, profile=submission.profile, hostnames=("here",), node=0, restart=0,
-            job="12", addresses=("127.0.0.1",), stop_mark=launch.stop_mark("12", 0), port=lambda attempt: port,
+            ranks=1, job="12", addresses=("127.0.0.1",), stop_mark=launch.stop_mark("12", 0), port=lambda attempt: port,
             say=launch.say,
         )  # fmt: skip
         assert not start.run_ranks(cast(start.Start, made_up), [], 0)
