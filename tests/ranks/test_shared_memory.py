@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,10 +20,10 @@ LARGE = 300_000
 """So many numbers of 4 bytes, on every rank, are averaged in shared memory."""
 
 
-def averaged(world: World, folder: str | None) -> dict[str, Any]:
+def averaged(world: World, folder: str) -> dict[str, Any]:
     """Average large tensors twice, then larger ones; `folder`: where this rank looks for files in memory."""
     generator = torch.Generator().manual_seed(world.rank)
-    place = mock.patch.object(shared_memory, "_FOLDER", Path(folder)) if folder else mock.patch.dict(os.environ)
+    place = mock.patch.object(shared_memory, "_FOLDER", Path(folder))
     with place, mock.patch.object(World, "all_to_all", autospec=True, side_effect=World.all_to_all) as through_sockets:
         means = []
         for length in (LARGE, LARGE, 2 * LARGE):
@@ -36,16 +37,20 @@ def same(one: list[list[torch.Tensor]], other: list[list[torch.Tensor]]) -> bool
     return all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def files_in_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("moco-dist-*")}
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, which others do not use meanwhile."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_means_in_shared_memory_have_the_bits_of_means_through_sockets(ranks: Ranks, size: int, tmp_path: Path) -> None:
-    before = files_in_memory()
-    shared = ranks.run(size, averaged, None)
+def test_means_in_shared_memory_have_the_bits_of_means_through_sockets(
+    ranks: Ranks, size: int, tmp_path: Path, memory: Path
+) -> None:
+    shared = ranks.run(size, averaged, str(memory))
     assert [of_rank["through sockets"] for of_rank in shared] == [0] * size
-    assert files_in_memory() == before, "nothing may be left in memory"
+    assert not list(memory.iterdir()), "nothing may be left in memory"
     through_sockets = ranks.run(size, averaged, str(tmp_path / "missing"))
     assert [of_rank["through sockets"] for of_rank in through_sockets] == [3] * size
     for of_rank in [*shared, *through_sockets]:
@@ -65,17 +70,16 @@ def test_ranks_that_do_not_see_the_same_memory_use_sockets(ranks: Ranks, tmp_pat
     assert not list(here.iterdir()), "the file that nobody else saw is removed"
 
 
-def averaged_without_room(world: World) -> dict[str, Any]:
+def averaged_without_room(world: World, folder: str) -> dict[str, Any]:
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("os.posix_fallocate", side_effect=full):
-        return averaged(world, None)
+        return averaged(world, folder)
 
 
-def test_ranks_use_sockets_where_memory_is_short(ranks: Ranks) -> None:
-    before = files_in_memory()
-    of_ranks = ranks.run(2, averaged_without_room)
+def test_ranks_use_sockets_where_memory_is_short(ranks: Ranks, memory: Path) -> None:
+    of_ranks = ranks.run(2, averaged_without_room, str(memory))
     assert [of_rank["through sockets"] for of_rank in of_ranks] == [3, 3]
-    assert files_in_memory() == before
+    assert not list(memory.iterdir())
 
 
 def small_ones(world: World) -> bool:
