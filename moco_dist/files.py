@@ -23,7 +23,7 @@ def descriptor(path: str | Path, flags: int, mode: int = 0o666) -> int:
     if stat.S_ISREG(os.fstat(opened).st_mode):
         return opened
     os.close(opened)
-    raise OSError(errno.EINVAL, "is not a regular file; remove it", str(path))
+    raise OSError(errno.EINVAL, f"{Path(path).name} is not a regular file; remove it", str(path))
 
 
 def open_text(path: Path, mode: str = "r", errors: str = "strict") -> IO[str]:

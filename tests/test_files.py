@@ -82,6 +82,6 @@ def test_a_run_whose_rows_are_no_file_is_refused_in_one_line(
 ) -> None:
     put("fifo", tmp_path / "metrics.jsonl")
     assert train.run([f"run.dir={tmp_path}", "optim.steps=1", "track.wandb=disabled"]) == 2
-    line = f"moco_dist.train: run.dir = {tmp_path}/metrics.jsonl: is not a regular file; remove it; mend it, or"
+    line = f"moco_dist.train: run.dir = {tmp_path}/metrics.jsonl: metrics.jsonl is not a regular file; remove it; mend"
     assert line in capsys.readouterr().err
     assert status.read(tmp_path).state == "user_error"

@@ -37,8 +37,8 @@ def follow(launches: Sequence[Launch]) -> int:
             if any(one.exit_status is None for one in followed.values()):
                 time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:
-        places = " ".join(str(launch.run_dir) for launch in launches[:1])
-        print(f"what was sent goes on; look again with: python -m launcher status {places}", file=sys.stderr)
+        [place, *_] = [launch.run_dir if len(launches) == 1 else launch.run_dir.parent for launch in launches]
+        print(f"what was sent goes on; look again with: python -m launcher status {place}", file=sys.stderr)
         return 130
     return max((one.exit_status or 0 for one in followed.values()), key=_WORST.index, default=0)
 

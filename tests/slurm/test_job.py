@@ -274,6 +274,11 @@ def test_a_sweep_is_one_array_of_runs(cluster: Cluster, tmp_path: Path) -> None:
     assert shown[0]["knn_top1"] > 0.3
     table = launcher(cluster, "sweep", "status", str(folder)).stdout.splitlines()
     assert "00_lr=0.05" in table[1] and "01_lr=1.0e+30" in table[2]
+    named = json.loads(launcher(cluster, "status", array, "--json", cwd=tmp_path).stdout)
+    assert [row["job"] for row in named] == [f"{array}_0", f"{array}_1"]
+    more = launcher(cluster, *words, "--gpus-per-node", "1", "--wait", cwd=tmp_path)  # all were sent before
+    assert more.returncode == 1, more.stderr  # as the one that diverged
+    assert more.stdout.splitlines()[:2] == ["00_lr=0.05: sent before, done", "01_lr=1.0e+30: sent before, diverged"]
     again = launcher(cluster, "sweep", "again", str(folder), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("01_lr=1.0e+30: job ") and len(again.stdout.splitlines()) == 1
