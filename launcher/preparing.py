@@ -30,12 +30,12 @@ def held(launch: Launch, *folders: Path) -> Iterator[None]:
         UserError: another submission is being made there, or the directory belongs to another user.
         OSError: it cannot be written.
     """
-    made: list[Path] = []
+    new_folders: list[Path] = []
     try:
-        _make(launch.run_dir, made)
+        _make(launch.run_dir, new_folders)
         refuse_others(launch.run_dir)
         for folder in (launch.folder, *folders):
-            _make(folder, made)
+            _make(folder, new_folders)
             refuse_others(folder)
             folder.chmod(0o700)
         lease = Lease(launch.folder)
@@ -45,7 +45,7 @@ def held(launch: Launch, *folders: Path) -> Iterator[None]:
         finally:
             lease.release()
     except BaseException:
-        for folder in reversed(made):
+        for folder in reversed(new_folders):
             with contextlib.suppress(OSError):  # somebody else has come to use it
                 folder.rmdir()
         raise
@@ -71,15 +71,15 @@ def write(launch: Launch, config: configs.Config) -> None:
         status.write(launch.run_dir, "stopped", before.step, "sent again")
 
 
-def _make(folder: Path, made: list[Path]) -> None:
-    """Make a folder, private to its user, and those above it; add those that are new. Raises OSError."""
+def _make(folder: Path, new_folders: list[Path]) -> None:
+    """Make a folder, private to its user, and those above it; add those that were missing. Raises OSError."""
     above = [place for place in folder.parents if not place.exists()]
     for place in reversed(above):
         place.mkdir(exist_ok=True)
-        made.append(place)
+        new_folders.append(place)
     if not folder.exists():
         folder.mkdir(exist_ok=True, mode=0o700)
-        made.append(folder)
+        new_folders.append(folder)
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:
     try:
         for launch, submission in sent:
             launch.write(submission)
-    except OSError:  # a job without a record is lost to its user
+    except BaseException:  # a job without a record is lost to its user
         for _, submission in sent:
             with contextlib.suppress(slurm.Refused, slurm.Unavailable):
                 slurm.cancel(submission.job)

@@ -106,8 +106,8 @@ def read(file: Path) -> Sweep:
     for key in (key for key in sweep.keys if key in _OWN):
         raise UserError(f"sweep {file}: sets {key}, which a sweep sets itself for each member; drop it")
     for number, case in enumerate(sweep.cases, 1):
-        if twice := [key for key in case if key in sweep.grid]:
-            raise UserError(f"sweep {file}: {twice[0]} stands in the grid and in case {number}; keep one of them")
+        if repeated := [key for key in case if key in sweep.grid]:
+            raise UserError(f"sweep {file}: {repeated[0]} stands in the grid and in case {number}; keep one of them")
     count = math.prod(map(len, sweep.grid.values())) * max(1, len(sweep.cases))
     if count > _MOST_MEMBERS:
         raise UserError(f"sweep {file}: has {count} members, {_MOST_MEMBERS} at most; make it smaller")

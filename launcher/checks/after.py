@@ -18,16 +18,17 @@ def dependency(text: str) -> str | None:
     """
     name = text.removeprefix("any:")
     may_fail = name != text
-    named = [name] if re.fullmatch(r"\d+(_\d+)?", name) else _jobs_of_runs(text, name, may_fail=may_fail)
-    known = slurm.jobs(named) if named else {}
-    waited_for = []
-    for number in named:
-        jobs = [known[number]] if number in known else [job for job in known.values() if job.array == number]
+    ids = [name] if re.fullmatch(r"\d+(_\d+)?", name) else _jobs_of_runs(text, name, may_fail=may_fail)
+    jobs_by_id = slurm.jobs(ids) if ids else {}
+    predecessors = []
+    for number in ids:
+        members = [job for job in jobs_by_id.values() if job.array == number]
+        jobs = [jobs_by_id[number]] if number in jobs_by_id else members
         if not jobs:  # sbatch would start the job at once
             raise UserError.of(_KEY, text, "SLURM knows no such job", "see launcher status")
-        waited_for += [job.id for job in jobs if _must_wait(text, job, may_fail=may_fail)]
+        predecessors += [job.id for job in jobs if _must_wait(text, job, may_fail=may_fail)]
     kind = "afterany" if may_fail else "afterok"
-    return f"{kind}:{':'.join(waited_for)}" if waited_for else None
+    return f"{kind}:{':'.join(predecessors)}" if predecessors else None
 
 
 def _must_wait(text: str, job: slurm.Job, *, may_fail: bool) -> bool:

@@ -42,7 +42,7 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
         site_read = pool.submit(site.read) if submission.executor == "slurm" else None
         run_dir = config.run_dir.absolute()
-        looked_up = pool.submit(check_free, [run_dir]) if runners is None else None
+        runner_check = pool.submit(check_free, [run_dir]) if runners is None else None
         measured = pool.submit(estimate.encoder_cost, config)
         try:
             layout = configs.layout(config, submission.ranks)
@@ -62,7 +62,7 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
         findings += _check_shell()
-        findings += looked_up.result()[run_dir] if looked_up else runners or ()
+        findings += runner_check.result()[run_dir] if runner_check else runners or ()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
         except slurm.NotInstalled as error:
@@ -171,9 +171,9 @@ def _check_directory(config: Config, images: Images | None, cost: EncoderCost | 
 def check_free(run_dirs: Sequence[Path]) -> dict[Path, list[Finding]]:
     """Find who runs in directories: an error where somebody does, a warning where nobody can tell, else nothing."""
     launches = [launch for launch in map(Launch, run_dirs) if _is_sent(launch)]
-    looked_at = dict(zip((launch.run_dir for launch in launches), runs.look(launches), strict=True))
+    run_by_dir = dict(zip((launch.run_dir for launch in launches), runs.look(launches), strict=True))
     queued = runs.queued_for(run_dirs)
-    return {run_dir: _check_free(run_dir, looked_at.get(run_dir), queued.get(run_dir)) for run_dir in run_dirs}
+    return {run_dir: _check_free(run_dir, run_by_dir.get(run_dir), queued.get(run_dir)) for run_dir in run_dirs}
 
 
 def _is_sent(launch: Launch) -> bool:

@@ -103,10 +103,10 @@ def _check(new: Sequence[sweeps.Member], submission: Submission) -> None:
 
 def _print_existing(folder: Path, existing: Sequence[Launch]) -> None:
     """List the members that were sent before, and stay as they are."""
-    shown = runs.look(existing) if existing else []
-    for run in shown:
+    members = runs.look(existing) if existing else []
+    for run in members:
         print(f"{run.launch.run_dir.name}: sent before, {run.state}")
-    if any(run.ended and run.state != "done" for run in shown):
+    if any(run.ended and run.state != "done" for run in members):
         print(f"failed ones are sent again by: python -m launcher sweep again {shlex.quote(str(folder))}")
 
 
@@ -119,9 +119,8 @@ def _refuse_local(options: argparse.Namespace) -> None:
 def _send_array(folder: Path, members: Sequence[sweeps.Member], submission: Submission, parallel: int) -> None:
     """Send members as one array, and say where they are."""
     values = [member.values for member in members]
-    configs_ = [member.config for member in members]
-    sent = sending.send_all(Launch(folder), configs_, submission, parallel, values)
-    job = sent[0].job.partition("_")[0]
+    submissions = sending.send_all(Launch(folder), [member.config for member in members], submission, parallel, values)
+    job = submissions[0].job.partition("_")[0]
     print(f"job array: {job}, {len(members)} members, {min(parallel, len(members))} at once")
     print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
 

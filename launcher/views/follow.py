@@ -28,11 +28,11 @@ def follow(launches: Sequence[Launch]) -> int:
     printed_at = time.monotonic()
     try:
         while open_ones := [launch for launch, one in followed.items() if one.exit_status is None]:
-            looked_at = runs.look(open_ones)
-            for run in looked_at:
+            open_runs = runs.look(open_ones)
+            for run in open_runs:
                 followed[run.launch].look(run, alone=len(launches) == 1)
             if len(launches) > 1 and time.monotonic() - printed_at > _PRINT_SECONDS:
-                _print_summary(looked_at, len(launches))
+                _print_summary(open_runs, len(launches))
                 printed_at = time.monotonic()
             if any(one.exit_status is None for one in followed.values()):
                 time.sleep(_LOOK_SECONDS)
