@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from launcher import slurm, snapshot
-from launcher.checks import preflight
+from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
 from launcher.record import Launch, Submission, refuse_others
@@ -25,7 +25,12 @@ def need_submitit() -> None:
 
 
 def try_again(
-    name: str, launch: Launch, change: Callable[[Submission], Submission], *, replaces: bool = False
+    name: str,
+    launch: Launch,
+    change: Callable[[Submission], Submission],
+    *,
+    replaces: bool = False,
+    fresh_code: bool = False,
 ) -> tuple[Submission | None, int]:
     """Send a run again, and say so where it is refused, since other runs are not to wait for this one.
 
@@ -34,6 +39,7 @@ def try_again(
         launch: its record.
         change: returns the submission to be sent, from the last one.
         replaces: whether the run is live, and a new job is to take over from its job.
+        fresh_code: whether it gets the checkout's code, instead of the copy that it was sent with.
 
     Returns:
         The submission with its job; None where it was refused; and the exit status.
@@ -42,7 +48,7 @@ def try_again(
         slurm.Unavailable: SLURM does not answer.
     """
     try:
-        return send_again(launch, change, replaces=replaces), 0
+        return send_again(launch, change, replaces=replaces, fresh_code=fresh_code), 0
     except UserError as error:
         refusal, exit_status = str(error), 2
     except slurm.Refused as error:
@@ -52,7 +58,11 @@ def try_again(
 
 
 def send_again(
-    launch: Launch, change: Callable[[Submission], Submission] = lambda last: last, *, replaces: bool = False
+    launch: Launch,
+    change: Callable[[Submission], Submission] = lambda last: last,
+    *,
+    replaces: bool = False,
+    fresh_code: bool = False,
 ) -> Submission:
     """Send a run again, as `try_again` does. Raises UserError, slurm.Refused, slurm.Unavailable."""
     need_submitit()
@@ -60,11 +70,26 @@ def send_again(
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
     config, submission = launch.config(), change(last)
+    if fresh_code:
+        submission = submission.model_copy(update={"code": ""})
     if not checked(config, submission, replaces=replaces):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:
-        return send_successor(launch, submission)
-    return send(config, submission.model_copy(update={"after": None}))  # what it waited for may have failed
+        return send_successor(launch, _with_code(launch, submission))
+    dependency, note = after.remaining(last.after) if last.after else (None, "")
+    if note:
+        print(f"note: it does not wait any more: {note}", file=sys.stderr, flush=True)
+    return send(config, submission.model_copy(update={"after": dependency}))
+
+
+def code_in_words(before: Submission | None, sent: Submission) -> str:
+    """Say which code a run that was sent again has."""
+    if before is None or sent.code != before.code:
+        return f"with the checkout's code, {sent.code}"
+    differs = snapshot.digest() != sent.code
+    return (
+        f"with its own copy of the code, {sent.code}" + "; --fresh-code takes the checkout's, which differs" * differs
+    )
 
 
 def send_successor(launch: Launch, submission: Submission | None = None) -> Submission:
@@ -205,20 +230,27 @@ def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submis
             for finding in preflight.check_free(launch.run_dir):  # someone may have come since the first look
                 if finding.level == "error":
                     raise UserError(finding.text)
-            code = snapshot.take(copies).name
-            snapshot.describe(launch.folder)
+            submission = _with_code(launch, submission)
             if config.track.wandb != "disabled":
                 from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
 
                 fixed_id(launch.paths.wandb)
             with _written(launch, config):
                 now = time.strftime("%Y-%m-%dT%H:%M:%S")
-                yield submission.model_copy(update={"code": code, "submitted": now})
+                yield submission.model_copy(update={"submitted": now})
         finally:
             lease.release()
     except OSError as error:
         rule = f"cannot be written: {error.strerror or error}"
         raise UserError.of("run.dir", config.run_dir, rule, "choose another") from None
+
+
+def _with_code(launch: Launch, submission: Submission) -> Submission:
+    """Return the submission with its copy of the code; where it has none, the checkout's is copied. Raises OSError."""
+    has_copy = bool(submission.code) and launch.code(submission).is_dir()
+    code = submission.code if has_copy else snapshot.take(launch.codes(submission)).name
+    snapshot.describe(launch.folder, with_code=not has_copy)
+    return submission.model_copy(update={"code": code})
 
 
 def _task(launch: Launch, submission: Submission) -> Task:
@@ -229,10 +261,14 @@ def _task(launch: Launch, submission: Submission) -> Task:
 
 @contextlib.contextmanager
 def _written(launch: Launch, config: configs.Config) -> Iterator[None]:
-    """Write the config, and a status that lets the job start; put both back as they were if it is not sent."""
+    """Write the config, and a status that lets the job start; put both back as they were if it is not sent.
+
+    A config that means the same already stays as it is, since the job's copy of the code may be older than this one.
+    """
     old_config = launch.config_file.read_text(encoding="utf-8") if launch.config_file.exists() else None
     before = launch.status()
-    files.write_text(launch.config_file, configs.dump(config))
+    if old_config is None or not _is_config(launch.config_file, config):
+        files.write_text(launch.config_file, configs.dump(config))
     if before.state not in (None, "done"):
         status.write(launch.run_dir, "stopped", before.step, "sent again")
     try:
@@ -244,3 +280,11 @@ def _written(launch: Launch, config: configs.Config) -> Iterator[None]:
         if before.state is not None:
             status.write(launch.run_dir, before.state, before.step, before.reason)
         raise
+
+
+def _is_config(file: Path, config: configs.Config) -> bool:
+    """Return whether a file holds the config."""
+    try:
+        return configs.load(file) == config
+    except UserError:
+        return False

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from shutil import which
 
 from launcher import environment
@@ -24,7 +25,11 @@ _SILENT = (
     r"|timed out|Zero Bytes were transmitted|Unexpected message received"  # the controller is busy, or just ended
     r"|[Mm]unge|authentication|Parse error|Unable to (open|locate|establish|process)|configuration file"
 )
-
+UNCONFIGURED = (
+    "SLURM is installed here, but finds no configuration; "
+    "export SLURM_CONF=/path/to/slurm.conf, or log in to a node of the cluster"
+)
+"""What to tell a person whose shell has forgotten SLURM_CONF."""
 
 PATIENCE = "MOCO_DIST_PATIENCE"
 """Variable that says for how many seconds SLURM's answers are waited for; the option --patience sets it."""
@@ -63,6 +68,8 @@ class Job:
     """Time until its limit, as SLURM writes it."""
     run_dir: str = ""
     """The run directory, which jobs of ours carry as their comment."""
+    started: str = ""
+    """When its last start began, as SLURM writes it: local time; for one that waits, when SLURM means to start it."""
 
     @property
     def waits(self) -> bool:
@@ -98,6 +105,10 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
     """
     seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    if (conf := env.get("SLURM_CONF")) and which(command[0]) and not Path(conf).exists():  # SLURM tries for a minute
+        raise Unavailable(
+            f"{command[0]}: SLURM_CONF = {conf}: no such file; export the path of the cluster's slurm.conf"
+        )
     try:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds, env=env
@@ -111,10 +122,17 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         cause = next((line for line in lines if "error:" in line), lines[-1])
+        if is_unconfigured(process.stderr):
+            raise Unavailable(f"{command[0]}: {UNCONFIGURED}")
         if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
     return process.stdout
+
+
+def is_unconfigured(text: str) -> bool:
+    """Return whether it says that a command has found neither a slurm.conf nor a server that has one."""
+    return re.search("[Cc]ould not establish a configuration source|DNS SRV lookup failed", text) is not None
 
 
 def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -125,15 +143,22 @@ def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> di
     """
     parents = sorted({job.partition("_")[0] for job in ids})
     which = f"--jobs={','.join(parents)}" if parents else f"--user={os.getuid()}"
-    form = "--format=%i|%T|%r|%N|%L|%k"
+    form = "--format=%i|%T|%r|%N|%L %S|%k"
     try:
         text = call("squeue", "--states=all", "--array", "--noheader", which, form, timeout_seconds=timeout_seconds)
     except Refused as error:  # one unknown id among several is passed over; a single one is an error
         if "Invalid job id" not in str(error):
             raise Unavailable(str(error)) from None
         return {}
-    jobs = (Job(*(part.strip() for part in line.split("|", 5))) for line in text.splitlines() if line.count("|") >= 5)
+    jobs = map(_queued, (line for line in text.splitlines() if line.count("|") >= 5))
     return {job.id: job for job in jobs if not ids or job.id in ids}
+
+
+def _queued(line: str) -> Job:
+    """Read a job in a line of the queue."""
+    job, state, reason, nodes, times, run_dir = (part.strip() for part in line.split("|", 5))
+    time_left, _, started = times.partition(" ")
+    return Job(job, state, reason, nodes, time_left, run_dir, started)
 
 
 def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:

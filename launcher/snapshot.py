@@ -45,10 +45,16 @@ def take(folder: Path) -> Path:
     return copy
 
 
-def describe(folder: Path) -> None:
-    """Write which code and packages the job has: revision.txt, diff.patch, packages.txt. Raises OSError."""
-    files.write_text(folder / "revision.txt", git_revision() + "\n")
-    files.write_text(folder / "diff.patch", _diff())
+def describe(folder: Path, *, with_code: bool = True) -> None:
+    """Write which code and packages the job has: revision.txt, diff.patch, packages.txt. Raises OSError.
+
+    Args:
+        folder: where to.
+        with_code: whether the job has the checkout's code; else the first two stay as they are.
+    """
+    if with_code:
+        files.write_text(folder / "revision.txt", git_revision() + "\n")
+        files.write_text(folder / "diff.patch", _diff())
     packages = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
     files.write_text(folder / "packages.txt", "\n".join(sorted(packages, key=str.lower)) + "\n")
 

@@ -32,6 +32,34 @@ def dependency(text: str) -> str | None:
     return f"{ended_well}:{job}"
 
 
+def remaining(dependency: str) -> tuple[str | None, str]:
+    """Return what is left of a dependency when a job that had it is sent again.
+
+    Where the run of the job that it waited for has another job by now, that one is waited for.
+
+    Args:
+        dependency: in sbatch's words, `afterok:12`.
+
+    Returns:
+        The dependency in sbatch's words, None where the job need not wait; and where that is since what it waited for
+        has failed or is gone, the reason.
+
+    Raises:
+        Unavailable: SLURM does not tell.
+    """
+    ended_well, _, job = dependency.partition(":")
+    job = find.last_job_after(job) or job
+    predecessor = slurm.jobs([job]).get(job)
+    if predecessor is None:
+        return None, f"job {job} is not known to SLURM any more"
+    if predecessor.live and (predecessor.reason != slurm.NEVER or ended_well == "afterany"):
+        return f"{ended_well}:{job}", ""
+    if predecessor.state == "COMPLETED" or ended_well == "afterany":
+        return None, ""
+    how = "can never start" if predecessor.live else f"has ended as {predecessor.state}"
+    return None, f"job {job} {how}"
+
+
 def _job_of_run(text: str, name: str, *, may_fail: bool) -> str | None:
     """Find the job of a run; None where the run has ended, and may have as it did. Raises UserError, Unavailable."""
     [run] = runs.look_surely([find.run(name, _KEY)])

@@ -10,7 +10,7 @@ from launcher import sending, slurm, snapshot
 from launcher.checks import after
 from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission
-from launcher.views import runs, verdict
+from launcher.views import evidence, runs
 from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -94,14 +94,15 @@ def _follow(launch: Launch) -> int:
         while True:
             [run] = runs.look([launch])
             now = time.monotonic()
-            news = f"{run.state} {max(run.evidence.starts, 1)} {run.reason if run.state != 'running' else ''}"
+            why = run.why if run.shown_state != "running" else ""
+            news = f"{run.shown_state} {max(run.evidence.starts, 1)} {why}"
             if news != printed or (run.live and now - printed_at > _PRINT_SECONDS):
                 print(_line(run), file=sys.stderr, flush=True)
                 printed, printed_at = news, now
             ended_at = (ended_at or now) if run.ended else None
             if run.state == "unreadable":
                 return 1
-            if ended_at and (run.state in verdict.FOR_GOOD or now - ended_at > _SURE_SECONDS):
+            if ended_at and (run.state in evidence.FOR_GOOD or now - ended_at > _SURE_SECONDS):
                 return _exit_status(run)
             if run.waits and run.reason == slurm.NEVER:
                 print(f"{run.name} can never start: what it waits for has failed", file=sys.stderr)
@@ -121,8 +122,8 @@ def _line(run: runs.Run) -> str:
     parts += [f"kNN {100 * figures.knn_top1:.2f} %"] if figures.knn_top1 is not None else []
     parts += [f"{speed:.3g} images/s"] if speed else []
     parts += [f"restarts {run.evidence.starts - 1}"] if run.evidence.starts > 1 else []
-    why = f": {run.reason}" if run.reason and run.reason != "None" else ""
-    return f"{time.strftime('%H:%M:%S')} {run.name} {run.state}, {', '.join(parts)}{why}"
+    why = f": {run.why}" if run.why else ""
+    return f"{time.strftime('%H:%M:%S')} {run.name} {run.shown_state}, {', '.join(parts)}{why}"
 
 
 def _exit_status(run: runs.Run) -> int:

@@ -58,7 +58,8 @@ def _run(start: Start) -> dict[str, Any]:
     if start.first:
         step = start.launch.checkpoint_step()
         nodes = list(start.hostnames)
-        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=time.time(), nodes=nodes)
+        place = {"nodes": nodes, "gpus": len(nodes) * start.profile.gpus_per_node}
+        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=start.began, **place)
         start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
     overrides = _staged(start)
     attempt = 0
@@ -101,7 +102,9 @@ def _staged(start: Start) -> list[str]:
         return []
     try:
         local_disk = configs.expanded("local_disk", start.profile.local_disk)  # by the node's own variables
+        start.say(f"unpacks {start.submission.stage}")
         folder = stage.unpack(Path(start.submission.stage), Path(local_disk))
+        start.say("has the data")
     except UserError as error:
         status.write(start.launch.run_dir, "user_error", start.launch.checkpoint_step(), str(error))
         start.say(str(error))
@@ -114,12 +117,16 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
     stop.finished.wait()
     if start.ended():
         return
+    if start.launch.stands_still(start.job):
+        raise SystemExit(1)
     if start.local:
         os._exit(_LOCAL_REQUEUE if stop.signal == signal.SIGUSR2 else status.EXIT_CODES["stopped"])
     # The first task may have ended before it could listen, and with it the hope of a requeue or a mark.
     patience_seconds = start.profile.signal_seconds if stop.signal == signal.SIGUSR2 and not start.first else math.inf
     deadline = time.monotonic() + patience_seconds
     while not start.requeue_mark.exists() and time.monotonic() < deadline:
+        if start.launch.stands_still(start.job):
+            raise SystemExit(1)
         time.sleep(1)
     raise SystemExit(status.EXIT_CODES["stopped"])
 
@@ -127,6 +134,8 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
 def _end(start: Start, state: status.State) -> dict[str, Any]:
     """End this start: a run that is done returns, a crashed one is requeued, another one fails."""
     last = start.launch.status()
+    if start.first:
+        start.launch.add_end(job=start.job, restart=start.restart)
     if state == "done":
         return {"state": state, "step": last.step}
     start.say(f"{state} at step {last.step}: {last.reason}")
@@ -208,6 +217,19 @@ class Stop:
         if start.first:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
-            if number == signal.SIGUSR2 and last.state != "done":
+            start.launch.add_end(job=start.job, restart=start.restart)
+            if number == signal.SIGUSR2 and last.state != "done" and not self._gives_up():
                 start.requeue()
         self.finished.set()
+
+    def _gives_up(self) -> bool:
+        """Return whether another start would be in vain, since the time limit ends each before it gets any further."""
+        start = self._start
+        if start.ended() or not failure.is_time_limit(start.profile, start.began):
+            return False
+        with contextlib.suppress(OSError):
+            failure.note_time_limit(start.launch, start.job, start.restart)
+        if not start.launch.stands_still(start.job):
+            return False
+        start.say(start.launch.give_up())
+        return True

@@ -113,8 +113,9 @@ def test_three_failed_starts_are_enough(programs: Programs, tmp_path: Path, monk
         assert call(launch.run_dir, monkeypatch, SLURM_RESTART_COUNT=str(restart)) == (0 if restart < 2 else 1)
     assert requeued(programs) == ["12", "12"]
     assert launch.status().state == "crashed"
-    assert launch.status().reason == "no progress in 3 starts from step 0"
-    assert told(launch)[-1] == "no progress in 3 starts from step 0"
+    reason = "no progress in 3 starts from step 0; the last: srun ended with exit status 1"
+    assert launch.status().reason == told(launch)[-1] == reason
+    assert [row["restart"] for row in launch.ends()] == [0, 1, 2]
 
 
 def test_what_the_task_has_given_up_is_not_told_twice(

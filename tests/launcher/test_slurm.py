@@ -22,7 +22,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("SQUEUE_FORMAT", "SINFO_FORMAT", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "LC_ALL", "SLURM_CONF")
     for name in names:
-        monkeypatch.setenv(name, "mine")
+        monkeypatch.setenv(name, __file__)
     programs.keeps("squeue", *names)
     slurm.call("squeue", "--x", "a b")
     [(words, environment)] = programs.given("squeue")
@@ -30,7 +30,7 @@ def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: 
     assert environment == dict.fromkeys(names, None) | {
         "SLURM_TIME_FORMAT": "standard",
         "LC_ALL": "C",
-        "SLURM_CONF": "mine",
+        "SLURM_CONF": __file__,
     }
 
 
@@ -49,7 +49,7 @@ def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: 
         ),
         (
             "echo 'scontrol: fatal: could not establish a configuration source' >&2; exit 1",
-            Unavailable("scontrol: the SLURM controller does not answer (scontrol: fatal: could not establish"),
+            Unavailable("scontrol: SLURM is installed here, but finds no configuration; export SLURM_CONF="),
         ),
         (
             "exec sleep 20",
