@@ -75,7 +75,7 @@ def _send_again(run: runs.Run, send: _Send) -> int:
     submission, exit_status = send(run.name, run.launch)
     if submission:
         code = sending.code_in_words(run.submission, submission)
-        waits = f", after {submission.after.partition(':')[2]}" if submission.after else ""
+        waits = f", after job {submission.after.partition(':')[2]}" if submission.after else ""
         print(f"{run.name}: was {run.state}, {run.saved}; sent again as job {submission.job}{waits}, {code}")
     return exit_status
 

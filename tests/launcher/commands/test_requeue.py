@@ -150,7 +150,7 @@ def test_an_ended_run_waits_again_for_what_has_not_failed(
     out, err = capsys.readouterr()
     lines = {line for line in text(programs, "13") if "--dependency" in line}
     assert lines == ({f"#SBATCH --dependency={expected}"} if expected else set())
-    assert ("after 9" in out) is (expected is not None)
+    assert ("sent again as job 13, after job 9, with" in out) is (expected is not None)
     failed = why == "DependencyNeverSatisfied" and expected is None
     assert ("does not wait any more: job 9 can never start" in err) is failed
     again = launch.submission()
@@ -158,7 +158,7 @@ def test_an_ended_run_waits_again_for_what_has_not_failed(
 
 
 def test_a_run_keeps_its_code_unless_it_is_to_have_the_checkouts(programs: Programs, capsys: Said) -> None:
-    """The config of a run that keeps its code stays as it is: another revision's may have keys that it does not know."""
+    """The config of one that keeps it stays as it is: another revision's may have keys that the code does not know."""
     launch = sent(programs, capsys, "a")
     queue(programs, "FAILED", launch)
     last = launch.submission()
