@@ -96,7 +96,7 @@ def _noted(run: Run) -> list[Span]:
         end = ends.get((start["job"], start.get("restart")))
         by = _DIRECTORY
         if number == len(starts) - 1:
-            end = time.time() if run.state == "running" else end or run.evidence.changed_at
+            end = end or (time.time() if run.state == "running" else run.evidence.changed_at)
         elif not isinstance(end, int | float):
             end, by = float(starts[number + 1]["time"]), _AT_MOST
         spans.append(Span(str(start["job"]), begin, max(begin, float(end)), int(gpus), by))

@@ -29,9 +29,9 @@ def of_checkpoints(launch: Launch, evidence: Evidence, failures: int) -> str:
     causes = [cause for step, cause in lines if int(step) > evidence.saved]
     if not causes and (lines or not failures):  # the one that is missing is still being written
         return ""
-    count = f"{failures} failed" if failures else "the last one failed"
+    count = f" ({failures})" if failures else ""
     cause = f": {causes[-1].decode('utf-8', errors='replace')}" if causes else ""
-    return f"checkpoints are not saved, {count}{cause}"
+    return f"checkpoints fail{count}{cause}"
 
 
 def full_disk(launch: Launch, job: str) -> str:
