@@ -18,7 +18,7 @@ from shutil import which
 
 from launcher import sending, slurm
 from launcher.job import failure
-from launcher.record import Launch, run_dirs
+from launcher.record import SENT_AGAIN, Launch, run_dirs
 from launcher.views import moments
 
 _PAUSES_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
@@ -37,7 +37,8 @@ def launch_of(folder: Path, job: str) -> Launch | None:
 
 def goes_on(launch: Launch, job: str, restart: int) -> bool:
     """Return whether the run has not ended, so that another start may help."""
-    submission, state = launch.submission(), launch.status().state
+    submission, status = launch.submission(), launch.status()
+    state = None if status.reason == SENT_AGAIN else status.state
     if submission is None or launch.stands_still(job):  # the task has given it up already
         return False
     if launch.requeue_mark(job, restart).exists():

@@ -36,6 +36,8 @@ STARTS_WITHOUT_PROGRESS = 3
 BEFORE_FIRST_STEP = "its time limit came before its first step"
 BEFORE_SAVED = "its time limit came before it had saved"
 """How a time limit ends a start that has brought the run no further."""
+SENT_AGAIN = "sent again"
+"""The reason of a status that a submission writes, so that it is not taken for its job's."""
 
 
 class Submission(Section):

@@ -10,7 +10,7 @@ from launcher import slurm, snapshot
 from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
-from launcher.record import Launch, Submission, refuse_others
+from launcher.record import SENT_AGAIN, Launch, Submission, refuse_others
 from moco_dist import config as configs
 from moco_dist import files, packages
 from moco_dist.errors import UserError
@@ -270,7 +270,7 @@ def _written(launch: Launch, config: configs.Config) -> Iterator[None]:
     if old_config is None or not _is_config(launch.config_file, config):
         files.write_text(launch.config_file, configs.dump(config))
     if before.state not in (None, "done"):
-        status.write(launch.run_dir, "stopped", before.step, "sent again")
+        status.write(launch.run_dir, "stopped", before.step, SENT_AGAIN)
     try:
         yield
     except BaseException:

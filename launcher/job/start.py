@@ -114,6 +114,7 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
     """Run this node's ranks under torch's elastic agent, which starts crashed ones again."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
     try:
@@ -124,7 +125,7 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
         start.say(f"rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
     except SignalException:
         raise SystemExit(128 + signal.SIGINT) from None
-    except (RuntimeError, OSError) as error:  # the rendezvous: the other nodes are gone
+    except (RendezvousError, RuntimeError, OSError) as error:  # the rendezvous: the other nodes are gone
         start.say(f"the nodes have lost each other: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     return False
 

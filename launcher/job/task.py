@@ -125,8 +125,6 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
     patience_seconds = start.profile.signal_seconds if stop.signal == signal.SIGUSR2 and not start.first else math.inf
     deadline = time.monotonic() + patience_seconds
     while not start.requeue_mark.exists() and time.monotonic() < deadline:
-        if start.launch.stands_still(start.job):
-            raise SystemExit(1)
         time.sleep(1)
     raise SystemExit(status.EXIT_CODES["stopped"])
 
@@ -192,6 +190,7 @@ class Stop:
                 self._end_with_others()
             if numbers:
                 self._stop(signal.SIGUSR2 if signal.SIGUSR2 in numbers else signal.SIGTERM)
+        self._end_when_given_up()
 
     def _end_with_others(self) -> None:
         """End this task, whose main thread waits for a node that has ended the run for good."""
@@ -221,6 +220,15 @@ class Stop:
             if number == signal.SIGUSR2 and last.state != "done" and not self._gives_up():
                 start.requeue()
         self.finished.set()
+
+    def _end_when_given_up(self) -> None:
+        """End this task when the first one has given the run up, also where the main thread waits for ranks."""
+        while not self._start.launch.stands_still(self._start.job):
+            time.sleep(2)
+        for pid in rank_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        os._exit(1)
 
     def _gives_up(self) -> bool:
         """Return whether another start would be in vain, since the time limit ends each before it gets any further."""

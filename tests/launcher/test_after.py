@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher import after
+from launcher import after, record
 from launcher.record import Launch, Submission
 from moco_dist.run import status
 from tests.launcher.made import make_run, replace_sleep
@@ -85,6 +85,13 @@ def test_a_run_that_has_not_ended_starts_again(
     assert call(launch.run_dir, monkeypatch) == (0 if again else 1)
     assert requeued(programs) == (["12"] if again else [])
     assert told(launch) == (["job 12 is requeued"] if again else [])
+
+
+def test_the_status_of_a_submission_is_not_its_jobs(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = run(tmp_path, "stopped", reason=record.SENT_AGAIN)
+    assert call(launch.run_dir, monkeypatch) == 0
 
 
 @pytest.mark.parametrize("state", ["running", "crashed", "stopped", "user_error", "done"])

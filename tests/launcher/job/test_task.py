@@ -16,7 +16,7 @@ from launcher.job import task
 from launcher.job.start import Start
 from launcher.record import Submission
 from moco_dist.run import status
-from tests.launcher.made import make_run
+from tests.launcher.made import make_run, replace_sleep
 
 
 @pytest.fixture
@@ -117,6 +117,23 @@ def test_three_time_limits_before_the_first_step_end_the_run(run_dir: Path, monk
     last = job.launch.status()
     assert (last.state, last.reason) == ("crashed", reason)
     assert [row["restart"] for row in job.launch.ends()] == [0, 1, 2, 3, 4]
+
+
+def test_a_task_whose_ranks_hang_ends_when_the_run_is_given_up(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Told(run_dir, monkeypatch)
+    stop, ends, looks = object.__new__(task.Stop), list[int](), list[float]()
+    submission = job.launch.submission()
+    assert submission
+    stop._start = Start(run_dir, submission, "")
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        job.launch.add_failure(job="12", restart=len(looks), reason="its time limit came before its first step")
+
+    replace_sleep(monkeypatch, task, sleep)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    stop._end_when_given_up()
+    assert ends == [1] and len(looks) == 3
 
 
 def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
