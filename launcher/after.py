@@ -77,7 +77,7 @@ def start_again(launch: Launch, job: str) -> bool:
             launch.say(f"{trouble}; tried again, as long as the allocation lasts")
             said = trouble
         time.sleep(pause)
-    launch.say(f"{trouble}; the run goes on with: python -m launcher requeue {launch.run_dir}")
+    launch.say(f"{trouble}; the run goes on with: {launch.requeue_command}")
     return False
 
 

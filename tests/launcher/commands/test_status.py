@@ -15,7 +15,8 @@ import pytest
 
 from launcher import slurm
 from launcher.commands import status as status_command
-from launcher.views import moments
+from launcher.record import Launch
+from launcher.views import moments, runs, table
 from moco_dist.errors import UserError
 from tests.launcher.made import MadeUp, earlier, knn_row, make_run, replace_sleep, train_row
 
@@ -177,6 +178,8 @@ def test_a_table_is_100_columns_wide_at_most(
     assert len(wide) + 2 <= 100 and wide.index("13") + 2 == long.index("12"), "each sign takes two columns"
     assert fields(long)[0].startswith("imagenet_nn") and "nn..." in long and fields(long)[0].endswith("n_7")
     assert long.endswith("...") and "".join(whole).count("because") == 60 and whole[0].startswith("imagenet_")
+    table.show(runs.look([Launch(Path("runs") / name)]), as_json=False, keep=["kNN"])
+    assert {"kNN", "reason"} < set(fields(capsys.readouterr().out.splitlines()[0])), "a sweep is judged by it"
     monkeypatch.setenv("COLUMNS", "1000")
     assert status() == 0
     heads, long, *_ = capsys.readouterr().out.splitlines()
@@ -209,7 +212,7 @@ def test_the_newest_come_first(made_up: MadeUp, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("words", "runs"),
+    ("words", "names"),
     [
         ("--state running", "starts trains"),
         ("--state starting", "starts"),
@@ -222,7 +225,7 @@ def test_the_newest_come_first(made_up: MadeUp, capsys: pytest.CaptureFixture[st
         ("--filter nothing", ""),
     ],
 )
-def test_runs_are_chosen(made_up: MadeUp, capsys: pytest.CaptureFixture[str], words: str, runs: str) -> None:
+def test_runs_are_chosen(made_up: MadeUp, capsys: pytest.CaptureFixture[str], words: str, names: str) -> None:
     make_run(Path("runs/crashed"), job="1", starts=1, state="crashed")
     done = make_run(Path("runs/done"), job="2", starts=1, state="done")
     for file in (done.paths.status, done.starts_file, done.job_file):
@@ -230,8 +233,8 @@ def test_runs_are_chosen(made_up: MadeUp, capsys: pytest.CaptureFixture[str], wo
     for name, job, rows in (("starts", "3", []), ("trains", "4", [train_row(5)])):
         launch = make_run(Path("runs") / name, job=job, starts=1, state="running", rows=rows)
         made_up.queues(job, "RUNNING", launch.run_dir.resolve())
-    assert sorted(row["run"] for row in as_json(capsys, *words.split())) == runs.split()
-    if not runs:
+    assert sorted(row["run"] for row in as_json(capsys, *words.split())) == names.split()
+    if not names:
         assert status(*words.split()) == 0
         assert capsys.readouterr().out == "none of the 4 runs is like that\n"
 
