@@ -19,6 +19,15 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     return Programs(tmp_path, monkeypatch)
 
 
+def test_a_slurm_conf_that_is_not_there_is_named_at_once(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's commands look for it for a minute."""
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    programs.keeps("squeue")
+    with pytest.raises(Unavailable, match=r"^squeue: SLURM_CONF = /nowhere/slurm.conf: no such file; export"):
+        slurm.call("squeue")
+    assert not programs.given("squeue")
+
+
 def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("SQUEUE_FORMAT", "SINFO_FORMAT", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "LC_ALL", "SLURM_CONF")
     for name in names:

@@ -81,6 +81,9 @@ def test_a_job_that_may_not_be_requeued_trains_until_another_takes_over(programs
     assert main(["requeue", "a"]) == 1
     out, err = capsys.readouterr()
     assert "launcher: a: sbatch: error: no more jobs" in err and out == "a: job 12 is left as it was\n"
+    programs.runs("sbatch", "echo sbatch: fatal: Could not establish a configuration source >&2; exit 1")
+    assert main(["requeue", "a"]) == 1
+    assert "finds no configuration; export SLURM_CONF=/path/to/slurm.conf" in capsys.readouterr().err
     assert not programs.given("scancel")
     state, where = shlex.quote(str(launch.paths.status)), shlex.quote(str(programs.sent))
     programs.runs("sbatch", f'cp "$1" {where}/13.sh; echo Submitted batch job 13')

@@ -232,7 +232,7 @@ def test_runs_are_chosen(made_up: MadeUp, capsys: pytest.CaptureFixture[str], wo
         earlier(file, 3 * 86400)
     for name, job, rows in (("starts", "3", []), ("trains", "4", [train_row(5)])):
         launch = make_run(Path("runs") / name, job=job, starts=1, state="running", rows=rows)
-        made_up.queues(job, "RUNNING", launch.run_dir.resolve())
+        made_up.queues(job, "RUNNING", launch.run_dir.resolve(), started=ago(9 * 86400))
     assert sorted(row["run"] for row in as_json(capsys, *words.split())) == names.split()
     if not names:
         assert status(*words.split()) == 0

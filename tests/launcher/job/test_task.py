@@ -75,7 +75,9 @@ class Told:
         self._monkeypatch, self._restart = monkeypatch, 0
         monkeypatch.setattr(slurm, "requeue", self.requeued.append)
 
-    def save(self, minutes: float, step: int = 0, number: signal.Signals = signal.SIGUSR2) -> int | str | None:
+    def save(
+        self, minutes: float, step: int = 0, saved: int = 0, number: signal.Signals = signal.SIGUSR2
+    ) -> int | str | None:
         """Tell it. Returns the exit status with which its other tasks end; "stays" for one that waits for SLURM."""
         self._monkeypatch.setenv("SLURM_RESTART_COUNT", str(self._restart))
         submission = self.launch.submission()
@@ -85,6 +87,8 @@ class Told:
         self.launch.add_start(job="12", restart=self._restart, step=self.launch.checkpoint_step(), time=start.began)
         if step:
             status.write(self.launch.run_dir, "running", step)
+        if saved:
+            make_run(self.launch.run_dir, profile={"time_minutes": 60}, saved=[saved])
         self._restart += 1
         stop = object.__new__(task.Stop)
         stop._start, stop.signal, stop.finished = start, None, threading.Event()
@@ -140,11 +144,8 @@ def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, mon
     job = Told(run_dir, monkeypatch)
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 100))  # where SLURM tells it, it counts
     for step in (3, 6, 9):
-        make_run(run_dir, profile={"time_minutes": 60})
         job.save(minutes=1, step=step)
-    assert {row["reason"] for row in job.launch.failures()} == {"its time limit came before it had saved"}
+    assert [row["reason"] for row in job.launch.failures()] == ["its time limit came before it had saved"] * 3
     assert job.requeued == ["12", "12"]
-    (run_dir / "checkpoints").mkdir()
-    (run_dir / "checkpoints" / "step_000000009.pt").touch()
-    assert job.save(minutes=1, step=9) == "stays"
-    assert len(job.requeued) == 3
+    assert job.save(minutes=1, step=9, saved=9) == "stays"
+    assert len(job.requeued) == len(job.launch.failures()) == 3
