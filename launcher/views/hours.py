@@ -72,8 +72,8 @@ def spans_of(run: Run, records: Mapping[str, Sequence[Span]] = {}) -> list[Span]
     noted = _noted(run)
     sent = moments.of_text(run.submission.submitted) if run.submission else None
     first = min([span.begin for span in noted] + [sent or time.time()]) - _DAY_SECONDS
-    told = {job: [span for span in records.get(job, ()) if span.begin >= first] for job in _jobs(run)}
-    spans = [span for own in told.values() for span in own] + [span for span in noted if not told.get(span.job)]
+    accounted = {job: [span for span in records.get(job, ()) if span.begin >= first] for job in _jobs(run)}
+    spans = [span for own in accounted.values() for span in own] + [span for span in noted if not accounted.get(span.job)]
     return sorted(spans, key=lambda span: span.begin)
 
 
