@@ -26,7 +26,7 @@ slurm: setup  # who may not install says so; the tests then skip, but in CI they
 	-$(BIN)/python -m slurm.devcluster install
 
 test: check slurm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

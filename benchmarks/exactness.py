@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="section.key=value", help="changes of the setting")
     options = parser.parse_args(arguments)
     config = config_of(setting(options.words, options.root, "cpu", small=False), "benchmarks.exactness", __doc__)
+    config = configs.with_decoder(config, None)
     if OWN_RESULT in os.environ:
         measure(config, options.rounds, Path(os.environ[OWN_RESULT]))
         return 0

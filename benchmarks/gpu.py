@@ -41,7 +41,7 @@ PARTS = {
     "shipped": Part(gpu_parts.shipped, 210),
     "augmentation": Part(gpu_parts.augmentation, 10),
     "groups": Part(gpu_parts.groups, 30),
-    "batch32": Part(gpu_parts.batch32, 150),
+    "batch32": Part(gpu_parts.batch32, 180),
     "cifar10": Part(gpu_parts.cifar10, 110),
     "checkpoint": Part(gpu_parts.checkpoint, 30),
     "jpeg": Part(gpu_parts.jpeg, 15),

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from sklearn.datasets import load_sample_images
-from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from benchmarks.baselines.authors import augmentation
 from benchmarks.runs import RESULTS
 from moco_dist import config as configs
 from moco_dist import files, packages
@@ -40,6 +40,7 @@ from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
 from moco_dist.randomness import Stream, uniform
 
 SIDES, BYTES, SIZE = (500, 375), 78_000, 224
+CONFIG = Path("configs/imagenet_v2.yaml")
 PACKAGES = ("torch", "torchvision", "pillow", "simplejpeg", "opencv-python-headless")
 
 
@@ -121,23 +122,12 @@ def contents_of(paths: Sequence[Path]) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def blur(image: Image.Image) -> Image.Image:
-    """Blur as MoCo v2 does."""
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-
-
 def authors(paths: Sequence[Path]) -> dict[str, float]:
     """Make pairs of views in the structure of the authors' code, and return the time of each of its parts."""
-    mean, std = PIXEL_STATISTICS["colour"]
-    steps = {
-        "crop and resize": transforms.RandomResizedCrop(SIZE, scale=(0.2, 1.0)),
-        "colours": transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        "grayscale": transforms.RandomGrayscale(0.2),
-        "blur": transforms.RandomApply([blur], p=0.5),
-        "flip": transforms.RandomHorizontalFlip(),
-        "to a tensor": transforms.ToTensor(),
-        "normalise": transforms.Normalize(mean, std),
-    }
+    names = ("crop and resize", "colours", "grayscale", "blur", "flip", "to a tensor", "normalise")
+    steps = dict(
+        zip(names, augmentation(configs.load(CONFIG, [f"data.root={paths[0].parent}"])).transforms, strict=True)
+    )
     seconds = dict.fromkeys(("read and decode", *steps), 0.0)
     for path in paths:
         begin = time.process_time()
@@ -161,7 +151,7 @@ def draws_of(count: int, numbers: int) -> np.ndarray:
 
 def of_loader(folder: Path, paths: Sequence[Path], decode: str) -> float:
     """Make a batch of pairs as a data worker does, and return the milliseconds of an image."""
-    config = configs.load(Path("configs/imagenet_v2.yaml"), [f"data.root={folder}", f"data.decode={decode}"])
+    config = configs.load(CONFIG, [f"data.root={folder}", f"data.decode={decode}"])
     source = sources.open_source(config, "train")
     make = functools.partial(source.crops, draws=draws_of(len(paths), CROP_DRAWS), data=config.data)
     return taken(make, [np.arange(len(paths))]) / len(paths)

@@ -77,8 +77,9 @@ EXACTNESS = """### Where exactness costs
 - **One BatchNorm group at a time.** Each group is a forward and a backward pass of its own, and its gradients are added
   to those of the others. The work on images is the same, but that on weights is done once a group: they are laid out
   anew for the convolutions, and a gradient as large as the network is written, copied and added.
-- **Sums in a fixed order.** Gradients are exchanged and added up in pairs, and the means are gathered. That moves as
-  many bytes as gloo's ring, but they are copied more often.
+- **Sums in a fixed order.** Gradients are added up in pairs, each rank its share of them. Ranks of one machine do so in
+  memory that they share, which takes less than gloo's ring; those of several exchange them through sockets, which moves
+  as many bytes as the ring, but copies them more often.
 - **One thread.** A rank uses one core, since the order of a sum within an operation may depend on the threads.
 - The step is faster than the bare one nevertheless, where the last stage's maps are a single pixel: such a convolution
   is a matrix product of the one tap that meets it (`moco_dist/networks/convolution.py`). Elsewhere, freed memory is

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher import slurm
-from launcher.commands import cancel, logs, preflight, requeue, status, submit, sweep
+from launcher.commands import cancel, logs, preflight, requeue, shell, stacks, status, submit, sweep, top
 from moco_dist.errors import UserError
 
 _COMMANDS = {
-    module.__name__.rpartition(".")[2]: module for module in (submit, status, logs, cancel, requeue, sweep, preflight)
+    module.__name__.rpartition(".")[2]: module
+    for module in (submit, status, logs, cancel, requeue, sweep, preflight, top, stacks, shell)
 }
 
 

@@ -29,6 +29,12 @@ _TOLD = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 """Exit status of a task that was told to save, or to end, before it could listen."""
 
 
+def job_of_script() -> str:
+    """Return the id of the job that this batch script is of: `12`, or `12_3` for a member of an array."""
+    array, member = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{member}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def launch_of(folder: Path, job: str) -> Launch | None:
     """Find the run of a job: the folder itself, or in a sweep's folder one right inside it."""
     launches = [Launch(run_dir) for run_dir in run_dirs(folder)]
@@ -115,8 +121,7 @@ def _began(job: str) -> float | None:
 def main() -> int:
     """See to the job of this batch script. Returns the exit status: 0 where its run goes on, else 1."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this process, which is to tell of it
-    array, member = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{member}" if array else os.environ["SLURM_JOB_ID"]
+    job = job_of_script()
     folder, exit_status = Path(sys.argv[1]), int(sys.argv[2])
     launch, restart = launch_of(folder, job), int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if launch is None or not goes_on(launch, job, restart) or is_ending(job):

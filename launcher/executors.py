@@ -39,6 +39,9 @@ class Sbatch(SlurmExecutor):
         comment, parameters = str(launch.run_dir), _sbatch(submission, str(launch.code(submission)), dependency)
         # A container has no SLURM commands, so this is Python on the node itself.
         after = f"{shlex.quote(sys.executable)} -m launcher.after {shlex.quote(comment)}"
+        if submission.least_nodes:
+            parameters["setup"] += _sizing(comment)
+            parameters["srun_args"].append(f"--ntasks-per-node={parameters.pop('ntasks_per_node')}")  # else one node
         lines = ["code=$?", f'[ "$code" = 0 ] || [ "$code" = 2 ] || {after} "$code"', 'exit "$code"']
         self.update_parameters(**parameters, comment=comment, array_parallelism=parallel, teardown=lines)
 
@@ -46,6 +49,9 @@ class Sbatch(SlurmExecutor):
     def affinity(cls) -> int:
         """Tell submitit that SLURM is here: a dry run needs none, and preflight says so where it is missing."""
         return 2
+
+    def _num_tasks(self) -> int:
+        return 1 if isinstance(self.parameters["nodes"], str) else super()._num_tasks()
 
     def text(self) -> str:
         """Return the script that sbatch is given."""
@@ -94,7 +100,7 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
         **profile.model_dump(include={"partition", "account", "qos", "constraint"}),
         "exclude": ",".join(profile.exclude) or None,
         "time": profile.time_minutes,
-        "nodes": submission.nodes,
+        "nodes": f"{submission.least_nodes}-{submission.nodes}" if submission.least_nodes else submission.nodes,
         "ntasks_per_node": profile.gpus_per_node if by_rank else 1,
         "cpus_per_task": cpus,
         "gpus_per_node": gpus,
@@ -108,6 +114,17 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
         "additional_parameters": extra,
     }
     return {name: value for name, value in parameters.items() if value is not None} | {"wckey": None}
+
+
+def _sizing(folder: str) -> list[str]:
+    """Return lines of the batch script that keep as many nodes as the run can use, and tell srun and the tasks."""
+    python = shlex.quote(sys.executable)
+    names = ("SLURM_JOB_NUM_NODES", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_NPROCS")
+    return [
+        f"nodes=$({python} -m launcher.resize {shlex.quote(folder)}) || exit $?",
+        "export " + " ".join(f'{name}="${{nodes%% *}}"' for name in names),
+        'export SLURM_JOB_NODELIST="${nodes#* }" SLURM_NODELIST="${nodes#* }"',
+    ]
 
 
 def _python(profile: Profile) -> str:

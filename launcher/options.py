@@ -34,6 +34,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _nodes(text: str) -> tuple[int | None, int]:
+    """Read a number of nodes, or the fewest and the most of them, `1-4`. Returns the fewest, if any, and the most."""
+    least, dash, most = text.rpartition("-")
+    numbers = [_positive(number) for number in ((least, most) if dash else (most,))]
+    if sorted(numbers) != numbers:
+        raise argparse.ArgumentTypeError(f"must be the fewest and the most nodes, such as 1-4, not {text!r}")
+    return (numbers[0] if numbers[0] < numbers[-1] else None), numbers[-1]
+
+
 def add_job_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a job to a command's parser."""
     parser.add_argument("words", nargs="*", metavar="WORD", help="[CONFIG.yaml] [section.key=value ...]")
@@ -50,7 +59,8 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
 def add_resources(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what a job asks of the cluster."""
     parser.add_argument("--cluster", metavar="PROFILE", help="profile: a YAML file, or the name of a shipped one")
-    parser.add_argument("--nodes", type=_positive, metavar="N", help="nodes; unset, 1 or as it was")
+    text = "nodes; unset, 1 or as it was; 1-4: what is idle at each start, of the numbers that divide the batch"
+    parser.add_argument("--nodes", type=_nodes, metavar="N", help=text)
     for key, metavar in _OVERRIDES:
         option = f"--{key.replace('_', '-')}"
         parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
@@ -76,9 +86,11 @@ def path_of(name: str) -> Callable[[str], str]:
 
 def submission_of(options: argparse.Namespace) -> Submission:
     """Describe the job that the options ask for, but for its name. Raises UserError."""
+    least_nodes, nodes = options.nodes or (None, 1)
     return Submission(
         executor="local" if options.local else "slurm",
-        nodes=options.nodes or 1,
+        nodes=nodes,
+        least_nodes=least_nodes,
         profile=cluster.load(options.cluster, _overrides(options)),
         stage=_stage(options),
     )
@@ -98,7 +110,8 @@ def changed(submission: Submission, options: argparse.Namespace) -> Submission:
         before = submission.profile.model_dump(mode="json", exclude_defaults=True)
         profile = configs.validate(cluster.Profile, {**before, **overrides})
     stage = _stage(options) or submission.stage
-    changes = {"nodes": options.nodes or submission.nodes, "profile": profile, "stage": stage, "earlier_jobs": ()}
+    least_nodes, nodes = options.nodes or (submission.least_nodes, submission.nodes)
+    changes = {"nodes": nodes, "least_nodes": least_nodes, "profile": profile, "stage": stage, "earlier_jobs": ()}
     return submission.model_copy(update=changes)
 
 

@@ -7,7 +7,7 @@ launch/
   starts.jsonl    a line for each start of a job: job, restart, step that it began from, time, nodes
   ends.jsonl      a line for each start whose end the job itself has seen
   failures.jsonl  a line for each start that ended by itself, or by a time limit before it got any further
-  logs/           rank_<r>.log over all starts, launcher.log
+  logs/           rank_<r>.log over all starts, launcher.log; stacks_<r>.txt, where `launcher stacks` found the threads
   submitit/       sbatch text, pickles, output of the batch script
   revision.txt, diff.patch, packages.txt
 """
@@ -58,7 +58,9 @@ class Submission(Section):
     name: str = "moco-dist"
     """Name of the job."""
     nodes: Positive = 1
-    """Nodes that it asked for."""
+    """Nodes that it asked for; where `least_nodes` is set, at most."""
+    least_nodes: Positive | None = None
+    """Nodes that a start takes at least, of what is idle then; unset, `nodes`."""
     profile: Profile = Profile()
     """The profile with the overrides."""
     code: str = ""
@@ -70,6 +72,7 @@ class Submission(Section):
 
     @property
     def ranks(self) -> int:
+        """Return how many ranks it has, or at most has."""
         return self.nodes * self.profile.gpus_per_node
 
 
@@ -101,6 +104,10 @@ class Launch:
     def log(self, rank: int) -> Path:
         """Return the log of a rank, over all starts."""
         return self.logs / f"rank_{rank:05d}.log"
+
+    def stacks(self, rank: int) -> Path:
+        """Return the file that a rank of the last start writes its stacks to, when it is told to."""
+        return self.logs / f"stacks_{rank:05d}.txt"
 
     def stop_mark(self, job: str, restart: int) -> Path:
         """Return the file that is there once this start of a job was told to stop."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from launcher import slurm, snapshot
+from launcher import elastic, slurm, snapshot
 from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
@@ -69,7 +69,8 @@ def send_again(
     last = launch.submission()
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
-    config, submission = launch.config(), change(last)
+    config = launch.config()
+    submission = elastic.narrowed(config, change(last))
     if fresh_code:
         submission = submission.model_copy(update={"code": ""})
     if not checked(config, submission, replaces=replaces):

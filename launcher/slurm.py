@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
@@ -103,9 +103,16 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
         Unavailable: it is not installed, or there was no answer in time.
         Refused: it failed; the error's first line.
     """
+    return _call(command, timeout_seconds).stdout
+
+
+def _call(command: Sequence[str], timeout_seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's commands, as `call` does. Returns the process, which has ended well."""
     seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
-    if (conf := env.get("SLURM_CONF")) and which(command[0]) and not Path(conf).exists():  # SLURM tries for a minute
+    if (
+        (conf := env.get("SLURM_CONF")) and installed(command[0]) and not Path(conf).exists()
+    ):  # SLURM tries for a minute
         raise Unavailable(
             f"{command[0]}: SLURM_CONF = {conf}: no such file; export the path of the cluster's slurm.conf"
         )
@@ -127,7 +134,24 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
         if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
-    return process.stdout
+    return process
+
+
+def expected_start(script: Path) -> str:
+    """Return when SLURM would start a batch script, in local time, `2026-11-27T21:00:00`; empty where it does not say.
+
+    Raises:
+        Refused: it would not take it.
+        Unavailable: SLURM does not answer.
+    """
+    process = _call(["sbatch", "--test-only", str(script)])
+    match = re.search(r"to start at (\S+)", process.stderr + process.stdout)
+    return match[1] if match else ""
+
+
+def installed(command: str) -> bool:
+    """Return whether one of SLURM's commands is installed here."""
+    return which(command) is not None
 
 
 def is_unconfigured(text: str) -> bool:
@@ -213,6 +237,15 @@ def _is_lost(words: dict[str, str], since: float) -> bool:
         return False
 
 
+def raw_id(job: str) -> str:
+    """Return the id that SLURM itself has for a job, which for a member of an array is no `12_3`.
+
+    Raises:
+        Unavailable, Refused: SLURM does not tell.
+    """
+    return call("squeue", "--noheader", f"--jobs={job}", "--format=%A").strip() if "_" in job else job
+
+
 def may_requeue(job: str) -> bool:
     """Return whether SLURM would requeue a job. Raises Unavailable, Refused."""
     return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", job, "--oneliner"))
@@ -252,40 +285,3 @@ def seconds(text: str) -> int | None:
     for part in clock.split(":"):
         total = 60 * total + int(part)
     return total + 86400 * int(days or 0)
-
-
-class Answers:
-    """Collect SLURM's answers about jobs, all within a time limit; once it has not answered, it is not asked again."""
-
-    def __init__(self, timeout_seconds: float | None = None) -> None:
-        seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
-        self._deadline = time.monotonic() + seconds
-        self._own: dict[str, Job] | None = None
-        self.error = ""
-        """Why SLURM did not answer; empty while it does."""
-
-    def own_jobs(self) -> Collection[Job]:
-        """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
-        self._own = self._ask(queue, ()) if which("squeue") else {}
-        return self._own.values()
-
-    def queued(self, ids: Collection[str]) -> dict[str, Job]:
-        """Return those of the named jobs that the queue has."""
-        if self._own is not None and not self.error:
-            return {job: self._own[job] for job in ids if job in self._own}
-        return self._ask(queue, ids) if ids else {}
-
-    def accounted(self, ids: Collection[str]) -> dict[str, Job]:
-        """Return those of the named jobs that the accounting has."""
-        return self._ask(accounting, ids) if which("sacct") else {}
-
-    def _ask(
-        self, question: Callable[[Collection[str], float], dict[str, Job]], ids: Collection[str]
-    ) -> dict[str, Job]:
-        if self.error:
-            return {}
-        try:
-            return question(ids, max(0.1, round(self._deadline - time.monotonic(), 1)))
-        except Unavailable as error:
-            self.error = str(error)
-            return {}

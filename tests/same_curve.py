@@ -1,6 +1,6 @@
 """Train another revision beside this tree and compare what both leave behind, bit for bit.
 
-python -m tests.same_curve --against REV [--scenario NAME ...] [--mnist FOLDER] [--keep FOLDER]
+python -m tests.same_curve --against REV [--scenario NAME ...] [--plain-convolutions] [--mnist FOLDER] [--keep FOLDER]
 
 Both trees train the same small scenarios under torchrun. In each one all ranks are killed by SIGKILL in mid-run, the
 run is resumed, and what it has learned is evaluated. The trees may be built differently within: they are driven by
@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import operator
+import os
 import re
 import signal
 import struct
@@ -68,6 +69,8 @@ _OF_STATE = {
     "optimizer": "optimizer",
 }
 _OF_ROW = {"loss": "losses", "lr": "lr", "top1": "top1 top5", "top5": "top1 top5"}
+_HOW = ("fused", "foreach")
+"""What a checkpoint says of the way in which its optimizer computes, which must not show in a number."""
 _WALL_CLOCK = re.compile("second|minute|hour|time|wait")
 
 START_SECONDS = 300.0  # four ranks of each side on two cores that others use as well
@@ -211,7 +214,7 @@ def _of_weights(run_dir: Path) -> Iterator[tuple[str, str, Any]]:
     for name, tensor in (load_file(encoder) if encoder.exists() else {}).items():
         yield "encoder file", name, tensor
     for path, value in leaves(state(run_dir) if checkpoints(run_dir) else {}):
-        if "config" not in path:  # it names the run directory
+        if "config" not in path and path[-1] not in _HOW:  # the config names the run directory
             yield next((_OF_STATE[part] for part in path if part in _OF_STATE), "other state"), ".".join(path), value
 
 
@@ -281,6 +284,14 @@ SETTINGS: dict[str, Any] = {
 
 LATER: dict[str, Any] = {"data.decode": "pillow"}
 """What revisions do that have no key for it yet, and what others do with these values of the key."""
+
+PLAIN_CONVOLUTIONS = """import contextlib
+with contextlib.suppress(ImportError):  # of an earlier revision
+    from moco_dist.networks.convolution import Convolution
+    del Convolution.forward
+"""
+"""What Python does at its start with `--plain-convolutions`: no tree takes those of a single pixel for products, whose
+last bits differ."""
 
 NAMES = ("digits", "mnist", "folder")
 SYMMETRIC = {
@@ -494,6 +505,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.same_curve", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--against", required=True, metavar="REV", help="git revision to compare this tree with")
     parser.add_argument("--scenario", action="append", choices=NAMES, help="may be given more than once; default: all")
+    text = "convolutions of one pixel are torch's own in both trees"
+    parser.add_argument("--plain-convolutions", action="store_true", help=text)
     parser.add_argument("--mnist", type=Path, help="torchvision root of MNIST; default: ../shared/data/mnist")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep runs and images in this new folder")
     options = parser.parse_args(arguments)
@@ -505,6 +518,8 @@ def main(arguments: Sequence[str]) -> int:
     for number in _ENDINGS:
         signal.signal(number, _end)
     with tempfile.TemporaryDirectory(prefix="moco-dist-curve-") as aside:
+        if options.plain_convolutions:
+            at_start(PLAIN_CONVOLUTIONS, Path(aside) / "at_start")
         folder = (options.keep or Path(aside) / "runs").resolve()
         try:
             with checkout(options.against, Path(aside) / "tree") as other:
@@ -516,6 +531,13 @@ def main(arguments: Sequence[str]) -> int:
                 return 0 if all_equal(chosen, trees, folder) else 1
         except UnknownRevision as error:
             parser.error(f"--against {options.against}: {error}")
+
+
+def at_start(lines: str, folder: Path) -> None:
+    """Have every process that is started from now on run some lines of Python first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(lines)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

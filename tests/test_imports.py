@@ -29,10 +29,13 @@ LAUNCHER_FLOORS = (
     ("environment",),
     ("cluster", "slurm", "snapshot"),
     ("record",),
-    ("job", "options", "views"),
+    ("elastic", "job", "options"),
+    ("views",),
     ("checks", "executors"),
     ("sending",),
+    ("measure",),
     ("commands", "after"),
+    ("resize",),
     ("__main__",),
 )
 """The same for the launcher: each imports only from those above it."""

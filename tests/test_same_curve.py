@@ -40,7 +40,10 @@ def made_run() -> Run:
             "encoder_k": copy.deepcopy(weights),
             "queue": torch.eye(3),
             "cursor": 1,
-            "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.02}]},
+            "optimizer": {
+                "state": {0: {"momentum_buffer": torch.ones(2)}},
+                "param_groups": [{"lr": 0.02, "fused": True}],
+            },
             "scaler": {},
             "skipped": False,
         },
@@ -338,3 +341,8 @@ def test_mnist_is_cut_to_its_first_images(tmp_path: Path) -> None:
         cut = datasets.MNIST(tmp_path / "cut", train=train)
         assert cut.data.numpy().tolist() == images[split][:count].tolist()
         assert cut.targets.tolist() == [7, 2, 1, 0, 4][:count]
+
+
+def test_the_way_in_which_an_optimizer_computes_is_no_difference(tmp_path: Path) -> None:
+    verdicts = compared(lambda run: run["state"]["optimizer"]["param_groups"][0].update(fused=None), tmp_path)
+    assert not differing(verdicts)

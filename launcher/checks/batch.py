@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from launcher import elastic
 from launcher.checks import dataset, estimate, finding
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
@@ -26,6 +27,9 @@ def divides(config: Config, ranks: int) -> bool:
 def check_nodes(config: Config, submission: Submission, layout: Layout | None) -> Iterator[Finding]:
     """Check whether the job can go on with fewer nodes, where it is to, and whether it has time to save."""
     profile = submission.profile
+    if submission.least_nodes:
+        fitting = elastic.sizes(config, submission)
+        yield finding.note(f"each start takes what is idle: {' or '.join(map(str, fitting))} nodes")
     if profile.min_nodes is not None:
         yield from _check_fewer(config, submission, layout, profile.min_nodes)
     seconds, minutes = profile.signal_seconds, profile.time_minutes

@@ -64,18 +64,28 @@ def encoder_cost(config: Config) -> EncoderCost:
 
 @functools.cache  # the members of a sweep often share it
 def _measured(model: str, channels: int, image_size: int) -> EncoderCost:
-    command = [sys.executable, "-m", "launcher.checks.estimate", model, str(channels), str(image_size)]
-    path = os.pathsep.join(filter(None, [str(Path(launcher.__path__[0]).parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     try:
-        process = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=_MEASURE_SECONDS
-        )
-        return EncoderCost(**json.loads(process.stdout.splitlines()[-1]))
+        text = torch_process("launcher.checks.estimate", model, str(channels), str(image_size))
+        return EncoderCost(**json.loads(text.splitlines()[-1]))
     except subprocess.CalledProcessError as error:
         raise Unmeasured((error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]) from None
     except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, IndexError) as error:
         raise Unmeasured(f"{type(error).__name__}: {error}") from None
+
+
+def torch_process(module: str, *words: str) -> str:
+    """Run one of our modules, which needs torch, on the CPU in a process of its own. Returns what it prints.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it failed, or took too long.
+    """
+    command = [sys.executable, "-m", module, *words]
+    path = os.pathsep.join(filter(None, [str(Path(launcher.__path__[0]).parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=_MEASURE_SECONDS
+    )
+    return process.stdout
 
 
 def measure(model: ModelSection, channels: int, image_size: int) -> EncoderCost:

@@ -73,7 +73,7 @@ def check(config: Config, submission: Submission, *, replaces: bool = False) -> 
 def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
     works = functools.partial(batch.divides, config)
-    yield from fit.check(there, submission.profile, submission.nodes, works)
+    yield from fit.check(there, submission.profile, submission.least_nodes or submission.nodes, works)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
         yield from _check_shared(config, submission)

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 
-from launcher import sending, slurm, snapshot
+from launcher import elastic, sending, slurm, snapshot
 from launcher.checks import after
 from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     config = sending.absolute(loaded, staged=submission.stage is not None)
     name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
     dependency = after.dependency(options.after) if options.after else None
-    submission = submission.model_copy(update={"name": name, "after": dependency})
+    submission = elastic.narrowed(config, submission.model_copy(update={"name": name, "after": dependency}))
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:
         _print_dry(launch, config, submission)

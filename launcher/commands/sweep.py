@@ -139,6 +139,9 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     members = member_configs(sweep, overrides, staged=options.stage is not None)
     folder = (Path("runs") / sweep.name).absolute()
     submission = submission_of(options).model_copy(update={"name": sweep.name, "sweep": str(folder)})
+    if submission.least_nodes:
+        nodes = f"{submission.least_nodes}-{submission.nodes}"
+        raise UserError.of("--nodes", nodes, "members of an array have one number of nodes", "give one number")
     printed: set[Finding] = set()
     for config in members:
         if not sending.checked(config, submission, printed):

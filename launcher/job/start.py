@@ -47,6 +47,8 @@ class Start:
         """Names of the nodes."""
         self.addresses = self.hostnames if place.num_nodes > 1 else ("127.0.0.1",)
         """Where the nodes find each other: a single one needs no network."""
+        self.ranks = self.profile.gpus_per_node * max(place.num_nodes, 1)
+        """Number of ranks when all nodes of this start are there."""
         before = sum(start["job"] == self.job for start in self.launch.starts()) if self.local else 0
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT") or before)  # the local controller does not count
         """Number of starts of the job before this one."""
@@ -106,8 +108,8 @@ def rank_processes() -> list[int]:
 
 def _arguments(start: Start, overrides: list[str]) -> list[str]:
     """Return Python's arguments that make it a rank of the job."""
-    run_dir, ranks = str(start.launch.run_dir), str(start.submission.ranks)
-    return ["-u", "-m", _WORKER, run_dir, ranks, str(start.stop_mark), *overrides]
+    run_dir = str(start.launch.run_dir)
+    return ["-u", "-m", _WORKER, run_dir, str(start.ranks), str(start.stop_mark), *overrides]
 
 
 def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
@@ -159,7 +161,7 @@ def _agent(start: Start, attempt: int) -> Any:
 
 def _run_rank(start: Start, overrides: list[str]) -> bool:
     """Run one rank in a process of its own."""
-    ranks = {"RANK": start.task, "LOCAL_RANK": start.local_task, "WORLD_SIZE": start.submission.ranks}
+    ranks = {"RANK": start.task, "LOCAL_RANK": start.local_task, "WORLD_SIZE": start.ranks}
     ranks["LOCAL_WORLD_SIZE"] = start.profile.gpus_per_node
     meeting = {"MASTER_ADDR": start.addresses[0], "MASTER_PORT": str(start.port(0))}
     environment = {**os.environ, **meeting, **{name: str(value) for name, value in ranks.items()}}

@@ -113,7 +113,10 @@ def _staged(start: Start) -> list[str]:
 
 
 def _end_after_signal(start: Start, stop: Stop) -> None:
-    """Wait until SLURM ends this task, once the ranks have saved. Returns only if the run has ended for good."""
+    """Wait until nothing depends on this task, once the ranks have saved. Returns only if the run has ended for good.
+
+    A task that ended while the job might still be asked to go would let it count as failed.
+    """
     stop.finished.wait()
     if start.ended():
         return
@@ -152,8 +155,9 @@ def _requeue_crashed(start: Start) -> None:
     if start.local:
         os._exit(_LOCAL_REQUEUE)
     deadline = time.monotonic() + _WAIT_FOR_FIRST_SECONDS
-    granted = start.first and start.requeue()
-    while granted or (time.monotonic() < deadline and not start.requeue_mark.exists()):
+    if start.first and start.requeue():
+        raise SystemExit(status.EXIT_CODES["crashed"])  # SLURM ends the others
+    while time.monotonic() < deadline and not start.requeue_mark.exists():
         if start.launch.stands_still(start.job):
             raise SystemExit(1)
         time.sleep(1)
@@ -173,6 +177,7 @@ class Stop:
         """The first signal that has arrived; None before it."""
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
+        self._requeued = False
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
@@ -190,7 +195,8 @@ class Stop:
                 self._end_with_others()
             if numbers:
                 self._stop(signal.SIGUSR2 if signal.SIGUSR2 in numbers else signal.SIGTERM)
-        self._end_when_given_up()
+        if self.signal == signal.SIGUSR2 and not self._start.local:
+            self._end_with_the_job()
 
     def _end_with_others(self) -> None:
         """End this task, whose main thread waits for a node that has ended the run for good."""
@@ -198,6 +204,24 @@ class Stop:
         if state in ("user_error", "diverged"):
             self._start.say(f"another node has ended the run: {state}")
             os._exit(status.EXIT_CODES[state])
+
+    def _end_with_the_job(self) -> None:
+        """End this task when SLURM starts the job again, so that no node is idle for KillWait, or when it is given up.
+
+        The first task knows that SLURM has agreed; the others get TERM, since SLURM then ends the job. The main thread
+        may wait for ranks that hang, or for the agents of other nodes.
+        """
+        while not self._requeued:
+            ready, _, _ = select.select([self._reader], [], [], 2.0)
+            self._requeued = bool(ready) and signal.SIGTERM in os.read(self._reader, 64)
+            if not self._requeued and self._start.launch.stands_still(self._start.job):
+                for pid in rank_processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                os._exit(1)
+        while rank_processes():
+            time.sleep(0.1)
+        os._exit(status.EXIT_CODES["stopped"])
 
     def _stop(self, number: signal.Signals) -> None:
         """Have the ranks save, and after USR2 requeue the job. Further signals change nothing."""
@@ -218,17 +242,8 @@ class Stop:
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
             start.launch.add_end(job=start.job, restart=start.restart)
             if number == signal.SIGUSR2 and last.state != "done" and not self._gives_up():
-                start.requeue()
+                self._requeued = start.requeue()
         self.finished.set()
-
-    def _end_when_given_up(self) -> None:
-        """End this task when the first one has given the run up, also where the main thread waits for ranks."""
-        while not self._start.launch.stands_still(self._start.job):
-            time.sleep(2)
-        for pid in rank_processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        os._exit(1)
 
     def _gives_up(self) -> bool:
         """Return whether another start would be in vain, since the time limit ends each before it gets any further."""

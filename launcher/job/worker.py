@@ -3,6 +3,8 @@
 python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
 """
 
+import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -10,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.job.look import STACKS_SIGNAL
 from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist import train
@@ -27,6 +30,13 @@ def redirect(log: Path) -> None:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
+
+
+def write_stacks_at_signal(file: Path) -> None:
+    """Have this process write where each of its threads is to a new file, at a signal, however it hangs."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)
+        faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True)
 
 
 def header() -> str:
@@ -67,6 +77,7 @@ def main() -> int:
     run_dir, ranks, stop_mark, *overrides = sys.argv[1:]
     launch = Launch(Path(run_dir))
     redirect(launch.log(int(os.environ.get("RANK", 0))))
+    write_stacks_at_signal(launch.stacks(int(os.environ.get("RANK", 0))))
     print(header(), flush=True)
     if (exit_status := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
         return exit_status

@@ -68,6 +68,15 @@ def read(launch: Launch) -> Latest:
     return Latest(step, epoch, loss, speed, knn_top1, total, left, _whole(last, "checkpoint_failures") or 0)
 
 
+def last_value(launch: Launch, key: str) -> float | None:
+    """Return the value of a key in the last training row that has it, of those near the end; None where none has."""
+    with contextlib.suppress(OSError), launch.paths.metrics.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        rows = map(_row, reversed(file.read(_TAIL_BYTES).splitlines()))
+        return next((value for row in rows if "loss" in row and (value := number(row, key)) is not None), None)
+    return None
+
+
 def number(row: Row, key: str) -> float | None:
     """A finite number of a row, else None."""
     value = row.get(key)

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from shutil import which
 from typing import Any
 
 from launcher import slurm
@@ -73,7 +72,9 @@ def spans_of(run: Run, records: Mapping[str, Sequence[Span]] = {}) -> list[Span]
     sent = moments.of_text(run.submission.submitted) if run.submission else None
     first = min([span.begin for span in noted] + [sent or time.time()]) - _DAY_SECONDS
     accounted = {job: [span for span in records.get(job, ()) if span.begin >= first] for job in _jobs(run)}
-    spans = [span for own in accounted.values() for span in own] + [span for span in noted if not accounted.get(span.job)]
+    spans = [span for own in accounted.values() for span in own] + [
+        span for span in noted if not accounted.get(span.job)
+    ]
     return sorted(spans, key=lambda span: span.begin)
 
 
@@ -112,7 +113,7 @@ def _clipped(spans: Sequence[Span], since: float | None) -> list[Span]:
 def _records(runs: Sequence[Run], timeout_seconds: float) -> tuple[dict[str, list[Span]], str]:
     """Ask SLURM's accounting for each start of the runs' jobs; the error tells why it did not answer."""
     per_node = {job: run.submission.profile.gpus_per_node for run in runs if run.submission for job in _jobs(run)}
-    if not per_node or not which("sacct"):
+    if not per_node or not slurm.installed("sacct"):
         return {}, ""
     what = (f"--jobs={','.join(sorted(per_node))}", "--format=JobID,Start,End,AllocNodes,AllocTRES")
     how = ("--allocations", "--duplicates", "--noheader", "--parsable2")

@@ -13,6 +13,7 @@ from typing import get_args
 from launcher import slurm
 from launcher.record import BEFORE_FIRST_STEP, BEFORE_SAVED, Launch, Submission
 from launcher.views import evidence, figures, moments, starting, troubles, verdict
+from launcher.views.answers import Answers
 from launcher.views.evidence import UNREAD, Evidence
 from launcher.views.figures import NOTHING, Latest
 from moco_dist.errors import UserError
@@ -147,7 +148,7 @@ def look(launches: Sequence[Launch], timeout_seconds: float | None = None) -> li
         launches: the runs.
         timeout_seconds: how long SLURM may take for its answers, in all; None: as long as the user's patience lasts.
     """
-    return look_by(launches, slurm.Answers(timeout_seconds))
+    return look_by(launches, Answers(timeout_seconds))
 
 
 def look_surely(launches: Sequence[Launch]) -> list[Run]:
@@ -169,13 +170,13 @@ def look_surely(launches: Sequence[Launch]) -> list[Run]:
 def live_jobs_of(text: str) -> list[slurm.Job]:
     """Find this user's live jobs of a run that have no record there, by the job's id, an array's, or the directory."""
     folders = {str(place.resolve()) for place in (Path(text), Path("runs") / text)}
-    jobs = [job for job in slurm.Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
+    jobs = [job for job in Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
     return [job for job in jobs if text in (job.id, job.id.partition("_")[0]) or job.run_dir in folders]
 
 
 def queued_for(run_dir: Path) -> slurm.Job | None:
     """Find a live job that names the directory, whether it has a record or not; None where SLURM does not answer."""
-    jobs = slurm.Answers().own_jobs()
+    jobs = Answers().own_jobs()
     return next((job for job in jobs if job.live and job.run_dir == str(run_dir.absolute())), None)
 
 
@@ -198,9 +199,7 @@ def wait_for_saving(saving: Sequence[Run], over: Callable[[Run], bool], seconds:
         wait([run.launch for run in saving], over, seconds)
 
 
-def look_by(
-    launches: Sequence[Launch], answers: slurm.Answers, figures_read: Mapping[Launch, Latest] = {}
-) -> list[Run]:
+def look_by(launches: Sequence[Launch], answers: Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
     """Look at runs. SLURM is asked ahead of the directories: a job that ends in between leaves its status there."""
     with ThreadPoolExecutor(READERS) as pool:
         runs = [Run(launch, "unknown") for launch in launches]

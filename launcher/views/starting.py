@@ -30,11 +30,11 @@ def waits_for(launch: Launch, submission: Submission, evidence: Evidence, job: s
         return ""
     if evidence.fresh:
         return "its first batch and step"
-    begun = _ranks_begun(launch)
-    if begun >= submission.ranks:
+    begun, ranks = _ranks_begun(launch), len(evidence.nodes) * submission.profile.gpus_per_node
+    if begun >= ranks:
         return "its ranks to meet and to load the data"
     if begun:
-        return f"its ranks to begin, {begun} of {submission.ranks} have"
+        return f"its ranks to begin, {begun} of {ranks} have"
     without_data = _nodes_without_data(launch, evidence) if submission.stage else []
     if without_data:
         names = ", ".join(without_data[:3]) + ", ..." * (len(without_data) > 3)

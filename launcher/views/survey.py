@@ -8,6 +8,7 @@ from pathlib import Path
 from launcher import slurm
 from launcher.record import Launch
 from launcher.views import figures, find, verdict
+from launcher.views.answers import Answers
 from launcher.views.runs import READERS, Run, look_by
 
 
@@ -17,7 +18,7 @@ def survey(places: Sequence[Path] = (), timeout_seconds: float | None = None) ->
     Returns:
         The runs, and why SLURM did not answer; empty where it did, or was not asked.
     """
-    answers = slurm.Answers(timeout_seconds)
+    answers = Answers(timeout_seconds)
     with ThreadPoolExecutor(READERS) as pool:
         own_jobs = pool.submit(answers.own_jobs)
         launches = find.list_runs(places or [Path("runs")])

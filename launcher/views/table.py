@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from launcher.views import fields, layout, moments
@@ -47,6 +47,13 @@ def show(runs: Sequence[Run], *, as_json: bool, keep: Sequence[str] = ()) -> Non
     for cells in are_cut if len(are_cut) <= _MOST_WHOLE_REASONS else ():
         text = f"{cells['run']}: {cells['reason']}"
         print(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+
+
+def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of text, the first column left and the others right."""
+    cells = [dict(zip(columns, map(layout.printable, row), strict=True)) for row in rows]
+    widths = layout.fit(cells, columns, layout.width(), columns)
+    layout.show(layout.table(cells, widths, columns[1:]))
 
 
 def as_table(runs: Sequence[Run], caption: str, width: int) -> Table:

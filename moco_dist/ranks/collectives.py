@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from moco_dist.config import Config
 from moco_dist.errors import UserError
-from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks import devices, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
+from moco_dist.ranks.shared_memory import SharedMemory
 from moco_dist.summation import pairwise_sum
 
 S = TypeVar("S")
@@ -32,6 +33,10 @@ _LET_THE_CAUSE_SHOW_SECONDS = 3.0
 
 _WATCHDOG_FIRST_SECONDS = 60.0
 """By how much longer a collective waits than the watchdog, which knows more about a hang and tells it."""
+
+
+_SHARED_FROM_BYTES = 2**20
+"""Less than this goes through sockets as fast."""
 
 
 class PeerLost(Exception):
@@ -69,6 +74,8 @@ class World(Rank):
     """A world is this process among the ranks that it has met. A world of one needs no process group."""
 
     device: torch.device
+    _memory: list[SharedMemory | None] = field(default_factory=list, repr=False, compare=False)
+    """What the ranks of one machine share, once they have asked for it; None where they cannot."""
 
     @classmethod
     def start(
@@ -181,19 +188,56 @@ class World(Rank):
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks. All of one dtype.
 
-        Each rank gathers a share of the numbers from all ranks and adds them up pairwise; then the shares are gathered.
-        That moves the bytes of a ring's all_reduce, but the order of additions is the same for every number wherever it
-        lies in the buffer, and the same as if fewer ranks had added up more of the terms themselves.
+        Each rank adds up a share of the numbers of all ranks, pairwise; then the shares are gathered. That moves the
+        bytes of a ring's all_reduce, but the order of additions is the same for every number wherever it lies in the
+        buffer, and the same as if fewer ranks had added up more of the terms themselves.
         """
         if self.size == 1 or not tensors:
             return
         lines = [_line(t) for t in tensors]
         lengths = [len(line) for line in lines]
-        flat = torch.cat([*lines, lines[0].new_zeros(-sum(lengths) % self.size)])
-        share = len(flat) // self.size
-        terms = self.all_to_all(flat, [share] * self.size, [share] * self.size).view(self.size, share)
-        means = self.all_gather(pairwise_sum(terms).div_(self.size))[: sum(lengths)]
-        torch._foreach_copy_(lines, list(means.split(lengths)))
+        length = sum(lengths) + -sum(lengths) % self.size
+        if (memory := self._memory_for((self.size + 1) * length * lines[0].itemsize)) is not None:
+            means = self._means_in(memory.rows(self.size + 1, length, lines[0].dtype), lines, lengths)
+        else:
+            flat = torch.cat([*lines, lines[0].new_zeros(length - sum(lengths))])
+            shares = [length // self.size] * self.size
+            terms = self.all_to_all(flat, shares, shares).view(self.size, -1)
+            means = self.all_gather(pairwise_sum(terms).div_(self.size))
+        torch._foreach_copy_(lines, list(means[: sum(lengths)].split(lengths)))
+
+    def _means_in(self, rows: Tensor, lines: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+        """Average in shared memory [size + 1, n]: a row for each rank, and one for the means, which is returned."""
+        *of_ranks, means = rows.unbind()
+        torch._foreach_copy_(list(of_ranks[self.rank][: sum(lengths)].split(lengths)), list(lines))
+        self._meet_all("mean_")  # all rows are there
+        share = len(means) // self.size
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        torch.div(pairwise_sum(rows[:-1, own]), self.size, out=means[own])
+        self._meet_all("mean_")  # all shares are there, and nobody reads the rows any more
+        return means
+
+    def _memory_for(self, size: int) -> SharedMemory | None:
+        """Return memory of at least so many bytes that all ranks share; None for little, on devices and on nodes."""
+        if self.device.type != "cpu" or size < _SHARED_FROM_BYTES:
+            return None
+        if not self._memory or (self._memory[0] is not None and self._memory[0].size < size):
+            self._memory[:] = [self._share_memory(size)]
+        return self._memory[0]
+
+    def _share_memory(self, size: int) -> SharedMemory | None:
+        """Share so many bytes among all ranks; None where they are on several machines, or where memory is short."""
+        name = self.from_first(lambda: shared_memory.make(size))
+        memory = None if name is None else SharedMemory.named(name, size)
+        together = all(self.gather_objects(memory is not None))
+        if name is not None:
+            shared_memory.forget(name)
+        return memory if together else None
+
+    def _meet_all(self, what: str) -> None:
+        """Wait for all ranks, on the training path."""
+        with _others(what):
+            dist.barrier()
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -6,6 +6,7 @@ Every run here must end done, in one run directory with each step once, and bit 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import time
@@ -172,6 +173,21 @@ def may_not_be_requeued(run: Sent) -> None:
     run.job = run.last_job()
 
 
+def one_node_taken(run: Sent) -> None:
+    """A job of a higher partition takes one of two nodes for long; the run goes on with the other at once."""
+    run.until_step(EARLY)
+    node = run.cluster.nodes[1]
+    taken = ["-p", "high", "--nodelist", node, f"--gpus-per-node={run.cluster.settings.gpus}", "-o", "/dev/null"]
+    other = run.cluster.call("sbatch", "--parsable", *taken, "--wrap", "sleep 600").strip()
+    try:
+        run.until_start(2)
+    finally:
+        run.cluster.call("scancel", other)
+    rows = (run.run_dir / "launch" / "starts.jsonl").read_text().splitlines()
+    nodes = [json.loads(row)["nodes"] for row in rows]
+    assert nodes == [list(run.cluster.nodes), [run.cluster.nodes[0]]], nodes
+
+
 def _lose(run: Sent, number: int, until: Callable[[], object]) -> None:
     """Kill a node, and bring it back when something has come about."""
     run.until_step(EARLY)
@@ -219,5 +235,6 @@ EVENTS = (
     Event("stopped before its first step, 3 times", stopped_before_its_first_step, 4),
     Event("controller away at requeue", controller_away, 2),
     Event("requeue forbidden", may_not_be_requeued, 2),
+    Event("one of 1-2 nodes taken", one_node_taken, 2, {}, ("--nodes", "1-2"), {"preempt_signal": True}),
     Event("one task a rank, preempted", preempted, 2, {}, ("--tasks", "rank"), {"preempt_signal": True}),
 )

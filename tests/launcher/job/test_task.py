@@ -16,7 +16,7 @@ from launcher.job import task
 from launcher.job.start import Start
 from launcher.record import Submission
 from moco_dist.run import status
-from tests.launcher.made import make_run, replace_sleep
+from tests.launcher.made import make_run
 
 
 @pytest.fixture
@@ -124,20 +124,30 @@ def test_three_time_limits_before_the_first_step_end_the_run(run_dir: Path, monk
 
 
 def test_a_task_whose_ranks_hang_ends_when_the_run_is_given_up(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another signal changes nothing, and what SLURM says by TERM ends it otherwise."""
     job = Told(run_dir, monkeypatch)
-    stop, ends, looks = object.__new__(task.Stop), list[int](), list[float]()
     submission = job.launch.submission()
     assert submission
-    stop._start = Start(run_dir, submission, "")
+    stop = object.__new__(task.Stop)
+    stop._start, stop._requeued = Start(run_dir, submission, ""), False
+    stop._reader, writer = os.pipe()
 
-    def sleep(seconds: float) -> None:
-        looks.append(seconds)
-        job.launch.add_failure(job="12", restart=len(looks), reason="its time limit came before its first step")
+    def exit_(code: int) -> None:
+        raise SystemExit(code)
 
-    replace_sleep(monkeypatch, task, sleep)
-    monkeypatch.setattr(os, "_exit", ends.append)
-    stop._end_when_given_up()
-    assert ends == [1] and len(looks) == 3
+    monkeypatch.setattr(os, "_exit", exit_)
+    for failures, code in ((2, 75), (1, 1)):
+        for restart in range(failures):
+            job.launch.add_failure(job="12", restart=10 * failures + restart, reason="said so")
+        os.write(writer, bytes([signal.SIGUSR2]))
+        if code == 75:
+            threading.Timer(0.2, os.write, (writer, bytes([signal.SIGTERM]))).start()
+        with pytest.raises(SystemExit) as end:
+            stop._end_with_the_job()
+        assert end.value.code == code
+        stop._requeued = False
+    for descriptor in (stop._reader, writer):
+        os.close(descriptor)
 
 
 def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""Show what a running job uses on each of its nodes: GPUs, CPU cores, memory, and its share of time waited for data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from typing import Any
+
+from launcher.options import path_of
+from launcher.views import figures, inside, runs
+from launcher.views.table import show_rows
+from moco_dist.errors import UserError
+
+_GIB = 2**30
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's options."""
+    text = "a run directory, the name of one in runs/, or a job's id"
+    parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
+    text = "look again every so many seconds (5), until Ctrl-C"
+    parser.add_argument("--watch", nargs="?", const="5", metavar="SECONDS", help=text)
+    parser.add_argument("--json", action="store_true", help="an object: run, step, data_wait, and nodes, a list")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command. Returns the exit status."""
+    if options.watch is not None and not re.fullmatch(r"\d+(\.\d+)?", options.watch):
+        raise UserError.of("--watch", options.watch, "must be a number of seconds", "use --watch 5")
+    while True:
+        now = inside.running(options.run_dir)
+        _print(now, sorted(inside.rows(now, "use"), key=lambda row: str(row["host"])), as_json=options.json)
+        if options.watch is None:
+            return 0
+        time.sleep(float(options.watch))
+
+
+def _print(now: runs.Run, nodes: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print one look."""
+    wait = figures.last_value(now.launch, "data_wait")
+    if as_json:
+        print(json.dumps({"run": now.name, "step": now.step, "data_wait": wait, "nodes": nodes}, indent=1), flush=True)
+        return
+    speed = now.figures.images_per_second
+    parts = [f"step {now.step}", *([f"{speed:.3g} images/s"] if speed else [])]
+    parts += [f"{100 * wait:.0f} % of the time waited for data, as a mean of all ranks"] if wait is not None else []
+    print(f"{time.strftime('%H:%M:%S')} {now.name}: {', '.join(parts)}")
+    show_rows(("node", "ranks", "cores", "memory GiB", "node's GiB", "GPU use %", "GPU GiB"), map(_cells, nodes))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of a node."""
+    ranks, gpus = row["ranks"], row["gpus"]
+    use = " ".join("-" if gpu["use"] is None else f"{gpu['use']:.0f}" for gpu in gpus)
+    memory = " ".join(_gpu_memory(gpu) for gpu in gpus)
+    return [
+        row["host"],
+        f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else ", ".join(map(str, ranks)) or "none yet",
+        f"{row['cores']:.1f} of {row['cores_allowed']}",
+        f"{row['memory_bytes'] / _GIB:.1f}",
+        f"{row['node_memory_used_bytes'] / _GIB:.0f} of {row['node_memory_bytes'] / _GIB:.0f}",
+        use or "none",
+        memory or "none",
+    ]
+
+
+def _gpu_memory(gpu: dict[str, float | None]) -> str:
+    memory, total = gpu["memory_mib"], gpu["memory_total_mib"]
+    return "-" if memory is None or total is None else f"{memory / 1024:.0f}/{total / 1024:.0f}"
