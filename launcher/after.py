@@ -7,6 +7,7 @@ again sooner has lost its part of the step all the same: srun ends, and the job 
 finds no scontrol to requeue itself by; a controller may be away for a while; and a site may forbid requeues.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -17,7 +18,8 @@ from shutil import which
 
 from launcher import sending, slurm
 from launcher.job import failure
-from launcher.record import Launch, run_dirs
+from launcher.record import SENT_AGAIN, Launch, run_dirs
+from launcher.views import moments
 
 _PAUSES_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
 """Pauses between two requests; the last one again and again."""
@@ -41,7 +43,8 @@ def launch_of(folder: Path, job: str) -> Launch | None:
 
 def goes_on(launch: Launch, job: str, restart: int) -> bool:
     """Return whether the run has not ended, so that another start may help."""
-    submission, state = launch.submission(), launch.status().state
+    submission, status = launch.submission(), launch.status()
+    state = None if status.reason == SENT_AGAIN else status.state
     if submission is None or launch.stands_still(job):  # the task has given it up already
         return False
     if launch.requeue_mark(job, restart).exists():
@@ -80,7 +83,7 @@ def start_again(launch: Launch, job: str) -> bool:
             launch.say(f"{trouble}; tried again, as long as the allocation lasts")
             said = trouble
         time.sleep(pause)
-    launch.say(f"{trouble}; the run goes on with: python -m launcher requeue {launch.run_dir}")
+    launch.say(f"{trouble}; the run goes on with: {launch.requeue_command}")
     return False
 
 
@@ -95,6 +98,26 @@ def _send_successor(launch: Launch, trouble: str) -> bool:
     return True
 
 
+def _note(launch: Launch, job: str, restart: int, exit_status: int) -> None:
+    """Note that a start has failed; one that was told to save before it could listen only where its time was over."""
+    if exit_status not in _TOLD:
+        failure.note(launch, job, restart, launch.status().reason or f"srun ended with exit status {exit_status}")
+        return
+    begun = [row for row in launch.starts() if (row["job"], row.get("restart")) == (job, restart)]
+    submission = launch.submission()
+    began = float(begun[-1].get("time", 0)) if begun else _began(job)
+    if submission and began and failure.is_time_limit(submission.profile, began):
+        failure.note_time_limit(launch, job, restart)
+
+
+def _began(job: str) -> float | None:
+    """Return when SLURM has started the job, in seconds since the epoch; None where it does not tell."""
+    with contextlib.suppress(slurm.Unavailable):
+        if queued := slurm.queue([job]).get(job):
+            return moments.of_text(queued.started)
+    return None
+
+
 def main() -> int:
     """See to the job of this batch script. Returns the exit status: 0 where its run goes on, else 1."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this process, which is to tell of it
@@ -103,8 +126,9 @@ def main() -> int:
     launch, restart = launch_of(folder, job), int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if launch is None or not goes_on(launch, job, restart) or is_ending(job):
         return 1
-    if not launch.requeue_mark(job, restart).exists() and exit_status not in _TOLD:
-        failure.note(launch, job, restart, launch.status().reason or f"srun ended with exit status {exit_status}")
+    launch.add_end(job=job, restart=restart)
+    if not launch.requeue_mark(job, restart).exists():
+        _note(launch, job, restart, exit_status)
         if launch.stands_still(job):
             launch.say(launch.give_up())
             return 1

@@ -87,6 +87,8 @@ class Sbatch(SlurmExecutor):
                 jobs: list[Job[Any]] = [self.submit(task) for task in tasks]
             return [job.job_id for job in jobs]
         except (FailedJobError, FailedSubmissionError) as error:
+            if slurm.is_unconfigured(str(error)):
+                raise slurm.Refused(f"sbatch: {slurm.UNCONFIGURED}") from None
             lines = [line for line in str(error).splitlines() if line.strip()] or ["sbatch failed"]
             raise slurm.Refused(next((line for line in lines if "error:" in line), lines[0]).strip()) from None
 

@@ -24,7 +24,7 @@ from launcher import elastic, sending, slurm
 from launcher.checks import dataset
 from launcher.checks.estimate import GIB, torch_process
 from launcher.record import Launch, Submission
-from launcher.views import runs, verdict
+from launcher.views import evidence, runs
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.config import Config
@@ -131,7 +131,7 @@ def _wait(launches: Sequence[Launch], minutes: float) -> None:
             now = runs.look(launches)
             for run in now:
                 if run.ended:
-                    ended_at.setdefault(run.launch, time.monotonic() - _SURE_SECONDS * (run.state in verdict.FOR_GOOD))
+                    ended_at.setdefault(run.launch, time.monotonic() - _SURE_SECONDS * (run.state in evidence.FOR_GOOD))
                 else:
                     ended_at.pop(run.launch, None)
             if all(time.monotonic() - ended_at.get(launch, math.inf) >= _SURE_SECONDS for launch in launches):

@@ -84,6 +84,12 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
 
 
+def add_fresh_code(parser: argparse.ArgumentParser) -> None:
+    """Add the option that sends a run again with other code to a command's parser."""
+    text = "run the checkout's code; unset, the copy that the run was sent with"
+    parser.add_argument("--fresh-code", action="store_true", help=text)
+
+
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
     text = "run directories, names of runs in runs/, folders of sweeps, or ids of jobs and arrays"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher import snapshot
 from launcher.checks import preflight
-from launcher.record import Launch, refuse_others
+from launcher.record import SENT_AGAIN, Launch, Submission, refuse_others
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.errors import UserError
@@ -65,10 +65,29 @@ def write(launch: Launch, config: configs.Config) -> None:
         from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
 
         fixed_id(launch.paths.wandb)
-    files.write_text(launch.config_file, configs.dump(config))
+    if not _is_config(launch.config_file, config):
+        files.write_text(launch.config_file, configs.dump(config))
     before = launch.status()
     if before.state not in (None, "done"):
-        status.write(launch.run_dir, "stopped", before.step, "sent again")
+        status.write(launch.run_dir, "stopped", before.step, SENT_AGAIN)
+
+
+def _is_config(file: Path, config: configs.Config) -> bool:
+    """Return whether a file holds the config already: it then stays, since a job's own code may be older than this."""
+    try:
+        return file.is_file() and configs.load(file) == config
+    except UserError:
+        return False
+
+
+def with_code(launches: Sequence[Launch], submission: Submission) -> Submission:
+    """Return a submission with its copy of the code; where it has none, the checkout's is copied. Raises OSError."""
+    copies = launches[0].codes(submission)
+    has_copy = bool(submission.code) and launches[0].code(submission).is_dir()
+    copies.mkdir(exist_ok=True, mode=0o700)
+    code = submission.code if has_copy else snapshot.take(copies).name
+    snapshot.describe([launch.folder for launch in launches], with_code=not has_copy)
+    return submission.model_copy(update={"code": code})
 
 
 def _make(folder: Path, new_folders: list[Path]) -> None:

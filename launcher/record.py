@@ -4,8 +4,9 @@ launch/
   job.json        the last submission: job id, profile, nodes
   config.yaml     the config as it was sent
   code/<digest>/  the code that the job runs, at every start of it
-  starts.jsonl    a line for each start of a job: job, restart, step that it began from
-  failures.jsonl  a line for each start that ended by itself, and not by SLURM: job, restart, step that it began from
+  starts.jsonl    a line for each start of a job: job, restart, step that it began from, time, nodes
+  ends.jsonl      a line for each start whose end the job itself has seen
+  failures.jsonl  a line for each start that ended by itself, or by a time limit before it got any further
   logs/           rank_<r>.log over all starts, launcher.log; stacks_<r>.txt, where `launcher stacks` found the threads
   submitit/       sbatch text, pickles, output of the batch script
   revision.txt, diff.patch, packages.txt
@@ -14,6 +15,7 @@ launch/
 import contextlib
 import json
 import os
+import shlex
 import stat
 import sys
 import time
@@ -31,6 +33,11 @@ from moco_dist.run import checkpoints, paths, status
 
 STARTS_WITHOUT_PROGRESS = 3
 """After so many starts from one step that ended by themselves a job is given up."""
+BEFORE_FIRST_STEP = "its time limit came before its first step"
+BEFORE_SAVED = "its time limit came before it had saved"
+"""How a time limit ends a start that has brought the run no further."""
+SENT_AGAIN = "sent again"
+"""The reason of a status that a submission writes, so that it is not taken for its job's."""
 
 
 class Submission(Section):
@@ -83,9 +90,18 @@ class Launch:
         self.job_file = self.folder / "job.json"
         self.config_file = self.folder / "config.yaml"
         self.starts_file = self.folder / "starts.jsonl"
+        self.ends_file = self.folder / "ends.jsonl"
         self.failures_file = self.folder / "failures.jsonl"
         self.logs = self.folder / "logs"
         self.submitit = self.folder / "submitit"
+
+    @property
+    def requeue_command(self) -> str:
+        """The command that sends the run again, with its name where it lies in a folder runs/."""
+        run_dir = self.run_dir.absolute()
+        return (
+            f"python -m launcher requeue {shlex.quote(run_dir.name if run_dir.parent.name == 'runs' else str(run_dir))}"
+        )
 
     def log(self, rank: int) -> Path:
         """Return the log of a rank, over all starts."""
@@ -132,12 +148,22 @@ class Launch:
         files.write_text(self.job_file, submission.model_dump_json(indent=1) + "\n")
 
     def starts(self) -> list[dict[str, Any]]:
-        """Read every start so far, of all jobs of the run: `job`, `restart`, `step`, `time`, `nodes`."""
+        """Read every start so far, of all jobs of the run: `job`, `restart`, `step`, `time`, `nodes`, `gpus`."""
         return _rows(self.starts_file)
 
     def add_start(self, **row: Any) -> None:
         """Add a start. Raises OSError."""
         _add_row(self.starts_file, row)
+
+    def ends(self) -> list[dict[str, Any]]:
+        """Read the ends of starts that their jobs have seen: `job`, `restart`, `step`, `time`. A later one counts."""
+        return _rows(self.ends_file)
+
+    def add_end(self, *, job: str, restart: int) -> None:
+        """Note that a start ends now. A disk that is full costs the note, and nothing else."""
+        with contextlib.suppress(OSError):
+            row = {"job": job, "restart": restart, "step": self.checkpoint_step(), "time": time.time()}
+            _add_row(self.ends_file, row)
 
     def failures(self) -> list[dict[str, Any]]:
         """Read every start so far that ended by itself: `job`, `restart`, `step` that it began from, `reason`."""
@@ -152,9 +178,10 @@ class Launch:
         _add_row(self.failures_file, {"job": job, "restart": restart, "step": step, "reason": reason})
 
     def stands_still(self, job: str) -> bool:
-        """Return whether the last three starts of a job that ended by themselves began from where the run still is.
+        """Return whether the last three starts of a job that failed began from where the run still is.
 
-        Starts that SLURM has ended say nothing: a preemption, a requeue, a time limit, a lost node.
+        Starts that SLURM has ended say nothing: a preemption, a requeue, a lost node; but for a time limit that leaves
+        no time to get any further.
         """
         last = self.submission()
         jobs = {job, *(last.earlier_jobs if last and last.job == job else ())}
@@ -163,11 +190,11 @@ class Launch:
 
     def give_up(self) -> str:
         """Write the note that the run makes no progress. Returns why, in words."""
-        last = self.status()
+        last, failures = self.status(), self.failures()
         reason = f"no progress in {STARTS_WITHOUT_PROGRESS} starts from step {self.checkpoint_step()}"
-        status.write(
-            self.run_dir, "crashed", last.step, f"{reason}; the last: {last.reason}" if last.reason else reason
-        )
+        cause = failures[-1].get("reason") if failures else last.reason
+        reason = f"{reason}; the last: {cause}" if cause else reason
+        status.write(self.run_dir, "crashed", last.step, reason)
         return reason
 
     def say(self, line: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import elastic, preparing, slurm, snapshot
-from launcher.checks import preflight
+from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
 from launcher.job.task import Task
 from launcher.progress import counted
@@ -25,7 +25,12 @@ def need_submitit() -> None:
 
 
 def try_again(
-    name: str, launch: Launch, change: Callable[[Submission], Submission], *, replaces: bool = False
+    name: str,
+    launch: Launch,
+    change: Callable[[Submission], Submission],
+    *,
+    replaces: bool = False,
+    fresh_code: bool = False,
 ) -> tuple[Submission | None, int]:
     """Send a run again, and say so where it is refused, since other runs are not to wait for this one.
 
@@ -34,6 +39,7 @@ def try_again(
         launch: its record.
         change: returns the submission to be sent, from the last one.
         replaces: whether the run is live, and a new job is to take over from its job.
+        fresh_code: whether it gets the checkout's code, instead of the copy that it was sent with.
 
     Returns:
         The submission with its job; None where it was refused; and the exit status.
@@ -42,7 +48,7 @@ def try_again(
         slurm.Unavailable: SLURM does not answer.
     """
     try:
-        return send_again(launch, change, replaces=replaces), 0
+        return send_again(launch, change, replaces=replaces, fresh_code=fresh_code), 0
     except UserError as error:
         refusal, exit_status = str(error), 2
     except slurm.Refused as error:
@@ -52,7 +58,11 @@ def try_again(
 
 
 def send_again(
-    launch: Launch, change: Callable[[Submission], Submission] = lambda last: last, *, replaces: bool = False
+    launch: Launch,
+    change: Callable[[Submission], Submission] = lambda last: last,
+    *,
+    replaces: bool = False,
+    fresh_code: bool = False,
 ) -> Submission:
     """Send a run again, as `try_again` does. Raises UserError, slurm.Refused, slurm.Unavailable."""
     need_submitit()
@@ -61,11 +71,26 @@ def send_again(
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
     config = launch.config()
     submission = elastic.narrowed(config, change(last))
+    if fresh_code:
+        submission = submission.model_copy(update={"code": ""})
     if not checked(config, submission, runners=() if replaces else None):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:
-        return send_successor(launch, submission)
-    return send(config, submission.model_copy(update={"after": None}))  # what it waited for may have failed
+        return send_successor(launch, preparing.with_code([launch], submission))
+    dependency, note = after.remaining(last.after) if last.after else (None, "")
+    if note:
+        print(f"note: it does not wait any more: {note}", file=sys.stderr, flush=True)
+    return send(config, submission.model_copy(update={"after": dependency}))
+
+
+def code_in_words(before: Submission | None, sent: Submission) -> str:
+    """Say which code a run that was sent again has."""
+    if before is None or sent.code != before.code:
+        return f"with the checkout's code, {sent.code}"
+    differs = snapshot.digest() != sent.code
+    return (
+        f"with its own copy of the code, {sent.code}" + "; --fresh-code takes the checkout's, which differs" * differs
+    )
 
 
 def send_successor(launch: Launch, submission: Submission | None = None) -> Submission:
@@ -192,14 +217,11 @@ def _send_held(
 
     launches = [launch for launch, _ in members]
     preparing.refuse_taken(launches)
-    copies = launches[0].codes(submission)
-    copies.mkdir(exist_ok=True, mode=0o700)
-    code = snapshot.take(copies).name
-    snapshot.describe([launch.folder for launch in launches])
+    submission = preparing.with_code(launches, submission)
     for launch, config in counted(members, "configs are written"):
         preparing.write(launch, config)
     now = time.strftime("%Y-%m-%dT%H:%M:%S")
-    one = submission.model_copy(update={"code": code, "submitted": now})
+    one = submission.model_copy(update={"submitted": now})
     tasks = [_task(config, one) for _, config in members]
     if submission.executor == "local":
         return [send_locally(place, task) for task in tasks]

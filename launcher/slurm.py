@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
@@ -25,7 +25,11 @@ _SILENT = (
     r"|timed out|Zero Bytes were transmitted|Unexpected message received"  # the controller is busy, or just ended
     r"|[Mm]unge|authentication|Parse error|Unable to (open|locate|establish|process)|configuration file"
 )
-
+UNCONFIGURED = (
+    "SLURM is installed here, but finds no configuration; "
+    "export SLURM_CONF=/path/to/slurm.conf, or log in to a node of the cluster"
+)
+"""What to tell a person whose shell has forgotten SLURM_CONF."""
 
 PATIENCE = "MOCO_DIST_PATIENCE"
 """Variable that says for how many seconds SLURM's answers are waited for; the option --patience sets it."""
@@ -64,6 +68,8 @@ class Job:
     """Time until its limit, as SLURM writes it."""
     run_dir: str = ""
     """The run directory, which jobs of ours carry as their comment."""
+    started: str = ""
+    """When its last start began, as SLURM writes it: local time; for one that waits, when SLURM means to start it."""
 
     @property
     def array(self) -> str:
@@ -109,6 +115,12 @@ def _call(command: Sequence[str], timeout_seconds: float | None = None) -> subpr
     """Run one of SLURM's commands, as `call` does. Returns the process, which has ended well."""
     seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    if (
+        (conf := env.get("SLURM_CONF")) and installed(command[0]) and not Path(conf).exists()
+    ):  # SLURM tries for a minute
+        raise Unavailable(
+            f"{command[0]}: SLURM_CONF = {conf}: no such file; export the path of the cluster's slurm.conf"
+        )
     try:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds, env=env
@@ -122,6 +134,8 @@ def _call(command: Sequence[str], timeout_seconds: float | None = None) -> subpr
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
         cause = next((line for line in lines if "error:" in line), lines[-1])
+        if is_unconfigured(process.stderr):
+            raise Unavailable(f"{command[0]}: {UNCONFIGURED}")
         if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
@@ -140,6 +154,16 @@ def expected_start(script: Path) -> str:
     return match[1] if match else ""
 
 
+def installed(command: str) -> bool:
+    """Return whether one of SLURM's commands is installed here."""
+    return which(command) is not None
+
+
+def is_unconfigured(text: str) -> bool:
+    """Return whether it says that a command has found neither a slurm.conf nor a server that has one."""
+    return re.search("[Cc]ould not establish a configuration source|DNS SRV lookup failed", text) is not None
+
+
 def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
     """Ask the queue for the named jobs and members of arrays, or all of this user's: live and lately ended ones.
 
@@ -148,15 +172,22 @@ def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> di
     """
     parents = sorted({job.partition("_")[0] for job in ids})
     which = f"--jobs={','.join(parents)}" if parents else f"--user={os.getuid()}"
-    form = "--format=%i|%T|%r|%N|%L|%k"
+    form = "--format=%i|%T|%r|%N|%L %S|%k"
     try:
         text = call("squeue", "--states=all", "--array", "--noheader", which, form, timeout_seconds=timeout_seconds)
     except Refused as error:  # one unknown id among several is passed over; a single one is an error
         if "Invalid job id" not in str(error):
             raise Unavailable(str(error)) from None
         return {}
-    jobs = (Job(*(part.strip() for part in line.split("|", 5))) for line in text.splitlines() if line.count("|") >= 5)
+    jobs = map(_queued, (line for line in text.splitlines() if line.count("|") >= 5))
     return {job.id: job for job in jobs if not ids or job.id in ids or job.array in ids}
+
+
+def _queued(line: str) -> Job:
+    """Read a job in a line of the queue."""
+    job, state, reason, nodes, times, run_dir = (part.strip() for part in line.split("|", 5))
+    time_left, _, started = times.partition(" ")
+    return Job(job, state, reason, nodes, time_left, run_dir, started)
 
 
 def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -259,40 +290,3 @@ def seconds(text: str) -> int | None:
     for part in clock.split(":"):
         total = 60 * total + int(part)
     return total + 86400 * int(days or 0)
-
-
-class Answers:
-    """Collect SLURM's answers about jobs, all within a time limit; once it has not answered, it is not asked again."""
-
-    def __init__(self, timeout_seconds: float | None = None) -> None:
-        seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
-        self._deadline = time.monotonic() + seconds
-        self._own: dict[str, Job] | None = None
-        self.error = ""
-        """Why SLURM did not answer; empty while it does."""
-
-    def own_jobs(self) -> Collection[Job]:
-        """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
-        self._own = self._ask(queue, ()) if which("squeue") else {}
-        return self._own.values()
-
-    def queued(self, ids: Collection[str]) -> dict[str, Job]:
-        """Return those of the named jobs that the queue has."""
-        if self._own is not None and not self.error:
-            return {job: self._own[job] for job in ids if job in self._own}
-        return self._ask(queue, ids) if ids else {}
-
-    def accounted(self, ids: Collection[str]) -> dict[str, Job]:
-        """Return those of the named jobs that the accounting has."""
-        return self._ask(accounting, ids) if which("sacct") else {}
-
-    def _ask(
-        self, question: Callable[[Collection[str], float], dict[str, Job]], ids: Collection[str]
-    ) -> dict[str, Job]:
-        if self.error:
-            return {}
-        try:
-            return question(ids, max(0.1, round(self._deadline - time.monotonic(), 1)))
-        except Unavailable as error:
-            self.error = str(error)
-            return {}

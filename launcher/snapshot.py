@@ -47,12 +47,17 @@ def take(folder: Path) -> Path:
     return copy
 
 
-def describe(folders: Sequence[Path]) -> None:
-    """Write into each folder which code and packages its job has: revision, changes, packages. Raises OSError."""
+def describe(folders: Sequence[Path], *, with_code: bool = True) -> None:
+    """Write into each folder which code and packages its job has: revision, changes, packages. Raises OSError.
+
+    Args:
+        folders: where to.
+        with_code: whether the jobs have the checkout's code; else the first two stay as they are.
+    """
     packages = {f"{package.metadata['Name']}=={package.version}" for package in metadata.distributions()}
     texts = (git_revision() + "\n", _diff(), "\n".join(sorted(packages, key=str.lower)) + "\n")
     for folder in folders:
-        for file, text in zip(described(folder), texts, strict=True):
+        for file, text in list(zip(described(folder), texts, strict=True))[0 if with_code else -1 :]:
             files.write_text(file, text)
 
 

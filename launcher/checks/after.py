@@ -31,6 +31,36 @@ def dependency(text: str) -> str | None:
     return f"{kind}:{':'.join(predecessors)}" if predecessors else None
 
 
+def remaining(dependency: str) -> tuple[str | None, str]:
+    """Return what is left of a dependency when a job that had it is sent again.
+
+    Where the run of the job that it waited for has another job by now, that one is waited for.
+
+    Args:
+        dependency: in sbatch's words, `afterok:12` or `afterok:12:13`.
+
+    Returns:
+        The dependency in sbatch's words, None where the job need not wait; and where that is since what it waited for
+        has failed or is gone, the reason.
+
+    Raises:
+        Unavailable: SLURM does not tell.
+    """
+    kind, *earlier = dependency.split(":")
+    ids = [find.last_job_after(job) or job for job in earlier]
+    jobs_by_id, waits = slurm.jobs(ids), list[str]()
+    for job in ids:
+        predecessor = jobs_by_id.get(job)
+        if predecessor is None:
+            return None, f"job {job} is not known to SLURM any more"
+        if predecessor.live and (predecessor.reason != slurm.NEVER or kind == "afterany"):
+            waits.append(job)
+        elif predecessor.state != "COMPLETED" and kind != "afterany":
+            how = "can never start" if predecessor.live else f"has ended as {predecessor.state}"
+            return None, f"job {job} {how}"
+    return (":".join([kind, *waits]) if waits else None), ""
+
+
 def _must_wait(text: str, job: slurm.Job, *, may_fail: bool) -> bool:
     """Return whether there is a job to wait for. Raises UserError where that would be for ever."""
     if not job.live and (job.state == "COMPLETED" or may_fail):

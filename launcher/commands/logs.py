@@ -14,13 +14,13 @@ from typing import BinaryIO
 from launcher import slurm
 from launcher.options import path_of
 from launcher.record import Launch
-from launcher.views import find, runs, verdict
+from launcher.views import evidence, find, runs
 from moco_dist import files
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 3.0
-_FINAL = (*verdict.FOR_GOOD, "cancelled", "time limit")
+_FINAL = (*evidence.FOR_GOOD, "cancelled", "time limit")
 _SURE_SECONDS = 8.0  # how long another end must last: a job whose node died ends for SLURM before it is requeued
 _ANSWER_SECONDS = 2.0  # logs wait while SLURM is asked
 _BLOCK = 2**16
@@ -111,9 +111,9 @@ def _follow(logs: Logs) -> runs.Run:
             ended = min(ended, now) if run.ended else math.inf
             if run.state in ("unreadable", *_FINAL) or now - ended > _SURE_SECONDS:
                 break
-            if run.live and run.state != last_state:
+            if run.live and run.shown_state != last_state:
                 _print_state(run)
-                last_state = run.state
+                last_state = run.shown_state
         time.sleep(_POLL_SECONDS)
         logs.show()
     logs.show(to_end=True)
@@ -150,8 +150,8 @@ def _print_batch_output(run: runs.Run, logs: Logs) -> None:
 
 def _print_state(run: runs.Run) -> None:
     """Print how the run stands, beside the logs."""
-    reason = f": {run.reason}" if run.reason else ""
-    line = readable(f"launcher: {run.name} is {run.state}{reason}".encode())
+    reason = f": {run.why}" if run.why else ""
+    line = readable(f"launcher: {run.name} is {run.shown_state}{reason}".encode())
     print(line, file=sys.stderr, flush=True)
 
 

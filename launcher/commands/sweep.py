@@ -28,7 +28,7 @@ from pathlib import Path
 from launcher import sending, sweeps
 from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
-from launcher.options import add_job_options, add_waits, changed, submission_of
+from launcher.options import add_fresh_code, add_job_options, add_waits, changed, submission_of
 from launcher.progress import counted
 from launcher.record import Launch, Submission
 from launcher.views import find, runs
@@ -42,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_job_options(parser)
     add_waits(parser)
+    add_fresh_code(parser)
     parser.add_argument("--parallel", type=int, default=8, metavar="N", help="members that run at once (8)")
     parser.add_argument("--dry-run", action="store_true", help="print the members, send nothing")
     parser.add_argument("--json", action="store_true", help="with status: a list of objects")
@@ -129,7 +130,7 @@ def _status(folder: Path, *, as_json: bool) -> int:
     """Print a table of the members, the best kNN first."""
     members = runs.look(_members(folder))
     members.sort(key=lambda run: run.figures.knn_top1 or 0.0, reverse=True)
-    show(members, as_json=as_json)
+    show(members, as_json=as_json, keep=["kNN"])
     return 0
 
 
@@ -147,11 +148,15 @@ def _again(folder: Path, names: list[str], options: argparse.Namespace) -> int:
     if options.dry_run:
         print("\n".join(chosen))
         return 0
-    codes: dict[str, int] = {}
+    codes, code_words = dict[str, int](), set[str]()
     for name in chosen:
-        sent, codes[name] = sending.try_again(name, members[name].launch, partial(changed, options=options))
+        member, change = members[name], partial(changed, options=options)
+        sent, codes[name] = sending.try_again(name, member.launch, change, fresh_code=options.fresh_code)
         if sent:
             print(f"{name}: job {sent.job}", flush=True)
+            code_words.add(sending.code_in_words(member.submission, sent))
+    for words in sorted(code_words):
+        print(f"note: sent {words}", file=sys.stderr)
     if refused := [name for name, code in codes.items() if code]:
         print(f"launcher: {len(refused)} of {len(chosen)} were refused: {', '.join(refused)}", file=sys.stderr)
     if options.wait and not refused:

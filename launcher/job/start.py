@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ class Start:
         before = sum(start["job"] == self.job for start in self.launch.starts()) if self.local else 0
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT") or before)  # the local controller does not count
         """Number of starts of the job before this one."""
+        self.began = time.time()
+        """When this task of the start began, in seconds since the epoch."""
         self.stop_mark = self.launch.stop_mark(self.job, self.restart)
         self.requeue_mark = self.launch.requeue_mark(self.job, self.restart)
 

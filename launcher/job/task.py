@@ -58,7 +58,8 @@ def _run(start: Start) -> dict[str, Any]:
     if start.first:
         step = start.launch.checkpoint_step()
         nodes = list(start.hostnames)
-        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=time.time(), nodes=nodes)
+        place = {"nodes": nodes, "gpus": len(nodes) * start.profile.gpus_per_node}
+        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=start.began, **place)
         start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
     overrides = _staged(start)
     attempt = 0
@@ -101,7 +102,9 @@ def _staged(start: Start) -> list[str]:
         return []
     try:
         local_disk = configs.expanded("local_disk", start.profile.local_disk)  # by the node's own variables
+        start.say(f"unpacks {start.submission.stage}")
         folder = stage.unpack(Path(start.submission.stage), Path(local_disk))
+        start.say("has the data")
     except UserError as error:
         status.write(start.launch.run_dir, "user_error", start.launch.checkpoint_step(), str(error))
         start.say(str(error))
@@ -117,6 +120,8 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
     stop.finished.wait()
     if start.ended():
         return
+    if start.launch.stands_still(start.job):
+        raise SystemExit(1)
     if start.local:
         os._exit(_LOCAL_REQUEUE if stop.signal == signal.SIGUSR2 else status.EXIT_CODES["stopped"])
     # The first task may have ended before it could listen, and with it the hope of a requeue or a mark.
@@ -130,6 +135,8 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
 def _end(start: Start, state: status.State) -> dict[str, Any]:
     """End this start: a run that is done returns, a crashed one is requeued, another one fails."""
     last = start.launch.status()
+    if start.first:
+        start.launch.add_end(job=start.job, restart=start.restart)
     if state == "done":
         return {"state": state, "step": last.step}
     start.say(f"{state} at step {last.step}: {last.reason}")
@@ -189,7 +196,7 @@ class Stop:
             if numbers:
                 self._stop(signal.SIGUSR2 if signal.SIGUSR2 in numbers else signal.SIGTERM)
         if self.signal == signal.SIGUSR2 and not self._start.local:
-            self._end_when_requeued()
+            self._end_with_the_job()
 
     def _end_with_others(self) -> None:
         """End this task, whose main thread waits for a node that has ended the run for good."""
@@ -198,16 +205,23 @@ class Stop:
             self._start.say(f"another node has ended the run: {state}")
             os._exit(status.EXIT_CODES[state])
 
-    def _end_when_requeued(self) -> None:
-        """End this task when SLURM starts the job again, so that no node is idle for SLURM's KillWait.
+    def _end_with_the_job(self) -> None:
+        """End this task when SLURM starts the job again, so that no node is idle for KillWait, or when it is given up.
 
-        The first task knows that SLURM has agreed; the others get TERM, since SLURM then ends the job.
+        The first task knows that SLURM has agreed; the others get TERM, since SLURM then ends the job. The main thread
+        may wait for ranks that hang, or for the agents of other nodes.
         """
         while not self._requeued:
-            self._requeued = signal.SIGTERM in os.read(self._reader, 64)
+            ready, _, _ = select.select([self._reader], [], [], 2.0)
+            self._requeued = bool(ready) and signal.SIGTERM in os.read(self._reader, 64)
+            if not self._requeued and self._start.launch.stands_still(self._start.job):
+                for pid in rank_processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                os._exit(1)
         while rank_processes():
             time.sleep(0.1)
-        os._exit(status.EXIT_CODES["stopped"])  # the main thread may wait for the agents of other nodes
+        os._exit(status.EXIT_CODES["stopped"])
 
     def _stop(self, number: signal.Signals) -> None:
         """Have the ranks save, and after USR2 requeue the job. Further signals change nothing."""
@@ -226,6 +240,19 @@ class Stop:
         if start.first:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
-            if number == signal.SIGUSR2 and last.state != "done":
+            start.launch.add_end(job=start.job, restart=start.restart)
+            if number == signal.SIGUSR2 and last.state != "done" and not self._gives_up():
                 self._requeued = start.requeue()
         self.finished.set()
+
+    def _gives_up(self) -> bool:
+        """Return whether another start would be in vain, since the time limit ends each before it gets any further."""
+        start = self._start
+        if start.ended() or not failure.is_time_limit(start.profile, start.began):
+            return False
+        with contextlib.suppress(OSError):
+            failure.note_time_limit(start.launch, start.job, start.restart)
+        if not start.launch.stands_still(start.job):
+            return False
+        start.say(start.launch.give_up())
+        return True

@@ -89,7 +89,8 @@ def main() -> int:
     print(header(), flush=True)
     if (exit_status := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
         return exit_status
-    code = train.run([configs.literal(launch.config_file), *overrides], supervised=True)
+    arguments = [configs.literal(launch.config_file), *overrides]
+    code = train.run(arguments, supervised=True, goes_on_by=launch.requeue_command)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late signal would kill it
     return 0 if code == status.EXIT_CODES["stopped"] else code
 

@@ -40,6 +40,8 @@ class Latest:
     """Length of the run, by its status."""
     seconds_left: float | None = None
     """What the steps that remain will take at this speed."""
+    checkpoint_failures: int = 0
+    """Checkpoints that were not saved in the start that wrote the last row."""
 
 
 NOTHING = Latest()
@@ -63,7 +65,8 @@ def read(launch: Launch) -> Latest:
     speeds = [s for row in training if (s := number(row, "images_per_second")) and s > 0]
     speed = median(speeds) if speeds else None
     left = max(0, total - step) * optim.global_batch / speed if optim and total and speed else None
-    return Latest(step, _whole(last, "epoch"), number(last, "loss"), speed, number(evaluation, "knn_top1"), total, left)
+    epoch, loss, knn_top1 = _whole(last, "epoch"), number(last, "loss"), number(evaluation, "knn_top1")
+    return Latest(step, epoch, loss, speed, knn_top1, total, left, _whole(last, "checkpoint_failures") or 0)
 
 
 def last_value(launch: Launch, key: str) -> float | None:

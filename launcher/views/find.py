@@ -54,6 +54,13 @@ def list_runs(places: Iterable[Path]) -> list[Launch]:
     return [Launch(path) for path in run_dirs]
 
 
+def last_job_after(job: str) -> str | None:
+    """Return the last job of the run in runs/ that a job has started; None where there is none."""
+    launches = [launch for launch in list_runs([Path("runs")]) if any(row["job"] == job for row in launch.starts())]
+    sent = _submission(launches[0]) if len(launches) == 1 else None
+    return sent.job if sent else None
+
+
 def _members(text: str, key: str) -> list[Launch]:
     """List the members of the sweep that a person means by its folder or by its array's id; empty if it is none."""
     folders = (Path(text), Path("runs") / text)

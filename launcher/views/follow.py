@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from launcher import slurm
 from launcher.record import Launch
-from launcher.views import runs, verdict
+from launcher.views import evidence, runs
 from moco_dist.run import status
 
 _LOOK_SECONDS = 1.0
@@ -55,14 +55,15 @@ class _Followed:
     def look(self, run: runs.Run, *, alone: bool) -> None:
         """Print a run that stands otherwise than before, or that is followed alone for a while; note its end."""
         now = time.monotonic()
-        news = f"{run.state} {max(run.evidence.starts, 1)} {run.reason if run.state != 'running' else ''}"
+        why = run.why if run.shown_state != "running" else ""
+        news = f"{run.shown_state} {max(run.evidence.starts, 1)} {why}"
         if news != self._news or (alone and run.live and now - self._printed_at > _PRINT_SECONDS):
             print(_line(run), file=sys.stderr, flush=True)
             self._news, self._printed_at = news, now
         self._ended_at = (self._ended_at or now) if run.ended else None
         if run.state == "unreadable":
             self.exit_status = 1
-        elif self._ended_at and (run.state in verdict.FOR_GOOD or now - self._ended_at > _SURE_SECONDS):
+        elif self._ended_at and (run.state in evidence.FOR_GOOD or now - self._ended_at > _SURE_SECONDS):
             self.exit_status = _exit_status(run)
         elif run.waits and run.reason == slurm.NEVER:
             print(f"{run.name} can never start: what it waits for has failed", file=sys.stderr)
@@ -71,7 +72,7 @@ class _Followed:
 
 def _print_summary(open_ones: Sequence[runs.Run], count: int) -> None:
     """Print how many of several runs stand how."""
-    states = Counter(run.state for run in open_ones)
+    states = Counter(run.shown_state for run in open_ones)
     ended = count - len(open_ones)
     parts = [f"{number} {state}" for state, number in states.most_common()] + [f"{ended} ended"] * bool(ended)
     print(f"{time.strftime('%H:%M:%S')} of {count} runs: {', '.join(parts)}", file=sys.stderr, flush=True)
@@ -86,8 +87,8 @@ def _line(run: runs.Run) -> str:
     parts += [f"kNN {100 * figures.knn_top1:.2f} %"] if figures.knn_top1 is not None else []
     parts += [f"{speed:.3g} images/s"] if speed else []
     parts += [f"restarts {run.evidence.starts - 1}"] if run.evidence.starts > 1 else []
-    why = f": {run.reason}" if run.reason and run.reason != "None" else ""
-    return f"{time.strftime('%H:%M:%S')} {run.name} {run.state}, {', '.join(parts)}{why}"
+    why = f": {run.why}" if run.why else ""
+    return f"{time.strftime('%H:%M:%S')} {run.name} {run.shown_state}, {', '.join(parts)}{why}"
 
 
 def _exit_status(run: runs.Run) -> int:

@@ -1,6 +1,8 @@
 """Look at runs as a person sees them: each one's directory, its job at SLURM, and its figures, joined."""
 
 import functools
+import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +11,16 @@ from pathlib import Path
 from typing import get_args
 
 from launcher import slurm
-from launcher.record import Launch, Submission
-from launcher.views import figures, find, verdict
+from launcher.record import BEFORE_FIRST_STEP, BEFORE_SAVED, Launch, Submission
+from launcher.views import evidence, figures, moments, starting, troubles, verdict
+from launcher.views.answers import Answers
+from launcher.views.evidence import UNREAD, Evidence
 from launcher.views.figures import NOTHING, Latest
 from moco_dist import files
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 1.0
-_READERS = 16  # on a network disk each file takes milliseconds
+READERS = 16  # on a network disk each file takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,36 @@ class Run:
     submission: Submission | None = None
     job: slurm.Job | None = None
     """The job as SLURM has it; None for a local one, and where SLURM does not know it."""
-    evidence: verdict.Evidence = verdict.UNREAD
+    evidence: Evidence = UNREAD
     """What the run directory shows, where it can be read."""
     figures: Latest = NOTHING
     slurm_error: str = ""
     """Why SLURM did not answer about the job; empty where it did, or was not asked."""
+    waits_for: str = ""
+    """What its start waits for before the first step; empty where it trains, or does not run."""
+
+    @property
+    def shown_state(self) -> str:
+        """The state as people see it: `starting` for a run whose start has not come to its first step."""
+        return "starting" if self.waits_for else self.state
+
+    @property
+    def since(self) -> float | None:
+        """When its state began, in seconds since the epoch; None where nobody knows."""
+        if self.state == "running":
+            return (moments.of_text(self.job.started) if self.job else None) or self.evidence.began_at
+        if self.state == "pending" and self.submission:
+            return moments.of_text(self.submission.submitted) or self.evidence.changed_at
+        return self.evidence.changed_at or None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it has waited or run, or how long the last start of an ended run has run; None for unknown."""
+        begin, end = self.since, time.time()
+        if not self.live:
+            begin, end = self.evidence.began_at, self.evidence.changed_at
+            begin = begin if self.evidence.began else None
+        return None if begin is None else max(0.0, end - begin)
 
     @property
     def live(self) -> bool:
@@ -97,6 +126,11 @@ class Run:
         step = self.launch.checkpoint_step()
         return f"saved at step {step}" if step else "no checkpoint yet"
 
+    @property
+    def why(self) -> str:
+        """Why it stands so, in one line: its reason, or what its start waits for."""
+        return "; ".join(filter(None, [self.waits_for and f"waits for {self.waits_for}", self.reason]))
+
     def ask_to_save(self, signal: str) -> bool:
         """Send a signal to the ranks of a job: USR2 or TERM. Returns whether they train, and will save."""
         if self.job is None or self.trainer_state != "running":
@@ -115,7 +149,7 @@ def look(launches: Sequence[Launch], timeout_seconds: float | None = None) -> li
         launches: the runs.
         timeout_seconds: how long SLURM may take for its answers, in all; None: as long as the user's patience lasts.
     """
-    return _look(launches, slurm.Answers(timeout_seconds))
+    return look_by(launches, Answers(timeout_seconds))
 
 
 def look_surely(launches: Sequence[Launch]) -> list[Run]:
@@ -134,56 +168,16 @@ def look_surely(launches: Sequence[Launch]) -> list[Run]:
     return runs
 
 
-def survey(places: Sequence[Path] = (), timeout_seconds: float | None = None) -> tuple[list[Run], str]:
-    """Look at the runs in places; without places at those in runs/, and those of this user's live jobs.
-
-    Returns:
-        The runs, and why SLURM did not answer; empty where it did, or was not asked.
-    """
-    answers = slurm.Answers(timeout_seconds)
-    with ThreadPoolExecutor(_READERS) as pool:
-        own_jobs = pool.submit(answers.own_jobs)
-        launches = find.list_runs(places or [Path("runs")])
-        figures_read = dict(zip(launches, pool.map(figures.read, launches), strict=True))  # while SLURM thinks
-        live = [job for job in own_jobs.result() if job.live and job.run_dir.startswith("/")]
-    if not places:
-        launches += find.list_runs(map(Path, dict.fromkeys(job.run_dir for job in live)))
-    runs = _look(list({launch.run_dir.resolve(): launch for launch in launches}.values()), answers, figures_read)
-    inside = [job for job in live if not places or any(_is_inside(Path(job.run_dir), place) for place in places)]
-    runs = _with_unrecorded(runs, inside)
-    return runs, next((run.slurm_error for run in runs if run.slurm_error), "" if places else answers.error)
-
-
-def _is_inside(run_dir: Path, place: Path) -> bool:
-    return run_dir.resolve().is_relative_to(place.resolve())
-
-
-def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm.Job]) -> list[Run]:
-    """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
-    recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
-    left = [job for job in live if job.id not in recorded]
-    by_folder = {job.run_dir: job for job in left}
-    shown = [run if run.submission else replace(run, job=by_folder.get(str(run.launch.run_dir))) for run in runs]
-    damaged = {str(run.launch.run_dir) for run in runs if run.submission is None}
-    alone = [job for job in left if job.run_dir not in damaged]
-    return shown + [Run(Launch(Path(job.run_dir)), *_stands_without_record(job), job=job) for job in alone]
-
-
-def _stands_without_record(job: slurm.Job) -> verdict.Verdict:
-    state, reason = verdict.of_job(job, verdict.UNREAD)
-    return state, "; ".join(filter(None, ["its run directory has no record of it", reason]))
-
-
 def live_jobs_of(text: str) -> list[slurm.Job]:
     """Find this user's live jobs of a run that have no record there, by the job's id, an array's, or the directory."""
     folders = {str(place.resolve()) for place in (Path(text), Path("runs") / text)}
-    jobs = [job for job in slurm.Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
+    jobs = [job for job in Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
     return [job for job in jobs if text in (job.id, job.array) or job.run_dir in folders]
 
 
 def queued_for(run_dirs: Sequence[Path]) -> dict[Path, slurm.Job]:
     """Find live jobs that name directories, whether these have a record or not; none where SLURM does not answer."""
-    live = {job.run_dir: job for job in slurm.Answers().own_jobs() if job.live}
+    live = {job.run_dir: job for job in Answers().own_jobs() if job.live}
     names = {run_dir: str(run_dir.absolute()) for run_dir in run_dirs}
     return {run_dir: live[name] for run_dir, name in names.items() if name in live}
 
@@ -207,9 +201,9 @@ def wait_for_saving(saving: Sequence[Run], over: Callable[[Run], bool], seconds:
         wait([run.launch for run in saving], over, seconds)
 
 
-def _look(launches: Sequence[Launch], answers: slurm.Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
+def look_by(launches: Sequence[Launch], answers: Answers, figures_read: Mapping[Launch, Latest] = {}) -> list[Run]:
     """Look at runs. SLURM is asked ahead of the directories: a job that ends in between leaves its status there."""
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         runs = [Run(launch, "unknown") for launch in launches]
         runs = list(pool.map(functools.partial(_readable, _with_submission), runs))
         ids = {run.submission.job for run in runs if run.submission and not run.local}
@@ -218,7 +212,9 @@ def _look(launches: Sequence[Launch], answers: slurm.Answers, figures_read: Mapp
         runs = list(pool.map(functools.partial(_readable, with_evidence), runs))
     unsettled = {run.submission.job for run in runs if run.submission and not run.evidence.settled}
     jobs |= answers.accounted(unsettled & (ids - jobs.keys()))
-    return [_judged(run, jobs, answers.error) for run in runs]
+    runs = [_judged(run, jobs, answers.error) for run in runs]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(functools.partial(_readable, _explained), runs))
 
 
 def _readable(read: Callable[[Run], Run], run: Run) -> Run:
@@ -245,8 +241,8 @@ def _with_evidence(figures_read: Mapping[Launch, Latest], run: Run) -> Run:
     """Return a run with what its directory shows."""
     if run.submission is None:
         return run
-    evidence = verdict.read(run.launch, run.submission)
-    return replace(run, evidence=evidence, figures=figures_read.get(run.launch) or figures.read(run.launch))
+    latest = figures_read.get(run.launch) or figures.read(run.launch)
+    return replace(run, evidence=evidence.read(run.launch, run.submission, latest.step), figures=latest)
 
 
 def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
@@ -271,3 +267,21 @@ def _is_job_of(job: slurm.Job, run: Run) -> bool:
     assert run.submission is not None
     own = {run.launch.run_dir.resolve(), Path(run.submission.sweep or run.launch.run_dir).resolve()}
     return not job.run_dir.startswith("/") or Path(job.run_dir).resolve() in own
+
+
+def _explained(run: Run) -> Run:
+    """Return a judged run with what it waits for, and with causes that its files have, and the command that helps."""
+    if run.submission is None:
+        return run
+    parts, shown, job = [run.reason], run.evidence, run.submission.job
+    if run.state == "running":
+        run = replace(run, waits_for=starting.waits_for(run.launch, run.submission, shown, run.job))
+    if BEFORE_FIRST_STEP in run.reason or BEFORE_SAVED in run.reason:
+        command = f"python -m launcher requeue {shlex.quote(run.name)} --time-minutes MINUTES"
+        parts.append(f"for more time: {command}")
+    parts.append(troubles.of_checkpoints(run.launch, shown, run.figures.checkpoint_failures))
+    failed = run.state in ("crashed", "time limit", "lost") or shown.trouble or shown.failure
+    if failed and not any(re.search("No space left|quota exceeded", part) for part in parts):
+        full = troubles.full_disk(run.launch, job)
+        parts.append(full and f"a disk is full: {full}")
+    return replace(run, reason="; ".join(filter(None, parts)))

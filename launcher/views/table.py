@@ -1,21 +1,21 @@
-"""Show runs as a table for people, and as plain data for programs."""
+"""Show runs: as a table for people, which is no wider than the terminal, or as JSON."""
 
 from __future__ import annotations
 
 import json
-import sys
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launcher import slurm
+from launcher.views import fields, layout, moments
 from launcher.views.runs import Run
 
-if TYPE_CHECKING:  # rich takes a while to import: only where something is shown
+if TYPE_CHECKING:
     from rich.table import Table
-    from rich.text import Text
 
 _STYLES = {
     "running": "green",
+    "starting": "green",
     "done": "bold green",
     "pending": "cyan",
     "requeued": "cyan",
@@ -23,127 +23,75 @@ _STYLES = {
     "cancelled": "yellow",
     "unknown": "dim",
 }
-_FIGURES = ("step", "epoch", "images/s", "loss", "kNN", "restarts", "time left")
-_COLUMNS = ("run", "job", "state", *_FIGURES, "nodes", "reason")
-_LONGEST_NODES = 24
+_COLUMNS = (
+    *("run", "job", "state", "step", "saved", "epoch", "images/s", "loss", "kNN", "restarts"),
+    *("since", "time", "left", "nodes", "reason"),
+)
+_RIGHT = ("step", "saved", "epoch", "images/s", "loss", "kNN", "restarts", "since", "time", "left")
+_MOST_WHOLE_REASONS = 10
 
 
-def _row(run: Run) -> dict[str, Any]:
-    """Return a run as plain data; `status --help` explains the keys."""
-    sent, job, figures = run.submission, run.job, run.figures
-    return {
-        "run": run.name,
-        "run_dir": str(run.launch.run_dir),
-        "job": run.job_id or None,
-        "executor": sent.executor if sent else None,
-        "state": run.state,
-        "reason": run.reason,
-        "confirmed": run.confirmed,
-        "live": run.live,
-        "ended": run.ended,
-        "step": run.step,
-        "total_steps": figures.total_steps,
-        "saved_step": run.evidence.step,
-        "epoch": figures.epoch,
-        "images_per_second": figures.images_per_second,
-        "loss": figures.loss,
-        "knn_top1": figures.knn_top1,
-        "starts": run.evidence.starts,
-        "restarts": max(0, run.evidence.starts - 1),
-        "seconds_left": figures.seconds_left if run.state == "running" else None,
-        "allocation_seconds_left": slurm.seconds(job.time_left) if job and run.state == "running" else None,
-        "slurm_state": job.state if job else None,
-        "slurm_reason": job.reason if job else None,
-        "nodes": run.nodes or None,
-        "sweep": sent.sweep if sent else None,
-    }
+def show(runs: Sequence[Run], *, as_json: bool, keep: Sequence[str] = ()) -> None:
+    """Print the runs as JSON or as a table, whose columns in `keep` are not left out for want of room.
 
-
-def show(runs: Sequence[Run], *, as_json: bool) -> None:
-    """Print the runs as JSON, or as a table: to a terminal as wide as it is, else plain, a line a run however long."""
+    Where it has cut a few reasons, they follow as a whole.
+    """
     if as_json:
-        print(json.dumps([_row(run) for run in runs], indent=1, allow_nan=False), flush=True)
+        print(json.dumps([fields.of(run) for run in runs], indent=1, allow_nan=False), flush=True)
         return
-    _print(as_table(runs))
+    rows = [_cells(run) for run in runs]
+    widths = _widths(rows, width := layout.width(), keep)
+    layout.show(layout.table(rows, widths, _RIGHT))
+    most = widths.get("reason", 0)
+    are_cut = [cells for cells in rows if layout.cut(cells["reason"], most) != cells["reason"]]
+    for cells in are_cut if len(are_cut) <= _MOST_WHOLE_REASONS else ():
+        text = f"{cells['run']}: {cells['reason']}"
+        print(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False), flush=True)
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of text, the first column left and the others right."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(_plain, row))
-    _print(table)
+    cells = [dict(zip(columns, map(layout.printable, row), strict=True)) for row in rows]
+    widths = layout.fit(cells, columns, layout.width(), columns)
+    layout.show(layout.table(cells, widths, columns[1:]))
 
 
-def _print(table: Table) -> None:
-    """Print a table: to a terminal as wide as it is, else plain, a line a row however long."""
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        Console().print(table)
-        return
-    wide = Console(width=10_000, no_color=True, force_terminal=False, legacy_windows=False)
-    with wide.capture() as text:
-        wide.print(table)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()), flush=True)
-
-
-def as_table(runs: Sequence[Run], caption: str = "") -> Table:
-    """Lay the runs out as a table of rich's. A column that nobody fills is left out."""
-    from rich.table import Table
-
+def as_table(runs: Sequence[Run], caption: str, width: int) -> Table:
+    """Lay the runs out as a table of rich's."""
     rows = [_cells(run) for run in runs]
+    return layout.table(rows, _widths(rows, width), _RIGHT, caption)
+
+
+def _widths(rows: Sequence[layout.Cells], width: int, keep: Sequence[str] = ()) -> dict[str, int]:
+    """Return the widths of the columns that are shown. One that nobody fills is left out."""
     filled = [name for name in _COLUMNS if name in ("run", "state") or any(cells[name] for cells in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=_plain(caption) if caption else None)
-    for name in filled:
-        table.add_column(name, justify="right" if name in _FIGURES else "left", no_wrap=name in _COLUMNS[1:-1])
-    for cells in rows:
-        style = _STYLES.get(cells["state"].rstrip("?"), "red")
-        table.add_row(*(_plain(cells[name], style if name == "state" else "") for name in filled))
-    return table
+    return layout.fit(rows, filled, width, keep)
 
 
 def _cells(run: Run) -> dict[str, str]:
-    figures = run.figures
-    seconds = figures.seconds_left if run.state == "running" else None
+    figures, state = run.figures, run.shown_state
     of_total = f"/{figures.total_steps}" if figures.total_steps else "/-"
     return {
-        "run": run.name,
+        "run": layout.printable(run.name),
         "job": run.job_id,
-        "state": run.state if run.confirmed else f"{run.state}?",
+        "state": state if run.confirmed else f"{state}?",
+        "style of state": _STYLES.get(state, "red"),
         "step": f"{run.step}{of_total}" if run.step else "",
+        "saved": str(run.evidence.saved) if run.step or run.evidence.saved else "",
         "epoch": "" if figures.epoch is None else str(figures.epoch),
         "images/s": _figure(figures.images_per_second, ".0f" if (figures.images_per_second or 0) >= 100 else ".3g"),
         "loss": _figure(figures.loss, ".4g"),
         "kNN": _figure(None if figures.knn_top1 is None else 100 * figures.knn_top1, ".2f", " %"),
         "restarts": str(run.evidence.starts - 1) if run.evidence.starts > 1 else "",
-        "time left": "" if seconds is None else _duration(seconds),
-        "nodes": run.nodes if len(run.nodes) <= _LONGEST_NODES else run.nodes[: _LONGEST_NODES - 3] + "...",
-        "reason": run.reason if run.confirmed else "; ".join(filter(None, [run.reason, "SLURM does not answer"])),
+        "since": moments.clock(run.since),
+        "time": moments.duration(run.seconds),
+        "left": moments.duration(figures.seconds_left) if state == "running" else "",
+        "nodes": run.nodes,
+        "reason": layout.printable(
+            "; ".join(filter(None, [run.why, "" if run.confirmed else "SLURM does not answer"]))
+        ),
     }
 
 
 def _figure(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
-
-
-def _duration(seconds: float) -> str:
-    """Write a time for a person: 42s, 12m, 3h05m, 2d04h."""
-    minutes = int(seconds) // 60
-    if minutes < 1:
-        return f"{int(seconds)}s"
-    if minutes < 60:
-        return f"{minutes}m"
-    hours = minutes // 60
-    return f"{hours}h{minutes % 60:02}m" if hours < 24 else f"{hours // 24}d{hours % 24:02}h"
-
-
-def _plain(text: str, style: str = "") -> Text:
-    """Return text without control characters: names and reasons are data."""
-    from rich.text import Text
-
-    return Text("".join(c if c.isprintable() else "?" for c in text), style=style)

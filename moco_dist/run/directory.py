@@ -28,10 +28,15 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> config.Conf
 
 
 class RunDirectory:
-    """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`."""
+    """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.paths = folder, paths.RunPaths(folder)
+    Args:
+        folder: the directory.
+        goes_on_by: what a person types to go on with the run when it has been stopped.
+    """
+
+    def __init__(self, folder: Path, goes_on_by: str = "the same command") -> None:
+        self.folder, self.paths, self.goes_on_by = folder, paths.RunPaths(folder), goes_on_by
         self.ours = False
         """Whether this job has the lease; on every rank."""
         self._lease: lease.Lease | None = None

@@ -20,13 +20,20 @@ if TYPE_CHECKING:
     from moco_dist.train.loop import MakeMethod
 
 
-def run(arguments: Sequence[str], *, supervised: bool = False, make_method: MakeMethod | None = None) -> int:
+def run(
+    arguments: Sequence[str],
+    *,
+    supervised: bool = False,
+    goes_on_by: str = "the same command",
+    make_method: MakeMethod | None = None,
+) -> int:
     """Train as the arguments say, or print what they may say.
 
     Args:
         arguments: of the command line.
         supervised: whether someone who reads status.json decides on restarts; else, under torchrun alone, a start
             after one that ended for good ends at once.
+        goes_on_by: what a person types to go on with the run when it has been stopped.
         make_method: makes what is trained; None: the MoCo of the config.
 
     Returns:
@@ -44,7 +51,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
         config = load_config(*configs.parse_arguments(arguments))
         if not supervised and (code := restarts.ended_already(config.run_dir)):
             return code
-        run_dir = RunDirectory(config.run_dir)
+        run_dir = RunDirectory(config.run_dir, goes_on_by)
         plan = configs.layout(config, rank.size)
     except UserError as error:
         return restarts.refuse(rank, run_dir, error)

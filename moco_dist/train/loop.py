@@ -148,8 +148,8 @@ class Training:
         if stop:
             self.checkpoints.wait()
             saved = "saved" if done in self.checkpoints.index.steps() else "NOT saved, its checkpoint failed"
-            reason = f"stopped on request after step {done}, {saved}; the same command goes on from there"
-            raise ends.Stopped(done, reason)
+            reason = f"stopped on request after step {done}, {saved}"
+            raise ends.Stopped(done, f"{reason}; {self.run_dir.goes_on_by} goes on from there")
 
     @contextmanager
     def _stopping_alone(self) -> Iterator[None]:
@@ -164,8 +164,8 @@ class Training:
                 self._save(self.done)
                 self.checkpoints.wait()
             last = self.checkpoints.index.last()
-            line = f"stopped on request, {reason}; the last checkpoint is of step {last}, from which the same command "
-            raise ends.StoppedAlone(last, f"{line}goes on") from None
+            line = f"stopped on request, {reason}; the last checkpoint is of step {last}"
+            raise ends.StoppedAlone(last, f"{line}, from which {self.run_dir.goes_on_by} goes on") from None
 
     def _save(self, done: int) -> None:
         self.due.saved_at = time.monotonic()

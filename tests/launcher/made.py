@@ -35,6 +35,7 @@ def make_run(
     rows: Iterable[Mapping[str, object]] = (),
     optim: str = "{global_batch: 64, epochs: 10}",
     total_steps: int | None = 1000,
+    saved: Iterable[int] = (),
     **submission: Any,
 ) -> Launch:
     """A run directory as the launcher and the trainer leave it; the status is of the last start."""
@@ -49,6 +50,9 @@ def make_run(
         earlier(launch.starts_file, 1)
     if state:
         status.write(run_dir, state, step, reason, total_steps=total_steps)
+    for saved_step in saved:
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        (run_dir / "checkpoints" / f"step_{saved_step:09d}.pt").touch()
     if rows := list(rows):
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return launch
@@ -97,10 +101,18 @@ class MadeUp:
         monkeypatch.setattr(slurm, "call", self._call)
         monkeypatch.setattr(slurm, "which", lambda name: f"/usr/bin/{name}")
 
-    def queues(self, job: str, state: str, run_dir: Path | str = "", reason: str = "None", left: str = "1:00") -> None:
+    def queues(
+        self,
+        job: str,
+        state: str,
+        run_dir: Path | str = "",
+        reason: str = "None",
+        left: str = "1:00",
+        started: str = "N/A",
+    ) -> None:
         """Let the queue have a job; once more replaces it."""
         self._queue = [line for line in self._queue if not line.startswith(f"{job}|")]
-        self._queue.append(f"{job}|{state}|{reason}|n[1-2]|{left}|{run_dir}")
+        self._queue.append(f"{job}|{state}|{reason}|n[1-2]|{left} {started}|{run_dir}")
 
     def forgets(self, job: str) -> None:
         """Take a job from the queue."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher import after
+from launcher import after, record
 from launcher.record import Launch, Submission
 from moco_dist.run import status
 from tests.launcher.made import make_run, replace_sleep
@@ -86,6 +87,13 @@ def test_a_run_that_has_not_ended_starts_again(
     assert told(launch) == (["job 12 is requeued"] if again else [])
 
 
+def test_the_status_of_a_submission_is_not_its_jobs(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = run(tmp_path, "stopped", reason=record.SENT_AGAIN)
+    assert call(launch.run_dir, monkeypatch) == 0
+
+
 @pytest.mark.parametrize("state", ["running", "crashed", "stopped", "user_error", "done"])
 def test_a_start_that_could_not_ask_for_another_has_left_a_mark(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: status.State
@@ -113,8 +121,9 @@ def test_three_failed_starts_are_enough(programs: Programs, tmp_path: Path, monk
         assert call(launch.run_dir, monkeypatch, SLURM_RESTART_COUNT=str(restart)) == (0 if restart < 2 else 1)
     assert requeued(programs) == ["12", "12"]
     assert launch.status().state == "crashed"
-    assert launch.status().reason == "no progress in 3 starts from step 0"
-    assert told(launch)[-1] == "no progress in 3 starts from step 0"
+    reason = "no progress in 3 starts from step 0; the last: srun ended with exit status 1"
+    assert launch.status().reason == told(launch)[-1] == reason
+    assert [row["restart"] for row in launch.ends()] == [0, 1, 2]
 
 
 def test_what_the_task_has_given_up_is_not_told_twice(
@@ -157,6 +166,35 @@ def test_starts_that_slurm_has_ended_do_not_count(
         assert call(launch.run_dir, monkeypatch, **more) == 0
     assert "n2 was lost, so that this start does not count as failed" in told(launch)
     assert not launch.failures()
+
+
+def test_a_time_limit_that_is_too_short_to_start_in_ends_the_run(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks were told to save before they could listen; those of another time were told so by a preemption."""
+    launch = run(tmp_path, None, starts=0, profile={"time_minutes": 60, "signal_seconds": 120})
+    codes = []
+    for restart, minutes in enumerate((59, 30, 59, 59)):
+        launch.add_start(job="12", restart=restart, step=0, time=time.time() - 60 * minutes, nodes=["n1"])
+        srun = 128 + signal.SIGUSR2
+        codes.append(call(launch.run_dir, monkeypatch, srun, SLURM_RESTART_COUNT=str(restart)))
+    assert codes == [0, 0, 0, 1]
+    assert [row["restart"] for row in launch.failures()] == [0, 2, 3]
+    last = launch.status()
+    reason = "no progress in 3 starts from step 0; the last: its time limit came before its first step"
+    assert (last.state, last.reason) == ("crashed", reason)
+
+
+def test_a_start_without_a_record_has_run_since_slurm_says(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = run(tmp_path, None, starts=0)
+    srun = 128 + signal.SIGUSR2
+    for seconds, failures in ((60, 0), (1440 * 60 - 60, 1)):
+        began = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - seconds))
+        programs.says("squeue", {"--states=all": f"12|RUNNING|None|n1|1:00 {began}|/run\n"})
+        assert call(launch.run_dir, monkeypatch, srun) == 0
+        assert len(launch.failures()) == failures
 
 
 def test_where_slurm_is_away_it_is_asked_again(

@@ -20,7 +20,7 @@ OF_A_SITE = {"SBATCH_EXPORT": "NONE", "SBATCH_PARTITION": "mian", "SBATCH_TIMELI
 OF_A_USER = {"SLURM_CPU_BIND": "map_cpu:0", "SRUN_CPUS_PER_TASK": "1", "SLURM_EXPORT_ENV": "NONE"}
 OF_A_JOB = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}
 OF_OURS = {"SUBMITIT_EXECUTOR": "local", "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "3", "MASTER_PORT": "1"}
-KEPT = {"SLURM_CONF": "/etc/x.conf", "SLURM_CLUSTERS": "here", "SBATCH_CLUSTERS": "here", "CUDA_HOME": "/cuda"}
+KEPT = {"SLURM_CONF": __file__, "SLURM_CLUSTERS": "here", "SBATCH_CLUSTERS": "here", "CUDA_HOME": "/cuda"}
 SMALL = ("submit", "--gpus-per-node", "2", "--cpus-per-gpu", "1")
 
 

@@ -171,8 +171,10 @@ def test_those_of_a_job_that_could_not_be_requeued_do(launch: Launch) -> None:
 def test_a_run_that_is_given_up_says_so(launch: Launch) -> None:
     save(launch, 7)
     status.write(launch.run_dir, "crashed", 9, "out of memory")
-    assert launch.give_up() == "no progress in 3 starts from step 7"
+    assert launch.give_up() == "no progress in 3 starts from step 7; the last: out of memory"
     assert launch.status() == Status("crashed", 9, "no progress in 3 starts from step 7; the last: out of memory")
+    launch.add_failure(job="12", restart=2, reason="its own")
+    assert launch.give_up().endswith("; the last: its own")
 
 
 def test_the_last_checkpoint(launch: Launch) -> None:

@@ -19,10 +19,19 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     return Programs(tmp_path, monkeypatch)
 
 
+def test_a_slurm_conf_that_is_not_there_is_named_at_once(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's commands look for it for a minute."""
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    programs.keeps("squeue")
+    with pytest.raises(Unavailable, match=r"^squeue: SLURM_CONF = /nowhere/slurm.conf: no such file; export"):
+        slurm.call("squeue")
+    assert not programs.given("squeue")
+
+
 def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("SQUEUE_FORMAT", "SINFO_FORMAT", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "LC_ALL", "SLURM_CONF")
     for name in names:
-        monkeypatch.setenv(name, "mine")
+        monkeypatch.setenv(name, __file__)
     programs.keeps("squeue", *names)
     slurm.call("squeue", "--x", "a b")
     [(words, environment)] = programs.given("squeue")
@@ -30,7 +39,7 @@ def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: 
     assert environment == dict.fromkeys(names, None) | {
         "SLURM_TIME_FORMAT": "standard",
         "LC_ALL": "C",
-        "SLURM_CONF": "mine",
+        "SLURM_CONF": __file__,
     }
 
 
@@ -49,7 +58,7 @@ def test_the_users_own_formats_do_not_reach_it(programs: Programs, monkeypatch: 
         ),
         (
             "echo 'scontrol: fatal: could not establish a configuration source' >&2; exit 1",
-            Unavailable("scontrol: the SLURM controller does not answer (scontrol: fatal: could not establish"),
+            Unavailable("scontrol: SLURM is installed here, but finds no configuration; export SLURM_CONF="),
         ),
         (
             "exec sleep 20",

@@ -129,8 +129,12 @@ def test_status_tells_pending_from_running_and_cancel_ends_both(jobs: Jobs, caps
     held, training = jobs.send("held", "--hold"), jobs.train("training", "--time=30")
     until(held, lambda run: run.waits)
     seen = rows(capsys)
-    assert (seen["held"]["state"], seen["held"]["reason"]) == ("pending", "JobHeldUser")
+    assert (seen["held"]["state"], seen["held"]["reason"]) == (
+        "pending",
+        f"JobHeldUser; let it go by: scontrol release {jobs.sent[0]}",
+    )
     row = seen["training"]
+    assert (row["starting"], row["saved_step"]) == (False, 0) and 0 <= row["seconds"] < 60
     assert (row["state"], row["live"], row["ended"], row["restarts"]) == ("running", True, False, 0)
     assert (row["loss"], row["total_steps"], row["images_per_second"]) == (5.0, 5000, 64.0)
     assert 4900 < row["seconds_left"] < 5000
@@ -225,7 +229,7 @@ def test_requeue_sends_an_ended_run_again(
     monkeypatch.setattr(sending, "send_again", send)
     assert command(requeue, str(launch.run_dir)) == 0
     assert again == [launch]
-    assert capsys.readouterr().out == "a: was cancelled, no checkpoint yet; sent again as job 77\n"
+    assert capsys.readouterr().out.startswith("a: was cancelled, no checkpoint yet; sent again as job 77, with ")
 
 
 def test_without_a_controller_status_tells_what_the_directory_knows(
@@ -236,7 +240,7 @@ def test_without_a_controller_status_tells_what_the_directory_knows(
     capsys.readouterr()
     assert command(status) == 0
     said = capsys.readouterr()
-    line = r"^a +\d+ +unknown\? +the run directory says: not begun; SLURM does not answer$"
+    line = r"^a +\d+ +unknown\? .* the run directory says: not begun; SLURM does not answer$"
     assert re.search(line, said.out, re.MULTILINE)
     assert said.err.startswith("launcher: squeue: ")
     assert said.err.count("\n") == 1

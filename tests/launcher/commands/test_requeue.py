@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from launcher import snapshot
 from launcher.__main__ import main
 from launcher.record import Launch
 from moco_dist.run import status
+from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
 
 SMALL = ("--gpus-per-node", "2", "--cpus-per-gpu", "1")
@@ -49,7 +52,8 @@ def test_an_ended_run_is_sent_again_with_what_the_options_change(programs: Progr
     launch = sent(programs, capsys, "a")
     queue(programs, "FAILED", launch)
     assert main(["requeue", "a", "--memory-gib", "16", "--time-minutes=60", "--exclude", "127.0.0.12"]) == 0
-    assert capsys.readouterr().out == "a: was crashed, no checkpoint yet; sent again as job 13\n"
+    code = f"with its own copy of the code, {snapshot.digest()}"
+    assert capsys.readouterr().out == f"a: was crashed, no checkpoint yet; sent again as job 13, {code}\n"
     wanted = {"#SBATCH --mem=16G", "#SBATCH --time=60", "#SBATCH --exclude=127.0.0.12", "#SBATCH --cpus-per-task=2"}
     assert wanted <= text(programs, "13")
     queue(programs, "FAILED", launch)
@@ -77,6 +81,9 @@ def test_a_job_that_may_not_be_requeued_trains_until_another_takes_over(programs
     assert main(["requeue", "a"]) == 1
     out, err = capsys.readouterr()
     assert "launcher: a: sbatch: error: no more jobs" in err and out == "a: job 12 is left as it was\n"
+    programs.runs("sbatch", "echo sbatch: fatal: Could not establish a configuration source >&2; exit 1")
+    assert main(["requeue", "a"]) == 1
+    assert "finds no configuration; export SLURM_CONF=/path/to/slurm.conf" in capsys.readouterr().err
     assert not programs.given("scancel")
     state, where = shlex.quote(str(launch.paths.status)), shlex.quote(str(programs.sent))
     programs.runs("sbatch", f'cp "$1" {where}/13.sh; echo Submitted batch job 13')
@@ -85,7 +92,7 @@ def test_a_job_that_may_not_be_requeued_trains_until_another_takes_over(programs
         "scancel", f'echo "$*" >> {where}/scancel; case "$*" in *USR2*) echo {shlex.quote(saved)} > {state}; esac'
     )
     assert main(["requeue", "a"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "a: job 13 takes over from job 12"
+    assert capsys.readouterr().out.startswith("a: job 13 takes over from job 12, with its own copy of the code, ")
     assert (programs.sent / "scancel").read_text().splitlines() == ["--quiet --signal=USR2 12", "--quiet 12"]
     assert "#SBATCH --dependency=afterany:12" in text(programs, "13")
     last = launch.submission()
@@ -112,9 +119,75 @@ def test_a_new_job_waits_for_what_the_old_one_waited_for(programs: Programs, cap
     programs.keeps("scancel")
     assert main(["requeue", "a", "--nodes", "2"]) == 0
     assert "#SBATCH --dependency=afterany:12,afterok:9" in text(programs, "13")
-    programs.says("squeue", {"--states=all": f"13|CANCELLED|DependencyNeverSatisfied||1:00|{launch.run_dir}\n"})
+    mine = f"13|CANCELLED|DependencyNeverSatisfied||1:00|{launch.run_dir}\n"
+    programs.says("squeue", {"--states=all": f"{mine}9|FAILED|None||1:00|/other\n"})
+    capsys.readouterr()
     assert main(["requeue", "a"]) == 0
+    assert "it does not wait any more: job 9 has ended as FAILED\n" in capsys.readouterr().err
     assert not any("--dependency" in line for line in text(programs, "14"))
+
+
+@pytest.mark.parametrize(
+    ("dependency", "state", "why", "expected"),
+    [
+        ("afterok:9", "RUNNING", "None", "afterok:9"),
+        ("afterok:9", "PENDING", "Priority", "afterok:9"),
+        ("afterok:9", "PENDING", "DependencyNeverSatisfied", None),
+        ("afterany:9", "PENDING", "DependencyNeverSatisfied", "afterany:9"),
+        ("afterok:9", "COMPLETED", "None", None),
+        ("afterany:9", "FAILED", "None", None),
+        ("afterok:8", "RUNNING", "None", "afterok:9"),  # that run goes on as job 9
+    ],
+)
+def test_an_ended_run_waits_again_for_what_has_not_failed(
+    programs: Programs, capsys: Said, dependency: str, state: str, why: str, expected: str | None
+) -> None:
+    launch = sent(programs, capsys, "a")
+    last = launch.submission()
+    assert last
+    launch.write(last.model_copy(update={"after": dependency}))
+    make_run(Path("runs/first").absolute(), job="9").add_start(job="8", restart=0, step=0, time=1.0, nodes=["n1"])
+    line = f"12|CANCELLED|None||1:00|{launch.run_dir}\n9|{state}|{why}||1:00|/first\n"
+    programs.says("squeue", {"--states=all": line})
+    assert main(["requeue", "a"]) == 0
+    out, err = capsys.readouterr()
+    lines = {line for line in text(programs, "13") if "--dependency" in line}
+    assert lines == ({f"#SBATCH --dependency={expected}"} if expected else set())
+    assert ("sent again as job 13, after job 9, with" in out) is (expected is not None)
+    failed = why == "DependencyNeverSatisfied" and expected is None
+    assert ("does not wait any more: job 9 can never start" in err) is failed
+    again = launch.submission()
+    assert again and again.after == expected
+
+
+def test_a_run_keeps_its_code_unless_it_is_to_have_the_checkouts(programs: Programs, capsys: Said) -> None:
+    """The config of one that keeps it stays as it is: another revision's may have keys that the code does not know."""
+    launch = sent(programs, capsys, "a")
+    queue(programs, "FAILED", launch)
+    last = launch.submission()
+    assert last
+    launch.code(last).rename(launch.codes(last) / "0123456789ab")
+    launch.write(last.model_copy(update={"code": "0123456789ab"}))
+    (launch.folder / "revision.txt").write_text("older\n")
+    config = launch.config_file.read_text() + "# as it was\n"
+    launch.config_file.write_text(config)
+    assert main(["requeue", "a"]) == 0
+    words = "with its own copy of the code, 0123456789ab; --fresh-code takes the checkout's, which differs\n"
+    assert capsys.readouterr().out.endswith(words)
+    assert any(f"{launch.codes(last)}/0123456789ab" in line for line in text(programs, "13"))
+    assert launch.config_file.read_text() == config
+    assert (launch.folder / "revision.txt").read_text() == "older\n"
+    queue(programs, "PENDING", launch)
+    programs.keeps("scancel")
+    assert main(["requeue", "a", "--fresh-code"]) == 0
+    code = snapshot.digest()
+    assert f"job 14 takes over from job 13, with the checkout's code, {code}\n" in capsys.readouterr().out
+    assert any(f"{launch.codes(last)}/{code}" in line for line in text(programs, "14"))
+    assert (launch.folder / "revision.txt").read_text() != "older\n"
+    queue(programs, "FAILED", launch)
+    shutil.rmtree(launch.codes(last) / code)
+    assert main(["requeue", "a"]) == 0, "a copy that is gone is made again"
+    assert launch.codes(last).joinpath(code).is_dir()
 
 
 def test_a_running_job_is_replaced_only_by_what_can_be_sent(programs: Programs, capsys: Said) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from launcher import environment
+from launcher import environment, slurm
 from launcher.cluster import Profile
 from launcher.job import task
 from launcher.job.start import Start
 from launcher.record import Submission
+from moco_dist.run import status
 from tests.launcher.made import make_run
 
 
@@ -58,3 +62,100 @@ def test_the_job_has_the_last_word_on_what_it_needs_itself(run_dir: Path) -> Non
     theirs = {"MOCO_DIST_JOB": "7", "OMP_NUM_THREADS": "3"}
     variables = task._environment(Start(run_dir, Submission(profile=Profile(environment=theirs)), ""))
     assert (variables["MOCO_DIST_JOB"], variables["OMP_NUM_THREADS"]) == ("12", "3")
+
+
+class Told:
+    """A job of 60 minutes whose first task is told to save, so many minutes after each start of it began."""
+
+    def __init__(self, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("NODEID", "PROCID"):
+            monkeypatch.setenv(f"SLURM_{name}", "0")
+        self.launch = make_run(run_dir, profile={"time_minutes": 60}, nodes=2)
+        self.requeued: list[str] = []
+        self._monkeypatch, self._restart = monkeypatch, 0
+        monkeypatch.setattr(slurm, "requeue", self.requeued.append)
+
+    def save(
+        self, minutes: float, step: int = 0, saved: int = 0, number: signal.Signals = signal.SIGUSR2
+    ) -> int | str | None:
+        """Tell it. Returns the exit status with which its other tasks end; "stays" for one that waits for SLURM."""
+        self._monkeypatch.setenv("SLURM_RESTART_COUNT", str(self._restart))
+        submission = self.launch.submission()
+        assert submission
+        start = Start(self.launch.run_dir, submission, "")
+        start.began -= 60 * minutes
+        self.launch.add_start(job="12", restart=self._restart, step=self.launch.checkpoint_step(), time=start.began)
+        if step:
+            status.write(self.launch.run_dir, "running", step)
+        if saved:
+            make_run(self.launch.run_dir, profile={"time_minutes": 60}, saved=[saved])
+        self._restart += 1
+        stop = object.__new__(task.Stop)
+        stop._start, stop.signal, stop.finished = start, None, threading.Event()
+        stop._stop(number)
+        self._monkeypatch.setattr(task, "time", _Impatient)
+        with pytest.raises((SystemExit, TimeoutError)) as end:
+            task._end_after_signal(start, stop)
+        return end.value.code if isinstance(end.value, SystemExit) else "stays"
+
+
+class _Impatient:
+    """The module time, for who would wait for ever."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        raise TimeoutError
+
+
+def test_three_time_limits_before_the_first_step_end_the_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Told(run_dir, monkeypatch)
+    assert [job.save(minutes=58) for _ in range(2)] == ["stays", "stays"]
+    assert job.save(minutes=10) == "stays", "a preemption"
+    assert job.save(minutes=58, number=signal.SIGTERM) == "stays", "the end of the job, or a requeue from outside"
+    assert job.requeued == ["12"] * 3
+    assert job.save(minutes=58) == 1
+    assert job.requeued == ["12"] * 3
+    reason = "no progress in 3 starts from step 0; the last: its time limit came before its first step"
+    last = job.launch.status()
+    assert (last.state, last.reason) == ("crashed", reason)
+    assert [row["restart"] for row in job.launch.ends()] == [0, 1, 2, 3, 4]
+
+
+def test_a_task_whose_ranks_hang_ends_when_the_run_is_given_up(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another signal changes nothing, and what SLURM says by TERM ends it otherwise."""
+    job = Told(run_dir, monkeypatch)
+    submission = job.launch.submission()
+    assert submission
+    stop = object.__new__(task.Stop)
+    stop._start, stop._requeued = Start(run_dir, submission, ""), False
+    stop._reader, writer = os.pipe()
+
+    def exit_(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", exit_)
+    for failures, code in ((2, 75), (1, 1)):
+        for restart in range(failures):
+            job.launch.add_failure(job="12", restart=10 * failures + restart, reason="said so")
+        os.write(writer, bytes([signal.SIGUSR2]))
+        if code == 75:
+            threading.Timer(0.2, os.write, (writer, bytes([signal.SIGTERM]))).start()
+        with pytest.raises(SystemExit) as end:
+            stop._end_with_the_job()
+        assert end.value.code == code
+        stop._requeued = False
+    for descriptor in (stop._reader, writer):
+        os.close(descriptor)
+
+
+def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Told(run_dir, monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 100))  # where SLURM tells it, it counts
+    for step in (3, 6, 9):
+        job.save(minutes=1, step=step)
+    assert [row["reason"] for row in job.launch.failures()] == ["its time limit came before it had saved"] * 3
+    assert job.requeued == ["12", "12"]
+    assert job.save(minutes=1, step=9, saved=9) == "stays"
+    assert len(job.requeued) == len(job.launch.failures()) == 3

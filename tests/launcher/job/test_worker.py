@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 
 from launcher.job import worker
 from launcher.record import Launch
+from moco_dist import config as configs
 from moco_dist.run import status
 from moco_dist.run.status import Status
+from tests.jobs import FAST
 from tests.launcher.made import make_run
 
 VARIABLES = (
@@ -181,3 +184,18 @@ def test_the_jobs_own_log_tells_why_the_ranks_start_again(
     [line] = (launch.logs / "launcher.log").read_text().splitlines()
     assert line.endswith(" rank 1: ValueError: x; the ranks start again, restart 2 within this start")
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_run_that_is_stopped_names_the_launchers_command(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launch = make_run(tmp_path / "runs" / "a b")
+    overrides = [f"run.dir={launch.run_dir}", "run.max_minutes=0.0001", "track.wandb=disabled"]
+    launch.config_file.write_text(configs.dump(configs.load(FAST, overrides)))
+    environment.setattr(worker, "redirect", lambda log: None)
+    environment.setattr(sys, "argv", ["worker", str(launch.run_dir), "1", str(launch.stop_mark("12", 0))])
+    handler = signal.getsignal(signal.SIGUSR2)
+    try:
+        assert worker.main() == 0
+    finally:
+        signal.signal(signal.SIGUSR2, handler)
+    reason = "stopped on request after step 1, saved; python -m launcher requeue 'a b' goes on from there"
+    assert status.read(launch.run_dir).reason == reason

@@ -16,7 +16,7 @@ import pytest
 
 from launcher import slurm
 from launcher.record import Launch
-from launcher.views import figures, find, runs
+from launcher.views import figures, find, runs, survey
 from launcher.views.runs import Run
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -56,7 +56,15 @@ NOBODY_KNOWS = (False, False)
     [
         ("PENDING", "Resources", 0, None, ("pending", "Resources")),
         ("PENDING", "BeginTime", 1, "stopped", ("requeued", "BeginTime")),
-        ("REQUEUE_HOLD", "held", 1, "stopped", ("requeued", "held")),
+        ("REQUEUE_HOLD", "held", 1, "stopped", ("requeued", "held; let it go by: scontrol release 12")),
+        ("PENDING", "JobHeldUser", 0, None, ("pending", "JobHeldUser; let it go by: scontrol release 12")),
+        (
+            "PENDING",
+            "JobHeldAdmin",
+            0,
+            None,
+            ("pending", "JobHeldAdmin; an administrator lets it go by: scontrol release 12"),
+        ),
         ("RUNNING", "None", 0, None, ("running", "")),
         ("RUNNING", "None", 1, "running", ("running", "")),
         ("RUNNING", "None", 1, "crashed", ("running", "said so")),
@@ -87,7 +95,15 @@ def test_a_job_in_the_queue_is_live(
         ("CANCELLED", "stopped", ("cancelled", "said so")),
         ("CANCELLED", "running", ("cancelled", "")),
         ("CANCELLED", "done", ("done", "said so")),
-        ("TIMEOUT", "running", ("time limit", "it came before the run had saved")),
+        (
+            "TIMEOUT",
+            "running",
+            (
+                "time limit",
+                "its time limit came before its first step; for more time: python -m launcher requeue a "
+                "--time-minutes MINUTES",
+            ),
+        ),
         ("PREEMPTED", "running", ("stopped", "preempted, and not requeued")),
     ],
 )
@@ -197,7 +213,7 @@ def test_slurm_is_asked_once_or_twice_for_any_number_of_runs(here: Path, made_up
         make_run(here / f"runs/{number}", job=str(number), starts=1, state="running")
     made_up.queues("3", "RUNNING", here / "runs/3")
     made_up.accounts("4", "TIMEOUT")
-    surveyed, slurm_error = runs.survey()
+    surveyed, slurm_error = survey.survey()
     assert {run.name: run.state for run in surveyed if run.name in "345"} == {
         "3": "running",
         "4": "time limit",
@@ -240,10 +256,10 @@ def test_the_live_jobs_of_other_folders_are_seen(here: Path, made_up: MadeUp) ->
     made_up.queues("13", "PENDING", away.run_dir)
     made_up.queues("14", "COMPLETED", over.run_dir)
     made_up.queues("15", "RUNNING", "/no/such/run")
-    surveyed, _ = runs.survey()
+    surveyed, _ = survey.survey()
     seen = [(run.name, run.state) for run in surveyed]
     assert seen == [("a", "running"), ("elsewhere/b", "pending"), ("/no/such/run", "running")]
-    surveyed, _ = runs.survey([here / "elsewhere"])
+    surveyed, _ = survey.survey([here / "elsewhere"])
     assert [run.name for run in surveyed] == ["elsewhere/b", "elsewhere/c"]
 
 
@@ -258,9 +274,9 @@ def test_a_live_job_without_a_record_is_seen(here: Path, made_up: MadeUp) -> Non
     made_up.queues("16", "RUNNING", "a comment of another's")
     no_record = "its run directory has no record of it"
     for places, expected in (([], "a a gone sweep"), ([here / "runs/a"], "a a"), ([here / "else"], "")):
-        surveyed, _ = runs.survey(places)
+        surveyed, _ = survey.survey(places)
         assert [run.name for run in surveyed] == expected.split()
-    rows = {run.job_id: run for run in runs.survey()[0]}
+    rows = {run.job_id: run for run in survey.survey()[0]}
     assert stand(rows["11"]) == ("running", no_record, *LIVE)
     assert stand(rows["14"]) == ("pending", f"{no_record}; Priority", *LIVE)
     assert rows.keys() == {"11", "13", "14", "15_1"}
@@ -288,7 +304,7 @@ def test_a_damaged_file_spoils_one_row_at_most(here: Path, made_up: MadeUp, file
     (bad.run_dir / file).write_bytes(content)
     made_up.queues("12", "RUNNING", bad.run_dir)
     made_up.queues("13", "RUNNING", good.run_dir)
-    surveyed, _ = runs.survey()
+    surveyed, _ = survey.survey()
     assert [run.name for run in surveyed] == ["bad", "good"]
     assert surveyed[1].state == "running"
     assert surveyed[0].state in (["unreadable"] if file == "launch/job.json" else ["running", "unreadable"])
@@ -328,11 +344,11 @@ def test_a_directory_that_cannot_be_entered_is_a_row(anybody: Path, made_up: Mad
     (anybody / "places").mkdir()
     for folder in (closed, anybody / "places"):
         folder.chmod(0)
-    surveyed, _ = runs.survey()
+    surveyed, _ = survey.survey()
     assert [(run.name, *stand(run)) for run in surveyed] == [
         ("closed", "unreadable", "Permission denied", False, False)
     ]
-    surveyed, _ = runs.survey([Path("places")])
+    surveyed, _ = survey.survey([Path("places")])
     assert [(run.name, run.reason) for run in surveyed] == [("places", "Permission denied")]
     with pytest.raises(UserError, match="cannot be read"):
         find.run("closed")

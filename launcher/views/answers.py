@@ -1,0 +1,43 @@
+"""Ask SLURM about the jobs of many runs, in as few questions as it takes."""
+
+import time
+from collections.abc import Callable, Collection
+
+from launcher import slurm
+
+
+class Answers:
+    """Collect SLURM's answers about jobs, all within a time limit; once it has not answered, it is not asked again."""
+
+    def __init__(self, timeout_seconds: float | None = None) -> None:
+        seconds = slurm.patience_seconds() if timeout_seconds is None else timeout_seconds
+        self._deadline = time.monotonic() + seconds
+        self._own: dict[str, slurm.Job] | None = None
+        self.error = ""
+        """Why SLURM did not answer; empty while it does."""
+
+    def own_jobs(self) -> Collection[slurm.Job]:
+        """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
+        self._own = self._ask(slurm.queue, ()) if slurm.installed("squeue") else {}
+        return self._own.values()
+
+    def queued(self, ids: Collection[str]) -> dict[str, slurm.Job]:
+        """Return those of the named jobs that the queue has."""
+        if self._own is not None and not self.error:
+            return {job: self._own[job] for job in ids if job in self._own}
+        return self._ask(slurm.queue, ids) if ids else {}
+
+    def accounted(self, ids: Collection[str]) -> dict[str, slurm.Job]:
+        """Return those of the named jobs that the accounting has."""
+        return self._ask(slurm.accounting, ids) if slurm.installed("sacct") else {}
+
+    def _ask(
+        self, question: Callable[[Collection[str], float], dict[str, slurm.Job]], ids: Collection[str]
+    ) -> dict[str, slurm.Job]:
+        if self.error:
+            return {}
+        try:
+            return question(ids, max(0.1, round(self._deadline - time.monotonic(), 1)))
+        except slurm.Unavailable as error:
+            self.error = str(error)
+            return {}
