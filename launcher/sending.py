@@ -17,6 +17,8 @@ from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.errors import UserError
 
+_TIME = "%Y-%m-%dT%H:%M:%S"
+
 
 def need_submitit() -> None:
     """Raise a UserError where submitit, which sends jobs, is missing or broken. What sends none needs none."""
@@ -51,7 +53,7 @@ def try_again(
         return send_again(launch, change, replaces=replaces, fresh_code=fresh_code), 0
     except UserError as error:
         refusal, exit_status = str(error), 2
-    except slurm.Refused as error:
+    except (slurm.Refused, OSError) as error:
         refusal, exit_status = str(error), 1
     print(f"launcher: {name}: {refusal}", file=sys.stderr, flush=True)
     return None, exit_status
@@ -76,6 +78,7 @@ def send_again(
     if not checked(config, submission, runners=() if replaces else None):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:
+        submission = submission.model_copy(update={"submitted": time.strftime(_TIME)})
         return send_successor(launch, preparing.with_code([launch], submission))
     dependency, note = after.remaining(last.after) if last.after else (None, "")
     if note:
@@ -87,10 +90,8 @@ def code_in_words(before: Submission | None, sent: Submission) -> str:
     """Say which code a run that was sent again has."""
     if before is None or sent.code != before.code:
         return f"with the checkout's code, {sent.code}"
-    differs = snapshot.digest() != sent.code
-    return (
-        f"with its own copy of the code, {sent.code}" + "; --fresh-code takes the checkout's, which differs" * differs
-    )
+    hint = "" if snapshot.digest() == sent.code else "; --fresh-code takes the checkout's, which differs"
+    return f"with its own copy of the code, {sent.code}{hint}"
 
 
 def send_successor(launch: Launch, submission: Submission | None = None) -> Submission:
@@ -220,8 +221,7 @@ def _send_held(
     submission = preparing.with_code(launches, submission)
     for launch, config in counted(members, "configs are written"):
         preparing.write(launch, config)
-    now = time.strftime("%Y-%m-%dT%H:%M:%S")
-    one = submission.model_copy(update={"submitted": now})
+    one = submission.model_copy(update={"submitted": time.strftime(_TIME)})
     tasks = [_task(config, one) for _, config in members]
     if submission.executor == "local":
         return [send_locally(place, task) for task in tasks]

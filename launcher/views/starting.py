@@ -30,7 +30,8 @@ def waits_for(launch: Launch, submission: Submission, evidence: Evidence, job: s
         return ""
     if evidence.fresh:
         return "its first batch and step"
-    begun, ranks = _ranks_begun(launch), len(evidence.nodes) * submission.profile.gpus_per_node
+    begun = _ranks_begun(launch)
+    ranks = len(evidence.nodes) * submission.profile.gpus_per_node or submission.ranks
     if begun >= ranks:
         return "its ranks to meet and to load the data"
     if begun:

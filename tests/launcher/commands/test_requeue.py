@@ -179,9 +179,13 @@ def test_a_run_keeps_its_code_unless_it_is_to_have_the_checkouts(programs: Progr
     assert (launch.folder / "revision.txt").read_text() == "older\n"
     queue(programs, "PENDING", launch)
     programs.keeps("scancel")
+    last = launch.submission()
+    assert last
+    launch.write(last.model_copy(update={"submitted": "2001-02-03T04:05:06"}))
     assert main(["requeue", "a", "--fresh-code"]) == 0
     code = snapshot.digest()
     assert f"job 14 takes over from job 13, with the checkout's code, {code}\n" in capsys.readouterr().out
+    assert (again := launch.submission()) and again.submitted > "2002", "it is the newest"
     assert any(f"{launch.codes(last)}/{code}" in line for line in text(programs, "14"))
     assert (launch.folder / "revision.txt").read_text() != "older\n"
     queue(programs, "FAILED", launch)
