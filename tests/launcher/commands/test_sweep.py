@@ -453,7 +453,7 @@ def test_an_arrays_id_names_its_members(monkeypatch: pytest.MonkeyPatch, capsys:
         make_run(folder / f"{number:02}", job=f"12_{number}" if number else "13", sweep=str(folder))
         made_up.queues(f"12_{number}" if number else "13", "PENDING", folder)
     assert main(["status", "12", "--json"]) == 0
-    assert [row["job"] for row in json.loads(capsys.readouterr().out)] == ["12_1", "12_2"]
+    assert sorted(row["job"] for row in json.loads(capsys.readouterr().out)) == ["12_1", "12_2"]
     assert main(["logs", "12"]) == 2
     rule = "is a sweep of 2 runs: 01, 02; name the directory of one"
     assert capsys.readouterr().err == f"launcher: RUN = 12: {rule}\n"
