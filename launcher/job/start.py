@@ -60,7 +60,8 @@ class Start:
 
     def port(self, attempt: int) -> int:
         """Return the port that the ranks of an attempt meet at: each has its own, the last one's may still be taken."""
-        return 10000 + zlib.crc32(f"{self.job} {self.restart} {attempt}".encode()) % 20000
+        key = f"{self.launch.run_dir} {self.job} {self.restart} {attempt}"  # of two clusters, jobs may have one number
+        return 10000 + zlib.crc32(key.encode()) % 20000
 
     def ended(self) -> status.State | None:
         """Return how the run has ended for good; None while it has not."""
