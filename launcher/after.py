@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import which
 
 from launcher import sending, slurm
-from launcher.job import failure
+from launcher.job import bad_nodes, failure, notify
 from launcher.record import Launch, run_dirs
 
 _PAUSES_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
@@ -30,7 +30,7 @@ _TOLD = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 def launch_of(folder: Path, job: str) -> Launch | None:
     """Find the run of a job: the folder itself, or in a sweep's folder one right inside it."""
     launches = [Launch(run_dir) for run_dir in run_dirs(folder)]
-    return next((launch for launch in launches if (sent := launch.submission()) and sent.job == job), None)
+    return next((one for one in launches if (sent := one.submission()) and slurm.number(sent.job) == job), None)
 
 
 def goes_on(launch: Launch, job: str, restart: int) -> bool:
@@ -59,6 +59,7 @@ def start_again(launch: Launch, job: str) -> bool:
         try:
             slurm.requeue(job)
             launch.say(f"job {job} is requeued")
+            bad_nodes.leave_out(launch, job)
             return True
         except slurm.Unavailable as error:
             trouble = f"job {job} cannot be requeued now ({error})"
@@ -93,17 +94,25 @@ def main() -> int:
     """See to the job of this batch script. Returns the exit status: 0 where its run goes on, else 1."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this process, which is to tell of it
     array, member = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{member}" if array else os.environ["SLURM_JOB_ID"]
+    number = f"{array}_{member}" if array else os.environ["SLURM_JOB_ID"]
     folder, exit_status = Path(sys.argv[1]), int(sys.argv[2])
-    launch, restart = launch_of(folder, job), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    launch, restart = launch_of(folder, number), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    submission = launch.submission() if launch else None
+    job = submission.job if submission else number
     if launch is None or not goes_on(launch, job, restart) or is_ending(job):
         return 1
     if not launch.requeue_mark(job, restart).exists() and exit_status not in _TOLD:
-        failure.note(launch, job, restart, launch.status().reason or f"srun ended with exit status {exit_status}")
+        reason = launch.status().reason or f"srun ended with exit status {exit_status}"
+        failure.note(launch, job, restart, reason)
         if launch.stands_still(job):
             launch.say(launch.give_up())
+            notify.tell(launch, job, "failure", "end", last=True)
             return 1
-    return 0 if start_again(launch, job) else 1
+        notify.tell(launch, job, "failure", reason=reason, last=True)
+    if start_again(launch, job):
+        return 0
+    notify.tell(launch, job, "failure", "end", reason="it could not be started again", last=True)
+    return 1
 
 
 if __name__ == "__main__":

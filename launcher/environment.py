@@ -41,6 +41,12 @@ def job_of_shell() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def cluster_of_shell() -> str | None:
+    """Return the cluster that this shell's variables have SLURM's commands ask; None for the local one, or several."""
+    names = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or ""
+    return names if re.fullmatch(r"[\w.-]+", names) and names != "all" else None
+
+
 def refusal(name: str) -> str | None:
     """Say why a profile may not set a variable of this name; None where it may."""
     if re.fullmatch(_CLUSTER, name):

@@ -15,7 +15,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
-from launcher import environment, slurm
+from launcher import environment, passed_on, slurm
 from launcher.cluster import Profile
 from launcher.job.task import Task
 from launcher.record import Launch, Submission
@@ -57,8 +57,14 @@ class Sbatch(SlurmExecutor):
 
     def send(self, tasks: Sequence[Task]) -> list[str]:
         """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
+        named = self.parameters["additional_parameters"].get("clusters")
+        variables = {name: named for name in ("SBATCH_CLUSTERS", "SLURM_CLUSTERS") if named and name in os.environ}
         try:
-            with contextlib.redirect_stderr(io.StringIO()), self.batch():  # submitit prints what it raises
+            with (  # submitit prints what it raises; a variable would beat the script
+                contextlib.redirect_stderr(io.StringIO()),
+                environment_variables(**variables),
+                self.batch(),
+            ):
                 jobs: list[Job[Any]] = [self.submit(task) for task in tasks]
             return [job.job_id for job in jobs]
         except (FailedJobError, FailedSubmissionError) as error:
@@ -75,6 +81,8 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     srun = [f"--cpus-per-task={cpus}", f"--kill-on-bad-exit={int(by_rank)}"]  # since 22.05 srun inherits no CPUs
     srun.append("--export=ALL")
     extra: dict[str, Any] = {"requeue": True, "export": "ALL", "chdir": code}
+    if profile.slurm_cluster:
+        extra["clusters"] = profile.slurm_cluster
     if dependency:
         extra["kill-on-invalid-dep"] = "yes"  # else it would wait for ever
     if profile.min_nodes:
@@ -85,17 +93,19 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     if profile.container and profile.container.runtime == "pyxis":
         srun.append(f"--container-image={profile.container.image}")
         srun += [f"--container-mounts={','.join(profile.container.mounts)}"] if profile.container.mounts else []
+    extra.update(profile.notify.mail_options() | passed_on.words(profile.sbatch))
+    srun += [f"--{name}" + f"={value}" * (value is not True) for name, value in passed_on.words(profile.srun).items()]
     # By this the job's Python finds its own copy of the code, and no other.
     path = f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"
     parameters = {
         "job_name": submission.name,
         **profile.model_dump(include={"partition", "account", "qos", "constraint"}),
-        "exclude": ",".join(profile.exclude) or None,
+        "exclude": ",".join((*profile.exclude, *submission.left_out)) or None,
         "time": profile.time_minutes,
         "nodes": submission.nodes,
         "ntasks_per_node": profile.gpus_per_node if by_rank else 1,
         "cpus_per_task": cpus,
-        "gpus_per_node": gpus,
+        "gpus_per_node": gpus if passed_on.gpus(profile.sbatch) is None else None,
         "mem": f"{profile.memory_gib}G" if profile.memory_gib else None,
         "exclusive": profile.exclusive or None,
         "signal_delay_s": profile.signal_seconds,

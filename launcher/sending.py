@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher import slurm, snapshot
 from launcher.checks import preflight
 from launcher.checks.finding import Finding
+from launcher.job import bad_nodes
 from launcher.job.task import Task
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
@@ -60,6 +61,10 @@ def send_again(
     if last is None:
         raise UserError.of("RUN", launch.run_dir, "was never sent", "send it: python -m launcher submit CONFIG.yaml")
     config, submission = launch.config(), change(last)
+    cluster, before = submission.profile.slurm_cluster, last.profile.slurm_cluster
+    if replaces and cluster != before:
+        rule = f"the run's job is on {before or 'the local cluster'}, where no job of another one can wait for it"
+        raise UserError.of("slurm_cluster", cluster, rule, f"python -m launcher cancel {launch.run_dir} before")
     if not checked(config, submission, replaces=replaces):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:
@@ -87,9 +92,13 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
 
     last = launch.submission()
     assert last is not None
-    new = submission or last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job)})
-    dependency = ",".join(filter(None, [f"afterany:{last.job}", last.after]))
-    [job] = Sbatch(launch, new, dependency).send([_task(launch, new)])
+    new = submission
+    if new is None:
+        left_out = (*last.left_out, *bad_nodes.repeated(launch, last))
+        new = last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job), "left_out": left_out})
+    dependency = ",".join(filter(None, [f"afterany:{slurm.number(last.job)}", last.after]))
+    [number] = Sbatch(launch, new, dependency).send([_task(launch, new)])
+    job = slurm.address(number, new.profile.slurm_cluster)
     new = new.model_copy(update={"job": job})
     _record([(launch, new)])
     with contextlib.suppress(slurm.Refused, slurm.Unavailable):
@@ -167,7 +176,8 @@ def send_all(
         if submission.executor == "local":
             sent = [send_locally(place, task) for task in tasks]
         else:
-            ids = Sbatch(place, sent[0], submission.after, parallel).send(tasks)
+            numbers = Sbatch(place, sent[0], submission.after, parallel).send(tasks)
+            ids = [slurm.address(number, submission.profile.slurm_cluster) for number in numbers]
             sent = [one.model_copy(update={"job": job}) for one, job in zip(sent, ids, strict=True)]
         _record(list(zip(launches, sent, strict=True)))
     return sent
@@ -202,7 +212,8 @@ def _prepared(config: configs.Config, submission: Submission) -> Iterator[Submis
             folder.chmod(0o700)
         lease = Lease(launch.folder)
         try:
-            for finding in preflight.check_free(launch.run_dir):  # someone may have come since the first look
+            cluster = submission.profile.slurm_cluster
+            for finding in preflight.check_free(launch.run_dir, cluster):  # someone may have come since the first look
                 if finding.level == "error":
                     raise UserError(finding.text)
             code = snapshot.take(copies).name

@@ -3,6 +3,7 @@
 Every call has a time limit and no shell. An error of SLURM's is raised in one line.
 """
 
+import functools
 import os
 import re
 import subprocess
@@ -52,7 +53,7 @@ class Job:
     """A job, or one member of an array, as the queue or the accounting has it."""
 
     id: str
-    """`12`, or `12_3` for a member of an array."""
+    """`12`, or `12_3` for a member of an array; with the name of a cluster that was named to SLURM, `12@gpu`."""
     state: str
     """SLURM's word: PENDING, RUNNING, COMPLETED, CANCELLED ..."""
     reason: str = ""
@@ -98,6 +99,8 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
     """
     seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+    if env.get("SLURM_CLUSTERS") == _own_cluster():  # it would be looked up in the database, which may be away
+        env.pop("SLURM_CLUSTERS", None)
     try:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds, env=env
@@ -110,30 +113,74 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
         raise Unavailable(f"{command[0]}: no answer in {seconds:g} s; {fix}") from None
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
-        cause = next((line for line in lines if "error:" in line), lines[-1])
+        own = (line for word in ("error:", f"{command[0]}: ") for line in lines if word in line)
+        cause = next(own, lines[-1])
         if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
     return process.stdout
 
 
-def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
+def address(job: str, cluster: str | None) -> str:
+    """Return what a job is called here: its number, and behind an @ the cluster, where one is named."""
+    return f"{job}@{cluster}" if cluster else job
+
+
+def number(job: str) -> str:
+    """Return what a job is called on its own cluster: `12` or `12_3`."""
+    return job.partition("@")[0]
+
+
+def on_cluster(cluster: str | None) -> list[str]:
+    """Return the option that has SLURM's commands ask a cluster; none where that is the one that this job runs on."""
+    return [f"--clusters={cluster}"] if cluster and cluster != _own_cluster() else []
+
+
+def _own_cluster() -> str | None:
+    return os.environ.get("SLURM_CLUSTER_NAME")
+
+
+def _words(job: str) -> list[str]:
+    """Return the words by which a command is told of a job."""
+    name, _, cluster = job.partition("@")
+    return [name, *on_cluster(cluster)]
+
+
+def _by_cluster(ids: Collection[str]) -> dict[str, list[str]]:
+    """Sort jobs by their clusters, under their numbers there."""
+    clusters = sorted({job.partition("@")[2] for job in ids})
+    return {cluster: sorted(number(job) for job in ids if job.partition("@")[2] == cluster) for cluster in clusters}
+
+
+def queue(
+    ids: Collection[str] = (), timeout_seconds: float | None = None, cluster: str | None = None
+) -> dict[str, Job]:
     """Ask the queue for the named jobs, or all of this user's: waiting, running and lately ended ones.
 
     Raises:
         Unavailable: SLURM does not answer.
     """
+    queued: dict[str, Job] = {}
+    for place, numbers in (_by_cluster(ids) or {cluster or "": []}).items():
+        queued |= _queue(numbers, timeout_seconds, place)
+    return queued
+
+
+def _queue(ids: Collection[str], timeout_seconds: float | None, cluster: str) -> dict[str, Job]:
+    """Ask the queue of one cluster, as `queue` does, for jobs under their numbers there."""
     parents = sorted({job.partition("_")[0] for job in ids})
     which = f"--jobs={','.join(parents)}" if parents else f"--user={os.getuid()}"
     form = "--format=%i|%T|%r|%N|%L|%k"
     try:
-        text = call("squeue", "--states=all", "--array", "--noheader", which, form, timeout_seconds=timeout_seconds)
+        what = ("--states=all", "--array", "--noheader", which, form, *on_cluster(cluster))
+        text = call("squeue", *what, timeout_seconds=timeout_seconds)
     except Refused as error:  # one unknown id among several is passed over; a single one is an error
         if "Invalid job id" not in str(error):
             raise Unavailable(str(error)) from None
         return {}
-    jobs = (Job(*(part.strip() for part in line.split("|", 5))) for line in text.splitlines() if line.count("|") >= 5)
-    return {job.id: job for job in jobs if not ids or job.id in ids}
+    rows = ([part.strip() for part in line.split("|", 5)] for line in text.splitlines() if line.count("|") >= 5)
+    jobs = [Job(address(name, cluster), *rest) for name, *rest in rows if not ids or name in ids]
+    return {job.id: job for job in jobs}
 
 
 def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -142,15 +189,17 @@ def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> di
     Raises:
         Unavailable: SLURM does not answer.
     """
-    if not ids:
-        return {}
-    what = (f"--jobs={','.join(sorted(ids))}", "--format=JobID,State,NodeList")
-    try:
-        text = call("sacct", "--allocations", "--noheader", "--parsable2", *what, timeout_seconds=timeout_seconds)
-    except Refused:
-        return {}
-    jobs = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
-    return {job: Job(job, state.split()[0] if state else "", nodes=nodes) for job, state, nodes in jobs}
+    ended: dict[str, Job] = {}
+    for cluster, numbers in _by_cluster(ids).items():
+        what = (f"--jobs={','.join(numbers)}", "--format=JobID,State,NodeList", *on_cluster(cluster))
+        try:
+            text = call("sacct", "--allocations", "--noheader", "--parsable2", *what, timeout_seconds=timeout_seconds)
+        except Refused:
+            continue
+        rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
+        jobs = [Job(address(job, cluster), state.partition(" ")[0], nodes=nodes) for job, state, nodes in rows]
+        ended |= {job.id: job for job in jobs}
+    return ended
 
 
 def jobs(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -164,58 +213,36 @@ def jobs(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str
     return {**accounting(missing, timeout_seconds), **queued}
 
 
-def lost_nodes(nodes: str, since: float) -> list[str]:
-    """List those of a job's nodes that are down, do not answer, or have started anew since then.
-
-    Args:
-        nodes: the nodes in SLURM's words, `n[1-3]`.
-        since: when the job has started on them, in seconds since the epoch.
-
-    Raises:
-        Unavailable, Refused: SLURM does not tell.
-    """
-    lines = call("scontrol", "show", "node", nodes, "--oneliner").splitlines()
-    described = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-    return [words["NodeName"] for words in described if "NodeName" in words and _is_lost(words, since)]
-
-
-def _is_lost(words: dict[str, str], since: float) -> bool:
-    if re.search(r"^DOWN|\*|NOT_RESPONDING", words.get("State", "")):
-        return True
-    try:
-        return time.mktime(time.strptime(words.get("SlurmdStartTime", ""), "%Y-%m-%dT%H:%M:%S")) > since
-    except ValueError:  # None, Unknown
-        return False
-
-
 def may_requeue(job: str) -> bool:
     """Return whether SLURM would requeue a job. Raises Unavailable, Refused."""
-    return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", job, "--oneliner"))
+    return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", *_words(job), "--oneliner"))
 
 
 def signal(job: str, name: str) -> None:
     """Send a signal to the tasks of a running job, not to its batch script. Raises Unavailable, Refused."""
-    call("scancel", "--quiet", f"--signal={name}", job)
+    call("scancel", "--quiet", f"--signal={name}", *_words(job))
 
 
 def cancel(job: str) -> None:
     """End a job. Raises Unavailable, Refused."""
-    call("scancel", "--quiet", job)
+    call("scancel", "--quiet", *_words(job))
 
 
 def requeue(job: str) -> None:
     """Put a job back into the queue, under its id. Raises Unavailable, Refused."""
-    call("scontrol", "requeue", job)
+    call("scontrol", "requeue", *_words(job))
 
 
 def redirect_dependents(old: str, new: str) -> None:
-    """Let this user's jobs that wait for a job wait for another one instead. Raises Unavailable, Refused."""
-    lines = call("squeue", f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E").splitlines()
+    """Let this user's jobs that wait for a job wait for another one of its cluster. Raises Unavailable, Refused."""
+    old, (new, *cluster) = number(old), _words(new)
+    what = (f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E", *cluster)
+    lines = call("squeue", *what).splitlines()
     for job, _, dependency in (line.strip().partition("|") for line in lines):
         words = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
         redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, words)
         if redirected != words and job != new:
-            call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}")
+            call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}", *cluster)
 
 
 def seconds(text: str) -> int | None:
@@ -239,15 +266,17 @@ class Answers:
         self.error = ""
         """Why SLURM did not answer; empty while it does."""
 
-    def own_jobs(self) -> Collection[Job]:
+    def own_jobs(self, cluster: str | None = None) -> Collection[Job]:
         """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
-        self._own = self._ask(queue, ()) if which("squeue") else {}
+        self._own = self._ask(functools.partial(queue, cluster=cluster), ()) if which("squeue") else {}
         return self._own.values()
 
     def queued(self, ids: Collection[str]) -> dict[str, Job]:
         """Return those of the named jobs that the queue has."""
         if self._own is not None and not self.error:
-            return {job: self._own[job] for job in ids if job in self._own}
+            own = {job: self._own[job] for job in ids if job in self._own}
+            elsewhere = [job for job in ids if "@" in job]
+            return own | (self._ask(queue, elsewhere) if elsewhere else {})
         return self._ask(queue, ids) if ids else {}
 
     def accounted(self, ids: Collection[str]) -> dict[str, Job]:

@@ -26,9 +26,9 @@ FLOORS = (
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
-    ("environment",),
+    ("environment", "passed_on"),
     ("cluster", "slurm", "snapshot"),
-    ("record",),
+    ("record", "nodes"),
     ("job", "options", "views"),
     ("checks", "executors"),
     ("sending",),

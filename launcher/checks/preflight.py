@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import environment, slurm
-from launcher.checks import batch, dataset, estimate, finding, fit, site
+from launcher.checks import batch, dataset, estimate, finding, fit, notices, passed_on, site
 from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
 from launcher.checks.finding import Finding
@@ -39,8 +39,8 @@ def check(config: Config, submission: Submission, *, replaces: bool = False) -> 
     """
     findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
-        site_read = pool.submit(site.read) if submission.executor == "slurm" else None
-        runners = pool.submit(check_free, config.run_dir.absolute())
+        site_read = pool.submit(site.read, submission.profile.slurm_cluster) if submission.executor == "slurm" else None
+        runners = pool.submit(check_free, config.run_dir.absolute(), submission.profile.slurm_cluster)
         measured = pool.submit(estimate.encoder_cost, config)
         try:
             layout = configs.layout(config, submission.ranks)
@@ -60,6 +60,7 @@ def check(config: Config, submission: Submission, *, replaces: bool = False) -> 
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
         findings += _check_shell()
+        findings += notices.check(submission.profile)
         findings += [] if replaces else runners.result()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
@@ -74,6 +75,7 @@ def _check_site(there: site.Site, config: Config, submission: Submission) -> Ite
     """Check the job against the cluster."""
     works = functools.partial(batch.divides, config)
     yield from fit.check(there, submission.profile, submission.nodes, works)
+    yield from passed_on.check(submission.profile)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
         yield from _check_shared(config, submission)
@@ -166,7 +168,7 @@ def _check_directory(config: Config, images: Images | None, cost: EncoderCost | 
         yield finding.error("run.dir", run_dir, f"cannot be read: {error.strerror}", "choose another")
 
 
-def check_free(run_dir: Path) -> list[Finding]:
+def check_free(run_dir: Path, cluster: str | None = None) -> list[Finding]:
     """Return an error where somebody runs it already, a warning where nobody can tell; empty where nobody does."""
     launch, key = Launch(run_dir), "run.dir"
     try:
@@ -179,7 +181,7 @@ def check_free(run_dir: Path) -> list[Finding]:
             if not now.confirmed and now.submission:
                 rule = f"SLURM does not tell whether its job {now.submission.job} lives ({now.slurm_error})"
                 return [finding.warning(key, run_dir, rule, "if it does, the new one cannot start")]
-        if job := runs.queued_for(run_dir):
+        if job := runs.queued_for(run_dir, cluster):
             fix = f"wait for it, or python -m launcher cancel {job.id}"
             return [finding.error(key, run_dir, f"job {job.id} in the queue is for it, a second one cannot join", fix)]
         writer = lease.held_by(run_dir)

@@ -137,7 +137,7 @@ def _check_rank(logs: Logs, rank: int | None) -> None:
 
 def _print_batch_output(run: runs.Run, logs: Logs) -> None:
     """Print what the batch script and its tasks have said, for a job that ended before its ranks began."""
-    job = run.submission.job if run.submission else ""
+    job = slurm.number(run.submission.job) if run.submission else ""
     files = {kind: sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) for kind in ("err", "out")}
     written = {kind: [f for f in files[kind] if f.is_file() and f.stat().st_size] for kind in files}
     for path in written["err"] or written["out"]:

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_config(*configs.parse_arguments(options.words))
     config = sending.absolute(loaded, staged=submission.stage is not None)
     name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
-    dependency = after.dependency(options.after) if options.after else None
+    dependency = after.dependency(options.after, submission.profile.slurm_cluster) if options.after else None
     submission = submission.model_copy(update={"name": name, "after": dependency})
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:

@@ -9,11 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
 
 from launcher import slurm
+from launcher.cluster import Event
+from launcher.job import bad_nodes, notify
 from launcher.record import Launch, Submission
 from moco_dist.run import status
 
@@ -35,11 +38,13 @@ class Start:
         self.launch, self.submission, self.data_root = Launch(run_dir), submission, data_root
         self.profile = submission.profile
         place = submitit.JobEnvironment()  # by SLURM, or by submitit's local controller
-        self.job = place.job_id
-        """`12`, or `12_3` for a member of an array: the id that names this member alone."""
+        self.job = slurm.address(place.job_id, self.profile.slurm_cluster if place.cluster != "local" else None)
+        """`12`, or `12_3` for a member of an array: the id that names this member alone; `12@gpu` with its cluster."""
         self.node, self.task, self.local_task = place.node, place.global_rank, place.local_rank
         self.first = self.task == 0
         """Whether this task acts for the whole job."""
+        self.began = time.time()
+        """When this task has started, in seconds since the epoch."""
         self.local = place.cluster == "local"
         """Whether the job runs without SLURM."""
         self.hostnames = tuple(place.hostnames)
@@ -61,6 +66,23 @@ class Start:
         state = self.launch.status().state
         return state if state in ("done", "user_error", "diverged") else None
 
+    def near_limit(self) -> bool:
+        """Return whether the time limit of this start is near, which SLURM tells up to a minute early."""
+        end = float(os.environ.get("SLURM_JOB_END_TIME") or self.began + 60 * self.profile.time_minutes)
+        return time.time() > end - self.profile.signal_seconds - 90
+
+    def note_rank(self, rank: int, exit_status: int, error: str) -> None:
+        """Note that a rank of this node has ended this start."""
+        row = {"job": self.job, "restart": self.restart, "rank": rank, "node": self.hostnames[self.node]}
+        with contextlib.suppress(OSError):
+            self.launch.add_failed_rank(**row, exit_status=exit_status, error=" ".join(error.split())[:300])
+
+    def tell_of_end(self) -> None:
+        """Tell the user that the run has ended, if this task acts for the whole job."""
+        if self.first:
+            events: tuple[Event, ...] = ("end",) if self.launch.status().state == "done" else ("failure", "end")
+            notify.tell(self.launch, self.job, *events, last=True)
+
     def say(self, line: str) -> None:
         """Print a line on stderr, and add it to the job's own log, with the name of this node."""
         self.launch.say(f"{self.hostnames[self.node]}: {line}")
@@ -81,6 +103,7 @@ class Start:
                 self.requeue_mark.touch()
             return False
         self.say("requeued")
+        bad_nodes.leave_out(self.launch, self.job)
         return True
 
 
@@ -118,6 +141,9 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
         return True
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        for failed, end in error.failures.items():
+            cause = end.message["message"] if isinstance(end.message, dict) else end.message
+            start.note_rank(failed, end.exitcode, str(cause))
         start.say(f"rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
     except SignalException:
         raise SystemExit(128 + signal.SIGINT) from None

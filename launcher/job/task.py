@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.job import failure, stage
+from launcher.job import failure, node_check, notify, stage
 from launcher.job.start import Start, rank_processes, run_ranks
 from launcher.record import Submission, refuse_others
 from moco_dist import config as configs
@@ -26,6 +26,7 @@ from moco_dist.errors import UserError
 from moco_dist.run import status
 
 _WAIT_FOR_FIRST_SECONDS = 120.0
+_ROWS_SECONDS = 2.0
 _LOCAL_REQUEUE = 144  # what submitit's local controller starts a task again for
 
 
@@ -56,10 +57,9 @@ def _run(start: Start) -> dict[str, Any]:
     if start.restart and (state := start.ended()):
         return _end(start, state)
     if start.first:
-        step = start.launch.checkpoint_step()
-        nodes = list(start.hostnames)
-        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=time.time(), nodes=nodes)
-        start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
+        _begin(start)
+    if start.profile.check_nodes and start.local_task == 0 and not start.local:
+        _check_node(start)
     overrides = _staged(start)
     attempt = 0
     while stop.signal is None:
@@ -70,6 +70,44 @@ def _run(start: Start) -> dict[str, Any]:
     if stop.signal:
         _end_after_signal(start, stop)
     return _end(start, start.ended() or "crashed")
+
+
+def _begin(start: Start) -> None:
+    """Note that the job has started, and how the start before has ended, if that one could not."""
+    step, nodes = start.launch.checkpoint_step(), list(start.hostnames)
+    before = start.launch.starts()[-1:]
+    start.launch.add_start(job=start.job, restart=start.restart, step=step, time=time.time(), nodes=nodes)
+    start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
+    if before and not start.local:
+        failure.note_unfinished(start.launch, before[0])
+    if not start.launch.has_rows():
+        threading.Thread(target=_tell_of_first_step, args=(start,), daemon=True).start()
+
+
+def _check_node(start: Start) -> None:
+    """Check this node; one that is not fit for the run ends this start, and the job is requeued."""
+    name = start.hostnames[start.node]
+    try:
+        start.say(f"checked: {node_check.check(start.launch, start.profile, name)}")
+        return
+    except node_check.BadNode as error:
+        fault = f"node {name} is not fit: {error}"
+    start.say(fault)
+    failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
+    if start.launch.stands_still(start.job):
+        start.say(start.launch.give_up())
+    else:
+        notify.tell(start.launch, start.job, "failure", reason=fault, last=True)
+        while start.requeue():
+            time.sleep(_WAIT_FOR_FIRST_SECONDS)
+    raise SystemExit(1)
+
+
+def _tell_of_first_step(start: Start) -> None:
+    """Wait for the run's first figures, and tell of them."""
+    while not start.launch.has_rows():
+        time.sleep(_ROWS_SECONDS)
+    notify.tell(start.launch, start.job, "first_step")
 
 
 def _environment(start: Start) -> dict[str, str]:
@@ -127,11 +165,15 @@ def _end_after_signal(start: Start, stop: Stop) -> None:
 def _end(start: Start, state: status.State) -> dict[str, Any]:
     """End this start: a run that is done returns, a crashed one is requeued, another one fails."""
     last = start.launch.status()
+    if start.first and (state != "crashed" or start.profile.tasks == "rank"):
+        start.launch.add_end(job=start.job, restart=start.restart, reason=": ".join(filter(None, [state, last.reason])))
     if state == "done":
+        start.tell_of_end()
         return {"state": state, "step": last.step}
     start.say(f"{state} at step {last.step}: {last.reason}")
     if state == "crashed" and start.profile.tasks == "node":
         _requeue_crashed(start)
+    start.tell_of_end()
     raise SystemExit(status.EXIT_CODES[state])
 
 
@@ -141,7 +183,9 @@ def _requeue_crashed(start: Start) -> None:
         failure.note(start.launch, start.job, start.restart, start.launch.status().reason)
         if start.launch.stands_still(start.job):
             start.say(start.launch.give_up())
+            start.tell_of_end()
             raise SystemExit(1)
+        notify.tell(start.launch, start.job, "failure", last=True)
     if start.local:
         os._exit(_LOCAL_REQUEUE)
     deadline = time.monotonic() + _WAIT_FOR_FIRST_SECONDS
@@ -185,10 +229,13 @@ class Stop:
                 self._stop(signal.SIGUSR2 if signal.SIGUSR2 in numbers else signal.SIGTERM)
 
     def _end_with_others(self) -> None:
-        """End this task, whose main thread waits for a node that has ended the run for good."""
-        state = self._start.ended()
+        """End this task, whose main thread waits for a node that has ended the run for good, or wants another start."""
+        start, state = self._start, self._start.ended()
+        if start.launch.stands_still(start.job) or start.requeue_mark.exists():
+            os._exit(1)
         if state in ("user_error", "diverged"):
             self._start.say(f"another node has ended the run: {state}")
+            self._start.tell_of_end()
             os._exit(status.EXIT_CODES[state])
 
     def _stop(self, number: signal.Signals) -> None:
@@ -208,6 +255,10 @@ class Stop:
         if start.first:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
+            what = f"{number.name}: told to save, {last.state or 'not begun'} at step {last.step}"
+            start.launch.add_end(job=start.job, restart=start.restart, reason=what)
+            if not start.near_limit():
+                notify.tell(start.launch, start.job, "preemption", reason=f"{number.name}: told to save")
             if number == signal.SIGUSR2 and last.state != "done":
                 start.requeue()
         self.finished.set()

@@ -27,7 +27,7 @@ def run(text: str, key: str = "RUN") -> Launch:
                 return Launch(folder.resolve())
     except (OSError, ValueError) as error:
         raise UserError.of(key, text, f"cannot be read: {error}", "name another") from None
-    if re.fullmatch(r"\d+(_\d+)?", text):
+    if re.fullmatch(r"\d+(_\d+)?(@[\w.-]+)?", text):
         return _run_of_job(text)
     rule = "is neither a run that was submitted, nor the name of one in runs/, nor a job's id"
     raise UserError.of(key, text, rule, "python -m launcher status lists them")
@@ -92,7 +92,8 @@ def _run_of_job(job: str) -> Launch:
 
 def _sent_as(job: str, place: Path) -> list[Launch]:
     """List the runs in a place whose last submission a job is; another user's are left out."""
-    return [launch for launch in list_runs([place]) if (sent := _submission(launch)) and sent.job == job]
+    sent = {launch: submission.job for launch in list_runs([place]) if (submission := _submission(launch))}
+    return [launch for launch, own in sent.items() if job in (own, slurm.number(own))]
 
 
 def _submission(launch: Launch) -> Submission | None:

@@ -160,7 +160,7 @@ def _is_inside(run_dir: Path, place: Path) -> bool:
 def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm.Job]) -> list[Run]:
     """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
     recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
-    left = [job for job in live if job.id not in recorded]
+    left = [job for job in live if job.id not in recorded | {slurm.number(job) for job in recorded}]
     by_folder = {job.run_dir: job for job in left}
     shown = [run if run.submission else replace(run, job=by_folder.get(str(run.launch.run_dir))) for run in runs]
     damaged = {str(run.launch.run_dir) for run in runs if run.submission is None}
@@ -180,9 +180,9 @@ def live_jobs_of(text: str) -> list[slurm.Job]:
     return [job for job in jobs if text in (job.id, job.id.partition("_")[0]) or job.run_dir in folders]
 
 
-def queued_for(run_dir: Path) -> slurm.Job | None:
+def queued_for(run_dir: Path, cluster: str | None = None) -> slurm.Job | None:
     """Find a live job that names the directory, whether it has a record or not; None where SLURM does not answer."""
-    jobs = slurm.Answers().own_jobs()
+    jobs = slurm.Answers().own_jobs(cluster)
     return next((job for job in jobs if job.live and job.run_dir == str(run_dir.absolute())), None)
 
 
@@ -258,6 +258,9 @@ def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
     job = jobs.get(name)
     if job and _is_job_of(job, run):
         state, reason = verdict.of_job(job, run.evidence)
+        if job.waits and run.submission.left_out:
+            names = ", ".join(run.submission.left_out)
+            reason = "; ".join(filter(None, [reason, f"left out, since starts failed there: {names}"]))
         return replace(run, job=job, state=state, reason=reason)
     slurm_error = "" if job else slurm_error  # the job of another directory: SLURM counts anew, or this one was moved
     state, reason = verdict.of_unknown_job(name, run.evidence, slurm_error)

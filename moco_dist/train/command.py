@@ -7,7 +7,7 @@ Of two overrides of one key the last one counts. RUN_DIR/config.yaml goes on wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moco_dist import config as configs
@@ -17,10 +17,17 @@ from moco_dist.run.directory import RunDirectory, load_config
 from moco_dist.train import restarts
 
 if TYPE_CHECKING:
+    from moco_dist.ranks.collectives import World
     from moco_dist.train.loop import MakeMethod
 
 
-def run(arguments: Sequence[str], *, supervised: bool = False, make_method: MakeMethod | None = None) -> int:
+def run(
+    arguments: Sequence[str],
+    *,
+    supervised: bool = False,
+    make_method: MakeMethod | None = None,
+    met: Callable[[World], None] = lambda world: None,
+) -> int:
     """Train as the arguments say, or print what they may say.
 
     Args:
@@ -28,6 +35,7 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
         supervised: whether someone who reads status.json decides on restarts; else, under torchrun alone, a start
             after one that ended for good ends at once.
         make_method: makes what is trained; None: the MoCo of the config.
+        met: called on all ranks once they have met, ahead of all training.
 
     Returns:
         The exit status; raises whatever else goes wrong.
@@ -53,6 +61,6 @@ def run(arguments: Sequence[str], *, supervised: bool = False, make_method: Make
     from moco_dist.methods.moco import MoCo
     from moco_dist.train import process
 
-    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or MoCo)
+    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or MoCo, met)
     assert exit_status is not None
     return exit_status
