@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher import slurm
-from launcher.commands import cancel, logs, preflight, requeue, status, submit, sweep
+from launcher.commands import cancel, evaluate, logs, preflight, requeue, status, submit, sweep
 from moco_dist.errors import UserError
 
-_COMMANDS = {
-    module.__name__.rpartition(".")[2]: module for module in (submit, status, logs, cancel, requeue, sweep, preflight)
-}
+_MODULES = (submit, status, logs, cancel, requeue, evaluate, sweep, preflight)
+_COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 class _CommandParser(argparse.ArgumentParser):

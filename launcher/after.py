@@ -54,12 +54,12 @@ def is_ending(job: str) -> bool:
 
 def start_again(launch: Launch, job: str) -> bool:
     """Requeue a job as soon as SLURM answers; where it refuses, send another job. Returns whether the run goes on."""
-    said, refusals = "", 0
+    said, refusals, at_fault = "", 0, bad_nodes.repeated(launch)
     for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
         try:
             slurm.requeue(job)
             launch.say(f"job {job} is requeued")
-            bad_nodes.leave_out(launch, job)
+            bad_nodes.leave_out(launch, job, at_fault)
             return True
         except slurm.Unavailable as error:
             trouble = f"job {job} cannot be requeued now ({error})"

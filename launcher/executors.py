@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Sbatch(SlurmExecutor):
         unset = [word for name in environment.left_out() for word in ("-u", name)]
         return ["env", *unset, *super()._make_submission_command(submission_file_path)]
 
-    def send(self, tasks: Sequence[Task]) -> list[str]:
+    def send(self, tasks: Sequence[Callable[[], Any]]) -> list[str]:
         """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
         named = self.parameters["additional_parameters"].get("clusters")
         variables = {name: named for name in ("SBATCH_CLUSTERS", "SLURM_CLUSTERS") if named and name in os.environ}
@@ -70,6 +70,21 @@ class Sbatch(SlurmExecutor):
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()] or ["sbatch failed"]
             raise slurm.Refused(next((line for line in lines if "error:" in line), lines[0]).strip()) from None
+
+
+class EvaluationSbatch(Sbatch):
+    """Send the job that evaluates a run; its comment is not the run directory, by which `status` knows the run's own.
+
+    Args:
+        launch: the run's record.
+        submission: what is sent.
+        dependency: the run's job, in sbatch's words; None where the run is done.
+    """
+
+    def __init__(self, launch: Launch, submission: Submission, dependency: str | None) -> None:
+        SlurmExecutor.__init__(self, folder=launch.evaluation, python=_python(submission.profile))
+        parameters = _sbatch(submission, str(launch.code(submission)), dependency)
+        self.update_parameters(**parameters, comment=f"evaluate {launch.run_dir}")
 
 
 def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[str, Any]:

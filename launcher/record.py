@@ -9,6 +9,7 @@ launch/
   failures.jsonl  a line for each start that ended by itself, and not by SLURM: job, restart, step that it began from
   failed_ranks.jsonl  a line for each rank that ended a start: job, restart, rank, node, exit_status, error
   logs/           rank_<r>.log over all starts, launcher.log
+  evaluate/       the same of the job that evaluates the run, and evaluate.log
   submitit/       sbatch text, pickles, output of the batch script
   revision.txt, diff.patch, packages.txt
 """
@@ -46,6 +47,8 @@ class Submission(Section):
     """Nodes that its later starts leave out, since earlier ones failed on them."""
     after: str | None = None
     """Other jobs that it waits for, in sbatch's words."""
+    then: tuple[str, ...] | None = None
+    """Options of the evaluation that follows when the run is done; None for no evaluation."""
     executor: Literal["slurm", "local"] = "slurm"
     """What runs it."""
     started: str = ""
@@ -87,6 +90,8 @@ class Launch:
         self.failures_file = self.folder / "failures.jsonl"
         self.logs = self.folder / "logs"
         self.submitit = self.folder / "submitit"
+        self.evaluation = self.folder / "evaluate"
+        self.evaluation_log = self.evaluation / "evaluate.log"
 
     def log(self, rank: int) -> Path:
         """Return the log of a rank, over all starts."""
@@ -148,9 +153,13 @@ class Launch:
         """Read how starts have ended: `job`, `restart`, `step` that it began from, `time`, `reason`, `bad_nodes`."""
         return _rows(self.ends_file)
 
-    def add_end(self, *, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> None:
-        """Add how a start has ended, and the nodes whose fault it is, unless it is there. Raises OSError."""
-        self._add_once(self.ends_file, job, restart, time=time.time(), reason=reason, bad_nodes=list(bad_nodes))
+    def add_end(self, *, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> bool:
+        """Add how a start has ended, and which nodes are at fault, unless it is there. Returns whether it was added."""
+        with contextlib.suppress(OSError):
+            return self._add_once(
+                self.ends_file, job, restart, time=time.time(), reason=reason, bad_nodes=list(bad_nodes)
+            )
+        return False
 
     def failed_ranks(self, job: str, restart: int) -> list[dict[str, Any]]:
         """Read which ranks have ended a start: `rank`, `node`, `exit_status` and `error`."""
@@ -161,13 +170,14 @@ class Launch:
         """Add a rank that has ended a start. Raises OSError."""
         _add_row(self.failed_ranks_file, {"step": self.checkpoint_step(), **row})
 
-    def _add_once(self, file: Path, job: str, restart: int, **more: Any) -> None:
-        """Add a line about a start, unless there is one. Raises OSError."""
+    def _add_once(self, file: Path, job: str, restart: int, **more: Any) -> bool:
+        """Add a line about a start, unless there is one; return whether it was added. Raises OSError."""
         if any((row["job"], row.get("restart")) == (job, restart) for row in _rows(file)):
-            return
+            return False
         begun = [row["step"] for row in self.starts() if (row["job"], row.get("restart")) == (job, restart)]
         step = begun[-1] if begun else self.checkpoint_step()
         _add_row(file, {"job": job, "restart": restart, "step": step, **more})
+        return True
 
     def has_rows(self) -> bool:
         """Return whether the trainer has written figures."""

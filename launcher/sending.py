@@ -9,7 +9,9 @@ from pathlib import Path
 from launcher import slurm, snapshot
 from launcher.checks import preflight
 from launcher.checks.finding import Finding
+from launcher.cluster import Notify
 from launcher.job import bad_nodes
+from launcher.job.evaluation import Evaluation
 from launcher.job.task import Task
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist import config as configs
@@ -94,7 +96,7 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
     assert last is not None
     new = submission
     if new is None:
-        left_out = (*last.left_out, *bad_nodes.repeated(launch, last))
+        left_out = (*last.left_out, *bad_nodes.repeated(launch))
         new = last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job), "left_out": left_out})
     dependency = ",".join(filter(None, [f"afterany:{slurm.number(last.job)}", last.after]))
     [number] = Sbatch(launch, new, dependency).send([_task(launch, new)])
@@ -104,6 +106,42 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
     with contextlib.suppress(slurm.Refused, slurm.Unavailable):
         slurm.redirect_dependents(last.job, job)
     return new
+
+
+def send_evaluation(launch: Launch, submission: Submission, words: Sequence[str], dependency: str | None) -> str:
+    """Send the job that evaluates a run, on one node.
+
+    Args:
+        launch: the run's record.
+        submission: the run's submission, or what the job is to ask for instead.
+        words: options of python -m moco_dist.evaluate.
+        dependency: the run's job, in sbatch's words; None where the run is done.
+
+    Returns:
+        The job's id. Raises slurm.Refused, OSError.
+    """
+    from launcher.executors import EvaluationSbatch
+
+    profile = submission.profile.model_copy(update={"min_nodes": None, "tasks": "node", "notify": Notify()})
+    alone = {"nodes": 1, "name": f"{submission.name[:190]}-evaluate", "profile": profile}
+    submission = submission.model_copy(update=alone)
+    launch.evaluation.mkdir(exist_ok=True, mode=0o700)
+    root = launch.config().data.root if submission.stage else None
+    job = Evaluation(str(launch.run_dir), submission, tuple(words), root or "")
+    [number] = EvaluationSbatch(launch, submission, dependency).send([job])
+    return slurm.address(number, profile.slurm_cluster)
+
+
+def _then_evaluate(launch: Launch, submission: Submission) -> None:
+    """Send the evaluation that is to follow a run, and say so; where it is refused, the run goes on all the same."""
+    if submission.then is None:
+        return
+    try:
+        job = send_evaluation(launch, submission, submission.then, f"afterok:{slurm.number(submission.job)}")
+        print(f"evaluation: job {job}, when the run is done; log: {launch.evaluation_log}")
+    except (slurm.Refused, OSError) as error:
+        fix = f"python -m launcher evaluate {launch.run_dir}"
+        print(f"launcher: the evaluation is not sent ({error}); send it with: {fix}", file=sys.stderr)
 
 
 def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
@@ -143,6 +181,7 @@ def checked(
 def send(config: configs.Config, submission: Submission) -> Submission:
     """Send one job, as `send_all` does. Returns the submission with the job's id."""
     [sent] = send_all(Launch(config.run_dir), [config], submission)
+    _then_evaluate(Launch(config.run_dir), sent)
     return sent
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from launcher import sending, slurm, snapshot
-from launcher.checks import after
+from launcher.checks import after, evaluation
 from launcher.options import add_job_options, submission_of
 from launcher.record import Launch, Submission
 from launcher.views import runs, verdict
@@ -27,6 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_job_options(parser)
     text = "start after this run or job has succeeded; any:RUN, however it ended"
     parser.add_argument("--after", metavar="RUN", help=text)
+    text = "then evaluate the run as a job of its own: evaluate, or 'evaluate --linear --labels 100'"
+    parser.add_argument("--then", metavar="WORDS", help=text)
     parser.add_argument("--job-name", metavar="NAME", help="name of the job; unset, run.name")
     parser.add_argument("--dry-run", action="store_true", help="print the sbatch text and the config, send nothing")
     parser.add_argument("--wait", action="store_true", help="follow the job to its end; exit 0, 2, 75 or 1 as it ended")
@@ -40,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
     config = sending.absolute(loaded, staged=submission.stage is not None)
     name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
     dependency = after.dependency(options.after, submission.profile.slurm_cluster) if options.after else None
-    submission = submission.model_copy(update={"name": name, "after": dependency})
+    then = evaluation.words_of(options.then, local=options.local) if options.then is not None else None
+    submission = submission.model_copy(update={"name": name, "after": dependency, "then": then})
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:
         _print_dry(launch, config, submission)

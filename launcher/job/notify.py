@@ -47,7 +47,11 @@ def tell(launch: Launch, job: str, *events: Event, reason: str = "", last: bool 
             return
         command = [sys.executable, "-m", "launcher.job.notify", str(launch.run_dir)]
         pipe, no = subprocess.PIPE, subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=pipe, stdout=no, stderr=no, start_new_session=True, text=True)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it inherits this: a job's end is to be told
+        try:
+            process = subprocess.Popen(command, stdin=pipe, stdout=no, stderr=no, start_new_session=True, text=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _left_alone.append(process)
         assert process.stdin is not None
         with process.stdin:
@@ -84,7 +88,6 @@ def main() -> int:
     if submission is None:
         return 0
     notify = submission.profile.notify
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the job is ending, which is what there is to tell
     for way, fault in (("webhook", _post(notify, event)), ("command", _run(notify, event))):
         if fault:
             launch.say(f"notify.{way}: {fault}; nobody was told of {event['event']} by it")

@@ -66,6 +66,27 @@ class Start:
         state = self.launch.status().state
         return state if state in ("done", "user_error", "diverged") else None
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables that the ranks need."""
+        interface = self.profile.network_interface
+        return {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
+            **self.profile.environment,
+            "PYTHONPATH": self._python_path(),
+            "MOCO_DIST_JOB": self.job,
+            "MOCO_DIST_RESTART": str(self.restart),
+        }
+
+    def _python_path(self) -> str:
+        """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
+        own_and_inherited = (self.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
+        places = [
+            str(self.launch.code(self.submission)),
+            *(place for path in own_and_inherited for place in path.split(os.pathsep)),
+        ]
+        return os.pathsep.join(dict.fromkeys(filter(None, places)))
+
     def near_limit(self) -> bool:
         """Return whether the time limit of this start is near, which SLURM tells up to a minute early."""
         end = float(os.environ.get("SLURM_JOB_END_TIME") or self.began + 60 * self.profile.time_minutes)
@@ -95,6 +116,7 @@ class Start:
         """
         if self.local:
             return True
+        at_fault = bad_nodes.repeated(self.launch)  # before: SLURM ends this task's processes then
         try:
             slurm.requeue(self.job)
         except (slurm.Refused, slurm.Unavailable) as error:
@@ -103,7 +125,7 @@ class Start:
                 self.requeue_mark.touch()
             return False
         self.say("requeued")
-        bad_nodes.leave_out(self.launch, self.job)
+        bad_nodes.leave_out(self.launch, self.job, at_fault)
         return True
 
 
@@ -142,8 +164,8 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         for failed, end in error.failures.items():
-            cause = end.message["message"] if isinstance(end.message, dict) else end.message
-            start.note_rank(failed, end.exitcode, str(cause))
+            message: Any = end.message  # a text, or what the rank itself has noted
+            start.note_rank(failed, end.exitcode, str(message["message"] if isinstance(message, dict) else message))
         start.say(f"rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")
     except SignalException:
         raise SystemExit(128 + signal.SIGINT) from None

@@ -53,7 +53,7 @@ class Task:
 def _run(start: Start) -> dict[str, Any]:
     """Run the ranks from the beginning of this start to its end."""
     stop = Stop(start)
-    os.environ.update(_environment(start))
+    os.environ.update(start.environment())
     if start.restart and (state := start.ended()):
         return _end(start, state)
     if start.first:
@@ -108,29 +108,6 @@ def _tell_of_first_step(start: Start) -> None:
     while not start.launch.has_rows():
         time.sleep(_ROWS_SECONDS)
     notify.tell(start.launch, start.job, "first_step")
-
-
-def _environment(start: Start) -> dict[str, str]:
-    """Return the variables that the ranks need."""
-    interface = start.profile.network_interface
-    return {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
-        **start.profile.environment,
-        "PYTHONPATH": _python_path(start),
-        "MOCO_DIST_JOB": start.job,
-        "MOCO_DIST_RESTART": str(start.restart),
-    }
-
-
-def _python_path(start: Start) -> str:
-    """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
-    own_and_inherited = (start.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
-    places = [
-        str(start.launch.code(start.submission)),
-        *(place for path in own_and_inherited for place in path.split(os.pathsep)),
-    ]
-    return os.pathsep.join(dict.fromkeys(filter(None, places)))
 
 
 def _staged(start: Start) -> list[str]:
@@ -256,8 +233,8 @@ class Stop:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
             what = f"{number.name}: told to save, {last.state or 'not begun'} at step {last.step}"
-            start.launch.add_end(job=start.job, restart=start.restart, reason=what)
-            if not start.near_limit():
+            is_end = start.launch.add_end(job=start.job, restart=start.restart, reason=what)
+            if is_end and not start.near_limit():  # else it had failed before, and was requeued for that
                 notify.tell(start.launch, start.job, "preemption", reason=f"{number.name}: told to save")
             if number == signal.SIGUSR2 and last.state != "done":
                 start.requeue()

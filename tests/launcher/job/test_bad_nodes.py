@@ -97,8 +97,7 @@ def test_a_node_on_which_two_starts_have_failed_is_left_out(
     assert main(["status", "runs/a", "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert row["reason"] == "Resources; left out, since starts failed there: n9, n2"
-    bad_nodes.leave_out(launch, "12")
-    assert len(updates(programs)) == 1
+    assert not bad_nodes.repeated(launch)
 
 
 def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
@@ -109,12 +108,12 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
         launch.add_end(job="12", restart=restart, reason="x", bad_nodes=["n2"])
         launch.add_end(job="11", restart=restart, reason="of an earlier submission", bad_nodes=["n1"])
     programs.says("sinfo", {"--Node": "n1\nn2\n"})
-    bad_nodes.leave_out(launch, "12")
+    assert not bad_nodes.repeated(launch)
     assert said(launch) == ["n2 is not left out, since too few nodes would be left"]
     programs.says("sinfo", {"--Node": "n1\nn2\nn3\n"})
     programs.runs("scontrol", "echo scontrol: error: no >&2; exit 1")
     replace_sleep(monkeypatch, bad_nodes, lambda _: None)
-    bad_nodes.leave_out(launch, "12")
+    bad_nodes.leave_out(launch, "12", bad_nodes.repeated(launch))
     assert said(launch)[-1] == "n2 cannot be left out (scontrol: scontrol: error: no)"
     assert launch.submission() == Submission(job="12", nodes=2)
 

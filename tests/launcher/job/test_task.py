@@ -9,7 +9,6 @@ import pytest
 
 from launcher import environment
 from launcher.cluster import Profile
-from launcher.job import task
 from launcher.job.start import Start
 from launcher.record import Submission
 from tests.launcher.made import make_run
@@ -51,10 +50,10 @@ def test_the_jobs_own_code_comes_first(
         monkeypatch.setenv("PYTHONPATH", shell.replace("CODE", code))
     variables = {"PYTHONPATH": profile} if profile else {}
     start = Start(run_dir, Submission(code="c0de", profile=Profile(environment=variables)), "")
-    assert task._environment(start)["PYTHONPATH"].split(os.pathsep) == [code, *rest]
+    assert start.environment()["PYTHONPATH"].split(os.pathsep) == [code, *rest]
 
 
 def test_the_job_has_the_last_word_on_what_it_needs_itself(run_dir: Path) -> None:
     theirs = {"MOCO_DIST_JOB": "7", "OMP_NUM_THREADS": "3"}
-    variables = task._environment(Start(run_dir, Submission(profile=Profile(environment=theirs)), ""))
+    variables = Start(run_dir, Submission(profile=Profile(environment=theirs)), "").environment()
     assert (variables["MOCO_DIST_JOB"], variables["OMP_NUM_THREADS"]) == ("12", "3")
