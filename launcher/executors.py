@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from submitit import Job
@@ -51,10 +50,6 @@ class Sbatch(SlurmExecutor):
         """Return the script that sbatch is given."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        unset = [word for name in environment.left_out() for word in ("-u", name)]
-        return ["env", *unset, *super()._make_submission_command(submission_file_path)]
-
     def send(self, tasks: Sequence[Callable[[], Any]]) -> list[str]:
         """Hand jobs to sbatch, more than one as an array. Returns their ids. Raises slurm.Refused."""
         named = self.parameters["additional_parameters"].get("clusters")
@@ -62,7 +57,7 @@ class Sbatch(SlurmExecutor):
         try:
             with (  # submitit prints what it raises; a variable would beat the script
                 contextlib.redirect_stderr(io.StringIO()),
-                environment_variables(**variables),
+                environment.only_for_slurm(**variables),
                 self.batch(),
             ):
                 jobs: list[Job[Any]] = [self.submit(task) for task in tasks]
@@ -96,7 +91,7 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     srun = [f"--cpus-per-task={cpus}", f"--kill-on-bad-exit={int(by_rank)}"]  # since 22.05 srun inherits no CPUs
     srun.append("--export=ALL")
     extra: dict[str, Any] = {"requeue": True, "export": "ALL", "chdir": code}
-    if profile.slurm_cluster:
+    if slurm.on_cluster(profile.slurm_cluster):
         extra["clusters"] = profile.slurm_cluster
     if dependency:
         extra["kill-on-invalid-dep"] = "yes"  # else it would wait for ever

@@ -99,8 +99,6 @@ def call(*command: str, timeout_seconds: float | None = None) -> str:
     """
     seconds = patience_seconds() if timeout_seconds is None else timeout_seconds
     env = {**environment.for_slurm(), "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
-    if env.get("SLURM_CLUSTERS") == _own_cluster():  # it would be looked up in the database, which may be away
-        env.pop("SLURM_CLUSTERS", None)
     try:
         process = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=seconds, env=env

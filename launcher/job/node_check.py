@@ -9,6 +9,8 @@ from launcher.record import Launch
 from moco_dist.errors import UserError
 
 _BYTES = 2**20
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+"""A folder for each GPU that the driver knows, also for one that does not answer any more."""
 
 
 class BadNode(Exception):
@@ -33,20 +35,20 @@ def check(launch: Launch, profile: Profile, node: str) -> str:
 
 
 def _gpus(launch: Launch, profile: Profile) -> str:
-    """Count the GPUs, unless the run is one for the CPU."""
+    """Count the GPUs that torch can use, unless the run is one for the CPU."""
     try:
         device = launch.config().device.type
     except UserError:  # the ranks will tell
         return ""
-    if device == "cpu":
-        return ""
     import torch
 
+    if device == "cpu" or not torch.backends.cuda.is_built():
+        return ""
     count, asked = torch.cuda.device_count(), profile.gpus_per_node
-    is_gpu_node = device == "cuda" or count > 0 or Path("/proc/driver/nvidia/gpus").is_dir()
-    if is_gpu_node and count < asked:
-        raise BadNode(f"{count} of {asked} GPUs are there")
-    return f"{count} GPUs" if is_gpu_node else ""
+    driver = len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
+    if count < asked and (device == "cuda" or driver >= asked):  # auto: where there are too few, the CPU is meant
+        raise BadNode(f"{count} of {asked} GPUs can be used")
+    return f"{count} GPUs"
 
 
 def _memory(profile: Profile) -> str:

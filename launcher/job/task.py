@@ -63,7 +63,9 @@ def _run(start: Start) -> dict[str, Any]:
     overrides = _staged(start)
     attempt = 0
     while stop.signal is None:
+        stop.is_in_ranks = True
         completed = run_ranks(start, overrides, attempt)
+        stop.is_in_ranks = False
         if stop.signal or not completed or start.launch.status().state != "stopped":
             break
         attempt += 1  # the agents themselves had stopped the ranks, for a node that came late
@@ -96,6 +98,7 @@ def _check_node(start: Start) -> None:
     failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
     if start.launch.stands_still(start.job):
         start.say(start.launch.give_up())
+        notify.tell(start.launch, start.job, "failure", "end", last=True)
     else:
         notify.tell(start.launch, start.job, "failure", reason=fault, last=True)
         while start.requeue():
@@ -185,6 +188,8 @@ class Stop:
         self._start = start
         self.signal: signal.Signals | None = None
         """The first signal that has arrived; None before it."""
+        self.is_in_ranks = False
+        """Whether the main thread runs the ranks, or waits for those of other nodes."""
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
         self._reader, writer = os.pipe()
@@ -208,7 +213,7 @@ class Stop:
     def _end_with_others(self) -> None:
         """End this task, whose main thread waits for a node that has ended the run for good, or wants another start."""
         start, state = self._start, self._start.ended()
-        if start.launch.stands_still(start.job) or start.requeue_mark.exists():
+        if self.is_in_ranks and (start.launch.stands_still(start.job) or start.requeue_mark.exists()):
             os._exit(1)
         if state in ("user_error", "diverged"):
             self._start.say(f"another node has ended the run: {state}")

@@ -117,6 +117,9 @@ def test_from_within_the_job_no_cluster_is_named(programs: Programs, monkeypatch
     monkeypatch.setattr(sys, "argv", ["launcher.after", str(run_dir), "1"])
     assert after.main() == 0
     assert programs.given("scontrol") == [(["requeue", "12"], {"SLURM_CLUSTERS": None})] * 2
+    programs.runs("scontrol", "echo scontrol: error: not permitted >&2; exit 1")
+    assert after.main() == 0  # another job goes on
+    assert words("sbatch") == ["sbatch  "] and "--clusters" not in (programs.sent / "12.sh").read_text()
 
 
 def test_jobs_of_two_clusters_do_not_wait_for_each_other(programs: Programs, capsys: Said) -> None:

@@ -161,11 +161,15 @@ def test_what_makes_a_node_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     launch = run(tmp_path)
     import torch
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
-    assert fault(gpus_per_node=8) == "7 of 8 GPUs are there"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(node_check, "_DRIVER", tmp_path / "driver")
+    assert node_check.check(launch, Profile(gpus_per_node=2), "n1").startswith("1 GPUs, ")  # auto: it is for the CPU
+    for number in range(2):
+        (tmp_path / "driver" / str(number)).mkdir(parents=True)
+    assert fault(gpus_per_node=2) == "1 of 2 GPUs can be used"
     launch.config_file.write_text("device: {type: cuda}\n")
-    assert fault(gpus_per_node=2) == "0 of 2 GPUs are there"
+    assert fault(gpus_per_node=4) == "1 of 4 GPUs can be used"
     launch.config_file.write_text("device: {type: cpu}\n")
     assert fault(memory_gib=10**6).endswith(" GiB of memory, 1000000 were asked for")
     launch.config_file.unlink()
