@@ -17,7 +17,7 @@ from launcher.job import bad_nodes, failure, node_check, task
 from launcher.job.start import Start
 from launcher.record import Launch, Submission
 from tests.launcher.made import make_run, replace_sleep
-from tests.launcher.programs import Programs
+from tests.launcher.programs import NODES, PARTITION, Programs
 
 
 @pytest.fixture
@@ -133,6 +133,17 @@ def test_another_job_that_goes_on_leaves_them_out_too(
     assert "#SBATCH --exclude=n2\n" in script.read_text()
     sent = launch.submission()
     assert sent and (sent.left_out, sent.earlier_jobs) == (("n2",), ("12",))
+
+
+def test_a_run_that_is_sent_again_begins_with_all_nodes(programs: Programs, tmp_path: Path) -> None:
+    launch = run(tmp_path, left_out=("n2",))
+    programs.says("squeue", {})
+    programs.says("scontrol", {"show partition": PARTITION})
+    programs.says("sinfo", {"--all": NODES})
+    assert main(["requeue", "runs/a", "--nodes", "1"]) == 0
+    assert "--exclude" not in (programs.sent / "12.sh").read_text()
+    sent = launch.submission()
+    assert sent and not sent.left_out
 
 
 def test_a_start_that_could_not_note_its_end_has_lost_a_node_or_was_killed(programs: Programs, tmp_path: Path) -> None:
