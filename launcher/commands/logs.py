@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on, over requeues, until the run has ended")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="the log of this rank; unset, rank 0's")
-    which.add_argument("--all", action="store_true", help="every rank's log and the launcher's, with their names")
+    which.add_argument("--all", action="store_true", help="every log: ranks, launcher, evaluation")
     text = "begin with the last N lines of each log (50), or with all of them: --lines all"
     parser.add_argument("-n", "--lines", default="50", metavar="N", help=text)
 
@@ -96,6 +96,8 @@ class Logs:
             yield own, "[launcher] "
         for rank in self.ranks():
             yield self.launch.log(rank), f"[rank {rank}] "
+        if self.launch.evaluation_log.is_file():
+            yield self.launch.evaluation_log, "[evaluate] "
 
 
 def _follow(logs: Logs) -> runs.Run:
