@@ -1,5 +1,7 @@
 """Check a node before its ranks start, within a second: its GPUs, its memory, and a write to the run directory."""
 
+import contextlib
+import errno
 import os
 import time
 from pathlib import Path
@@ -65,7 +67,7 @@ def _memory(profile: Profile) -> str:
 
 
 def _write(folder: Path, node: str) -> str:
-    """Write a file, and read it back."""
+    """Write a file, and read it back. A full disk is no fault of the node's, and the run may do without."""
     file, content, began = folder / f".check-{node}-{os.getpid()}", os.urandom(_BYTES), time.monotonic()
     try:
         with file.open("wb") as written:
@@ -73,7 +75,11 @@ def _write(folder: Path, node: str) -> str:
             os.fsync(written.fileno())
         if file.read_bytes() != content:
             raise BadNode(f"what it writes to {folder} reads back as something else")
-        file.unlink()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"nothing can be written to {folder}: {error.strerror}"
         raise BadNode(f"it cannot write to {folder}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
     return f"1 MiB written in {time.monotonic() - began:.2f} s"

@@ -95,7 +95,10 @@ def _check_node(start: Start) -> None:
     except node_check.BadNode as error:
         fault = f"node {name} is not fit: {error}"
     start.say(fault)
-    failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
+    try:
+        failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
+    except OSError:  # it could ask for starts without end, for nobody would count them: the first task does
+        raise SystemExit(1) from None
     if start.launch.stands_still(start.job):
         start.say(start.launch.give_up())
         notify.tell(start.launch, start.job, "failure", "end", last=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import sys
 from collections import namedtuple
@@ -163,6 +165,17 @@ def test_a_sound_node(tmp_path: Path) -> None:
     assert not list(launch.folder.glob(".check*"))
 
 
+def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    launch = run(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    words = node_check.check(launch, Profile(), "n1")
+    assert words.endswith(f"nothing can be written to {launch.folder}: No space left on device")
+    assert not list(launch.folder.glob(".check*"))
+
+
 def test_what_makes_a_node_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(**keys: object) -> str:
         with pytest.raises(node_check.BadNode) as error:
@@ -209,6 +222,13 @@ def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
     assert [end["bad_nodes"] for end in launch.ends()] == [["n2"], ["n2"]]
     assert launch.failures()[0]["reason"].startswith("node n2 is not fit: it has ")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    programs.keeps("scontrol")
     with pytest.raises(SystemExit):
         task._check_node(Start(launch.run_dir, Submission(job="12", nodes=2, profile=profile), ""))
     assert launch.status().reason.startswith("no progress in 3 starts from step 0")
+    launch.folder.rename(tmp_path / "away")  # nobody could count its starts
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    asked = len(programs.given("scontrol"))
+    with pytest.raises(SystemExit):
+        task._check_node(Start(launch.run_dir, Submission(job="12", nodes=2, profile=profile), ""))
+    assert len(programs.given("scontrol")) == asked
