@@ -8,7 +8,7 @@ from typing import Any
 from launcher import nodes, slurm
 from launcher.record import Launch
 
-_VICTIMS = r"\b(PeerLost|Hang|SIGTERM)\b"
+_VICTIMS = r"\b(PeerLost|Hang|SIGTERM|DistStoreError|DistNetworkError)\b|the other ranks did not start"
 """What a rank ends with that has only waited for another one."""
 
 

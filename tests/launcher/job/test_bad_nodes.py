@@ -53,6 +53,7 @@ def updates(programs: Programs) -> list[list[str]]:
 
 Rank = namedtuple("Rank", "rank node exit_status error")
 LOST = "PeerLost: another rank was lost in all_gather"
+LATE = "rank 0: the other ranks did not start within 60 s"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ LOST = "PeerLost: another rank was lost in all_gather"
         (f"rank 0: {LOST}", [Rank(3, "n2", -9, "Signal 9 (SIGKILL)"), Rank(0, "n1", 1, LOST)], ["n2"]),
         ("rank 3: ValueError: x", [Rank(3, "n2", 1, "ValueError: x"), Rank(0, "n1", 1, "ValueError: x")], ["n2"]),
         ("", [Rank(3, "n2", -9, "Signal 9"), Rank(0, "n1", -9, "Signal 9")], []),  # both, and nobody knows which first
+        ("", [Rank(3, "n2", 1, "RuntimeError: CUDA error"), Rank(0, "n1", 1, f"TimeoutError: {LATE}")], ["n2"]),
         (f"rank 0: {LOST}", [Rank(0, "n1", 1, LOST)], []),
         ("rank 3: Hang: no progress", [Rank(3, "n2", 1, "Hang: no progress")], []),
         ("", [], []),
