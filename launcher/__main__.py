@@ -57,7 +57,9 @@ def _run(arguments: Sequence[str]) -> int:
     module.arguments(parser)
     text = f"how long to wait for SLURM's answers; also by the variable {slurm.PATIENCE}"
     parser.add_argument("--patience", metavar="SECONDS", help=text)
-    options = parser.parse_intermixed_args(rest)
+    end = rest.index("--") if module is evaluate and "--" in rest else len(rest)
+    options = parser.parse_intermixed_args(rest[:end])
+    options.behind = rest[end + 1 :]  # what another command line reads
     if options.patience is not None:
         os.environ[slurm.PATIENCE] = options.patience
     slurm.patience_seconds()  # a mistake in it is told at once

@@ -20,14 +20,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     text = "a run directory, the name of one in runs/, or a job's id"
     parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
-    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="of python -m moco_dist.evaluate")
     add_resources(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     sending.need_submitit()
-    words = evaluation.checked(options.options)
+    words = evaluation.checked(options.behind)
     launch = find.run(options.run_dir)
     dependency = _dependency(launch)
     last = launch.submission()
