@@ -5,7 +5,7 @@ launch/
   config.yaml     the config as it was sent
   code/<digest>/  the code that the job runs, at every start of it
   starts.jsonl    a line for each start of a job: job, restart, step that it began from
-  ends.jsonl      a line for each start of which it is known how it ended: job, restart, reason, and nodes at fault
+  causes.jsonl    a line for each start of which it is known why it ended: job, restart, reason, and nodes at fault
   failures.jsonl  a line for each start that ended by itself, and not by SLURM: job, restart, step that it began from
   failed_ranks.jsonl  a line for each rank that ended a start: job, restart, rank, node, exit_status, error
   logs/           rank_<r>.log over all starts, launcher.log
@@ -85,7 +85,7 @@ class Launch:
         self.job_file = self.folder / "job.json"
         self.config_file = self.folder / "config.yaml"
         self.starts_file = self.folder / "starts.jsonl"
-        self.ends_file = self.folder / "ends.jsonl"
+        self.causes_file = self.folder / "causes.jsonl"
         self.failed_ranks_file = self.folder / "failed_ranks.jsonl"
         self.failures_file = self.folder / "failures.jsonl"
         self.logs = self.folder / "logs"
@@ -149,15 +149,15 @@ class Launch:
         """Add a start that has ended by itself, unless it is there. Raises OSError."""
         self._add_once(self.failures_file, job, restart, reason=reason)
 
-    def ends(self) -> list[dict[str, Any]]:
-        """Read how starts have ended: `job`, `restart`, `step` that it began from, `time`, `reason`, `bad_nodes`."""
-        return _rows(self.ends_file)
+    def causes(self) -> list[dict[str, Any]]:
+        """Read why starts have ended: `job`, `restart`, `step` that it began from, `time`, `reason`, `bad_nodes`."""
+        return _rows(self.causes_file)
 
-    def add_end(self, *, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> bool:
-        """Add how a start has ended, and which nodes are at fault, unless it is there. Returns whether it was added."""
+    def add_cause(self, *, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> bool:
+        """Add why a start has ended, and which nodes are at fault, unless it is there. Returns whether it was added."""
         with contextlib.suppress(OSError):
             return self._add_once(
-                self.ends_file, job, restart, time=time.time(), reason=reason, bad_nodes=list(bad_nodes)
+                self.causes_file, job, restart, time=time.time(), reason=reason, bad_nodes=list(bad_nodes)
             )
         return False
 

@@ -149,7 +149,8 @@ def _end(start: Start, state: status.State) -> dict[str, Any]:
     """End this start: a run that is done returns, a crashed one is requeued, another one fails."""
     last = start.launch.status()
     if start.first and (state != "crashed" or start.profile.tasks == "rank"):
-        start.launch.add_end(job=start.job, restart=start.restart, reason=": ".join(filter(None, [state, last.reason])))
+        reason = ": ".join(filter(None, [state, last.reason]))
+        start.launch.add_cause(job=start.job, restart=start.restart, reason=reason)
     if state == "done":
         start.tell_of_end()
         return {"state": state, "step": last.step}
@@ -241,7 +242,7 @@ class Stop:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
             what = f"{number.name}: told to save, {last.state or 'not begun'} at step {last.step}"
-            is_end = start.launch.add_end(job=start.job, restart=start.restart, reason=what)
+            is_end = start.launch.add_cause(job=start.job, restart=start.restart, reason=what)
             if is_end and not start.near_limit():  # else it had failed before, and was requeued for that
                 notify.tell(start.launch, start.job, "preemption", reason=f"{number.name}: told to save")
             if number == signal.SIGUSR2 and last.state != "done":

@@ -46,7 +46,7 @@ def test_a_node_that_fails_twice_is_left_out_and_the_run_is_evaluated_in_the_end
     evaluation = str(int(run.job) + 1)
     described = cluster.call("scontrol", "show", "job", run.job)
     assert "Nice=7" in described and "Contiguous=1" in described
-    ends = run_dir / "launch" / "ends.jsonl"
+    causes = run_dir / "launch" / "causes.jsonl"
 
     def left_out() -> list[str]:
         return list(json.loads((run_dir / "launch" / "job.json").read_text())["left_out"])
@@ -56,14 +56,14 @@ def test_a_node_that_fails_twice_is_left_out_and_the_run_is_evaluated_in_the_end
         step = jobs.last_step(run_dir)
         run.until_step(step + 5)
         run.kill_worker()
-        run.until(lambda: len(rows(ends)) == run.starts(), "end of a start")
+        run.until(lambda: len(rows(causes)) == run.starts(), "end of a start")
         run.until(lambda: run.state() != "RUNNING", "requeue")
         if left_out():
             break
     assert run.wait() == "COMPLETED"
     [node] = left_out()
     starts = rows(run_dir / "launch" / "starts.jsonl")
-    assert sum(end["bad_nodes"] == [node] for end in rows(ends)) == 2 and rows(ends)[-1]["reason"] == "done"
+    assert sum(cause["bad_nodes"] == [node] for cause in rows(causes)) == 2 and rows(causes)[-1]["reason"] == "done"
     assert node not in starts[-1]["nodes"]
     assert f"{node} is left out from now on: 2 starts have failed on it" in run.log()
     run.until((run_dir / "evaluation.json").exists, "evaluation")
