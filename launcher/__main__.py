@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher import slurm
-from launcher.commands import cancel, logs, preflight, requeue, shell, stacks, status, submit, sweep, top
+from launcher.commands import cancel, evaluate, logs, preflight, requeue, shell, stacks, status, submit, sweep, top
 from moco_dist.errors import UserError, masked
 
-_COMMANDS = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (submit, status, logs, cancel, requeue, sweep, preflight, top, stacks, shell)
-}
+_MODULES = (submit, status, logs, cancel, requeue, evaluate, sweep, preflight, top, stacks, shell)
+_COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -59,7 +57,9 @@ def _run(arguments: Sequence[str]) -> int:
     module.arguments(parser)
     text = f"how long to wait for SLURM's answers; also by the variable {slurm.PATIENCE}"
     parser.add_argument("--patience", metavar="SECONDS", help=text)
-    options = parser.parse_intermixed_args(rest)
+    end = rest.index("--") if module is evaluate and "--" in rest else len(rest)
+    options = parser.parse_intermixed_args(rest[:end])
+    options.behind = rest[end + 1 :]  # what another command line reads
     if options.patience is not None:
         os.environ[slurm.PATIENCE] = options.patience
     slurm.patience_seconds()  # a mistake in it is told at once

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from shutil import which
 
-from launcher import sending, slurm
-from launcher.job import failure
+from launcher import job_ids, sending, slurm
+from launcher.job import bad_nodes, failure, notify
 from launcher.record import SENT_AGAIN, Launch, run_dirs
 from launcher.views import moments
 
@@ -38,7 +38,7 @@ def job_of_script() -> str:
 def launch_of(folder: Path, job: str) -> Launch | None:
     """Find the run of a job: the folder itself, or in a sweep's folder one right inside it."""
     launches = [Launch(run_dir) for run_dir in run_dirs(folder)]
-    return next((launch for launch in launches if (sent := launch.submission()) and sent.job == job), None)
+    return next((one for one in launches if (sent := one.submission()) and job_ids.number(sent.job) == job), None)
 
 
 def goes_on(launch: Launch, job: str, restart: int) -> bool:
@@ -63,11 +63,12 @@ def is_ending(job: str) -> bool:
 
 def start_again(launch: Launch, job: str) -> bool:
     """Requeue a job as soon as SLURM answers; where it refuses, send another job. Returns whether the run goes on."""
-    said, refusals = "", 0
+    said, refusals, at_fault = "", 0, bad_nodes.repeated(launch)
     for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
         try:
             slurm.requeue(job)
             launch.say(f"job {job} is requeued")
+            bad_nodes.leave_out(launch, job, at_fault)
             return True
         except slurm.Unavailable as error:
             trouble = f"job {job} cannot be requeued now ({error})"
@@ -98,16 +99,21 @@ def _send_successor(launch: Launch, trouble: str) -> bool:
     return True
 
 
-def _note(launch: Launch, job: str, restart: int, exit_status: int) -> None:
-    """Note that a start has failed; one that was told to save before it could listen only where its time was over."""
+def _note(launch: Launch, job: str, restart: int, exit_status: int) -> str:
+    """Note that a start has failed, and return why.
+
+    One that was told to save before it could listen has failed only where its time was over; the reason is empty.
+    """
     if exit_status not in _TOLD:
-        failure.note(launch, job, restart, launch.status().reason or f"srun ended with exit status {exit_status}")
-        return
+        reason = launch.status().reason or f"srun ended with exit status {exit_status}"
+        failure.note(launch, job, restart, reason)
+        return reason
     begun = [row for row in launch.starts() if (row["job"], row.get("restart")) == (job, restart)]
     submission = launch.submission()
     began = float(begun[-1].get("time", 0)) if begun else _began(job)
     if submission and began and failure.is_time_limit(submission.profile, began):
         failure.note_time_limit(launch, job, restart)
+    return ""
 
 
 def _began(job: str) -> float | None:
@@ -121,18 +127,26 @@ def _began(job: str) -> float | None:
 def main() -> int:
     """See to the job of this batch script. Returns the exit status: 0 where its run goes on, else 1."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends this process, which is to tell of it
-    job = job_of_script()
+    number = job_of_script()
     folder, exit_status = Path(sys.argv[1]), int(sys.argv[2])
-    launch, restart = launch_of(folder, job), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    launch, restart = launch_of(folder, number), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    submission = launch.submission() if launch else None
+    job = submission.job if submission else number
     if launch is None or not goes_on(launch, job, restart) or is_ending(job):
         return 1
     launch.add_end(job=job, restart=restart)
     if not launch.requeue_mark(job, restart).exists():
-        _note(launch, job, restart, exit_status)
+        reason = _note(launch, job, restart, exit_status)
         if launch.stands_still(job):
             launch.say(launch.give_up())
+            notify.tell(launch, job, "failure", "end", last=True)
             return 1
-    return 0 if start_again(launch, job) else 1
+        if reason:
+            notify.tell(launch, job, "failure", reason=reason, last=True)
+    if start_again(launch, job):
+        return 0
+    notify.tell(launch, job, "failure", "end", reason="it could not be started again", last=True)
+    return 1
 
 
 if __name__ == "__main__":

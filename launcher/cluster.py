@@ -1,14 +1,15 @@
 """Read a cluster profile, `slurm/clusters/*.yaml`: what a job asks of a site, checked like the trainer's config."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 import slurm
-from launcher import environment
+from launcher import environment, passed_on
 from moco_dist import config as configs
 from moco_dist.config.paths import PathText
 from moco_dist.config.section import Float, Int, Natural, Positive, Section
@@ -31,6 +32,12 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _cluster_name(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise ValueError("must be the name of one cluster")
+    return text
+
+
 Word = Annotated[str, AfterValidator(_one_word)]
 Line = Annotated[str, AfterValidator(_one_line)]
 PathLine = Annotated[PathText, AfterValidator(_one_line)]
@@ -49,6 +56,30 @@ class Container(Section):
     """Python in the container."""
 
 
+Event = Literal["end", "failure", "preemption", "first_step"]
+
+
+class Notify(Section):
+    """Who is told of the events of a run. Nothing here can stop or fail a job."""
+
+    events: tuple[Event, ...] = ("end", "failure")
+    """end: the run is over, done or not; failure: a start failed; preemption: it is told to save before its time is up;
+    first_step: its first figures are there."""
+    command: tuple[PathLine, ...] = ()
+    """Words of a command, which no shell reads; it gets the event as JSON on stdin, and in MOCO_DIST_EVENT_*."""
+    webhook_variable: str | None = None
+    """Variable of the shell that submits, with the URL that the event is posted to; the URL itself is a secret."""
+    mail: Word | None = None
+    """Address that SLURM writes to."""
+
+    def mail_options(self) -> dict[str, str]:
+        """Return the options by which sbatch has SLURM write a mail; it knows of no first step, but of a start."""
+        types = {"end": "END", "failure": "FAIL", "preemption": "REQUEUE", "first_step": "BEGIN"}
+        if self.mail is None:
+            return {}
+        return {"mail-user": self.mail, "mail-type": ",".join(types[event] for event in self.events)}
+
+
 class Profile(Section):
     """What a job asks of a cluster. Everything may be left out."""
 
@@ -64,6 +95,8 @@ class Profile(Section):
     """Nodes that the job must not run on."""
     reservation: Word | None = None
     """Reservation to run in."""
+    slurm_cluster: Annotated[str, AfterValidator(_cluster_name)] | None = None
+    """The cluster, where SLURM knows several; unset, what SLURM_CLUSTERS says in the shell, or the local one."""
     gpus_per_node: Positive = 8
     """GPUs, and ranks, a node."""
     gpu_type: Word | None = None
@@ -86,12 +119,20 @@ class Profile(Section):
     """One task a node, which restarts workers by itself, or one task a rank, for debugging."""
     max_restarts: Natural = 2
     """Restarts of crashed workers within one start of the job."""
+    check_nodes: bool = True
+    """Check GPUs, memory, run directory and collectives ahead of each start; it takes a second."""
     environment: dict[str, str] = Field({})
     """Variables of the job, as they are written: nothing is expanded in them. The job's code stays first."""
     setup: tuple[Line, ...] = ()
     """Shell lines ahead of the job: module load ..."""
     container: Container | None = None
     """Container that the job runs in."""
+    sbatch: Annotated[dict[str, str], BeforeValidator(functools.partial(passed_on.checked, "sbatch"))] = Field({})
+    """Further options of sbatch, by their long names: gres, nodelist, mail-user ..."""
+    srun: Annotated[dict[str, str], BeforeValidator(functools.partial(passed_on.checked, "srun"))] = Field({})
+    """Further options of srun, which starts the tasks."""
+    notify: Notify = Notify()
+    """Who is told of the run's end, failures, preemptions and first step."""
     local_disk: Line = "/tmp"
     """Folder on a node's own disk that --stage unpacks the data into; ~ and $NAME are expanded there."""
     gpu_memory_gib: Annotated[Float, Field(gt=0)] | None = None
@@ -110,8 +151,9 @@ def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
     Raises:
         UserError: whatever is wrong with it, in one line.
     """
-    tree = configs.read_tree(_find(name)) if name else {}
-    tree.update({key: value for key, value in overrides.items() if value is not None})
+    tree = merged(configs.read_tree(_find(name)) if name else {}, overrides)
+    if not tree.get("slurm_cluster"):
+        tree["slurm_cluster"] = environment.cluster_of_shell()
     if secret := next(_secrets(tree), None):  # its value is not to be shown either
         raise UserError(f"{secret}: a secret has no place in a file; export it in the shell that submits")
     variables = tree.get("environment")
@@ -120,7 +162,27 @@ def load(name: str | None, overrides: Mapping[str, Any] = {}) -> Profile:
             raise UserError.of("environment", variable, "must be a name of a variable", "write NAME: value")
         if refusal := environment.refusal(str(variable)):
             raise UserError(f"environment = {variable}: {refusal}")
+    _refuse_url(tree.get("notify"))
     return configs.validate(Profile, tree)
+
+
+def _refuse_url(notify: object) -> None:
+    """Refuse the URL of a webhook, and do not show it: who has it can write to it. Raises UserError."""
+    for key, value in notify.items() if isinstance(notify, dict) else ():
+        is_no_name = key == "webhook_variable" and not re.fullmatch(r"[A-Za-z_]\w*", str(value))
+        if is_no_name or "://" in str(value):
+            fix = "export it in the shell that submits, and write webhook_variable: NAME"
+            raise UserError(f"notify.{key}: a webhook's URL is a secret, and has no place in a file; {fix}")
+
+
+def merged(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a profile with overrides; options that are passed on come one by one. Raises UserError."""
+    whole = {**tree, **{key: value for key, value in overrides.items() if value is not None}}
+    for command in get_args(passed_on.Command):
+        if overrides.get(command) and tree.get(command):
+            before = passed_on.checked(command, tree[command])
+            whole[command] = before | passed_on.checked(command, overrides[command])
+    return whole
 
 
 def _secrets(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:

@@ -4,8 +4,10 @@ A job inherits the environment of its submission. What an allocation, a task of 
 there is of that job alone, and variables for sbatch would beat the profile and the command line.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 _OPTIONS = r"(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_\w+"
 """A user's settings of SLURM's commands: `SBATCH_PARTITION`, `SQUEUE_FORMAT` ..."""
@@ -21,7 +23,12 @@ _OURS = rf"SUBMITIT_\w+|TORCHELASTIC_\w+|MOCO_DIST_(JOB|RESTART)|{_RANK}"
 def left_out() -> list[str]:
     """List the variables of this process that reach neither SLURM's commands nor a job."""
     names = [name for name in os.environ if re.fullmatch(f"{_OPTIONS}|{_SLURM}|{_OURS}", name)]
-    return sorted(name for name in names if not re.fullmatch(_CLUSTER, name))
+    return sorted(name for name in names if not re.fullmatch(_CLUSTER, name) or _names_own_cluster(name))
+
+
+def _names_own_cluster(name: str) -> bool:
+    """Return whether a variable names the cluster that this job runs on: SLURM would ask its database for that one."""
+    return name.endswith("_CLUSTERS") and os.environ[name] == os.environ.get("SLURM_CLUSTER_NAME")
 
 
 def for_slurm() -> dict[str, str]:
@@ -30,15 +37,35 @@ def for_slurm() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
+@contextlib.contextmanager
+def only_for_slurm(**more: str) -> Iterator[None]:
+    """Give this process the environment of SLURM's commands until the context ends, with further variables."""
+    before = dict(os.environ)
+    kept = for_slurm() | more
+    os.environ.clear()
+    os.environ.update(kept)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def settings_left_out() -> list[str]:
     """List those that are left out, and by which the user may have meant to set options of sbatch and srun."""
     own = r"(SBATCH|SRUN)_\w+" if job_of_shell() else r"(SBATCH|SRUN|SLURM)_\w+"  # else the allocation's
-    return [name for name in left_out() if re.fullmatch(own, name)]
+    return [name for name in left_out() if re.fullmatch(own, name) and not re.fullmatch(_CLUSTER, name)]
 
 
 def job_of_shell() -> str | None:
     """Return the id of the SLURM job that this process runs in; None outside of one."""
     return os.environ.get("SLURM_JOB_ID")
+
+
+def cluster_of_shell() -> str | None:
+    """Return the cluster that this shell's variables have SLURM's commands ask; None for the local one, or several."""
+    names = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or ""
+    return names if re.fullmatch(r"[\w.-]+", names) and names != "all" else None
 
 
 def refusal(name: str) -> str | None:

@@ -7,8 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from submitit import Job
@@ -16,7 +15,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, environme
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
-from launcher import environment, slurm
+from launcher import environment, job_ids, passed_on, slurm
 from launcher.cluster import Profile
 from launcher.job.task import Task
 from launcher.record import Launch, Submission
@@ -58,15 +57,11 @@ class Sbatch(SlurmExecutor):
         """Return the script that sbatch is given."""
         return self._make_submission_file_text(self._submitit_command_str, "")
 
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        unset = [word for name in environment.left_out() for word in ("-u", name)]
-        return ["env", *unset, *super()._make_submission_command(submission_file_path)]
-
-    def send(self, tasks: Sequence[Task]) -> list[str]:
+    def send(self, tasks: Sequence[Callable[[], Any]]) -> list[str]:
         """Hand jobs to sbatch, more than one as an array; if it refuses, no file of theirs is left.
 
         Returns:
-            Their ids.
+            Their numbers.
 
         Raises:
             slurm.Refused: sbatch has failed.
@@ -80,10 +75,16 @@ class Sbatch(SlurmExecutor):
                     file.unlink(missing_ok=True)
             raise
 
-    def _send(self, tasks: Sequence[Task]) -> list[str]:
+    def _send(self, tasks: Sequence[Callable[[], Any]]) -> list[str]:
         """Hand jobs to sbatch, as `send` does, but leave submitit's files behind where it refuses them."""
+        named = self.parameters["additional_parameters"].get("clusters")
+        variables = {name: named for name in ("SBATCH_CLUSTERS", "SLURM_CLUSTERS") if named and name in os.environ}
         try:
-            with contextlib.redirect_stderr(io.StringIO()), self.batch():  # submitit prints what it raises
+            with (  # submitit prints what it raises; a variable would beat the script
+                contextlib.redirect_stderr(io.StringIO()),
+                environment.only_for_slurm(**variables),
+                self.batch(),
+            ):
                 jobs: list[Job[Any]] = [self.submit(task) for task in tasks]
             return [job.job_id for job in jobs]
         except (FailedJobError, FailedSubmissionError) as error:
@@ -91,6 +92,21 @@ class Sbatch(SlurmExecutor):
                 raise slurm.Refused(f"sbatch: {slurm.UNCONFIGURED}") from None
             lines = [line for line in str(error).splitlines() if line.strip()] or ["sbatch failed"]
             raise slurm.Refused(next((line for line in lines if "error:" in line), lines[0]).strip()) from None
+
+
+class EvaluationSbatch(Sbatch):
+    """Send the job that evaluates a run; its comment is not the run directory, by which `status` knows the run's own.
+
+    Args:
+        launch: the run's record.
+        submission: what is sent.
+        dependency: the run's job, in sbatch's words; None where the run is done.
+    """
+
+    def __init__(self, launch: Launch, submission: Submission, dependency: str | None) -> None:
+        SlurmExecutor.__init__(self, folder=launch.evaluation, python=_python(submission.profile))
+        parameters = _sbatch(submission, str(launch.code(submission)), dependency)
+        self.update_parameters(**parameters, comment=f"evaluate {launch.run_dir}")
 
 
 def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[str, Any]:
@@ -102,6 +118,8 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     srun = [f"--cpus-per-task={cpus}", f"--kill-on-bad-exit={int(by_rank)}"]  # since 22.05 srun inherits no CPUs
     srun.append("--export=ALL")
     extra: dict[str, Any] = {"requeue": True, "export": "ALL", "chdir": code}
+    if job_ids.on_cluster(profile.slurm_cluster):
+        extra["clusters"] = profile.slurm_cluster
     if dependency:
         extra["kill-on-invalid-dep"] = "yes"  # else it would wait for ever
     if profile.min_nodes:
@@ -112,17 +130,19 @@ def _sbatch(submission: Submission, code: str, dependency: str | None) -> dict[s
     if profile.container and profile.container.runtime == "pyxis":
         srun.append(f"--container-image={profile.container.image}")
         srun += [f"--container-mounts={','.join(profile.container.mounts)}"] if profile.container.mounts else []
+    extra.update(profile.notify.mail_options() | passed_on.words(profile.sbatch))
+    srun += [f"--{name}" + f"={value}" * (value is not True) for name, value in passed_on.words(profile.srun).items()]
     # By this the job's Python finds its own copy of the code, and no other.
     path = f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"
     parameters = {
         "job_name": submission.name,
         **profile.model_dump(include={"partition", "account", "qos", "constraint"}),
-        "exclude": ",".join(profile.exclude) or None,
+        "exclude": ",".join((*profile.exclude, *submission.left_out)) or None,
         "time": profile.time_minutes,
         "nodes": f"{submission.least_nodes}-{submission.nodes}" if submission.least_nodes else submission.nodes,
         "ntasks_per_node": profile.gpus_per_node if by_rank else 1,
         "cpus_per_task": cpus,
-        "gpus_per_node": gpus,
+        "gpus_per_node": gpus if passed_on.gpus(profile.sbatch) is None else None,
         "mem": f"{profile.memory_gib}G" if profile.memory_gib else None,
         "exclusive": profile.exclusive or None,
         "signal_delay_s": profile.signal_seconds,

@@ -4,13 +4,14 @@ import argparse
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from launcher import cluster
+from launcher import cluster, passed_on
 from launcher.record import Submission
 from moco_dist import config as configs
 
 _OVERRIDES = (
+    ("slurm_cluster", "NAME"),
     ("partition", "PARTITION"),
     ("account", "ACCOUNT"),
     ("qos", "QOS"),
@@ -82,6 +83,9 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
         option = f"--{key.replace('_', '-')}"
         parser.add_argument(option, metavar=metavar, help=f"instead of the profile's {key}")
     parser.add_argument("--exclude", metavar="NODES", help="nodes to leave out, separated by commas")
+    for command in get_args(passed_on.Command):
+        text = f"any other option of {command}, as in --{command} nodelist=n7; may stand several times"
+        parser.add_argument(f"--{command}", action="append", metavar="KEY[=VALUE]", help=text)
 
 
 def add_fresh_code(parser: argparse.ArgumentParser) -> None:
@@ -125,17 +129,20 @@ def changed(submission: Submission, options: argparse.Namespace) -> Submission:
         profile = cluster.load(options.cluster, overrides)
     else:
         before = submission.profile.model_dump(mode="json", exclude_defaults=True)
-        profile = configs.validate(cluster.Profile, {**before, **overrides})
+        profile = configs.validate(cluster.Profile, cluster.merged(before, overrides))
     stage = _stage(options) or submission.stage
     least_nodes, nodes = options.nodes or (submission.least_nodes, submission.nodes)
-    changes = {"nodes": nodes, "least_nodes": least_nodes, "profile": profile, "stage": stage, "earlier_jobs": ()}
-    return submission.model_copy(update=changes)
+    changes = {"nodes": nodes, "least_nodes": least_nodes, "profile": profile, "stage": stage}
+    return submission.model_copy(update={**changes, "earlier_jobs": (), "left_out": ()})
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     """Return the profile's keys that the options give, with their values."""
     values = {key: getattr(options, key) for key, _ in _OVERRIDES}
     values["exclude"] = [options.exclude] if options.exclude else None  # n[1,3] is one word of SLURM's
+    for command in get_args(passed_on.Command):
+        pairs = [text.lstrip("-").partition("=") for text in getattr(options, command) or ()]
+        values[command] = {key: value if equals else "true" for key, equals, value in pairs} or None
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -51,9 +51,9 @@ def held(launch: Launch, *folders: Path) -> Iterator[None]:
         raise
 
 
-def refuse_taken(launches: Sequence[Launch]) -> None:
+def refuse_taken(launches: Sequence[Launch], cluster: str | None) -> None:
     """Refuse run directories that somebody runs: someone may have come since the first look. Raises UserError."""
-    for findings in preflight.check_free([launch.run_dir for launch in launches]).values():
+    for findings in preflight.check_free([launch.run_dir for launch in launches], cluster).values():
         for finding in findings:
             if finding.level == "error":
                 raise UserError(finding.text)

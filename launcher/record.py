@@ -6,8 +6,11 @@ launch/
   code/<digest>/  the code that the job runs, at every start of it
   starts.jsonl    a line for each start of a job: job, restart, step that it began from, time, nodes
   ends.jsonl      a line for each start whose end the job itself has seen
+  causes.jsonl    a line for each start of which it is known why it ended: job, restart, reason, and nodes at fault
   failures.jsonl  a line for each start that ended by itself, or by a time limit before it got any further
+  failed_ranks.jsonl  a line for each rank that ended a start: job, restart, rank, node, exit_status, error
   logs/           rank_<r>.log over all starts, launcher.log; stacks_<r>.txt, where `launcher stacks` found the threads
+  evaluate/       the same of the job that evaluates the run, and evaluate.log
   submitit/       sbatch text, pickles, output of the batch script
   revision.txt, diff.patch, packages.txt
 """
@@ -19,7 +22,7 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +47,15 @@ class Submission(Section):
     """One submission of a run."""
 
     job: str = ""
-    """SLURM's id, `12` or `12_3`; for a local job the process id of its controller."""
+    """SLURM's id: `12`, `12_3`, or `12@gpu` on a cluster that was named; of a local job, its controller's process."""
     earlier_jobs: tuple[str, ...] = ()
     """Jobs of this submission before it, which SLURM would not requeue."""
+    left_out: tuple[str, ...] = ()
+    """Nodes that its later starts leave out, since earlier ones failed on them."""
     after: str | None = None
     """Other jobs that it waits for, in sbatch's words."""
+    then: tuple[str, ...] | None = None
+    """Options of the evaluation that follows when the run is done; None for no evaluation."""
     executor: Literal["slurm", "local"] = "slurm"
     """What runs it."""
     started: str = ""
@@ -91,9 +98,13 @@ class Launch:
         self.config_file = self.folder / "config.yaml"
         self.starts_file = self.folder / "starts.jsonl"
         self.ends_file = self.folder / "ends.jsonl"
+        self.causes_file = self.folder / "causes.jsonl"
+        self.failed_ranks_file = self.folder / "failed_ranks.jsonl"
         self.failures_file = self.folder / "failures.jsonl"
         self.logs = self.folder / "logs"
         self.submitit = self.folder / "submitit"
+        self.evaluation = self.folder / "evaluate"
+        self.evaluation_log = self.evaluation / "evaluate.log"
 
     @property
     def requeue_command(self) -> str:
@@ -171,11 +182,43 @@ class Launch:
 
     def add_failure(self, *, job: str, restart: int, reason: str) -> None:
         """Add a start that has ended by itself, unless it is there. Raises OSError."""
-        if any((row["job"], row.get("restart")) == (job, restart) for row in self.failures()):
-            return
+        self._add_once(self.failures_file, job, restart, reason=reason)
+
+    def causes(self) -> list[dict[str, Any]]:
+        """Read why starts have ended: `job`, `restart`, `step` that it began from, `time`, `reason`, `bad_nodes`."""
+        return _rows(self.causes_file)
+
+    def add_cause(self, *, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> bool:
+        """Add why a start has ended, and which nodes are at fault, unless it is there. Returns whether it was added."""
+        with contextlib.suppress(OSError):
+            return self._add_once(
+                self.causes_file, job, restart, time=time.time(), reason=reason, bad_nodes=list(bad_nodes)
+            )
+        return False
+
+    def failed_ranks(self, job: str, restart: int) -> list[dict[str, Any]]:
+        """Read which ranks have ended a start: `rank`, `node`, `exit_status` and `error`."""
+        rows = _rows(self.failed_ranks_file)
+        return [row for row in rows if (row["job"], row.get("restart")) == (job, restart)]
+
+    def add_failed_rank(self, **row: Any) -> None:
+        """Add a rank that has ended a start. Raises OSError."""
+        _add_row(self.failed_ranks_file, {"step": self.checkpoint_step(), **row})
+
+    def _add_once(self, file: Path, job: str, restart: int, **more: Any) -> bool:
+        """Add a line about a start, unless there is one; return whether it was added. Raises OSError."""
+        if any((row["job"], row.get("restart")) == (job, restart) for row in _rows(file)):
+            return False
         begun = [row["step"] for row in self.starts() if (row["job"], row.get("restart")) == (job, restart)]
         step = begun[-1] if begun else self.checkpoint_step()
-        _add_row(self.failures_file, {"job": job, "restart": restart, "step": step, "reason": reason})
+        _add_row(file, {"job": job, "restart": restart, "step": step, **more})
+        return True
+
+    def has_rows(self) -> bool:
+        """Return whether the trainer has written figures."""
+        with contextlib.suppress(OSError):
+            return self.paths.metrics.stat().st_size > 0
+        return False
 
     def stands_still(self, job: str) -> bool:
         """Return whether the last three starts of a job that failed began from where the run still is.

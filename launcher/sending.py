@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import elastic, preparing, slurm, snapshot
+from launcher import elastic, job_ids, preparing, slurm, snapshot
 from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
+from launcher.cluster import Notify
+from launcher.job import bad_nodes
+from launcher.job.evaluation import Evaluation
 from launcher.job.task import Task
 from launcher.progress import counted
 from launcher.record import Launch, Submission
@@ -75,12 +78,16 @@ def send_again(
     submission = elastic.narrowed(config, change(last))
     if fresh_code:
         submission = submission.model_copy(update={"code": ""})
+    cluster, before = submission.profile.slurm_cluster, last.profile.slurm_cluster
+    if replaces and cluster != before:
+        rule = f"the run's job is on {before or 'the local cluster'}, where no job of another one can wait for it"
+        raise UserError.of("slurm_cluster", cluster, rule, f"python -m launcher cancel {launch.run_dir} before")
     if not checked(config, submission, runners=() if replaces else None):
         raise UserError.of("RUN", launch.run_dir, "cannot be sent as it is", "mend the errors above")
     if replaces:
         submission = submission.model_copy(update={"submitted": time.strftime(_TIME)})
         return send_successor(launch, preparing.with_code([launch], submission))
-    dependency, note = after.remaining(last.after) if last.after else (None, "")
+    dependency, note = after.remaining(last.after, before) if last.after else (None, "")
     if note:
         print(f"note: it does not wait any more: {note}", file=sys.stderr, flush=True)
     return send(config, submission.model_copy(update={"after": dependency}))
@@ -114,14 +121,54 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
 
     last = launch.submission()
     assert last is not None
-    new = submission or last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job)})
-    dependency = ",".join(filter(None, [f"afterany:{last.job}", last.after]))
-    [job] = Sbatch(launch, new, dependency).send([_task(launch.config(), new)])
+    new = submission
+    if new is None:
+        left_out = (*last.left_out, *bad_nodes.repeated(launch))
+        new = last.model_copy(update={"earlier_jobs": (*last.earlier_jobs, last.job), "left_out": left_out})
+    dependency = ",".join(filter(None, [f"afterany:{job_ids.number(last.job)}", last.after]))
+    [number] = Sbatch(launch, new, dependency).send([_task(launch.config(), new)])
+    job = job_ids.address(number, new.profile.slurm_cluster)
     new = new.model_copy(update={"job": job})
     _record([(launch, new)])
     with contextlib.suppress(slurm.Refused, slurm.Unavailable):
         slurm.redirect_dependents(last.job, job)
     return new
+
+
+def send_evaluation(launch: Launch, submission: Submission, words: Sequence[str], dependency: str | None) -> str:
+    """Send the job that evaluates a run, on one node.
+
+    Args:
+        launch: the run's record.
+        submission: the run's submission, or what the job is to ask for instead.
+        words: options of python -m moco_dist.evaluate.
+        dependency: the run's job, in sbatch's words; None where the run is done.
+
+    Returns:
+        The job's id. Raises slurm.Refused, OSError.
+    """
+    from launcher.executors import EvaluationSbatch
+
+    profile = submission.profile.model_copy(update={"min_nodes": None, "tasks": "node", "notify": Notify()})
+    alone = {"nodes": 1, "name": f"{submission.name[:190]}-evaluate", "profile": profile}
+    submission = submission.model_copy(update=alone)
+    launch.evaluation.mkdir(exist_ok=True, mode=0o700)
+    root = launch.config().data.root if submission.stage else None
+    job = Evaluation(str(launch.run_dir), submission, tuple(words), root or "")
+    [number] = EvaluationSbatch(launch, submission, dependency).send([job])
+    return job_ids.address(number, profile.slurm_cluster)
+
+
+def _then_evaluate(launch: Launch, submission: Submission) -> None:
+    """Send the evaluation that is to follow a run, and say so; where it is refused, the run goes on all the same."""
+    if submission.then is None:
+        return
+    try:
+        job = send_evaluation(launch, submission, submission.then, f"afterok:{job_ids.number(submission.job)}")
+        print(f"evaluation: job {job}, when the run is done; log: {launch.evaluation_log}")
+    except (slurm.Refused, OSError) as error:
+        fix = f"python -m launcher evaluate {launch.run_dir}"
+        print(f"launcher: the evaluation is not sent ({error}); send it with: {fix}", file=sys.stderr)
 
 
 def absolute(config: configs.Config, *, staged: bool) -> configs.Config:
@@ -164,6 +211,7 @@ def checked(
 def send(config: configs.Config, submission: Submission) -> Submission:
     """Send one job, as `send_all` does. Returns the submission with the job's id."""
     [sent] = send_all(Launch(config.run_dir), [config], submission)
+    _then_evaluate(Launch(config.run_dir), sent)
     return sent
 
 
@@ -217,7 +265,7 @@ def _send_held(
     from launcher.executors import Sbatch, send_locally
 
     launches = [launch for launch, _ in members]
-    preparing.refuse_taken(launches)
+    preparing.refuse_taken(launches, submission.profile.slurm_cluster)
     submission = preparing.with_code(launches, submission)
     for launch, config in counted(members, "configs are written"):
         preparing.write(launch, config)
@@ -225,8 +273,8 @@ def _send_held(
     tasks = [_task(config, one) for _, config in members]
     if submission.executor == "local":
         return [send_locally(place, task) for task in tasks]
-    ids = Sbatch(place, one, submission.after, parallel).send(tasks)
-    return [one.model_copy(update={"job": job}) for job in ids]
+    numbers = Sbatch(place, one, submission.after, parallel).send(tasks)
+    return [one.model_copy(update={"job": job_ids.address(n, one.profile.slurm_cluster)}) for n in numbers]
 
 
 def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:

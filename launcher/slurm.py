@@ -6,13 +6,12 @@ Every call has a time limit and no shell. An error of SLURM's is raised in one l
 import os
 import re
 import subprocess
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
-from launcher import environment
+from launcher import environment, job_ids
 from moco_dist.errors import UserError
 
 _WAITS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
@@ -57,7 +56,7 @@ class Job:
     """A job, or one member of an array, as the queue or the accounting has it."""
 
     id: str
-    """`12`, or `12_3` for a member of an array."""
+    """`12`, or `12_3` for a member of an array; with the name of a cluster that was named to SLURM, `12@gpu`."""
     state: str
     """SLURM's word: PENDING, RUNNING, COMPLETED, CANCELLED ..."""
     reason: str = ""
@@ -74,7 +73,8 @@ class Job:
     @property
     def array(self) -> str:
         """Id of the array that it is a member of; of another job, its own."""
-        return self.id.partition("_")[0]
+        number, _, cluster = self.id.partition("@")
+        return job_ids.address(number.partition("_")[0], cluster)
 
     @property
     def waits(self) -> bool:
@@ -133,9 +133,10 @@ def _call(command: Sequence[str], timeout_seconds: float | None = None) -> subpr
         raise Unavailable(f"{command[0]}: no answer in {seconds:g} s; {fix}") from None
     if process.returncode:
         lines = [line for line in process.stderr.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
-        cause = next((line for line in lines if "error:" in line), lines[-1])
         if is_unconfigured(process.stderr):
             raise Unavailable(f"{command[0]}: {UNCONFIGURED}")
+        own = (line for word in ("error:", f"{command[0]}: ") for line in lines if word in line)
+        cause = next(own, lines[-1])
         if re.search(_SILENT, process.stderr):
             raise Unavailable(f"{command[0]}: the SLURM controller does not answer ({cause.strip()})")
         raise Refused(f"{command[0]}: {cause.strip()}")
@@ -164,30 +165,42 @@ def is_unconfigured(text: str) -> bool:
     return re.search("[Cc]ould not establish a configuration source|DNS SRV lookup failed", text) is not None
 
 
-def queue(ids: Collection[str] = (), timeout_seconds: float | None = None) -> dict[str, Job]:
+def queue(
+    ids: Collection[str] = (), timeout_seconds: float | None = None, cluster: str | None = None
+) -> dict[str, Job]:
     """Ask the queue for the named jobs and members of arrays, or all of this user's: live and lately ended ones.
 
     Raises:
         Unavailable: SLURM does not answer.
     """
+    queued: dict[str, Job] = {}
+    for place, numbers in (job_ids.by_cluster(ids) or {cluster or "": []}).items():
+        queued |= _queue(numbers, timeout_seconds, place)
+    return queued
+
+
+def _queue(ids: Collection[str], timeout_seconds: float | None, cluster: str) -> dict[str, Job]:
+    """Ask the queue of one cluster, as `queue` does, for jobs under their numbers there."""
     parents = sorted({job.partition("_")[0] for job in ids})
     which = f"--jobs={','.join(parents)}" if parents else f"--user={os.getuid()}"
     form = "--format=%i|%T|%r|%N|%L %S|%k"
     try:
-        text = call("squeue", "--states=all", "--array", "--noheader", which, form, timeout_seconds=timeout_seconds)
+        what = ("--states=all", "--array", "--noheader", which, form, *job_ids.on_cluster(cluster))
+        text = call("squeue", *what, timeout_seconds=timeout_seconds)
     except Refused as error:  # one unknown id among several is passed over; a single one is an error
         if "Invalid job id" not in str(error):
             raise Unavailable(str(error)) from None
         return {}
-    jobs = map(_queued, (line for line in text.splitlines() if line.count("|") >= 5))
-    return {job.id: job for job in jobs if not ids or job.id in ids or job.array in ids}
+    jobs = [_queued(line, cluster) for line in text.splitlines() if line.count("|") >= 5]
+    named = {job_ids.address(name, cluster) for name in ids}
+    return {job.id: job for job in jobs if not ids or job.id in named or job.array in named}
 
 
-def _queued(line: str) -> Job:
-    """Read a job in a line of the queue."""
-    job, state, reason, nodes, times, run_dir = (part.strip() for part in line.split("|", 5))
+def _queued(line: str, cluster: str) -> Job:
+    """Read a job in a line of a cluster's queue."""
+    number, state, reason, nodes, times, run_dir = (part.strip() for part in line.split("|", 5))
     time_left, _, started = times.partition(" ")
-    return Job(job, state, reason, nodes, time_left, run_dir, started)
+    return Job(job_ids.address(number, cluster), state, reason, nodes, time_left, run_dir, started)
 
 
 def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -196,15 +209,17 @@ def accounting(ids: Collection[str], timeout_seconds: float | None = None) -> di
     Raises:
         Unavailable: SLURM does not answer.
     """
-    if not ids:
-        return {}
-    what = (f"--jobs={','.join(sorted(ids))}", "--format=JobID,State,NodeList")
-    try:
-        text = call("sacct", "--allocations", "--noheader", "--parsable2", *what, timeout_seconds=timeout_seconds)
-    except Refused:
-        return {}
-    jobs = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
-    return {job: Job(job, state.split()[0] if state else "", nodes=nodes) for job, state, nodes in jobs}
+    ended: dict[str, Job] = {}
+    for cluster, numbers in job_ids.by_cluster(ids).items():
+        what = (f"--jobs={','.join(numbers)}", "--format=JobID,State,NodeList", *job_ids.on_cluster(cluster))
+        try:
+            text = call("sacct", "--allocations", "--noheader", "--parsable2", *what, timeout_seconds=timeout_seconds)
+        except Refused:
+            continue
+        rows = [line.split("|") for line in text.splitlines() if line.count("|") == 2]
+        jobs = [Job(job_ids.address(job, cluster), state.partition(" ")[0], nodes=nodes) for job, state, nodes in rows]
+        ended |= {job.id: job for job in jobs}
+    return ended
 
 
 def jobs(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str, Job]:
@@ -218,67 +233,48 @@ def jobs(ids: Collection[str], timeout_seconds: float | None = None) -> dict[str
     return {**accounting(missing, timeout_seconds), **queued}
 
 
-def lost_nodes(nodes: str, since: float) -> list[str]:
-    """List those of a job's nodes that are down, do not answer, or have started anew since then.
-
-    Args:
-        nodes: the nodes in SLURM's words, `n[1-3]`.
-        since: when the job has started on them, in seconds since the epoch.
-
-    Raises:
-        Unavailable, Refused: SLURM does not tell.
-    """
-    lines = call("scontrol", "show", "node", nodes, "--oneliner").splitlines()
-    described = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-    return [words["NodeName"] for words in described if "NodeName" in words and _is_lost(words, since)]
-
-
-def _is_lost(words: dict[str, str], since: float) -> bool:
-    if re.search(r"^DOWN|\*|NOT_RESPONDING", words.get("State", "")):
-        return True
-    try:
-        return time.mktime(time.strptime(words.get("SlurmdStartTime", ""), "%Y-%m-%dT%H:%M:%S")) > since
-    except ValueError:  # None, Unknown
-        return False
-
-
 def raw_id(job: str) -> str:
-    """Return the id that SLURM itself has for a job, which for a member of an array is no `12_3`.
+    """Return the number that SLURM itself has for a job, which for a member of an array is no `12_3`.
 
     Raises:
         Unavailable, Refused: SLURM does not tell.
     """
-    return call("squeue", "--noheader", f"--jobs={job}", "--format=%A").strip() if "_" in job else job
+    number, *place = job_ids.words(job)
+    if "_" not in number:
+        return number
+    return call("squeue", "--noheader", f"--jobs={number}", "--format=%A", *place).strip()
 
 
 def may_requeue(job: str) -> bool:
     """Return whether SLURM would requeue a job. Raises Unavailable, Refused."""
-    return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", job, "--oneliner"))
+    return not re.search(r"\bRequeue=0\b", call("scontrol", "show", "job", *job_ids.words(job), "--oneliner"))
 
 
 def signal(job: str, name: str) -> None:
     """Send a signal to the tasks of a running job, not to its batch script. Raises Unavailable, Refused."""
-    call("scancel", "--quiet", f"--signal={name}", job)
+    call("scancel", "--quiet", f"--signal={name}", *job_ids.words(job))
 
 
 def cancel(job: str) -> None:
     """End a job. Raises Unavailable, Refused."""
-    call("scancel", "--quiet", job)
+    call("scancel", "--quiet", *job_ids.words(job))
 
 
 def requeue(job: str) -> None:
     """Put a job back into the queue, under its id. Raises Unavailable, Refused."""
-    call("scontrol", "requeue", job)
+    call("scontrol", "requeue", *job_ids.words(job))
 
 
 def redirect_dependents(old: str, new: str) -> None:
-    """Let this user's jobs that wait for a job wait for another one instead. Raises Unavailable, Refused."""
-    lines = call("squeue", f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E").splitlines()
+    """Let this user's jobs that wait for a job wait for another one of its cluster. Raises Unavailable, Refused."""
+    old, (new, *cluster) = job_ids.number(old), job_ids.words(new)
+    what = (f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E", *cluster)
+    lines = call("squeue", *what).splitlines()
     for job, _, dependency in (line.strip().partition("|") for line in lines):
         words = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
         redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, words)
         if redirected != words and job != new:
-            call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}")
+            call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}", *cluster)
 
 
 def seconds(text: str) -> int | None:

@@ -26,9 +26,9 @@ FLOORS = (
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
-    ("environment", "progress"),
+    ("environment", "job_ids", "passed_on", "progress"),
     ("cluster", "slurm", "snapshot"),
-    ("record",),
+    ("record", "nodes"),
     ("elastic", "job", "options"),
     ("views",),
     ("checks", "executors"),

@@ -2,15 +2,19 @@
 
 import re
 
-from launcher import slurm
+from launcher import job_ids, slurm
 from launcher.views import find, runs
 from moco_dist.errors import UserError
 
 _KEY = "--after"
 
 
-def dependency(text: str) -> str | None:
+def dependency(text: str, cluster: str | None = None) -> str | None:
     """Write the value of --after, runs or jobs, in sbatch's words; None where the job need not wait any more.
+
+    Args:
+        text: the value.
+        cluster: the cluster that the waiting job is sent to; None for the local one.
 
     Raises:
         UserError: it is no run, no sweep and no job, or the job would wait for ever.
@@ -18,26 +22,31 @@ def dependency(text: str) -> str | None:
     """
     name = text.removeprefix("any:")
     may_fail = name != text
-    ids = [name] if re.fullmatch(r"\d+(_\d+)?", name) else _jobs_of_runs(text, name, may_fail=may_fail)
+    is_job = re.fullmatch(r"\d+(_\d+)?", name)
+    ids = [job_ids.address(name, cluster)] if is_job else _jobs_of_runs(text, name, may_fail=may_fail)
+    if strange := [job for job in ids if job != job_ids.address(job_ids.number(job), cluster)]:
+        rule = f"job {strange[0]} and the new one are on different clusters, which cannot wait for each other"
+        raise UserError.of(_KEY, text, rule, "wait for its end, or use the same slurm_cluster")
     jobs_by_id = slurm.jobs(ids) if ids else {}
     predecessors = []
-    for number in ids:
-        members = [job for job in jobs_by_id.values() if job.array == number]
-        jobs = [jobs_by_id[number]] if number in jobs_by_id else members
+    for name_of_job in ids:
+        members = [job for job in jobs_by_id.values() if job.array == name_of_job]
+        jobs = [jobs_by_id[name_of_job]] if name_of_job in jobs_by_id else members
         if not jobs:  # sbatch would start the job at once
             raise UserError.of(_KEY, text, "SLURM knows no such job", "see launcher status")
-        predecessors += [job.id for job in jobs if _must_wait(text, job, may_fail=may_fail)]
+        predecessors += [job_ids.number(job.id) for job in jobs if _must_wait(text, job, may_fail=may_fail)]
     kind = "afterany" if may_fail else "afterok"
     return f"{kind}:{':'.join(predecessors)}" if predecessors else None
 
 
-def remaining(dependency: str) -> tuple[str | None, str]:
+def remaining(dependency: str, cluster: str | None = None) -> tuple[str | None, str]:
     """Return what is left of a dependency when a job that had it is sent again.
 
     Where the run of the job that it waited for has another job by now, that one is waited for.
 
     Args:
         dependency: in sbatch's words, `afterok:12` or `afterok:12:13`.
+        cluster: where the jobs are; None for the local one.
 
     Returns:
         The dependency in sbatch's words, None where the job need not wait; and where that is since what it waited for
@@ -47,14 +56,14 @@ def remaining(dependency: str) -> tuple[str | None, str]:
         Unavailable: SLURM does not tell.
     """
     kind, *earlier = dependency.split(":")
-    ids = [find.last_job_after(job) or job for job in earlier]
+    ids = [find.last_job_after(job) or job for job in (job_ids.address(number, cluster) for number in earlier)]
     jobs_by_id, waits = slurm.jobs(ids), list[str]()
     for job in ids:
         predecessor = jobs_by_id.get(job)
         if predecessor is None:
             return None, f"job {job} is not known to SLURM any more"
         if predecessor.live and (predecessor.reason != slurm.NEVER or kind == "afterany"):
-            waits.append(job)
+            waits.append(job_ids.number(job))
         elif predecessor.state != "COMPLETED" and kind != "afterany":
             how = "can never start" if predecessor.live else f"has ended as {predecessor.state}"
             return None, f"job {job} {how}"

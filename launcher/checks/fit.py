@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.checks import finding
-from launcher.checks.site import Node, Partition, Site, hostnames
+from launcher.checks.site import Node, Partition, Site
 from launcher.cluster import Profile
+from launcher.nodes import hostnames
 from moco_dist.errors import some_names
 
 Works = Callable[[int], bool]

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import environment, slurm
-from launcher.checks import batch, dataset, estimate, finding, fit, site
+from launcher.checks import batch, dataset, estimate, finding, fit, notices, passed_on, site
 from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
 from launcher.checks.finding import Finding
@@ -40,9 +40,10 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
     """
     findings, layout, cost = list[Finding](), None, None
     with ThreadPoolExecutor() as pool:  # SLURM and torch take their time while the disks are looked at
-        site_read = pool.submit(site.read) if submission.executor == "slurm" else None
+        cluster = submission.profile.slurm_cluster
+        site_read = pool.submit(site.read, cluster) if submission.executor == "slurm" else None
         run_dir = config.run_dir.absolute()
-        runner_check = pool.submit(check_free, [run_dir]) if runners is None else None
+        runner_check = pool.submit(check_free, [run_dir], cluster) if runners is None else None
         measured = pool.submit(estimate.encoder_cost, config)
         try:
             layout = configs.layout(config, submission.ranks)
@@ -62,6 +63,7 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
         findings += _check_shell()
+        findings += notices.check(submission.profile)
         findings += runner_check.result()[run_dir] if runner_check else runners or ()
         try:
             findings += _check_site(site_read.result(), config, submission) if site_read else _check_local(submission)
@@ -76,6 +78,7 @@ def _check_site(there: site.Site, config: Config, submission: Submission) -> Ite
     """Check the job against the cluster."""
     works = functools.partial(batch.divides, config)
     yield from fit.check(there, submission.profile, submission.least_nodes or submission.nodes, works)
+    yield from passed_on.check(submission.profile)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
         yield from _check_shared(config, submission)
@@ -168,11 +171,11 @@ def _check_directory(config: Config, images: Images | None, cost: EncoderCost | 
         yield finding.error("run.dir", run_dir, f"cannot be read: {error.strerror}", "choose another")
 
 
-def check_free(run_dirs: Sequence[Path]) -> dict[Path, list[Finding]]:
+def check_free(run_dirs: Sequence[Path], cluster: str | None = None) -> dict[Path, list[Finding]]:
     """Find who runs in directories: an error where somebody does, a warning where nobody can tell, else nothing."""
     launches = [launch for launch in map(Launch, run_dirs) if _is_sent(launch)]
     run_by_dir = dict(zip((launch.run_dir for launch in launches), runs.look(launches), strict=True))
-    queued = runs.queued_for(run_dirs)
+    queued = runs.queued_for(run_dirs, cluster)
     return {run_dir: _check_free(run_dir, run_by_dir.get(run_dir), queued.get(run_dir)) for run_dir in run_dirs}
 
 

@@ -2,14 +2,14 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from launcher import slurm
+from launcher import job_ids, slurm
 
 _OUT_OF_SERVICE = ("down", "drain", "fail", "maint", "unknown", "inval", "future", "blocked")
 
@@ -104,8 +104,8 @@ class Site:
 
 
 @functools.cache  # a sweep checks each of its members
-def read() -> Site:
-    """Ask SLURM about the site; what it does not tell is left out. Raises NotInstalled."""
+def read(cluster: str | None = None) -> Site:
+    """Ask SLURM about a cluster, or the local one; what it does not tell is left out. Raises NotInstalled."""
     questions = {
         "partitions": ("scontrol", "show", "partition", "--all", "--oneliner"),
         "nodes": ("sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%T|%G|%c|%m|%f"),
@@ -113,7 +113,8 @@ def read() -> Site:
         "settings": ("scontrol", "show", "config"),
     }
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = {name: pool.submit(slurm.call, *question) for name, question in questions.items()}
+        place = job_ids.on_cluster(cluster)
+        answers = {name: pool.submit(slurm.call, *question, *place) for name, question in questions.items()}
     texts, unanswered = dict.fromkeys(questions, ""), {}
     for name, answer in answers.items():
         try:
@@ -135,13 +136,6 @@ def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site
         reservations=frozenset(re.findall(r"ReservationName=(\S+)", reservations)),
         settings=dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", settings, re.MULTILINE)),
     )
-
-
-def hostnames(names: Iterable[str]) -> frozenset[str]:
-    """Return the names in SLURM's lists of nodes, `n[1-3],n7`. Raises Unavailable, Refused."""
-    text = ",".join(names)
-    lines = slurm.call("scontrol", "show", "hostnames", text) if "[" in text else text
-    return frozenset(re.split(r"[\s,]+", lines)) - {""}
 
 
 def gpus(gres: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher import slurm
+from launcher import job_ids, slurm
 from launcher.options import path_of
 from launcher.record import Launch
 from launcher.views import evidence, find, runs
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on, over requeues, until the run has ended")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="the log of this rank; unset, rank 0's")
-    which.add_argument("--all", action="store_true", help="every rank's log and the launcher's, with their names")
+    which.add_argument("--all", action="store_true", help="every log: ranks, launcher, evaluation")
     text = "begin with the last N lines of each log (50), or with all of them: --lines all"
     parser.add_argument("-n", "--lines", default="50", metavar="N", help=text)
 
@@ -98,6 +98,8 @@ class Logs:
         for rank in self.ranks():
             if self.launch.log(rank).is_file():
                 yield self.launch.log(rank), f"[rank {rank}] "
+        if self.launch.evaluation_log.is_file():
+            yield self.launch.evaluation_log, "[evaluate] "
 
 
 def _follow(logs: Logs) -> runs.Run:
@@ -139,7 +141,7 @@ def _check_rank(logs: Logs, rank: int | None) -> None:
 
 def _print_batch_output(run: runs.Run, logs: Logs) -> None:
     """Print what the batch script and its tasks have said, for a job that ended before its ranks began."""
-    job = run.submission.job if run.submission else ""
+    job = job_ids.number(run.submission.job) if run.submission else ""
     files = {kind: sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) for kind in ("err", "out")}
     written = {kind: [f for f in files[kind] if f.is_file() and f.stat().st_size] for kind in files}
     for path in written["err"] or written["out"]:

@@ -6,7 +6,7 @@ import shlex
 import sys
 
 from launcher import elastic, sending, snapshot
-from launcher.checks import after
+from launcher.checks import after, evaluation
 from launcher.options import add_job_options, add_waits, submission_of
 from launcher.record import Launch, Submission
 from launcher.views.follow import follow
@@ -19,6 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_job_options(parser)
     add_waits(parser)
+    text = "then evaluate the run as a job of its own: evaluate, or 'evaluate --linear --labels 100'"
+    parser.add_argument("--then", metavar="WORDS", help=text)
     parser.add_argument("--job-name", metavar="NAME", help="name of the job; unset, run.name")
     parser.add_argument("--dry-run", action="store_true", help="print the sbatch text and the config, send nothing")
 
@@ -30,8 +32,10 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_config(*configs.parse_arguments(options.words))
     config = sending.absolute(loaded, staged=submission.stage is not None)
     name = _job_name(options.job_name) if options.job_name else config.run.name[:200]
-    dependency = after.dependency(options.after) if options.after else None
-    submission = elastic.narrowed(config, submission.model_copy(update={"name": name, "after": dependency}))
+    dependency = after.dependency(options.after, submission.profile.slurm_cluster) if options.after else None
+    then = evaluation.words_of(options.then, local=options.local) if options.then is not None else None
+    changes = {"name": name, "after": dependency, "then": then}
+    submission = elastic.narrowed(config, submission.model_copy(update=changes))
     ready, launch = sending.checked(config, submission), Launch(config.run_dir)
     if options.dry_run:
         _print_dry(launch, config, submission)

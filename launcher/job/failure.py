@@ -4,22 +4,40 @@ A start has failed that ended by itself, or by a time limit that left it no time
 """
 
 import os
+import re
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from launcher import slurm
+from launcher import nodes, slurm
 from launcher.cluster import Profile
 from launcher.record import BEFORE_FIRST_STEP, BEFORE_SAVED, Launch
 
 _EARLY_SECONDS = 70.0
 """SLURM may tell a job up to a minute early that its time limit comes."""
 
+_VICTIMS = r"\b(PeerLost|Hang|SIGTERM|DistStoreError|DistNetworkError)\b|the other ranks did not start"
+"""What a rank ends with that has only waited for another one."""
 
-def note(launch: Launch, job: str, restart: int, reason: str) -> None:
-    """Note that a start has failed, unless it has lost a node, which is no fault of the run's. Raises OSError."""
-    if nodes := _lost_nodes(launch, job, restart):
-        launch.say(f"{', '.join(nodes)} was lost, so that this start does not count as failed")
+
+def note(launch: Launch, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> None:
+    """Note that a start has failed, unless it has lost a node, which is no fault of the run's. Raises OSError.
+
+    Args:
+        launch: the run's record.
+        job: its job.
+        restart: number of starts of the job before this one.
+        reason: why it failed.
+        bad_nodes: nodes whose fault it is, where that is known.
+    """
+    reason = " ".join(reason.split())
+    lost = [] if bad_nodes else lost_nodes(launch, job, restart, os.environ.get("SLURM_JOB_NODELIST"))
+    at_fault = bad_nodes or lost or _blamed(launch, job, restart)
+    launch.add_cause(job=job, restart=restart, reason=reason, bad_nodes=at_fault)
+    if lost:
+        launch.say(f"{', '.join(lost)} was lost, so that this start does not count as failed")
     else:
-        launch.add_failure(job=job, restart=restart, reason=" ".join(reason.split()))
+        launch.add_failure(job=job, restart=restart, reason=reason)
 
 
 def is_time_limit(profile: Profile, began: float) -> bool:
@@ -43,13 +61,29 @@ def note_time_limit(launch: Launch, job: str, restart: int) -> None:
     launch.add_failure(job=job, restart=restart, reason=BEFORE_SAVED if trained else BEFORE_FIRST_STEP)
 
 
-def _lost_nodes(launch: Launch, job: str, restart: int) -> list[str]:
-    """List the nodes that the start has lost; none where SLURM does not tell."""
+def note_unfinished(launch: Launch, start: Mapping[str, Any]) -> None:
+    """Note that SLURM has ended a start, if nobody has noted its end: all its processes were killed, or a node lost."""
+    job, restart = str(start["job"]), int(start.get("restart", 0))
+    if not any((row["job"], row.get("restart")) == (job, restart) for row in launch.causes()):
+        lost = lost_nodes(launch, job, restart, ",".join(map(str, start.get("nodes", ()))))
+        launch.add_cause(job=job, restart=restart, reason="SLURM has ended it", bad_nodes=lost)
+
+
+def lost_nodes(launch: Launch, job: str, restart: int, hosts: str | None) -> list[str]:
+    """List those of a start's nodes that it has lost; none where SLURM does not tell."""
     began = [row for row in launch.starts() if (row["job"], row.get("restart")) == (job, restart)]
-    nodes = os.environ.get("SLURM_JOB_NODELIST")
-    if not began or not nodes:
+    if not began or not hosts:
         return []
     try:
-        return slurm.lost_nodes(nodes, float(began[-1].get("time", 0)))
+        return nodes.lost(hosts, float(began[-1].get("time", 0)))
     except (slurm.Unavailable, slurm.Refused):
         return []
+
+
+def _blamed(launch: Launch, job: str, restart: int) -> list[str]:
+    """List the one node whose rank has failed by itself; none where several have, or nobody knows."""
+    rows = [row for row in launch.failed_ranks(job, restart) if not re.search(_VICTIMS, str(row.get("error")))]
+    first = re.match(r"rank (\d+): (?!PeerLost|Hang)", launch.status().reason)
+    rows = [row for row in rows if first and row.get("rank") == int(first[1])] or rows
+    names = {str(row.get("node")) for row in rows}
+    return sorted(names) if len(names) == 1 else []

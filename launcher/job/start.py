@@ -14,7 +14,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from launcher import slurm
+from launcher import job_ids, slurm
+from launcher.cluster import Event
+from launcher.job import bad_nodes, notify
 from launcher.record import Launch, Submission
 from moco_dist.errors import reason
 from moco_dist.run import status
@@ -37,11 +39,13 @@ class Start:
         self.launch, self.submission, self.data_root = Launch(run_dir), submission, data_root
         self.profile = submission.profile
         place = submitit.JobEnvironment()  # by SLURM, or by submitit's local controller
-        self.job = place.job_id
-        """`12`, or `12_3` for a member of an array: the id that names this member alone."""
+        self.job = job_ids.address(place.job_id, self.profile.slurm_cluster if place.cluster != "local" else None)
+        """`12`, or `12_3` for a member of an array: the id that names this member alone; `12@gpu` with its cluster."""
         self.node, self.task, self.local_task = place.node, place.global_rank, place.local_rank
         self.first = self.task == 0
         """Whether this task acts for the whole job."""
+        self.began = time.time()
+        """When this task has started, in seconds since the epoch."""
         self.local = place.cluster == "local"
         """Whether the job runs without SLURM."""
         self.hostnames = tuple(place.hostnames)
@@ -53,8 +57,6 @@ class Start:
         before = sum(start["job"] == self.job for start in self.launch.starts()) if self.local else 0
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT") or before)  # the local controller does not count
         """Number of starts of the job before this one."""
-        self.began = time.time()
-        """When this task of the start began, in seconds since the epoch."""
         self.stop_mark = self.launch.stop_mark(self.job, self.restart)
         self.requeue_mark = self.launch.requeue_mark(self.job, self.restart)
 
@@ -68,6 +70,39 @@ class Start:
         state = self.launch.status().state
         return state if state in ("done", "user_error", "diverged") else None
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables that the ranks need."""
+        interface = self.profile.network_interface
+        return {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
+            **self.profile.environment,
+            "PYTHONPATH": self._python_path(),
+            "MOCO_DIST_JOB": self.job,
+            "MOCO_DIST_RESTART": str(self.restart),
+        }
+
+    def _python_path(self) -> str:
+        """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
+        own_and_inherited = (self.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
+        places = [
+            str(self.launch.code(self.submission)),
+            *(place for path in own_and_inherited for place in path.split(os.pathsep)),
+        ]
+        return os.pathsep.join(dict.fromkeys(filter(None, places)))
+
+    def note_rank(self, rank: int, exit_status: int, error: str) -> None:
+        """Note that a rank of this node has ended this start."""
+        row = {"job": self.job, "restart": self.restart, "rank": rank, "node": self.hostnames[self.node]}
+        with contextlib.suppress(OSError):
+            self.launch.add_failed_rank(**row, exit_status=exit_status, error=" ".join(error.split())[:300])
+
+    def tell_of_end(self) -> None:
+        """Tell the user that the run has ended, if this task acts for the whole job."""
+        if self.first:
+            events: tuple[Event, ...] = ("end",) if self.launch.status().state == "done" else ("failure", "end")
+            notify.tell(self.launch, self.job, *events, last=True)
+
     def say(self, line: str) -> None:
         """Print a line on stderr, and add it to the job's own log, with the name of this node."""
         self.launch.say(f"{self.hostnames[self.node]}: {line}")
@@ -80,6 +115,7 @@ class Start:
         """
         if self.local:
             return True
+        at_fault = bad_nodes.repeated(self.launch)  # before: SLURM ends this task's processes then
         try:
             slurm.requeue(self.job)
         except (slurm.Refused, slurm.Unavailable) as error:
@@ -88,6 +124,7 @@ class Start:
                 self.requeue_mark.touch()
             return False
         self.say("requeued")
+        bad_nodes.leave_out(self.launch, self.job, at_fault)
         return True
 
 
@@ -126,6 +163,9 @@ def _run_node(start: Start, overrides: list[str], attempt: int) -> bool:
         return True
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        for failed, end in error.failures.items():
+            message: Any = end.message  # a text, or what the rank itself has noted
+            start.note_rank(failed, end.exitcode, str(message["message"] if isinstance(message, dict) else message))
         last = start.launch.status()
         why = f"{last.reason}; " if last.state == "crashed" else ""
         start.say(f"{why}rank {rank} failed with exit status {failure.exitcode}; this start has no restarts left")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.job import failure, stage
+from launcher.job import failure, node_check, notify, stage
 from launcher.job.start import Start, rank_processes, run_ranks
 from launcher.record import Submission, refuse_others
 from moco_dist import config as configs
@@ -26,6 +26,7 @@ from moco_dist.errors import UserError
 from moco_dist.run import status
 
 _WAIT_FOR_FIRST_SECONDS = 120.0
+_ROWS_SECONDS = 2.0
 _LOCAL_REQUEUE = 144  # what submitit's local controller starts a task again for
 
 
@@ -52,19 +53,19 @@ class Task:
 def _run(start: Start) -> dict[str, Any]:
     """Run the ranks from the beginning of this start to its end."""
     stop = Stop(start)
-    os.environ.update(_environment(start))
+    os.environ.update(start.environment())
     if start.restart and (state := start.ended()):
         return _end(start, state)
     if start.first:
-        step = start.launch.checkpoint_step()
-        nodes = list(start.hostnames)
-        place = {"nodes": nodes, "gpus": len(nodes) * start.profile.gpus_per_node}
-        start.launch.add_start(job=start.job, restart=start.restart, step=step, time=start.began, **place)
-        start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
+        _begin(start)
+    if start.profile.check_nodes and start.local_task == 0 and not start.local:
+        _check_node(start)
     overrides = _staged(start)
     attempt = 0
     while stop.signal is None:
+        stop.is_in_ranks = True
         completed = run_ranks(start, overrides, attempt)
+        stop.is_in_ranks = False
         if stop.signal or not completed or start.launch.status().state != "stopped":
             break
         attempt += 1  # the agents themselves had stopped the ranks, for a node that came late
@@ -73,27 +74,47 @@ def _run(start: Start) -> dict[str, Any]:
     return _end(start, start.ended() or "crashed")
 
 
-def _environment(start: Start) -> dict[str, str]:
-    """Return the variables that the ranks need."""
-    interface = start.profile.network_interface
-    return {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
-        **start.profile.environment,
-        "PYTHONPATH": _python_path(start),
-        "MOCO_DIST_JOB": start.job,
-        "MOCO_DIST_RESTART": str(start.restart),
-    }
+def _begin(start: Start) -> None:
+    """Note that the job has started, and how the start before has ended, if that one could not."""
+    step, nodes = start.launch.checkpoint_step(), list(start.hostnames)
+    before = start.launch.starts()[-1:]
+    place = {"nodes": nodes, "gpus": len(nodes) * start.profile.gpus_per_node}
+    start.launch.add_start(job=start.job, restart=start.restart, step=step, time=start.began, **place)
+    start.say(f"job {start.job}, start {start.restart}, from step {step} on {', '.join(nodes)}")
+    if before and not start.local:
+        failure.note_unfinished(start.launch, before[0])
+    if not start.launch.has_rows():
+        threading.Thread(target=_tell_of_first_step, args=(start,), daemon=True).start()
 
 
-def _python_path(start: Start) -> str:
-    """Return where the ranks find Python's modules: the job's own copy of the code comes first."""
-    own_and_inherited = (start.profile.environment.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))
-    places = [
-        str(start.launch.code(start.submission)),
-        *(place for path in own_and_inherited for place in path.split(os.pathsep)),
-    ]
-    return os.pathsep.join(dict.fromkeys(filter(None, places)))
+def _check_node(start: Start) -> None:
+    """Check this node; one that is not fit for the run ends this start, and the job is requeued."""
+    name = start.hostnames[start.node]
+    try:
+        start.say(f"checked: {node_check.check(start.launch, start.profile, name)}")
+        return
+    except node_check.BadNode as error:
+        fault = f"node {name} is not fit: {error}"
+    start.say(fault)
+    try:
+        failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
+    except OSError:  # it could ask for starts without end, for nobody would count them: the first task does
+        raise SystemExit(1) from None
+    if start.launch.stands_still(start.job):
+        start.say(start.launch.give_up())
+        notify.tell(start.launch, start.job, "failure", "end", last=True)
+    else:
+        notify.tell(start.launch, start.job, "failure", reason=fault, last=True)
+        while start.requeue():
+            time.sleep(_WAIT_FOR_FIRST_SECONDS)
+    raise SystemExit(1)
+
+
+def _tell_of_first_step(start: Start) -> None:
+    """Wait for the run's first figures, and tell of them."""
+    while not start.launch.has_rows():
+        time.sleep(_ROWS_SECONDS)
+    notify.tell(start.launch, start.job, "first_step")
 
 
 def _staged(start: Start) -> list[str]:
@@ -137,11 +158,16 @@ def _end(start: Start, state: status.State) -> dict[str, Any]:
     last = start.launch.status()
     if start.first:
         start.launch.add_end(job=start.job, restart=start.restart)
+    if start.first and (state != "crashed" or start.profile.tasks == "rank"):
+        reason = ": ".join(filter(None, [state, last.reason]))
+        start.launch.add_cause(job=start.job, restart=start.restart, reason=reason)
     if state == "done":
+        start.tell_of_end()
         return {"state": state, "step": last.step}
     start.say(f"{state} at step {last.step}: {last.reason}")
     if state == "crashed" and start.profile.tasks == "node":
         _requeue_crashed(start)
+    start.tell_of_end()
     raise SystemExit(status.EXIT_CODES[state])
 
 
@@ -151,7 +177,9 @@ def _requeue_crashed(start: Start) -> None:
         failure.note(start.launch, start.job, start.restart, start.launch.status().reason)
         if start.launch.stands_still(start.job):
             start.say(start.launch.give_up())
+            start.tell_of_end()
             raise SystemExit(1)
+        notify.tell(start.launch, start.job, "failure", last=True)
     if start.local:
         os._exit(_LOCAL_REQUEUE)
     deadline = time.monotonic() + _WAIT_FOR_FIRST_SECONDS
@@ -175,6 +203,8 @@ class Stop:
         self._start = start
         self.signal: signal.Signals | None = None
         """The first signal that has arrived; None before it."""
+        self.is_in_ranks = False
+        """Whether the main thread runs the ranks, or waits for those of other nodes."""
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
         self._requeued = False
@@ -199,10 +229,13 @@ class Stop:
             self._end_with_the_job()
 
     def _end_with_others(self) -> None:
-        """End this task, whose main thread waits for a node that has ended the run for good."""
-        state = self._start.ended()
+        """End this task, whose main thread waits for a node that has ended the run for good, or wants another start."""
+        start, state = self._start, self._start.ended()
+        if self.is_in_ranks and (start.launch.stands_still(start.job) or start.requeue_mark.exists()):
+            os._exit(1)
         if state in ("user_error", "diverged"):
             self._start.say(f"another node has ended the run: {state}")
+            self._start.tell_of_end()
             os._exit(status.EXIT_CODES[state])
 
     def _end_with_the_job(self) -> None:
@@ -241,6 +274,11 @@ class Stop:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
             start.launch.add_end(job=start.job, restart=start.restart)
+            what = f"{number.name}: told to save, {last.state or 'not begun'} at step {last.step}"
+            is_end = start.launch.add_cause(job=start.job, restart=start.restart, reason=what)
+            is_preemption = not failure.is_time_limit(start.profile, start.began)
+            if is_end and is_preemption:  # else it had failed before, and was requeued for that
+                notify.tell(start.launch, start.job, "preemption", reason=f"{number.name}: told to save")
             if number == signal.SIGUSR2 and last.state != "done" and not self._gives_up():
                 self._requeued = start.requeue()
         self.finished.set()

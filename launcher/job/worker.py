@@ -3,14 +3,18 @@
 python -m launcher.job.worker RUN_DIR RANKS STOP_MARK [section.key=value ...]
 """
 
+from __future__ import annotations
+
 import contextlib
 import faulthandler
+import functools
 import os
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.job.look import STACKS_SIGNAL
 from launcher.record import Launch
@@ -18,6 +22,9 @@ from moco_dist import config as configs
 from moco_dist import files, train
 from moco_dist.errors import UserError, print_masked
 from moco_dist.run import status
+
+if TYPE_CHECKING:
+    from moco_dist.ranks.collectives import World
 
 
 def redirect(log: Path) -> None:
@@ -43,9 +50,8 @@ def header() -> str:
     """Return the line that each start begins with in a rank's log."""
     job, restart = os.environ.get("MOCO_DIST_JOB", "?"), os.environ.get("MOCO_DIST_RESTART", "0")
     worker_restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     rank = f"rank {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
-    return f"--- job {job}, start {restart}.{worker_restarts}, {rank}, {host}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
+    return f"--- job {job}, start {restart}.{worker_restarts}, {rank}, {_host()}, {time.strftime('%Y-%m-%dT%H:%M:%S')}"
 
 
 def tell_why_again(launch: Launch) -> None:
@@ -79,6 +85,37 @@ def ends_at_once(launch: Launch, ranks: int, stop_mark: Path) -> int | None:
     return None
 
 
+def say_speed(launch: Launch, world: World) -> None:
+    """Measure how fast the ranks are, and say it in the job's own log; on a start's later attempts, not again.
+
+    Args:
+        launch: the run's record.
+        world: the ranks, which have met.
+    """
+    if world.size == 1 or not world.from_first(lambda: _measures(launch)):
+        return
+    from moco_dist.ranks import speed
+
+    measured, hosts = speed.measure(world), world.gather_objects(_host())
+    if world.rank == 0:
+        slowest = f"rank {measured.slowest} on {hosts[measured.slowest]}"
+        launch.say(
+            f"{world.size} ranks average {measured.gib_per_second:.3g} GiB/s; the slowest is {slowest}, "
+            f"{measured.slower:.2f} times the median"
+        )
+
+
+def _measures(launch: Launch) -> bool:
+    """Return whether the ranks are to be measured: rank 0 decides it, since restarts are counted on each node alone."""
+    submission = launch.submission()
+    is_first = not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return submission is not None and submission.profile.check_nodes and is_first
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def main() -> int:
     """Run this rank. Returns its exit status: 0 also when it was stopped, which is no failure of a worker."""
     run_dir, ranks, stop_mark, *overrides = sys.argv[1:]
@@ -89,8 +126,8 @@ def main() -> int:
     print(header(), flush=True)
     if (exit_status := ends_at_once(launch, int(ranks), Path(stop_mark))) is not None:
         return exit_status
-    arguments = [configs.literal(launch.config_file), *overrides]
-    code = train.run(arguments, supervised=True, goes_on_by=launch.requeue_command)
+    words, met = [configs.literal(launch.config_file), *overrides], functools.partial(say_speed, launch)
+    code = train.run(words, supervised=True, goes_on_by=launch.requeue_command, met=met)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Python resets its handlers as it ends: a late signal would kill it
     return 0 if code == status.EXIT_CODES["stopped"] else code
 

@@ -1,5 +1,6 @@
 """Ask SLURM about the jobs of many runs, in as few questions as it takes."""
 
+import functools
 import time
 from collections.abc import Callable, Collection
 
@@ -16,15 +17,18 @@ class Answers:
         self.error = ""
         """Why SLURM did not answer; empty while it does."""
 
-    def own_jobs(self) -> Collection[slurm.Job]:
+    def own_jobs(self, cluster: str | None = None) -> Collection[slurm.Job]:
         """Return this user's jobs in the queue; none, and no error, where there is no SLURM."""
-        self._own = self._ask(slurm.queue, ()) if slurm.installed("squeue") else {}
+        question = functools.partial(slurm.queue, cluster=cluster)
+        self._own = self._ask(question, ()) if slurm.installed("squeue") else {}
         return self._own.values()
 
     def queued(self, ids: Collection[str]) -> dict[str, slurm.Job]:
         """Return those of the named jobs that the queue has."""
         if self._own is not None and not self.error:
-            return {job: self._own[job] for job in ids if job in self._own}
+            own = {job: self._own[job] for job in ids if job in self._own}
+            elsewhere = [job for job in ids if "@" in job]
+            return own | (self._ask(slurm.queue, elsewhere) if elsewhere else {})
         return self._ask(slurm.queue, ids) if ids else {}
 
     def accounted(self, ids: Collection[str]) -> dict[str, slurm.Job]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from launcher import slurm
+from launcher import job_ids, slurm
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist.errors import UserError, some_names
 
@@ -29,7 +29,7 @@ def run(text: str, key: str = "RUN") -> Launch:
         raise UserError.of(key, text, f"cannot be read: {error}", "name another") from None
     if members := _members(text, key):
         return _the_one(text, members, key)
-    if re.fullmatch(r"\d+_\d+", text):
+    if re.fullmatch(r"\d+_\d+(@[\w.-]+)?", text):
         return _the_one(text, _runs_of_job(text, key), key)
     rule = "is neither a run that was submitted, nor the name of one in runs/, nor a job's id"
     raise UserError.of(key, text, rule, "python -m launcher status lists them")
@@ -68,7 +68,7 @@ def _members(text: str, key: str) -> list[Launch]:
         members = [] if _is_run(folder) else list_runs([folder])
         if members and all((sent := _submission(member)) and sent.sweep for member in members):
             return members
-    is_job = re.fullmatch(r"\d+", text) and not any(map(_is_run, folders))
+    is_job = re.fullmatch(r"\d+(@[\w.-]+)?", text) and not any(map(_is_run, folders))
     return _runs_of_job(text, key) if is_job else []
 
 
@@ -125,7 +125,14 @@ def _belong_together(sent: Mapping[Launch, Submission]) -> bool:
 def _sent_as(job: str, place: Path) -> dict[Launch, Submission]:
     """List the runs in a place whose last submission a job or an array is; another user's are left out."""
     sent = {launch: submission for launch in list_runs([place]) if (submission := _submission(launch))}
-    return {launch: one for launch, one in sent.items() if job in (one.job, one.job.partition("_")[0])}
+    return {launch: one for launch, one in sent.items() if job in _names(one.job)}
+
+
+def _names(job: str) -> set[str]:
+    """Return what a job may be called: by its own name or its array's, with its cluster or without."""
+    number, _, cluster = job.partition("@")
+    numbers = {number, number.partition("_")[0]}
+    return numbers | {job_ids.address(one, cluster) for one in numbers}
 
 
 def _submission(launch: Launch) -> Submission | None:

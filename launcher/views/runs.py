@@ -175,9 +175,9 @@ def live_jobs_of(text: str) -> list[slurm.Job]:
     return [job for job in jobs if text in (job.id, job.array) or job.run_dir in folders]
 
 
-def queued_for(run_dirs: Sequence[Path]) -> dict[Path, slurm.Job]:
+def queued_for(run_dirs: Sequence[Path], cluster: str | None = None) -> dict[Path, slurm.Job]:
     """Find live jobs that name directories, whether these have a record or not; none where SLURM does not answer."""
-    live = {job.run_dir: job for job in Answers().own_jobs() if job.live}
+    live = {job.run_dir: job for job in Answers().own_jobs(cluster) if job.live}
     names = {run_dir: str(run_dir.absolute()) for run_dir in run_dirs}
     return {run_dir: live[name] for run_dir, name in names.items() if name in live}
 
@@ -256,6 +256,9 @@ def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
     job = jobs.get(name)
     if job and _is_job_of(job, run):
         state, reason = verdict.of_job(job, run.evidence)
+        if job.waits and run.submission.left_out:
+            names = ", ".join(run.submission.left_out)
+            reason = "; ".join(filter(None, [reason, f"left out, since starts failed there: {names}"]))
         return replace(run, job=job, state=state, reason=reason)
     slurm_error = "" if job else slurm_error  # the job of another directory: SLURM counts anew, or this one was moved
     state, reason = verdict.of_unknown_job(name, run.evidence, slurm_error)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from launcher import slurm
+from launcher import job_ids, slurm
 from launcher.record import Launch
 from launcher.views import figures, find, verdict
 from launcher.views.answers import Answers
@@ -39,7 +39,7 @@ def _is_inside(run_dir: Path, place: Path) -> bool:
 def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm.Job]) -> list[Run]:
     """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
     recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
-    left = [job for job in live if job.id not in recorded]
+    left = [job for job in live if job.id not in recorded | {job_ids.number(job) for job in recorded}]
     by_folder = {job.run_dir: job for job in left}
     shown = [run if run.submission else replace(run, job=by_folder.get(str(run.launch.run_dir))) for run in runs]
     damaged = {str(run.launch.run_dir) for run in runs if run.submission is None}

@@ -7,7 +7,7 @@ Of two overrides of one key the last one counts. RUN_DIR/config.yaml goes on wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from moco_dist import config as configs
@@ -17,6 +17,7 @@ from moco_dist.run.directory import RunDirectory, load_config
 from moco_dist.train import restarts
 
 if TYPE_CHECKING:
+    from moco_dist.ranks.collectives import World
     from moco_dist.train.loop import MakeMethod
 
 
@@ -26,6 +27,7 @@ def run(
     supervised: bool = False,
     goes_on_by: str = "the same command",
     make_method: MakeMethod | None = None,
+    met: Callable[[World], None] = lambda world: None,
 ) -> int:
     """Train as the arguments say, or print what they may say.
 
@@ -35,6 +37,7 @@ def run(
             after one that ended for good ends at once.
         goes_on_by: what a person types to go on with the run when it has been stopped.
         make_method: makes what is trained; None: the MoCo of the config.
+        met: called on all ranks once they have met, ahead of all training.
 
     Returns:
         The exit status; raises whatever else goes wrong.
@@ -60,6 +63,6 @@ def run(
     from moco_dist.methods.moco import MoCo
     from moco_dist.train import process
 
-    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or MoCo)
+    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or MoCo, met)
     assert exit_status is not None
     return exit_status

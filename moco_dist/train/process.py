@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -16,7 +17,14 @@ from moco_dist.train import ends, loop, restarts
 
 
 @loader.no_workers_left()
-def run(config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirectory, make_method: loop.MakeMethod) -> int:
+def run(
+    config: Config,
+    plan: Layout,
+    rank: Rank,
+    run_dir: directory.RunDirectory,
+    make_method: loop.MakeMethod,
+    met: Callable[[collectives.World], None] = lambda world: None,
+) -> int:
     """Train to the end of the run, to a request to stop, or to a mistake of the user's.
 
     Args:
@@ -25,6 +33,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirector
         rank: this process.
         run_dir: its run directory, not opened yet.
         make_method: makes what is trained.
+        met: called on all ranks once they have met.
 
     Returns:
         The exit status; raises whatever else goes wrong.
@@ -34,6 +43,7 @@ def run(config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirector
         tracking.check(config, rank.rank)
         last = functools.partial(last_words, run_dir, rank)
         world = collectives.World.start(config, rank, config.run.hang_timeout_seconds, last)
+        met(world)
         data = sources.on_all_ranks(config, world, sources.load)
         config = sources.with_statistics(config, data.train)
         encoder = world.agreed(lambda: loop.first_encoder(config, data, world))

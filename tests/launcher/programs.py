@@ -44,7 +44,8 @@ class Programs:
         self.says("sacct", {})
         site.read.cache_clear()
         sent = shlex.quote(str(self.sent))
-        self.runs("sbatch", f'n=$((12 + $(ls {sent} | wc -l)))\ncp "$1" {sent}/$n.sh\necho "Submitted batch job $n"')
+        lines = ['case "$*" in *--help) exit 0 ;; esac', f"n=$((12 + $(ls {sent} | wc -l)))"]
+        self.runs("sbatch", "\n".join([*lines, f'cp "$1" {sent}/$n.sh', 'echo "Submitted batch job $n"']))
 
     def runs(self, name: str, lines: str) -> None:
         """Make a program of lines for the shell."""

@@ -49,6 +49,15 @@ def test_sbatch_gets_nothing_of_another_job_and_no_settings_but_ours(
     assert {name: variables.get(name) for name in KEPT} == KEPT
 
 
+def test_so_it_is_for_a_sweep(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(monkeypatch, OF_A_SITE, OF_A_JOB)
+    Path("sweep.yaml").write_text("grid: {optim.lr: [0.03, 0.06]}\n")
+    programs.runs("sbatch", f"env -0 > {shlex.quote(str(programs.sent))}/env; echo Submitted batch job 12")
+    assert main(["sweep", "sweep.yaml", *SMALL[1:]]) == 0
+    assert not set((programs.sent / "env").read_text().replace("=", "\0").split("\0")) & {*OF_A_SITE, *OF_A_JOB}
+    assert os.environ["SBATCH_PARTITION"] == "mian"
+
+
 def test_the_script_says_itself_what_of_the_environment_the_job_gets(programs: Programs) -> None:
     assert main([*SMALL]) == 0
     script = (programs.sent / "12.sh").read_text()

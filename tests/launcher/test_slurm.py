@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm
+from launcher import nodes, slurm
 from launcher.__main__ import main
 from launcher.slurm import Job, Refused, Unavailable
 from tests.launcher.made import make_run
@@ -158,7 +158,7 @@ def test_nodes_that_a_job_has_lost(programs: Programs) -> None:
     }
     lines = "".join(f"NodeName={name} Arch=x86_64 {words} Comment=a b\n" for name, words in cases.items())
     programs.says("scontrol", {"show node n[1-6] --oneliner": lines})
-    assert slurm.lost_nodes("n[1-6]", began) == ["n2", "n3", "n4", "n5"]
+    assert nodes.lost("n[1-6]", began) == ["n2", "n3", "n4", "n5"]
 
 
 @pytest.mark.parametrize(("words", "may"), [("Requeue=1 Restarts=0", True), ("Priority=1 Requeue=0 x", False)])

@@ -705,7 +705,7 @@ def test_places_that_the_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.
     config = load("imagenet_v2", *words, "optim.lr=0.0003", "moco.queue_size=2")
 
     def warned(partitions: Site, **keys: Any) -> set[str]:
-        monkeypatch.setattr(site, "read", lambda: partitions)
+        monkeypatch.setattr(site, "read", lambda _: partitions)
         profile = Profile(**(FITS | {"gpus_per_node": 1} | keys))
         findings = preflight.check(*job_in(tmp_path / "run", config, profile))
         assert not lines(findings)

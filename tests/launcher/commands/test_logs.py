@@ -58,7 +58,10 @@ def test_which_lines(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None
 def test_all_ranks_with_their_names(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     (launch.logs / "launcher.log").write_text("requeued\n")
     (launch.logs / "rank_x.log").write_text("no rank's\n")
-    assert lines_of(capsys, "a", "--all", "-n", "1") == ["[launcher] requeued", "[rank 0] 0: 99", "[rank 1] 1: 99"]
+    launch.evaluation.mkdir()
+    launch.evaluation_log.write_text("kNN\n")
+    ranks = ["[rank 0] 0: 99", "[rank 1] 1: 99"]
+    assert lines_of(capsys, "a", "--all", "-n", "1") == ["[launcher] requeued", *ranks, "[evaluate] kNN"]
 
 
 def test_a_rank_that_the_run_does_not_have(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:

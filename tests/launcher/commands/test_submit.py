@@ -160,6 +160,13 @@ def test_a_profile_of_nothing_asks_for_no_more_than_it_must() -> None:
     assert set(parameters(sbatch().text())) == {*expected.split(), "signal", "time"}
 
 
+def test_slurm_writes_the_mails() -> None:
+    notify = {"mail": "me@x.org", "events": ["end", "failure", "preemption", "first_step"]}
+    directives = parameters(sbatch(notify=notify, sbatch={"mail-type": "ALL"}).text())
+    assert (directives["mail-user"], directives["mail-type"]) == ("me@x.org", "ALL")
+    assert parameters(sbatch(notify=notify).text())["mail-type"] == "END,FAIL,REQUEUE,BEGIN"
+
+
 def test_one_task_a_rank() -> None:
     text = sbatch(tasks="rank", gpus_per_node=4, cpus_per_gpu=3).text()
     directives, srun = parameters(text), the_line(text, "srun ")
@@ -272,6 +279,19 @@ def test_every_path_and_name_is_one_word_of_srun(programs: Programs, strange: Pa
         "SETUP": "a b",
     }
     assert not script.after() and not programs.given("scontrol")
+
+
+def test_apptainer_gets_the_image_its_folders_and_the_jobs_code(programs: Programs, strange: Path) -> None:
+    programs.runs("srun", 'while [ "${1#-}" != "$1" ]; do [ "$1" = --output ] && shift; shift; done; exec "$@"')
+    programs.keeps("apptainer", "PYTHONPATH", "PYTHONSAFEPATH")
+    container = {"image": STRANGE, "mounts": ["/data", "/a b:/c"], "python": "/opt/python 3"}
+    Path("job.sh").write_text(sbatch(strange, container=container).text())
+    subprocess.run(["bash", "job.sh"], check=True)
+    [(words, environment)] = programs.given("apptainer")
+    python = ["/opt/python 3", "-u", "-m", "submitit.core._submit", f"{strange}/launch/submitit"]
+    assert words == ["exec", "--nv", "--bind=/data", "--bind=/a b:/c", STRANGE, *python]
+    assert environment == {"PYTHONPATH": f"{strange}/launch/code/c0de", "PYTHONSAFEPATH": "1"}
+    assert not list(Path().rglob("evil"))
 
 
 def test_the_users_own_path_comes_behind(programs: Programs, strange: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from launcher import environment, slurm
 from launcher.cluster import Profile
-from launcher.job import task
+from launcher.job import notify, task
 from launcher.job.start import Start
-from launcher.record import Submission
+from launcher.record import Launch, Submission
 from moco_dist.run import status
-from tests.launcher.made import make_run
+from tests.launcher.made import make_run, replace_sleep
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_the_jobs_own_code_comes_first(
         monkeypatch.setenv("PYTHONPATH", shell.replace("CODE", code))
     variables = {"PYTHONPATH": profile} if profile else {}
     start = Start(run_dir, Submission(code="c0de", profile=Profile(environment=variables)), "")
-    assert task._environment(start)["PYTHONPATH"].split(os.pathsep) == [code, *rest]
+    assert start.environment()["PYTHONPATH"].split(os.pathsep) == [code, *rest]
 
 
 def test_the_job_has_the_last_word_on_what_it_needs_itself(run_dir: Path) -> None:
     theirs = {"MOCO_DIST_JOB": "7", "OMP_NUM_THREADS": "3"}
-    variables = task._environment(Start(run_dir, Submission(profile=Profile(environment=theirs)), ""))
+    variables = Start(run_dir, Submission(profile=Profile(environment=theirs)), "").environment()
     assert (variables["MOCO_DIST_JOB"], variables["OMP_NUM_THREADS"]) == ("12", "3")
 
 
@@ -159,3 +159,71 @@ def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, mon
     assert job.requeued == ["12", "12"]
     assert job.save(minutes=1, step=9, saved=9) == "stays"
     assert len(job.requeued) == len(job.launch.failures()) == 3
+
+
+# What the user is told of.
+
+
+@pytest.fixture
+def told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Events that the first task of the job tells of."""
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    events: list[tuple[str, ...]] = []
+    monkeypatch.setattr(notify, "tell", lambda _launch, _job, *names, **_: events.append(names))
+    return events
+
+
+def stopped(start: Start, number: signal.Signals) -> None:
+    """Do what a signal to the task does."""
+    stop = object.__new__(task.Stop)
+    stop._start, stop.finished = start, threading.Event()
+    stop._stop(number)
+    assert stop.finished.is_set()
+
+
+def test_a_preemption_is_told_but_neither_a_time_limit_nor_a_requeue_after_a_failure(
+    run_dir: Path, told: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(restart: int) -> Start:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        return Start(run_dir, Submission(profile=Profile(time_minutes=60, signal_seconds=120)), "")
+
+    status.write(run_dir, "stopped", 7)
+    stopped(start(0), signal.SIGTERM)
+    assert told == [("preemption",)]
+    at_the_limit = start(1)
+    at_the_limit.began -= 60 * 58
+    stopped(at_the_limit, signal.SIGTERM)
+    Launch(run_dir).add_cause(job="12", restart=2, reason="rank 0: broken")
+    stopped(start(2), signal.SIGTERM)
+    assert told == [("preemption",)]
+    reasons = [end["reason"] for end in Launch(run_dir).causes()]
+    assert reasons == ["SIGTERM: told to save, stopped at step 7"] * 2 + ["rank 0: broken"]
+
+
+def test_the_end_is_told_by_the_first_task_and_a_bad_one_as_a_failure(
+    run_dir: Path, told: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Start(run_dir, Submission(), "")
+    for state in ("done", "diverged"):
+        status.write(run_dir, state, 7)
+        start.tell_of_end()
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    Start(run_dir, Submission(), "").tell_of_end()
+    assert told == [("end",), ("failure", "end")]
+
+
+def test_the_first_figures_are_told(
+    run_dir: Path, told: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, waits = Start(run_dir, Submission(), ""), list[float]()
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            start.launch.paths.metrics.write_text("{}\n")
+
+    replace_sleep(monkeypatch, task, sleep)
+    task._tell_of_first_step(start)
+    assert told == [("first_step",)] and len(waits) == 3

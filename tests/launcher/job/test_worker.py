@@ -8,13 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from launcher.cluster import Profile
 from launcher.job import worker
-from launcher.record import Launch
+from launcher.record import Launch, Submission
 from moco_dist import config as configs
+from moco_dist.ranks import speed
 from moco_dist.run import status
 from moco_dist.run.status import Status
 from tests.jobs import FAST
@@ -199,3 +204,25 @@ def test_a_run_that_is_stopped_names_the_launchers_command(environment: pytest.M
         signal.signal(signal.SIGUSR2, handler)
     reason = "stopped on request after step 1, saved; python -m launcher requeue 'a b' goes on from there"
     assert status.read(launch.run_dir).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("restarts", "check_nodes", "size", "measured"),
+    [("0", True, 2, True), ("1", True, 2, False), ("0", False, 2, False), ("0", True, 1, False)],
+)
+def test_the_slowest_rank_is_named_once_a_start(
+    environment: pytest.MonkeyPatch, launch: Launch, restarts: str, check_nodes: bool, size: int, measured: bool
+) -> None:
+    """Rank 0 decides it for all."""
+
+    def from_first(action: Callable[[], Any]) -> Any:
+        return action()
+
+    launch.write(Submission(job="12", profile=Profile(check_nodes=check_nodes)))
+    environment.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    environment.setattr(speed, "measure", lambda _: speed.Speed(1.5, 1, 2.0))
+    world: Any = SimpleNamespace(rank=0, size=size, from_first=from_first, gather_objects=lambda _: ["n1", "n2"])
+    worker.say_speed(launch, world)
+    log = launch.logs / "launcher.log"
+    line = " 2 ranks average 1.5 GiB/s; the slowest is rank 1 on n2, 2.00 times the median\n"
+    assert log.read_text().endswith(line) if measured else not log.exists()

@@ -1,0 +1,57 @@
+"""Find the nodes on which starts of a run fail again and again, and have SLURM leave them out."""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from launcher import nodes, slurm
+from launcher.record import Launch
+
+_FAILURES = 2
+"""After so many failures a node is left out."""
+_TRIES = 6
+_PAUSE_SECONDS = 0.5
+
+
+def leave_out(launch: Launch, job: str, names: Sequence[str]) -> None:
+    """Have the next start of a job that waits again leave out these nodes, and those that were left out before."""
+    submission = launch.submission()
+    if submission is None or not names:
+        return
+    left_out = (*submission.left_out, *names)
+    for tries in range(_TRIES):
+        try:
+            nodes.exclude(job, (*submission.profile.exclude, *left_out))
+            break
+        except (slurm.Refused, slurm.Unavailable) as error:  # the job is on its way back into the queue
+            if tries == _TRIES - 1:
+                launch.say(f"{', '.join(names)} cannot be left out ({error})")
+                return
+            time.sleep(_PAUSE_SECONDS)
+    with contextlib.suppress(OSError):  # SLURM has the list
+        launch.write(submission.model_copy(update={"left_out": left_out}))
+    launch.say(f"{', '.join(names)} is left out from now on: {_FAILURES} starts have failed on it")
+
+
+def repeated(launch: Launch) -> list[str]:
+    """List the nodes that are to be left out from now on; none where the job would have too few without them."""
+    submission = launch.submission()
+    if submission is None:
+        return []
+    jobs = {submission.job, *submission.earlier_jobs}
+    at_fault = Counter(str(name) for row in launch.causes() if row["job"] in jobs for name in row.get("bad_nodes", ()))
+    names = [name for name, count in at_fault.items() if count >= _FAILURES and name not in submission.left_out]
+    if not names:
+        return []
+    try:
+        usable = nodes.usable(os.environ.get("SLURM_JOB_PARTITION") or submission.profile.partition)
+        rest = usable - nodes.hostnames(submission.profile.exclude) - {*submission.left_out, *names}
+    except (slurm.Refused, slurm.Unavailable) as error:
+        launch.say(f"{', '.join(names)} is not left out, since SLURM does not tell of other nodes ({error})")
+        return []
+    if len(rest) < submission.nodes:
+        launch.say(f"{', '.join(names)} is not left out, since too few nodes would be left")
+        return []
+    return names

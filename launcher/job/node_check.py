@@ -1,0 +1,85 @@
+"""Check a node before its ranks start, within a second: its GPUs, its memory, and a write to the run directory."""
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+
+from launcher.cluster import Profile
+from launcher.record import Launch
+from moco_dist.errors import UserError
+
+_BYTES = 2**20
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+"""A folder for each GPU that the driver knows, also for one that does not answer any more."""
+
+
+class BadNode(Exception):
+    """A node is not fit for the run; in one line, why."""
+
+
+def check(launch: Launch, profile: Profile, node: str) -> str:
+    """Check this node.
+
+    Args:
+        launch: the run's record.
+        profile: what the job has asked for.
+        node: the node's name.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        BadNode: something is missing or broken.
+    """
+    return ", ".join(filter(None, [_gpus(launch, profile), _memory(profile), _write(launch.folder, node)]))
+
+
+def _gpus(launch: Launch, profile: Profile) -> str:
+    """Count the GPUs that torch can use, unless the run is one for the CPU."""
+    try:
+        device = launch.config().device.type
+    except UserError:  # the ranks will tell
+        return ""
+    import torch
+
+    if device == "cpu" or not torch.backends.cuda.is_built():
+        return ""
+    count, asked = torch.cuda.device_count(), profile.gpus_per_node
+    driver = len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
+    if count < asked and (device == "cuda" or driver >= asked):  # auto: where there are too few, the CPU is meant
+        raise BadNode(f"{count} of {asked} GPUs can be used")
+    return f"{count} GPUs"
+
+
+def _memory(profile: Profile) -> str:
+    """Read how much memory the node has, and how much of it is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kib = {name: int(text.split()[0]) for name, _, text in (line.partition(":") for line in lines)}
+        total, free = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
+    except (OSError, ValueError, KeyError):
+        return ""
+    if profile.memory_gib and total < 0.95 * profile.memory_gib:  # firmware keeps some
+        raise BadNode(f"it has {total:.0f} GiB of memory, {profile.memory_gib} were asked for")
+    return f"{free:.0f} of {total:.0f} GiB of memory free"
+
+
+def _write(folder: Path, node: str) -> str:
+    """Write a file, and read it back. A full disk is no fault of the node's, and the run may do without."""
+    file, content, began = folder / f".check-{node}-{os.getpid()}", os.urandom(_BYTES), time.monotonic()
+    try:
+        with file.open("wb") as written:
+            written.write(content)
+            os.fsync(written.fileno())
+        if file.read_bytes() != content:
+            raise BadNode(f"what it writes to {folder} reads back as something else")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"nothing can be written to {folder}: {error.strerror}"
+        raise BadNode(f"it cannot write to {folder}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+    return f"1 MiB written in {time.monotonic() - began:.2f} s"

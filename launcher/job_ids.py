@@ -1,0 +1,31 @@
+"""Name jobs of several clusters: `12`, or `12_3` for a member of an array, and behind an @ the cluster, `12@gpu`."""
+
+import os
+from collections.abc import Collection
+
+
+def address(job: str, cluster: str | None) -> str:
+    """Return what a job is called here: its number, and behind an @ the cluster, where one is named."""
+    return f"{job}@{cluster}" if cluster else job
+
+
+def number(job: str) -> str:
+    """Return what a job is called on its own cluster: `12` or `12_3`."""
+    return job.partition("@")[0]
+
+
+def on_cluster(cluster: str | None) -> list[str]:
+    """Return the option that has SLURM's commands ask a cluster; none where that is the one that this job runs on."""
+    return [f"--clusters={cluster}"] if cluster and cluster != os.environ.get("SLURM_CLUSTER_NAME") else []
+
+
+def words(job: str) -> list[str]:
+    """Return the words by which a command is told of a job."""
+    name, _, cluster = job.partition("@")
+    return [name, *on_cluster(cluster)]
+
+
+def by_cluster(ids: Collection[str]) -> dict[str, list[str]]:
+    """Sort jobs by their clusters, under their numbers there."""
+    clusters = sorted({job.partition("@")[2] for job in ids})
+    return {cluster: sorted(number(job) for job in ids if job.partition("@")[2] == cluster) for cluster in clusters}

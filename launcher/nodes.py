@@ -1,0 +1,50 @@
+"""Ask SLURM about the nodes that a job runs on."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+
+from launcher import job_ids, slurm
+
+
+def hostnames(names: Iterable[str]) -> frozenset[str]:
+    """Return the names in SLURM's lists of nodes, `n[1-3],n7`. Raises Unavailable, Refused."""
+    text = ",".join(names)
+    lines = slurm.call("scontrol", "show", "hostnames", text) if "[" in text else text
+    return frozenset(re.split(r"[\s,]+", lines)) - {""}
+
+
+def usable(partition: str | None) -> frozenset[str]:
+    """List the nodes that take jobs, of a partition or of all of this cluster. Raises Unavailable, Refused."""
+    what = ["--partition=" + partition] if partition else []
+    states = "--states=idle,mixed,allocated"
+    return frozenset(slurm.call("sinfo", "--Node", "--noheader", "--responding", states, "--format=%N", *what).split())
+
+
+def exclude(job: str, names: Sequence[str]) -> None:
+    """Have a waiting job leave out these nodes, and no others. Raises Unavailable, Refused."""
+    slurm.call("scontrol", "update", f"JobId={job_ids.number(job)}", f"ExcNodeList={','.join(names)}")
+
+
+def lost(nodes: str, since: float) -> list[str]:
+    """List those of a job's nodes that are down, do not answer, or have started anew since then.
+
+    Args:
+        nodes: the nodes in SLURM's words, `n[1-3]`.
+        since: when the job has started on them, in seconds since the epoch.
+
+    Raises:
+        Unavailable, Refused: SLURM does not tell.
+    """
+    lines = slurm.call("scontrol", "show", "node", nodes, "--oneliner").splitlines()
+    described = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    return [words["NodeName"] for words in described if "NodeName" in words and _is_lost(words, since)]
+
+
+def _is_lost(words: dict[str, str], since: float) -> bool:
+    if re.search(r"^DOWN|\*|NOT_RESPONDING", words.get("State", "")):
+        return True
+    try:
+        return time.mktime(time.strptime(words.get("SlurmdStartTime", ""), "%Y-%m-%dT%H:%M:%S")) > since
+    except ValueError:  # None, Unknown
+        return False
