@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import re
@@ -153,6 +154,7 @@ class World(Rank):
     def leave(self) -> None:
         """Part from the other ranks, if joined."""
         if dist.is_initialized():
+            gc.collect()  # DDP holds the group, whose threads would abort a process that ends; it is held by circles
             dist.destroy_process_group()
 
     def all_gather(self, tensor: Tensor) -> Tensor:

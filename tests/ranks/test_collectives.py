@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,18 @@ def threads_after_leaving(world: World) -> list[str]:
     return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 
 
+def threads_after_leaving_a_parallel_module(world: World) -> list[str]:
+    parallel = world.data_parallel(nn.Linear(2, 1))
+    parallel(torch.ones(1, 2)).sum().backward()
+    circle = [parallel]
+    circle.append(circle)  # type: ignore[arg-type]
+    del parallel, circle
+    return threads_after_leaving(world)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's threads")
-def test_the_threads_of_a_group_end_with_it(ranks: Ranks) -> None:
+@pytest.mark.parametrize("leaving", [threads_after_leaving, threads_after_leaving_a_parallel_module])
+def test_the_threads_of_a_group_end_with_it(ranks: Ranks, leaving: Callable[[World], list[str]]) -> None:
     """One that let go of a tensor while Python ended would abort the process."""
-    for names in ranks.run(2, threads_after_leaving):
+    for names in ranks.run(2, leaving):
         assert not [name for name in names if "gloo" in name]
