@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -25,12 +24,11 @@ from moco_dist.errors import UserError
 from moco_dist.ranks import devices, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.shared_memory import SharedMemory
+from moco_dist.ranks.transfers import PeerLost, Transfer, others
 from moco_dist.summation import pairwise_sum
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-_LET_THE_CAUSE_SHOW_SECONDS = 3.0
 
 _WATCHDOG_FIRST_SECONDS = 60.0
 """By how much longer a collective waits than the watchdog, which knows more about a hang and tells it."""
@@ -40,34 +38,12 @@ _SHARED_FROM_BYTES = 2**20
 """Less than this goes through sockets as fast."""
 
 
-class PeerLost(Exception):
-    """A collective failed since another rank is gone."""
-
-
 _untyped: Any = dist  # for the names that torch does not export to type checkers
 
 # Two names that later releases of torch have changed.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _OPTIONS_OF_DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS_OF_DDP else "broadcast_buffers"
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A transfer of tensors between the ranks is under way."""
-
-    _name: str
-    _arriving: Tensor
-    _leaving: Tensor | None = None
-    """Kept until it has left."""
-    _work: dist.Work | None = None
-
-    def wait(self) -> Tensor:
-        """Return what has come, when it has; on a GPU it is the device that waits, not the host."""
-        if self._work is not None:
-            with _others(self._name):
-                self._work.wait()
-        return self._arriving
 
 
 @dataclass(frozen=True)
@@ -167,7 +143,7 @@ class World(Rank):
             return Transfer("", tensor)
         tensor = tensor.contiguous()
         out = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
-        with _others("all_gather"):
+        with others("all_gather"):
             work = _all_gather(_as_bytes(out), _as_bytes(tensor), async_op=True)
         return Transfer("all_gather", out, tensor, work)
 
@@ -182,7 +158,7 @@ class World(Rank):
         tensor = tensor.contiguous()
         out = tensor.new_empty(sum(received), *tensor.shape[1:])
         row = _as_bytes(tensor).numel() // len(tensor)
-        with _others("all_to_all"):
+        with others("all_to_all"):
             sizes = [n * row for n in received], [n * row for n in sent]
             work = dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes, async_op=True)
         return Transfer("all_to_all", out, tensor, work)
@@ -238,7 +214,7 @@ class World(Rank):
 
     def _meet_all(self, what: str) -> None:
         """Wait for all ranks, on the training path."""
-        with _others(what):
+        with others(what):
             dist.barrier()
 
     def barrier(self) -> None:
@@ -250,7 +226,7 @@ class World(Rank):
         if self.size == 1:
             return [item]
         items: list[T] = [item] * self.size
-        with _others("gather_objects"), devices.may_wait(self.device):
+        with others("gather_objects"), devices.may_wait(self.device):
             dist.all_gather_object(items, item)
         return items
 
@@ -288,7 +264,7 @@ class World(Rank):
             except Exception as raised:
                 outcome = [(None, raised)]
         if self.size > 1:
-            with _others("from_first"), devices.may_wait(self.device):
+            with others("from_first"), devices.may_wait(self.device):
                 dist.broadcast_object_list(outcome, src=0)
         result, error = outcome[0]
         if error is not None:
@@ -313,27 +289,7 @@ def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager
     """Return the context in which a backward pass averages gradients over ranks, or only adds to this rank's own."""
     if not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
-    return _others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
-
-
-@contextmanager
-def _others(what: str) -> Iterator[None]:
-    """Tell the watchdog that this rank waits in a collective, and turn the loss of another rank into PeerLost."""
-    with watchdog.waiting(what):
-        try:
-            yield
-        except RuntimeError as error:
-            if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
-                raise
-            let_the_cause_show()  # which is the rank that is gone
-            # Without the place in gloo's source, and without its advice.
-            said = re.sub(r"^\[[^\]]*\] *|\.? This is typically .*", "", str(error).splitlines()[0])
-            raise PeerLost(f"another rank was lost in {what}: {said}") from error
-
-
-def let_the_cause_show() -> None:
-    """Wait a little, so that torchrun and the run's status see another rank fail first, which is the cause."""
-    time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
+    return others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
 
 
 def _line(tensor: Tensor) -> Tensor:

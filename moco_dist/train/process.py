@@ -10,7 +10,7 @@ from moco_dist import tracking
 from moco_dist.config import Config, Layout
 from moco_dist.data import loader, sources
 from moco_dist.errors import UserError, masked
-from moco_dist.ranks import collectives, watchdog
+from moco_dist.ranks import collectives, transfers, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, status
 from moco_dist.train import ends, loop, restarts
@@ -85,15 +85,15 @@ def _has_told(run_dir: directory.RunDirectory, rank: Rank, error: Exception) -> 
 
     A rank that has lost another one, or that fails as another one has, would only hide the cause behind its traceback.
     """
-    if isinstance(error.__cause__, collectives.PeerLost):  # rank 0's error: that rank tells it
-        collectives.let_the_cause_show()
+    if isinstance(error.__cause__, transfers.PeerLost):  # rank 0's error: that rank tells it
+        transfers.let_the_cause_show()
     first, own = run_dir.crashed(rank.rank, error), directory.cause(error)
-    lost = isinstance(error, collectives.PeerLost)
+    lost = isinstance(error, transfers.PeerLost)
     same = first.partition(": ")[2] == own
     why = f"ends, since {first or error}" if lost else f"fails as {first}" if same else own
     print(masked(f"moco_dist.train: rank {rank.rank}: {why}"), file=sys.stderr, flush=True)
     if same and not lost:
-        collectives.let_the_cause_show()
+        transfers.let_the_cause_show()
     return lost or same
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_dist.errors import UserError
-from moco_dist.ranks.collectives import PeerLost, World, gradients
+from moco_dist.ranks.collectives import World, gradients
+from moco_dist.ranks.transfers import PeerLost
 from tests.ranks import Ranks
 
 SIZES = [1, 2, 4]

@@ -12,8 +12,9 @@ from unittest import mock
 import pytest
 import torch
 
-from moco_dist.ranks import collectives, shared_memory
-from moco_dist.ranks.collectives import PeerLost, World
+from moco_dist.ranks import shared_memory, transfers
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.transfers import PeerLost
 from tests.ranks import Ranks
 
 LARGE = 300_000
@@ -96,7 +97,7 @@ def lost_between_two_means(world: World) -> str:
     if world.rank == 0:
         return "gone"
     try:
-        with mock.patch.object(collectives, "_LET_THE_CAUSE_SHOW_SECONDS", 0):
+        with mock.patch.object(transfers, "_LET_THE_CAUSE_SHOW_SECONDS", 0):
             world.mean_([torch.zeros(LARGE)])
     except PeerLost as error:
         return str(error)
