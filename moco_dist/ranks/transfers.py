@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch.distributed as dist
 from torch import Tensor
 
 from moco_dist.ranks import watchdog
@@ -20,6 +20,12 @@ class PeerLost(Exception):
     """A collective failed since another rank is gone."""
 
 
+class Work(Protocol):
+    """This is what torch.distributed returns for a collective that goes on meanwhile."""
+
+    def wait(self) -> object: ...
+
+
 @dataclass(frozen=True)
 class Transfer:
     """A transfer of tensors between the ranks is under way."""
@@ -28,7 +34,7 @@ class Transfer:
     _arriving: Tensor
     _leaving: Tensor | None = None
     """Kept until it has left."""
-    _work: dist.Work | None = None
+    _work: Work | None = None
 
     def wait(self) -> Tensor:
         """Return what has come, when it has; on a GPU it is the device that waits, not the host."""

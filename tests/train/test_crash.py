@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moco_dist.ranks import collectives
-from moco_dist.ranks.collectives import PeerLost
+from moco_dist.ranks import transfers
 from moco_dist.ranks.rank import Rank
+from moco_dist.ranks.transfers import PeerLost
 from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory
 from moco_dist.train import process
@@ -32,7 +32,7 @@ def test_the_rank_at_fault_is_named_by_all_and_has_the_traceback(
     run_dir: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waits: list[int] = []
-    monkeypatch.setattr(collectives, "let_the_cause_show", lambda: waits.append(1))
+    monkeypatch.setattr(transfers, "let_the_cause_show", lambda: waits.append(1))
     from_rank_0 = KeyError("x")
     from_rank_0.__cause__ = PeerLost("it failed on rank 0")
     assert not told(run_dir, 1, ValueError("two\nlines of https://user:hush@here"))
