@@ -1,6 +1,6 @@
 """What checkpoints cost the training loop, as a share of the time of the steps between two.
 
-python -m benchmarks.checkpoint [CONFIG.yaml] [section.key=value ...]
+python -m benchmarks.checkpoint [--saves N] [--disk MB] [--json PATH] [CONFIG.yaml] [section.key=value ...]
 
 One process trains as the trainer does. Blocks of steps that begin with a save alternate with blocks that do not, each
 followed by what the writer behind still takes away from the steps. Printed: the median over the saves of
@@ -9,47 +9,64 @@ followed by what the writer behind still takes away from the steps. Printed: the
     total   the stall, and what the next steps lose while the writer's thread hashes and writes (noisy: the difference
             of two times; below 0 where the machine was faster beside the writer than without)
 
-over the time of `checkpoint.every_steps` steps without a save. Exits 1 where the stall is 2 % or more.
+over the time of `checkpoint.every_steps` steps without a save. `--disk 20` makes the writer as slow as a disk that
+takes 20 MB a second. Exits 1 where the stall is 2 % or more.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from benchmarks.runs import config_of
+from benchmarks.runs import command_of, config_of, machine
 from moco_dist import config as configs
+from moco_dist import files
 from moco_dist.data import sources, stream
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.data.loader import make_loader
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
-from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.engine.checkpoint import Checkpoints, _HashingFile
 from moco_dist.engine.engine import Engine
 from moco_dist.methods import moco
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.train.loop import first_encoder
 
-SAVES = 15
 BLOCK_STEPS = 10
 BOUND = 0.02
 
 
 def main(arguments: list[str]) -> int:
-    config = config_of(arguments, "benchmarks.checkpoint", __doc__)
+    """Measure, print, write. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--saves", type=int, default=15, metavar="N", help="how many are measured (15)")
+    parser.add_argument("--disk", type=float, metavar="MB", help="megabytes a second that the disk takes")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml, section.key=value", help="changes of the setting")
+    options = parser.parse_args(arguments)
+    config = config_of(options.words, "benchmarks.checkpoint", __doc__)
     world = World(0, 1, 0, devices.pick(config, local_rank=0))
     engine, step = training(config, sources.load(config), world)
     for _ in range(5):  # buffers, caches
         next(step)
     stalls, losses, plain, size = [], [], [], 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, slow_disk(options.disk):
         checkpoints = Checkpoints(Path(folder), config.checkpoint.keep)
-        for number in range(1, SAVES + 1):
+        for number in range(1, options.saves + 1):
             state = {"step": number, "config": config.model_dump(mode="json"), **engine.state()}
             began = time.perf_counter()
             checkpoints.save(number, state)
@@ -60,7 +77,7 @@ def main(arguments: list[str]) -> int:
             losses.append(stalls[-1] + sum(busy) - sum(idle))
             plain += idle
         assert not checkpoints.failures
-        size = checkpoints.index.path(SAVES).stat().st_size
+        size = checkpoints.index.path(options.saves).stat().st_size
     every = config.checkpoint.every_steps or 1000
     interval = every * statistics.median(plain)
     shares = {"stall": [s / interval for s in stalls], "total": [s / interval for s in losses]}
@@ -71,7 +88,34 @@ def main(arguments: list[str]) -> int:
     for name, values in shares.items():
         median, worst = 100 * statistics.median(values), 100 * max(values)
         print(f"{name}: median {median:.3f} % of the training time, worst {worst:.3f} %")
+    if options.json:
+        what = f"{config.model.arch}, {size / 1e6:.0f} MB every {interval:.0f} s"
+        rows = [
+            {"what": f"{name}, {what}", "median %": percent(statistics.median(values)), "most %": percent(max(values))}
+            for name, values in shares.items()
+        ]
+        command = command_of("benchmarks.checkpoint", arguments)
+        results = {"command": command, "machine": machine(world.device.type), "rows": rows}
+        files.write_text(options.json, json.dumps(results, indent=1) + "\n")
     return 0 if statistics.median(shares["stall"]) < BOUND else 1
+
+
+def percent(share: float) -> float:
+    """Return a share in percent, as far as it means something."""
+    return round(100 * share, 3)
+
+
+def slow_disk(megabytes: float | None) -> AbstractContextManager[Any]:
+    """Return a context in which a checkpoint is written at so many megabytes a second at most; None: at full speed."""
+    if megabytes is None:
+        return nullcontext()
+    write = _HashingFile.write
+
+    def slowly(file: _HashingFile, data: Any) -> int:
+        time.sleep(memoryview(data).nbytes / (1e6 * megabytes))
+        return write(file, data)
+
+    return mock.patch.object(_HashingFile, "write", slowly)
 
 
 def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Engine, Iterator[float]]:
