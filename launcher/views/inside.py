@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher import slurm
+from launcher import job_ids, slurm
 from launcher.job import look
 from launcher.record import Launch
 from launcher.views import find, runs
@@ -51,7 +51,16 @@ def rows(run: runs.Run, what: str, nodes: Sequence[str] = ()) -> list[dict[str, 
 def step(run: runs.Run, nodes: Sequence[str] = ()) -> list[str]:
     """Return srun's words for a step beside the job's own, with one task on each node, or on some of them."""
     assert run.job is not None
-    words = ["srun", f"--jobid={slurm.raw_id(run.job.id)}", "--overlap", "--mem=0", "--cpus-per-task=1", "--quiet"]
+    _, *cluster = job_ids.words(run.job.id)
+    words = [
+        "srun",
+        *cluster,
+        f"--jobid={slurm.raw_id(run.job.id)}",
+        "--overlap",
+        "--mem=0",
+        "--cpus-per-task=1",
+        "--quiet",
+    ]
     count = len(nodes) or len(run.evidence.nodes) or 1
     place = [f"--nodelist={','.join(nodes)}"] if nodes else []
     return [*words, *place, f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
