@@ -188,6 +188,18 @@ def one_node_taken(run: Sent) -> None:
     assert nodes == [list(run.cluster.nodes), [run.cluster.nodes[0]]], nodes
 
 
+def node_fails_twice(run: Sent) -> None:
+    """The only rank that dies is on one node, and then on the same one again, which is left out from then on."""
+    record = run.run_dir / "launch" / "job.json"
+    for start in range(1, 5):  # SLURM might take the two nodes by turns
+        run.until_start(start)
+        if json.loads(record.read_text())["left_out"]:
+            return
+        run.until_step(jobs.last_step(run.run_dir) + 5)
+        run.kill_worker()
+    raise AssertionError("no node is left out")
+
+
 def _lose(run: Sent, number: int, until: Callable[[], object]) -> None:
     """Kill a node, and bring it back when something has come about."""
     run.until_step(EARLY)
@@ -236,5 +248,6 @@ EVENTS = (
     Event("controller away at requeue", controller_away, 2),
     Event("requeue forbidden", may_not_be_requeued, 2),
     Event("one of 1-2 nodes taken", one_node_taken, 2, {}, ("--nodes", "1-2"), {"preempt_signal": True}),
+    Event("a node fails twice", node_fails_twice, 3, {}, ("--nodes", "1", "--max-restarts", "0")),
     Event("one task a rank, preempted", preempted, 2, {}, ("--tasks", "rank"), {"preempt_signal": True}),
 )
