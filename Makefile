@@ -26,7 +26,8 @@ slurm: setup  # who may not install says so; the tests then skip, but in CI they
 	-$(BIN)/python -m slurm.devcluster install
 
 test: check slurm
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	place=$$(mktemp -d /tmp/XXXXXX) && { $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --basetemp=$$place; \
+	code=$$?; rm -rf $$place; exit $$code; }  # short: messages show paths of a hundred characters whole, sockets too
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Else every process that a test starts would compile our modules anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Tables are as wide as the launcher makes them, not as the process that gathers the tests' results is.
+os.environ.pop("COLUMNS", None)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for a core

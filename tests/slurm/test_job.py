@@ -272,7 +272,7 @@ def test_a_sweep_is_one_array_of_runs(cluster: Cluster, tmp_path: Path) -> None:
     shown = json.loads(launcher(cluster, "sweep", "status", str(folder), "--json").stdout)
     assert [(row["run_dir"], row["state"]) for row in shown] == [(str(good), "done"), (str(bad), "diverged")]
     assert shown[0]["knn_top1"] > 0.3
-    table = launcher(cluster, "sweep", "status", str(folder)).stdout.splitlines()
+    table = launcher(cluster, "sweep", "status", str(folder), cwd=tmp_path).stdout.splitlines()
     assert "00_lr=0.05" in table[1] and "01_lr=1.0e+30" in table[2]
     named = json.loads(launcher(cluster, "status", array, "--json", cwd=tmp_path).stdout)
     assert [row["job"] for row in named] == [f"{array}_0", f"{array}_1"]
