@@ -2,14 +2,14 @@
 
 from launcher.record import Submission
 from moco_dist import config as configs
-from moco_dist.config import Config
+from moco_dist.config import Config, Layout
 from moco_dist.errors import UserError
 
 
 def sizes(config: Config, submission: Submission) -> list[int]:
     """List the numbers of nodes, of those that the job may take, whose ranks divide batch and BatchNorm groups."""
-    least = submission.least_nodes or submission.nodes
-    return [nodes for nodes in range(least, submission.nodes + 1) if _works(config, submission, nodes)]
+    counts = range(submission.fewest_nodes, submission.nodes + 1)
+    return [nodes for nodes in counts if divides(config, nodes * submission.profile.gpus_per_node)]
 
 
 def narrowed(config: Config, submission: Submission) -> Submission:
@@ -34,9 +34,14 @@ def narrowed(config: Config, submission: Submission) -> Submission:
     return submission.model_copy(update={"least_nodes": least, "nodes": fitting[-1]})
 
 
-def _works(config: Config, submission: Submission, nodes: int) -> bool:
+def laid(config: Config, ranks: int) -> Layout | None:
+    """Lay batch and BatchNorm groups on so many ranks; None where that cannot be done."""
     try:
-        configs.layout(config, nodes * submission.profile.gpus_per_node)
-        return True
+        return configs.layout(config, ranks)
     except UserError:
-        return False
+        return None
+
+
+def divides(config: Config, ranks: int) -> bool:
+    """Return whether batch and BatchNorm groups can be laid on so many ranks."""
+    return laid(config, ranks) is not None

@@ -14,6 +14,12 @@ def number(job: str) -> str:
     return job.partition("@")[0]
 
 
+def array(job: str) -> str:
+    """Return what the array is called that a job is a member of; of another job, its own name."""
+    name, _, cluster = job.partition("@")
+    return address(name.partition("_")[0], cluster)
+
+
 def on_cluster(cluster: str | None) -> list[str]:
     """Return the option that has SLURM's commands ask a cluster; none where that is the one that this job runs on."""
     return [f"--clusters={cluster}"] if cluster and cluster != os.environ.get("SLURM_CLUSTER_NAME") else []

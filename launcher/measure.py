@@ -23,6 +23,7 @@ from statistics import median
 from launcher import elastic, sending, slurm
 from launcher.checks import dataset
 from launcher.checks.estimate import GIB, torch_process
+from launcher.cluster import Notify
 from launcher.record import Launch, Submission
 from launcher.views import evidence, runs
 from moco_dist import config as configs
@@ -103,7 +104,8 @@ def _jobs(config: Config, submission: Submission, scratch: Path) -> Iterator[lis
             profile = submission.profile
             minutes = min(profile.time_minutes, _JOB_MINUTES)
             signal_seconds = min(profile.signal_seconds, 30 * minutes)
-            profile = profile.model_copy(update={"time_minutes": minutes, "signal_seconds": signal_seconds})
+            limits = {"time_minutes": minutes, "signal_seconds": signal_seconds}
+            profile = profile.model_copy(update={**limits, "notify": Notify()})
             changes = {"nodes": nodes, "least_nodes": None, "profile": profile, "name": "measure", "after": None}
             one = sending.send(short, submission.model_copy(update=changes))
             print(f"{nodes} node{'s' * (nodes > 1)}: job {one.job}, {STEPS} steps", file=sys.stderr, flush=True)

@@ -80,6 +80,11 @@ class Submission(Section):
     """Values by key that distinguish it from the sweep's other members."""
 
     @property
+    def fewest_nodes(self) -> int:
+        """Return with how many nodes a start makes do."""
+        return self.least_nodes or self.nodes
+
+    @property
     def ranks(self) -> int:
         """Return how many ranks it has, or at most has."""
         return self.nodes * self.profile.gpus_per_node

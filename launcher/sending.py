@@ -150,7 +150,7 @@ def send_evaluation(launch: Launch, submission: Submission, words: Sequence[str]
     from launcher.executors import EvaluationSbatch
 
     profile = submission.profile.model_copy(update={"min_nodes": None, "tasks": "node", "notify": Notify()})
-    alone = {"nodes": 1, "name": f"{submission.name[:190]}-evaluate", "profile": profile}
+    alone = {"nodes": 1, "least_nodes": None, "name": f"{submission.name[:190]}-evaluate", "profile": profile}
     submission = submission.model_copy(update=alone)
     launch.evaluation.mkdir(exist_ok=True, mode=0o700)
     root = launch.config().data.root if submission.stage else None

@@ -73,8 +73,7 @@ class Job:
     @property
     def array(self) -> str:
         """Id of the array that it is a member of; of another job, its own."""
-        number, _, cluster = self.id.partition("@")
-        return job_ids.address(number.partition("_")[0], cluster)
+        return job_ids.array(self.id)
 
     @property
     def waits(self) -> bool:

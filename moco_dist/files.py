@@ -48,6 +48,13 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def read_end(path: Path, most_bytes: int) -> bytes:
+    """Read the end of a regular file, at most so many bytes. Raises OSError."""
+    with open_bytes(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most_bytes))
+        return file.read()
+
+
 @contextmanager
 def replacing(
     path: Path, *, durable: bool = False, private: bool = False, before: Callable[[], object] | None = None

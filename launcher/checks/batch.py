@@ -8,20 +8,13 @@ from launcher.checks import dataset, estimate, finding
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
 from launcher.record import Submission
-from moco_dist import config as configs
 from moco_dist.config import Config, Layout
-from moco_dist.errors import UserError
 
 _LINEAR_RULE = 0.03 / 256
 """Learning rate for each image of the batch, as in the papers (Goyal et al. 2017; He et al. 2020, section 4)."""
 _FAR = 4.0
 _TIGHT = 0.9
 """Share of the memory that may be taken without a warning."""
-
-
-def divides(config: Config, ranks: int) -> bool:
-    """Return whether batch and BatchNorm groups can be laid on so many ranks."""
-    return _laid(config, ranks) is not None
 
 
 def check_nodes(config: Config, submission: Submission, layout: Layout | None) -> Iterator[Finding]:
@@ -96,7 +89,7 @@ def _check_fewer(config: Config, submission: Submission, layout: Layout | None, 
     if config.moco.bn_groups is None:
         rule = f"fewer nodes would change the groups, and with them the curve, which min_nodes={least} must not"
         yield finding.error("moco.bn_groups", None, rule, f"use moco.bn_groups={groups}")
-    elif fits := [fewer for fewer in range(least, nodes) if _laid(config, fewer * profile.gpus_per_node)]:
+    elif fits := [fewer for fewer in range(least, nodes) if elastic.laid(config, fewer * profile.gpus_per_node)]:
         yield finding.note(f"when nodes die the job goes on with {' or '.join(map(str, fits))} of {nodes}")
     else:
         rule = f"no number of nodes from {least} to {nodes - 1} divides batch and groups"
@@ -104,19 +97,11 @@ def _check_fewer(config: Config, submission: Submission, layout: Layout | None, 
         yield finding.warning("min_nodes", least, rule, fix)
 
 
-def _laid(config: Config, ranks: int) -> Layout | None:
-    """Lay batch and groups on so many ranks; None where that cannot be done."""
-    try:
-        return configs.layout(config, ranks)
-    except UserError:
-        return None
-
-
 def _smaller(config: Config, layout: Layout, cost: estimate.EncoderCost, gib: float) -> str:
     """Return the fix of a batch that takes more memory than there is."""
     for accumulate in range(config.optim.accumulate + 1, layout.batch_per_rank // 2 + 1):
         smaller = config.model_copy(update={"optim": config.optim.model_copy(update={"accumulate": accumulate})})
-        in_parts = _laid(smaller, layout.ranks)
+        in_parts = elastic.laid(smaller, layout.ranks)
         if in_parts and estimate.memory_bytes(smaller, in_parts, cost) <= _TIGHT * gib * estimate.GIB:
             return f"use optim.accumulate={accumulate}"
     return "use more GPUs, a smaller batch, or device.precision=bf16"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launcher import environment, slurm
+from launcher import elastic, environment, slurm
 from launcher.checks import batch, dataset, estimate, finding, fit, notices, passed_on, site
 from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
@@ -76,8 +76,8 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
 
 def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
-    works = functools.partial(batch.divides, config)
-    yield from fit.check(there, submission.profile, submission.least_nodes or submission.nodes, works)
+    works = functools.partial(elastic.divides, config)
+    yield from fit.check(there, submission.profile, submission.fewest_nodes, works)
     yield from passed_on.check(submission.profile)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):

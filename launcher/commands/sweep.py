@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from launcher import sending, sweeps
+from launcher import job_ids, sending, sweeps
 from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
 from launcher.options import add_fresh_code, add_job_options, add_waits, changed, submission_of
@@ -74,9 +74,10 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     plan = sweeps.plan(sweep, overrides, staged=options.stage is not None)
     if plan.repeated:
         print(f"note: given more than once, and sent once: {some_names(plan.repeated, 8)}", file=sys.stderr)
-    dependency = after.dependency(options.after) if options.after else None
+    submission = submission_of(options)
+    dependency = after.dependency(options.after, submission.profile.slurm_cluster) if options.after else None
     changes = {"name": sweep.name, "sweep": str(sweep.folder), "after": dependency}
-    submission = submission_of(options).model_copy(update=changes)
+    submission = submission.model_copy(update=changes)
     if submission.least_nodes:
         nodes = f"{submission.least_nodes}-{submission.nodes}"
         raise UserError.of("--nodes", nodes, "members of an array have one number of nodes", "give one number")
@@ -94,7 +95,8 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
 
 def _check(new: Sequence[sweeps.Member], submission: Submission) -> None:
     """Check new members before anything is written. Raises UserError, which names the first that cannot be sent."""
-    runners = preflight.check_free([member.config.run_dir for member in new])
+    run_dirs = [member.config.run_dir for member in new]
+    runners = preflight.check_free(run_dirs, submission.profile.slurm_cluster)
     printed: set[Finding] = set()
     for member in counted(new, "members are checked"):
         config = member.config
@@ -121,8 +123,8 @@ def _send_array(folder: Path, members: Sequence[sweeps.Member], submission: Subm
     """Send members as one array, and say where they are."""
     values = [member.values for member in members]
     submissions = sending.send_all(Launch(folder), [member.config for member in members], submission, parallel, values)
-    job = submissions[0].job.partition("_")[0]
-    print(f"job array: {job}, {len(members)} members, {min(parallel, len(members))} at once")
+    array = job_ids.array(submissions[0].job)
+    print(f"job array: {array}, {len(members)} members, {min(parallel, len(members))} at once")
     print(f"folder: {folder} (python -m launcher sweep status {shlex.quote(str(folder))})")
 
 

@@ -51,7 +51,7 @@ def repeated(launch: Launch) -> list[str]:
     except (slurm.Refused, slurm.Unavailable) as error:
         launch.say(f"{', '.join(names)} is not left out, since SLURM does not tell of other nodes ({error})")
         return []
-    if len(rest) < submission.nodes:
+    if len(rest) < submission.fewest_nodes:
         launch.say(f"{', '.join(names)} is not left out, since too few nodes would be left")
         return []
     return names

@@ -130,9 +130,8 @@ def _sent_as(job: str, place: Path) -> dict[Launch, Submission]:
 
 def _names(job: str) -> set[str]:
     """Return what a job may be called: by its own name or its array's, with its cluster or without."""
-    number, _, cluster = job.partition("@")
-    numbers = {number, number.partition("_")[0]}
-    return numbers | {job_ids.address(one, cluster) for one in numbers}
+    names = {job, job_ids.array(job)}
+    return names | set(map(job_ids.number, names))
 
 
 def _submission(launch: Launch) -> Submission | None:

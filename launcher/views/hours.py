@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher import slurm
+from launcher import job_ids, slurm
 from launcher.views import layout, moments
 from launcher.views.runs import Run
 
@@ -115,22 +115,28 @@ def _records(runs: Sequence[Run], timeout_seconds: float) -> tuple[dict[str, lis
     per_node = {job: run.submission.profile.gpus_per_node for run in runs if run.submission for job in _jobs(run)}
     if not per_node or not slurm.installed("sacct"):
         return {}, ""
-    what = (f"--jobs={','.join(sorted(per_node))}", "--format=JobID,Start,End,AllocNodes,AllocTRES")
-    how = ("--allocations", "--duplicates", "--noheader", "--parsable2")
-    try:
-        lines = slurm.call("sacct", *how, *what, timeout_seconds=timeout_seconds).splitlines()
-    except slurm.Refused:  # a site without accounting
-        return {}, ""
-    except slurm.Unavailable as error:
-        return {}, str(error)
     records: dict[str, list[Span]] = {}
-    for job, *times, nodes, resources in (line.split("|") for line in lines if line.count("|") == 4):
-        begin, end = map(moments.of_text, times)
-        gpus = re.search(r"gres/gpu=(\d+)", resources)
-        number = int(gpus[1]) if gpus else per_node.get(job, 0) * int(nodes or 0)
-        if begin is not None:  # one that waits has not begun
-            records.setdefault(job, []).append(Span(job, begin, max(begin, end or time.time()), number))
+    for cluster, numbers in job_ids.by_cluster(per_node).items():
+        try:
+            lines = _accounted(numbers, cluster, timeout_seconds)
+        except slurm.Refused:  # a site without accounting
+            continue
+        except slurm.Unavailable as error:
+            return records, str(error)
+        for number, *times, nodes, resources in (line.split("|") for line in lines if line.count("|") == 4):
+            job, (begin, end) = job_ids.address(number, cluster), map(moments.of_text, times)
+            gpus = re.search(r"gres/gpu=(\d+)", resources)
+            count = int(gpus[1]) if gpus else per_node.get(job, 0) * int(nodes or 0)
+            if begin is not None:  # one that waits has not begun
+                records.setdefault(job, []).append(Span(job, begin, max(begin, end or time.time()), count))
     return records, ""
+
+
+def _accounted(numbers: Sequence[str], cluster: str, timeout_seconds: float) -> list[str]:
+    """Ask the accounting of a cluster for each start of jobs, a line each. Raises slurm.Refused, slurm.Unavailable."""
+    what = (f"--jobs={','.join(numbers)}", "--format=JobID,Start,End,AllocNodes,AllocTRES")
+    how = ("--allocations", "--duplicates", "--noheader", "--parsable2", *job_ids.on_cluster(cluster))
+    return slurm.call("sacct", *how, *what, timeout_seconds=timeout_seconds).splitlines()
 
 
 def _as_data(run: Run, spans: Sequence[Span]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from launcher import slurm
 from launcher.record import Launch, Submission
 from launcher.views.evidence import Evidence
 from launcher.views.moments import of_text
+from moco_dist import files
 
 _CLOCKS_DIFFER_SECONDS = 5.0
 _LOG_BYTES = 2**16
@@ -63,9 +64,8 @@ def _ranks_begun(launch: Launch) -> int:
 def _nodes_without_data(launch: Launch, evidence: Evidence) -> list[str]:
     """List the nodes of the last start that have not said yet that they have the data of an archive."""
     try:
-        with (launch.logs / "launcher.log").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
+        log = files.read_end(launch.logs / "launcher.log", _LOG_BYTES)
+        lines = log.decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
     last = max((number for number, line in enumerate(lines) if re.search(r": job \S+, start \d+, ", line)), default=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launcher.record import Launch
 from launcher.views.evidence import Evidence
+from moco_dist import files
 
 _TAIL_BYTES = 2**15
 _MOST_LOGS = 8
@@ -51,9 +52,7 @@ def _latest(logs: list[Path]) -> Iterator[Path]:
 def _of_last_start(log: Path) -> bytes:
     """Read the end of a log, as far as it is of the last start; empty where there is none."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            text = file.read()
+        text = files.read_end(log, _TAIL_BYTES)
     except OSError:
         return b""
     starts = [match.start() for match in _START.finditer(text)]

@@ -9,6 +9,7 @@ import pytest
 
 from launcher import measure, sending, slurm
 from launcher.__main__ import main
+from launcher.cluster import Notify
 from launcher.record import Launch, Submission
 from launcher.views import runs, verdict
 from moco_dist import config as configs
@@ -71,7 +72,8 @@ def test_each_size_is_measured_and_the_cheapest_is_told_first(
     programs: Programs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     cluster = Cluster(monkeypatch)
-    place = ["--gpus-per-node", "2", "--cpus-per-gpu", "1", "--time-minutes", "600"]
+    (tmp_path / "mine.yaml").write_text("notify: {events: [end, first_step], mail: me@example.org}\n")
+    place = ["--cluster", "mine.yaml", "--gpus-per-node", "2", "--cpus-per-gpu", "1", "--time-minutes", "600"]
     assert main(["preflight", *WORDS, "--measure", *place]) == 0
     out = capfd.readouterr().out.splitlines()
     table = [line.split() for line in out[out.index("ok: it can be sent") + 2 :]]
@@ -94,6 +96,7 @@ def test_each_size_is_measured_and_the_cheapest_is_told_first(
     ]
     for config, submission in cluster.sent:
         assert submission.profile.time_minutes == 10 and config.optim.steps == 20
+        assert submission.profile.notify == Notify(), "nobody is told of short jobs"
         assert (config.track.wandb, config.track.log_every, config.eval.knn_every) == ("disabled", 1, 0)
         assert config.run_dir == tmp_path / "runs" / ".measure-mine" / f"{submission.nodes}_nodes"
     assert not list((tmp_path / "runs").iterdir()), "nothing is left of the short jobs"

@@ -28,3 +28,18 @@ def test_no_command_of_the_launcher_hangs(tmp_path: Path, monkeypatch: pytest.Mo
         put(kind, file)
         for command in commands:
             assert main(command.split()) in (0, 1, 2), (file, command)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_the_logs_of_a_run_that_begins_or_cannot_save_make_status_wait_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_up = MadeUp(monkeypatch)
+    begins = make_run(Path("runs/begins"), job="12", starts=1, stage="/data.tar")
+    rows = [train_row(9, checkpoint_failures=1)]
+    unsaved = make_run(Path("runs/unsaved"), job="13", state="running", step=9, starts=1, rows=rows)
+    for run, job, file in ((begins, "12", begins.logs / "launcher.log"), (unsaved, "13", unsaved.log(0))):
+        made_up.queues(job, "RUNNING", run.run_dir.resolve())
+        put(kind, file)
+        assert main(["status"]) == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,27 @@ def test_jobs_of_two_clusters_do_not_wait_for_each_other(programs: Programs, cap
     assert main([*SMALL, "--after", "there"]) == 2
     rule = "job 12@gpu and the new one are on different clusters, which cannot wait for each other"
     assert capsys.readouterr().err.startswith(f"launcher: --after = there: {rule}; wait for its end")
+
+
+def test_a_sweep_asks_there_what_it_waits_for(programs: Programs, capsys: Said) -> None:
+    runs("there")
+    Path("lr.yaml").write_text("grid: {optim.lr: [0.03, 0.06]}\n")
+    place = ["--gpus-per-node", "2", "--cpus-per-gpu", "1", "--slurm-cluster", "gpu"]
+    for predecessor in ("there", "12"):
+        assert main(["sweep", "lr.yaml", *place, "--after", predecessor, f"track.project={predecessor}"]) == 0
+        assert "job array: 12@gpu, 2 members" in capsys.readouterr().out
+        assert "#SBATCH --dependency=afterok:12\n" in (programs.sent / "12.sh").read_text()
+        shutil.rmtree("runs/lr")
+    assert all("--clusters=gpu" in line for line in words("squeue"))
+
+
+def test_gpu_hours_are_those_of_its_accounting(programs: Programs, capsys: Said) -> None:
+    launch = runs("digits")
+    begin = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 3600))
+    row = f"12|{begin}|Unknown|1|gres/gpu=2"
+    programs.runs("sacct", f'echo "sacct $*" >> words\ncase "$*" in *--clusters=gpu*) echo "{row}" ;; esac')
+    assert main(["status", "--hours", "--json"]) == 0
+    [digits] = json.loads(capsys.readouterr().out)["runs"]
+    assert [(start["job"], start["gpus"], start["by"]) for start in digits["starts"]] == [("12@gpu", 2, "SLURM")]
+    assert digits["run_dir"] == str(launch.run_dir) and digits["gpu_hours"] == pytest.approx(2, abs=0.01)
+    assert "--jobs=12 " in words("sacct")[-1]

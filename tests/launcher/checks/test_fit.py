@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher import elastic
 from launcher.checks import batch, fit, site
 from launcher.checks.finding import Finding
 from launcher.cluster import Profile
@@ -31,7 +32,7 @@ def check(nodes: int, limits: dict[str, str] | None = None, **keys: Any) -> list
     unlimited = {"nodes": "UNLIMITED", "cpus": "UNLIMITED", "memory": "UNLIMITED"}
     there = site.parse(PARTITION.format(**(unlimited | (limits or {}))), NODES, "", "")
     profile = Profile(**({"time_minutes": 5, "cpus_per_gpu": 1} | keys))
-    findings = list(fit.check(there, profile, nodes, lambda ranks: batch.divides(DIGITS, ranks)))
+    findings = list(fit.check(there, profile, nodes, lambda ranks: elastic.divides(DIGITS, ranks)))
     return [*findings, *batch.check_nodes(DIGITS, job_in(Path("run"), DIGITS, profile, nodes)[1], None)]
 
 

@@ -57,6 +57,12 @@ def test_a_run_is_followed_by_its_evaluation(programs: Programs, capsys: Said) -
     assert launch.evaluation.stat().st_mode & 0o777 == 0o700
 
 
+def test_it_asks_for_one_node_where_the_run_takes_a_range(programs: Programs) -> None:
+    assert main([*SMALL, "--nodes", "2-4", "moco.bn_groups=8", "--then", "evaluate"]) == 0
+    assert "#SBATCH --nodes=2-4\n" in (programs.sent / "12.sh").read_text()
+    assert "#SBATCH --nodes=1\n" in (programs.sent / "13.sh").read_text()
+
+
 def test_a_run_that_is_sent_again_is_followed_by_it_again(programs: Programs) -> None:
     assert main([*SMALL, "--then", "evaluate"]) == 0
     launch = Launch(Path("runs/digits").absolute())

@@ -114,6 +114,9 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
     programs.says("sinfo", {"--Node": "n1\nn2\n"})
     assert not bad_nodes.repeated(launch)
     assert said(launch) == ["n2 is not left out, since too few nodes would be left"]
+    launch.write(Submission(job="12", nodes=2, least_nodes=1))  # one that makes do with fewer
+    assert bad_nodes.repeated(launch) == ["n2"]
+    launch.write(Submission(job="12", nodes=2))
     programs.says("sinfo", {"--Node": "n1\nn2\nn3\n"})
     programs.runs("scontrol", "echo scontrol: error: no >&2; exit 1")
     replace_sleep(monkeypatch, bad_nodes, lambda _: None)
