@@ -108,9 +108,8 @@ def _note(launch: Launch, job: str, restart: int, exit_status: int) -> str:
         reason = launch.status().reason or f"srun ended with exit status {exit_status}"
         failure.note(launch, job, restart, reason)
         return reason
-    begun = [row for row in launch.starts() if (row["job"], row.get("restart")) == (job, restart)]
-    submission = launch.submission()
-    began = float(begun[-1].get("time", 0)) if begun else _began(job)
+    start, submission = launch.start(job, restart), launch.submission()
+    began = float(start.get("time", 0)) if start else _began(job)
     if submission and began and failure.is_time_limit(submission.profile, began):
         failure.note_time_limit(launch, job, restart)
     return ""

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 _OPTIONS = r"(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_\w+"
 """A user's settings of SLURM's commands: `SBATCH_PARTITION`, `SQUEUE_FORMAT` ..."""
@@ -66,6 +67,11 @@ def cluster_of_shell() -> str | None:
     """Return the cluster that this shell's variables have SLURM's commands ask; None for the local one, or several."""
     names = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS") or ""
     return names if re.fullmatch(r"[\w.-]+", names) and names != "all" else None
+
+
+def python_path(first: str | Path) -> str:
+    """Return the PYTHONPATH of a process that finds its modules in a folder first."""
+    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
 
 
 def refusal(name: str) -> str | None:

@@ -206,7 +206,7 @@ def send_locally(launch: Launch, task: Task) -> Submission:
     executor = _Local(folder=launch.submitit)
     minutes = float(profile.time_minutes)
     executor.update_parameters(timeout_min=minutes, tasks_per_node=tasks, signal_delay_s=profile.signal_seconds)
-    path = os.pathsep.join(filter(None, [str(launch.code(submission)), os.environ.get("PYTHONPATH")]))
+    path = environment.python_path(launch.code(submission))
     with environment_variables(PYTHONPATH=path, PYTHONSAFEPATH="1"):
         job = executor.submit(task)
     return submission.model_copy(update={"job": job.job_id, "started": process_start(int(job.job_id))})

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from launcher import job_ids, slurm
 
 
-def hostnames(names: Iterable[str]) -> frozenset[str]:
-    """Return the names in SLURM's lists of nodes, `n[1-3],n7`. Raises Unavailable, Refused."""
+def hostnames(names: Iterable[str]) -> list[str]:
+    """List the names in SLURM's lists of nodes, `n[1-3],n7`, in their order. Raises Unavailable, Refused."""
     text = ",".join(names)
     lines = slurm.call("scontrol", "show", "hostnames", text) if "[" in text else text
-    return frozenset(re.split(r"[\s,]+", lines)) - {""}
+    return re.findall(r"[^\s,]+", lines)
 
 
 def usable(partition: str | None) -> frozenset[str]:

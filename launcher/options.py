@@ -94,6 +94,12 @@ def add_fresh_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh-code", action="store_true", help=text)
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names one run to a command's parser."""
+    text = "a run directory, the name of one in runs/, or a job's id"
+    parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
+
+
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Add the argument that names runs to the parser of a command that changes them."""
     text = "run directories, names of runs in runs/, folders of sweeps, or ids of jobs and arrays"

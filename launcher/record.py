@@ -167,6 +167,10 @@ class Launch:
         """Read every start so far, of all jobs of the run: `job`, `restart`, `step`, `time`, `nodes`, `gpus`."""
         return _rows(self.starts_file)
 
+    def start(self, job: str, restart: int) -> dict[str, Any] | None:
+        """Read one start of a job, the last one that is noted; None where it is not."""
+        return next(iter(_of_start(self.starts(), job, restart)[-1:]), None)
+
     def add_start(self, **row: Any) -> None:
         """Add a start. Raises OSError."""
         _add_row(self.starts_file, row)
@@ -203,8 +207,7 @@ class Launch:
 
     def failed_ranks(self, job: str, restart: int) -> list[dict[str, Any]]:
         """Read which ranks have ended a start: `rank`, `node`, `exit_status` and `error`."""
-        rows = _rows(self.failed_ranks_file)
-        return [row for row in rows if (row["job"], row.get("restart")) == (job, restart)]
+        return _of_start(_rows(self.failed_ranks_file), job, restart)
 
     def add_failed_rank(self, **row: Any) -> None:
         """Add a rank that has ended a start. Raises OSError."""
@@ -212,10 +215,10 @@ class Launch:
 
     def _add_once(self, file: Path, job: str, restart: int, **more: Any) -> bool:
         """Add a line about a start, unless there is one; return whether it was added. Raises OSError."""
-        if any((row["job"], row.get("restart")) == (job, restart) for row in _rows(file)):
+        if _of_start(_rows(file), job, restart):
             return False
-        begun = [row["step"] for row in self.starts() if (row["job"], row.get("restart")) == (job, restart)]
-        step = begun[-1] if begun else self.checkpoint_step()
+        start = self.start(job, restart)
+        step = start["step"] if start else self.checkpoint_step()
         _add_row(file, {"job": job, "restart": restart, "step": step, **more})
         return True
 
@@ -272,6 +275,11 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
+
+
+def _of_start(rows: Sequence[dict[str, Any]], job: str, restart: int) -> list[dict[str, Any]]:
+    """Return those rows that are about one start of a job."""
+    return [row for row in rows if (row["job"], row.get("restart")) == (job, restart)]
 
 
 def _add_row(file: Path, row: Mapping[str, Any]) -> None:

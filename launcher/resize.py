@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launcher import elastic, slurm
 from launcher.after import job_of_script, launch_of
+from launcher.nodes import hostnames
 from launcher.record import Launch, Submission
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -61,7 +62,7 @@ def main() -> int:
             nodes = release(launch, job, allocated, count)
         except (slurm.Refused, slurm.Unavailable) as error:
             launch.say(f"{allocated - count} of {allocated} nodes stay idle, since SLURM does not take them ({error})")
-            nodes = ",".join(slurm.call("scontrol", "show", "hostnames", nodes).split()[:count])
+            nodes = ",".join(hostnames([nodes])[:count])
     print(count, nodes)
     return 0
 

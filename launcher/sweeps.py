@@ -1,15 +1,4 @@
-"""Read a sweep file, and tell which members of it are new.
-
-A sweep file:
-
-  name: temperatures              # unset, the file's name; the folder is runs/<name>, and the group at W&B
-  config: configs/cifar10.yaml    # what the members share; unset, the default config
-  grid:                           # every combination of the values
-    moco.temperature: [0.1, 0.2]
-    optim.lr: [0.03, 0.06]
-  cases:                          # each of them, with every combination of the grid
-    - {moco.symmetric: true, optim.epochs: 100}
-    - {moco.symmetric: false, optim.epochs: 200}
+"""Read a sweep file, which `python -m launcher sweep --help` describes, and tell which members of it are new.
 
 A member is known by its values: another number, or another order of the file, makes no new one.
 """

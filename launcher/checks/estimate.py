@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import launcher
+from launcher import environment
 from moco_dist import packages
 from moco_dist.config import Config, Layout
 from moco_dist.config.data_section import DataSection
@@ -80,10 +81,10 @@ def torch_process(module: str, *words: str) -> str:
         OSError, subprocess.SubprocessError: it failed, or took too long.
     """
     command = [sys.executable, "-m", module, *words]
-    path = os.pathsep.join(filter(None, [str(Path(launcher.__path__[0]).parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    path = environment.python_path(Path(launcher.__path__[0]).parent)
+    variables = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, timeout=_MEASURE_SECONDS
+        command, env=variables, capture_output=True, text=True, check=True, timeout=_MEASURE_SECONDS
     )
     return process.stdout
 

@@ -55,7 +55,7 @@ def _check_names(site: Site, profile: Profile) -> Iterator[finding.Finding]:
         choice = f"there are {_few(sorted(site.features))}" if site.features else "drop it, its nodes have no features"
         yield finding.error("constraint", profile.constraint, f"no node of the cluster has {unknown[0]}", choice)
     names = {node.name for members in site.nodes.values() for node in members}
-    if profile.exclude and names and (strange := sorted(hostnames(profile.exclude) - names)):
+    if profile.exclude and names and (strange := sorted({*hostnames(profile.exclude)} - names)):
         rule = f"the cluster has no node {_few(strange)}, and sbatch refuses it"
         yield finding.error("exclude", ",".join(profile.exclude), rule, "leave it out")
     if profile.reservation and profile.reservation not in site.reservations and "reservations" not in site.unanswered:
@@ -166,7 +166,7 @@ def _room(
 def _kinds(profile: Profile, fitting: Sequence[Node]) -> Iterator[tuple[str, object, Callable[[Node], bool], str]]:
     """Say which nodes may serve, and with which GPUs: key, value, what a node must be, and the fix."""
     if profile.exclude:
-        excluded = hostnames(profile.exclude)
+        excluded = {*hostnames(profile.exclude)}
         yield "exclude", ",".join(profile.exclude), lambda node: node.name not in excluded, "exclude fewer"
     if constraint := profile.constraint:
         yield "constraint", constraint, lambda node: _matches(constraint, node.features), "ask for less"

@@ -10,7 +10,7 @@ import argparse
 
 from launcher import job_ids, sending
 from launcher.checks import evaluation
-from launcher.options import add_resources, changed, path_of
+from launcher.options import add_resources, add_run, changed
 from launcher.record import Launch
 from launcher.views import find, runs
 from moco_dist.errors import UserError
@@ -18,8 +18,7 @@ from moco_dist.errors import UserError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    text = "a run directory, the name of one in runs/, or a job's id"
-    parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
+    add_run(parser)
     add_resources(parser)
 
 

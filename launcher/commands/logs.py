@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from launcher import job_ids, slurm
-from launcher.options import path_of
+from launcher.options import add_run
 from launcher.record import Launch
 from launcher.views import evidence, find, runs
 from moco_dist import files
@@ -31,9 +31,7 @@ _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(\x07|\x1b\\
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    parser.add_argument(
-        "run_dir", type=path_of("RUN"), metavar="RUN", help="a run directory, the name of one in runs/, or a job's id"
-    )
+    add_run(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on, over requeues, until the run has ended")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="R", help="the log of this rank; unset, rank 0's")

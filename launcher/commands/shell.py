@@ -6,15 +6,14 @@ import subprocess
 import sys
 
 from launcher import environment
-from launcher.options import path_of
+from launcher.options import add_run
 from launcher.views import inside, runs
 from moco_dist.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    text = "a run directory, the name of one in runs/, or a job's id"
-    parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
+    add_run(parser)
     parser.add_argument("--node", metavar="NODE", help="which of its nodes; unset, the first")
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="behind --: a command, instead of a shell")
 

@@ -3,15 +3,14 @@
 import argparse
 import json
 
-from launcher.options import path_of
+from launcher.options import add_run
 from launcher.views import inside
 from moco_dist.errors import UserError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    text = "a run directory, the name of one in runs/, or a job's id"
-    parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
+    add_run(parser)
     parser.add_argument("--rank", type=int, metavar="R", help="this rank alone")
     parser.add_argument("--json", action="store_true", help="a list of objects: rank, pid, host, stacks")
 

@@ -8,8 +8,8 @@ import re
 import time
 from typing import Any
 
-from launcher.options import path_of
-from launcher.views import figures, inside, runs
+from launcher.options import add_run
+from launcher.views import inside, runs
 from launcher.views.table import show_rows
 from moco_dist.errors import UserError
 
@@ -18,8 +18,7 @@ _GIB = 2**30
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
-    text = "a run directory, the name of one in runs/, or a job's id"
-    parser.add_argument("run_dir", type=path_of("RUN"), metavar="RUN", help=text)
+    add_run(parser)
     text = "look again every so many seconds (5), until Ctrl-C"
     parser.add_argument("--watch", nargs="?", const="5", metavar="SECONDS", help=text)
     parser.add_argument("--json", action="store_true", help="an object: run, step, data_wait, and nodes, a list")
@@ -39,11 +38,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _print(now: runs.Run, nodes: list[dict[str, Any]], *, as_json: bool) -> None:
     """Print one look."""
-    wait = figures.last_value(now.launch, "data_wait")
+    speed, wait = now.figures.images_per_second, now.figures.data_wait
     if as_json:
         print(json.dumps({"run": now.name, "step": now.step, "data_wait": wait, "nodes": nodes}, indent=1), flush=True)
         return
-    speed = now.figures.images_per_second
     parts = [f"step {now.step}", *([f"{speed:.3g} images/s"] if speed else [])]
     parts += [f"{100 * wait:.0f} % of the time waited for data, as a mean of all ranks"] if wait is not None else []
     print(f"{time.strftime('%H:%M:%S')} {now.name}: {', '.join(parts)}")

@@ -47,7 +47,7 @@ def repeated(launch: Launch) -> list[str]:
         return []
     try:
         usable = nodes.usable(os.environ.get("SLURM_JOB_PARTITION") or submission.profile.partition)
-        rest = usable - nodes.hostnames(submission.profile.exclude) - {*submission.left_out, *names}
+        rest = usable - {*nodes.hostnames(submission.profile.exclude), *submission.left_out, *names}
     except (slurm.Refused, slurm.Unavailable) as error:
         launch.say(f"{', '.join(names)} is not left out, since SLURM does not tell of other nodes ({error})")
         return []

@@ -53,11 +53,10 @@ def is_time_limit(profile: Profile, began: float) -> bool:
 
 def note_time_limit(launch: Launch, job: str, restart: int) -> None:
     """Note that the time limit has ended a start, if that has brought the run no further. Raises OSError."""
-    begun = [row["step"] for row in launch.starts() if (row["job"], row.get("restart")) == (job, restart)]
-    saved = launch.checkpoint_step()
-    if saved > (begun[-1] if begun else saved):
+    start, saved = launch.start(job, restart), launch.checkpoint_step()
+    if start and saved > start["step"]:
         return
-    trained = bool(begun) and launch.status().step > begun[-1]  # it was to save, and could not
+    trained = start is not None and launch.status().step > start["step"]  # it was to save, and could not
     launch.add_failure(job=job, restart=restart, reason=BEFORE_SAVED if trained else BEFORE_FIRST_STEP)
 
 
@@ -71,11 +70,11 @@ def note_unfinished(launch: Launch, start: Mapping[str, Any]) -> None:
 
 def lost_nodes(launch: Launch, job: str, restart: int, hosts: str | None) -> list[str]:
     """List those of a start's nodes that it has lost; none where SLURM does not tell."""
-    began = [row for row in launch.starts() if (row["job"], row.get("restart")) == (job, restart)]
-    if not began or not hosts:
+    start = launch.start(job, restart)
+    if not start or not hosts:
         return []
     try:
-        return nodes.lost(hosts, float(began[-1].get("time", 0)))
+        return nodes.lost(hosts, float(start.get("time", 0)))
     except (slurm.Unavailable, slurm.Refused):
         return []
 

@@ -42,6 +42,8 @@ class Latest:
     """What the steps that remain will take at this speed."""
     checkpoint_failures: int = 0
     """Checkpoints that were not saved in the start that wrote the last row."""
+    data_wait: float | None = None
+    """Share of the time that was waited for data, as a mean of all ranks, by the last row that tells it."""
 
 
 NOTHING = Latest()
@@ -66,16 +68,9 @@ def read(launch: Launch) -> Latest:
     speed = median(speeds) if speeds else None
     left = max(0, total - step) * optim.global_batch / speed if optim and total and speed else None
     epoch, loss, knn_top1 = _whole(last, "epoch"), number(last, "loss"), number(evaluation, "knn_top1")
-    return Latest(step, epoch, loss, speed, knn_top1, total, left, _whole(last, "checkpoint_failures") or 0)
-
-
-def last_value(launch: Launch, key: str) -> float | None:
-    """Return the value of a key in the last training row that has it, of those near the end; None where none has."""
-    with contextlib.suppress(OSError), files.open_bytes(launch.paths.metrics) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        rows = map(_row, reversed(file.read(_TAIL_BYTES).splitlines()))
-        return next((value for row in rows if "loss" in row and (value := number(row, key)) is not None), None)
-    return None
+    unsaved = _whole(last, "checkpoint_failures") or 0
+    wait = next((share for row in training if (share := number(row, "data_wait")) is not None), None)
+    return Latest(step, epoch, loss, speed, knn_top1, total, left, unsaved, wait)
 
 
 def number(row: Row, key: str) -> float | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher import job_ids, slurm
+from launcher import environment, job_ids, slurm
 from launcher.job import look
 from launcher.record import Launch
 from launcher.views import find, runs
@@ -43,7 +42,7 @@ def rows(run: runs.Run, what: str, nodes: Sequence[str] = ()) -> list[dict[str, 
     if run.local:
         return look.LOOKS[what](Launch(run.launch.run_dir.resolve()))
     command = [sys.executable, "-m", "launcher.job.look", what, str(run.launch.run_dir.resolve())]
-    path = os.pathsep.join(filter(None, [str(Path(launcher.__path__[0]).parent), os.environ.get("PYTHONPATH")]))
+    path = environment.python_path(Path(launcher.__path__[0]).parent)
     text = slurm.call(*step(run, nodes), "env", f"PYTHONPATH={path}", *command, timeout_seconds=_STEP_SECONDS)
     return [row for line in text.splitlines() if line.startswith("[") for row in json.loads(line)]
 
