@@ -60,7 +60,7 @@ Event = Literal["end", "failure", "preemption", "first_step"]
 
 
 class Notify(Section):
-    """Who is told of the events of a run. Nothing here can stop or fail a job."""
+    """These are the people and programs that hear of a run's events. Nothing here can stop or fail a job."""
 
     events: tuple[Event, ...] = ("end", "failure")
     """end: the run is over, done or not; failure: a start failed; preemption: it is told to save before its time is up;

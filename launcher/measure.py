@@ -43,14 +43,14 @@ _IMAGES_OF_DATA = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on a number of nodes; None is what could not be."""
+    """These figures were measured on one number of nodes; None is what could not be."""
 
     nodes: int
     gpus: int
-    """On all of the nodes."""
+    """Number of GPUs on all of the nodes."""
     images_per_second: float | None = None
     hours: float | None = None
-    """For the whole run, at this speed."""
+    """Time that the whole run takes at this speed."""
     data_wait: float | None = None
     """Share of the time that was waited for data."""
     checkpoint_gib: float | None = None
@@ -63,7 +63,7 @@ class Measured:
 
     @property
     def gpu_hours(self) -> float | None:
-        """GPU hours of the whole run."""
+        """Return the GPU hours of the whole run."""
         return None if self.hours is None else self.hours * self.gpus
 
 

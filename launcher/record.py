@@ -113,7 +113,7 @@ class Launch:
 
     @property
     def requeue_command(self) -> str:
-        """The command that sends the run again, with its name where it lies in a folder runs/."""
+        """Return the command that sends the run again, with its name where it lies in a folder runs/."""
         run_dir = self.run_dir.absolute()
         return (
             f"python -m launcher requeue {shlex.quote(run_dir.name if run_dir.parent.name == 'runs' else str(run_dir))}"

@@ -72,7 +72,7 @@ class Job:
 
     @property
     def array(self) -> str:
-        """Id of the array that it is a member of; of another job, its own."""
+        """Return the id of the array that it is a member of; of another job, its own."""
         return job_ids.array(self.id)
 
     @property

@@ -33,7 +33,7 @@ Values = dict[str, Any]
 
 
 class Sweep(Section):
-    """A sweep file."""
+    """A sweep file says what the members of a sweep share, and which values distinguish them."""
 
     name: FileName = "sweep"
     """Name of the sweep."""
@@ -46,12 +46,12 @@ class Sweep(Section):
 
     @property
     def folder(self) -> Path:
-        """Folder of its members."""
+        """Return the folder of its members."""
         return (Path("runs") / self.name).absolute()
 
     @property
     def keys(self) -> list[str]:
-        """Every key that it varies."""
+        """List every key that it varies."""
         return list(dict.fromkeys(key for values in (*self.cases, self.grid) for key in values))
 
     def points(self) -> list[Values]:
@@ -63,7 +63,7 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a sweep that has not been sent."""
+    """A member is one run of a sweep; this one has not been sent."""
 
     config: Config
     values: Values
@@ -72,7 +72,7 @@ class Member:
 
 @dataclass
 class Plan:
-    """What sending a sweep file will do."""
+    """A plan says what sending a sweep file will do."""
 
     new: list[Member] = field(default_factory=list)
     existing: list[Launch] = field(default_factory=list)

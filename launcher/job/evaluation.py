@@ -15,14 +15,14 @@ from moco_dist import config as configs
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The callable that submitit pickles, and runs once the run is done."""
+    """An evaluation is what submitit pickles, and calls once the run is done."""
 
     run_dir: str
     submission: Submission
     words: tuple[str, ...]
     """Options of python -m moco_dist.evaluate."""
     data_root: str = ""
-    """With an archive of the data: where the root lies in it."""
+    """Where the root lies in the archive of the data, if there is one."""
 
     def __call__(self) -> None:
         """Evaluate on the GPUs of this node. Raises SystemExit where that fails; the log tells why."""

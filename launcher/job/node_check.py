@@ -16,7 +16,7 @@ _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 class BadNode(Exception):
-    """A node is not fit for the run; in one line, why."""
+    """A node is not fit for the run; the message says why in one line."""
 
 
 def check(launch: Launch, profile: Profile, node: str) -> str:
@@ -28,7 +28,7 @@ def check(launch: Launch, profile: Profile, node: str) -> str:
         node: the node's name.
 
     Returns:
-        What was found, in words.
+        What the node has, in words.
 
     Raises:
         BadNode: something is missing or broken.
@@ -46,10 +46,10 @@ def _gpus(launch: Launch, profile: Profile) -> str:
 
     if device == "cpu" or not torch.backends.cuda.is_built():
         return ""
-    count, asked = torch.cuda.device_count(), profile.gpus_per_node
+    count, needed = torch.cuda.device_count(), profile.gpus_per_node
     driver = len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
-    if count < asked and (device == "cuda" or driver >= asked):  # auto: where there are too few, the CPU is meant
-        raise BadNode(f"{count} of {asked} GPUs can be used")
+    if count < needed and (device == "cuda" or driver >= needed):  # auto: where there are too few, the CPU is meant
+        raise BadNode(f"{count} of {needed} GPUs can be used")
     return f"{count} GPUs"
 
 

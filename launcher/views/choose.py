@@ -15,7 +15,7 @@ _STATES = ("starting", *get_args(verdict.Live), *get_args(verdict.Ended), "unkno
 
 @dataclass(frozen=True)
 class Choice:
-    """What the runs must be like."""
+    """A choice says what the runs must be like that are shown."""
 
     states: tuple[str, ...] = ()
     """The states that they may be in; empty for any."""

@@ -15,7 +15,7 @@ FOR_GOOD = ("done", "user_error", "diverged")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run directory shows about its run."""
+    """Evidence is what a run directory shows about its run."""
 
     controller: bool = False
     """Whether the process of a local job lives on this host."""
@@ -46,19 +46,19 @@ class Evidence:
 
     @property
     def end(self) -> tuple[End, str] | None:
-        """How the run has ended, by its status; None where that says that it has not, or is older than the job."""
+        """Return how the run has ended, by its status; None where it has not, or the status is older than the job."""
         if self.state == "done" or (self.fresh and self.state in ("stopped", "user_error", "diverged", "crashed")):
             return self.state, self.reason  # type: ignore[return-value]
         return None
 
     @property
     def settled(self) -> bool:
-        """Whether the run has ended for good; SLURM can only add that a job of it is live."""
+        """Return whether the run has ended for good; SLURM can only add that a job of it is live."""
         return self.end is not None and self.end[0] in FOR_GOOD
 
     @property
     def trouble(self) -> str:
-        """Why a run that goes on is being stopped, or started again after a crash; empty if it is not."""
+        """Return why a run that goes on is being stopped, or started again after a crash; empty if it is not."""
         return self.reason if self.fresh and self.state not in (None, "running", "done") else ""
 
 

@@ -44,7 +44,7 @@ def follow(launches: Sequence[Launch]) -> int:
 
 
 class _Followed:
-    """A run that is followed, as far as it has been told of."""
+    """This run is followed, and has been printed as it stood last."""
 
     def __init__(self) -> None:
         self.exit_status: int | None = None

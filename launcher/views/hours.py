@@ -18,7 +18,7 @@ _RIGHT = ("begun", "starts", "GPUs", "hours", "GPU hours")
 
 @dataclass(frozen=True)
 class Span:
-    """The time of one start of a run, and the GPUs that it had."""
+    """A span is the time of one start of a run, with the GPUs that it had."""
 
     job: str
     begin: float

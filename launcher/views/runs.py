@@ -44,12 +44,12 @@ class Run:
 
     @property
     def shown_state(self) -> str:
-        """The state as people see it: `starting` for a run whose start has not come to its first step."""
+        """Return the state as people see it: `starting` for a run whose start has not come to its first step."""
         return "starting" if self.waits_for else self.state
 
     @property
     def since(self) -> float | None:
-        """When its state began, in seconds since the epoch; None where nobody knows."""
+        """Return when its state began, in seconds since the epoch; None where nobody knows."""
         if self.state == "running":
             return (moments.of_text(self.job.started) if self.job else None) or self.evidence.began_at
         if self.state == "pending" and self.submission:
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def why(self) -> str:
-        """Why it stands so, in one line: its reason, or what its start waits for."""
+        """Return why it stands so, in one line: its reason, or what its start waits for."""
         return "; ".join(filter(None, [self.waits_for and f"waits for {self.waits_for}", self.reason]))
 
     def ask_to_save(self, signal: str) -> bool:

@@ -68,7 +68,7 @@ def run(
         world.barrier()
         return code
     except Exception as error:
-        if _has_told(run_dir, rank, error):
+        if _hides_traceback(run_dir, rank, error):
             return status.EXIT_CODES["crashed"]
         raise
     except BaseException as error:
@@ -80,7 +80,7 @@ def run(
             world.leave()
 
 
-def _has_told(run_dir: directory.RunDirectory, rank: Rank, error: Exception) -> bool:
+def _hides_traceback(run_dir: directory.RunDirectory, rank: Rank, error: Exception) -> bool:
     """Tell on one line why this rank fails. Returns whether no traceback is to follow, since another rank has it.
 
     A rank that has lost another one, or that fails as another one has, would only hide the cause behind its traceback.

@@ -56,7 +56,7 @@ def run(folder: Path, state: status.State | None = "running", starts: int = 1, *
     return make_run(folder / "run", state=state, starts=starts, **more)
 
 
-def told(launch: Launch) -> list[str]:
+def log_of(launch: Launch) -> list[str]:
     """List the lines of the job's own log, without their time."""
     file = launch.logs / "launcher.log"
     return [line.partition(" ")[2] for line in file.read_text().splitlines()] if file.exists() else []
@@ -84,7 +84,7 @@ def test_a_run_that_has_not_ended_starts_again(
     launch = run(tmp_path, state)
     assert call(launch.run_dir, monkeypatch) == (0 if again else 1)
     assert requeued(programs) == (["12"] if again else [])
-    assert told(launch) == (["job 12 is requeued"] if again else [])
+    assert log_of(launch) == (["job 12 is requeued"] if again else [])
 
 
 def test_the_status_of_a_submission_is_not_its_jobs(
@@ -122,7 +122,7 @@ def test_three_failed_starts_are_enough(programs: Programs, tmp_path: Path, monk
     assert requeued(programs) == ["12", "12"]
     assert launch.status().state == "crashed"
     reason = "no progress in 3 starts from step 0; the last: srun ended with exit status 1"
-    assert launch.status().reason == told(launch)[-1] == reason
+    assert launch.status().reason == log_of(launch)[-1] == reason
     assert [row["restart"] for row in launch.ends()] == [0, 1, 2]
 
 
@@ -135,7 +135,7 @@ def test_what_the_task_has_given_up_is_not_told_twice(
     launch.give_up()
     before = launch.status()
     assert call(launch.run_dir, monkeypatch, SLURM_RESTART_COUNT="2") == 1
-    assert launch.status() == before and not told(launch) and not requeued(programs)
+    assert launch.status() == before and not log_of(launch) and not requeued(programs)
 
 
 def test_starts_that_could_not_even_be_noted_count_too(
@@ -164,14 +164,14 @@ def test_starts_that_slurm_has_ended_do_not_count(
         launch.add_start(job="12", restart=restart, step=0, time=9.0, nodes=["n1", "n2"])
         more = {"SLURM_RESTART_COUNT": str(restart), "SLURM_JOB_NODELIST": "n[1-2]"}
         assert call(launch.run_dir, monkeypatch, **more) == 0
-    assert "n2 was lost, so that this start does not count as failed" in told(launch)
+    assert "n2 was lost, so that this start does not count as failed" in log_of(launch)
     assert not launch.failures()
 
 
 def test_a_time_limit_that_is_too_short_to_start_in_ends_the_run(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tasks were told to save before they could listen; those of another time were told so by a preemption."""
+    """The tasks were told to save before they could listen; those of another time were told so by a preemption."""
     launch = run(tmp_path, None, starts=0, profile={"time_minutes": 60, "signal_seconds": 120})
     codes = []
     for restart, minutes in enumerate((59, 30, 59, 59)):
@@ -206,7 +206,7 @@ def test_where_slurm_is_away_it_is_asked_again(
 
     def sleep(seconds: float) -> None:
         pauses.append(seconds)
-        assert told(launch)[-1].startswith("job 12 cannot be requeued now (scontrol: the SLURM controller does not")
+        assert log_of(launch)[-1].startswith("job 12 cannot be requeued now (scontrol: the SLURM controller does not")
         if len(pauses) == 12:
             programs.keeps("scontrol")
 
@@ -214,7 +214,7 @@ def test_where_slurm_is_away_it_is_asked_again(
     assert call(launch.run_dir, monkeypatch) == 0
     assert requeued(programs) == ["12"]
     assert pauses[:3] == [2.0, 5.0, 10.0] and pauses[-1] == 30.0 and len(pauses) == 12
-    assert len(told(launch)) == 2 and told(launch)[-1] == "job 12 is requeued"
+    assert len(log_of(launch)) == 2 and log_of(launch)[-1] == "job 12 is requeued"
 
 
 def test_where_slurm_does_not_requeue_another_job_goes_on(
@@ -228,7 +228,7 @@ def test_where_slurm_does_not_requeue_another_job_goes_on(
     script = (programs.sent / "13.sh").read_text()
     assert "#SBATCH --dependency=afterany:12\n" in script and "#SBATCH --job-name=mine\n" in script
     assert launch.submission() == Submission(job="13", earlier_jobs=("11", "12"), name="mine")
-    assert told(launch) == [f"SLURM does not requeue job 12 (scontrol: {REFUSAL}); job 13 goes on with the run"]
+    assert log_of(launch) == [f"SLURM does not requeue job 12 (scontrol: {REFUSAL}); job 13 goes on with the run"]
     assert call(launch.run_dir, monkeypatch, 75) == 1  # the run is another job's now
 
 
@@ -241,8 +241,8 @@ def test_where_slurm_refuses_all_the_log_tells_how_to_go_on(
     replace_sleep(monkeypatch, after, lambda _: None)
     assert call(launch.run_dir, monkeypatch) == 1
     trouble = "SLURM does not requeue job 12 (scontrol: scontrol: error: no)"
-    assert told(launch)[0] == "a new job is refused too (sbatch: error: no)"
-    assert told(launch)[-1] == f"{trouble}; the run goes on with: python -m launcher requeue {launch.run_dir}"
+    assert log_of(launch)[0] == "a new job is refused too (sbatch: error: no)"
+    assert log_of(launch)[-1] == f"{trouble}; the run goes on with: python -m launcher requeue {launch.run_dir}"
     assert launch.submission() == Submission(job="12")
 
 
@@ -254,7 +254,7 @@ def test_a_refusal_since_the_job_ends_anyhow_brings_no_other_job(
     programs.runs("squeue", f'echo "12|$(cat {state})|None|n1|1:00|/run"')
     programs.runs("scontrol", f"echo COMPLETING > {state}; echo {shlex.quote(REFUSAL)} >&2; exit 1")
     assert call(launch.run_dir, monkeypatch) == 1
-    assert not list(programs.sent.iterdir()) and not told(launch)
+    assert not list(programs.sent.iterdir()) and not log_of(launch)
 
 
 @pytest.mark.parametrize("lines", [["12|COMPLETING"], ["12|CANCELLED"], ["13|RUNNING"], []])
@@ -271,7 +271,7 @@ def test_without_slurms_commands_the_job_ends(
     monkeypatch.setenv("PATH", str(tmp_path))
     launch = run(tmp_path)
     assert call(launch.run_dir, monkeypatch) == 1
-    assert told(launch)[-1].startswith("job 12 cannot be requeued now (scontrol is not installed here")
+    assert log_of(launch)[-1].startswith("job 12 cannot be requeued now (scontrol is not installed here")
 
 
 def test_a_member_of_an_array_is_asked_for_by_its_own_id(

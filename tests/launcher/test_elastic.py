@@ -41,7 +41,7 @@ def test_sizes_are_those_that_divide_batch_and_groups(
 
 
 @pytest.mark.parametrize(
-    ("config", "asked", "line"),
+    ("config", "job", "line"),
     [
         (
             config_of(64, None, accumulate=2),
@@ -62,7 +62,7 @@ def test_sizes_are_those_that_divide_batch_and_groups(
         ),
     ],
 )
-def test_what_no_number_of_nodes_can_do_is_told_in_a_line(config: configs.Config, asked: Submission, line: str) -> None:
+def test_what_no_number_of_nodes_can_do_is_told_in_a_line(config: configs.Config, job: Submission, line: str) -> None:
     with pytest.raises(UserError) as caught:
-        elastic.narrowed(config, asked)
+        elastic.narrowed(config, job)
     assert str(caught.value) == line

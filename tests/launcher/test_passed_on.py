@@ -34,8 +34,8 @@ def test_profile_and_command_line_name_them_in_any_spelling(tmp_path: Path) -> N
         "srun: {mpi: none}\n"
     )
     profile = cluster.load(str(file), {"sbatch": {"nice": "false", "gres": "ssd:2"}, "srun": {"label": "true"}})
-    given = {"gres": "ssd:2", "nodelist": "n1,n[3-5]", "mail-user": "me@x.org", "contiguous": True}
-    assert passed_on.words(profile.sbatch) == given
+    expected = {"gres": "ssd:2", "nodelist": "n1,n[3-5]", "mail-user": "me@x.org", "contiguous": True}
+    assert passed_on.words(profile.sbatch) == expected
     assert passed_on.words(profile.srun) == {"mpi": "none", "label": True}
     assert profile == Profile.model_validate_json(profile.model_dump_json())
 
@@ -95,8 +95,8 @@ def test_each_reaches_sbatch_or_srun_as_one_word(programs: Programs) -> None:
     assert shlex.split(licenses.removeprefix("#SBATCH ")) == [f"--licenses={strange}"]
     [srun] = [line for line in script if line.startswith("srun ")]
     assert {f"--label={strange}", "--mpi=no"} <= set(shlex.split(srun))
-    asked = [words for words, _ in programs.given("srun")]
-    assert asked == [[f"--label={strange}", "--help"], ["--mpi=no", "--help"]]
+    calls = [words for words, _ in programs.given("srun")]
+    assert calls == [[f"--label={strange}", "--help"], ["--mpi=no", "--help"]]
 
 
 def test_a_gres_that_names_gpus_takes_the_place_of_gpus_per_node(programs: Programs, capsys: Said) -> None:

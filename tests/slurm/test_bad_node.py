@@ -68,5 +68,5 @@ def test_a_node_that_fails_twice_is_left_out_and_the_run_is_evaluated_in_the_end
     assert f"{node} is left out from now on: 2 starts have failed on it" in run.log()
     run.until((run_dir / "evaluation.json").exists, "evaluation")
     run.until(lambda: "COMPLETED" in cluster.call("scontrol", "show", "job", evaluation), "end of the evaluation")
-    told = [event["event"] for event in rows(events)]
-    assert told == ["first_step", *["failure"] * (len(starts) - 1), "end"]
+    names = [event["event"] for event in rows(events)]
+    assert names == ["first_step", *["failure"] * (len(starts) - 1), "end"]

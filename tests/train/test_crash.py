@@ -24,8 +24,8 @@ def run_dir(tmp_path: Path) -> RunDirectory:
     return run_dir
 
 
-def told(run_dir: RunDirectory, rank: int, error: Exception) -> bool:
-    return process._has_told(run_dir, Rank(rank, 4, rank), error)
+def is_hidden(run_dir: RunDirectory, rank: int, error: Exception) -> bool:
+    return process._hides_traceback(run_dir, Rank(rank, 4, rank), error)
 
 
 def test_the_rank_at_fault_is_named_by_all_and_has_the_traceback(
@@ -35,10 +35,10 @@ def test_the_rank_at_fault_is_named_by_all_and_has_the_traceback(
     monkeypatch.setattr(transfers, "let_the_cause_show", lambda: waits.append(1))
     from_rank_0 = KeyError("x")
     from_rank_0.__cause__ = PeerLost("it failed on rank 0")
-    assert not told(run_dir, 1, ValueError("two\nlines of https://user:hush@here"))
-    assert told(run_dir, 0, PeerLost("another rank was lost in all_gather: closed"))
-    assert told(run_dir, 2, ValueError("two\nlines of https://user:hush@here"))
-    assert not told(run_dir, 3, from_rank_0)
+    assert not is_hidden(run_dir, 1, ValueError("two\nlines of https://user:hush@here"))
+    assert is_hidden(run_dir, 0, PeerLost("another rank was lost in all_gather: closed"))
+    assert is_hidden(run_dir, 2, ValueError("two\nlines of https://user:hush@here"))
+    assert not is_hidden(run_dir, 3, from_rank_0)
     cause = "ValueError: two lines of https://***@here"
     assert capsys.readouterr().err.splitlines() == [
         f"moco_dist.train: rank 1: {cause}",
@@ -54,7 +54,7 @@ def test_the_rank_at_fault_is_named_by_all_and_has_the_traceback(
 def test_a_rank_that_was_killed_leaves_the_loss_as_the_cause(
     run_dir: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told(run_dir, 0, PeerLost("another rank was lost in all_gather: closed"))
+    assert is_hidden(run_dir, 0, PeerLost("another rank was lost in all_gather: closed"))
     assert (
         capsys.readouterr().err == "moco_dist.train: rank 0: ends, since another rank was lost in all_gather: closed\n"
     )
@@ -64,14 +64,14 @@ def test_a_rank_that_was_killed_leaves_the_loss_as_the_cause(
 def test_the_crash_of_an_earlier_start_is_not_taken_for_this_ones(
     run_dir: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told(run_dir, 1, ValueError("earlier"))
+    is_hidden(run_dir, 1, ValueError("earlier"))
     run_dir.close()
     again = RunDirectory(run_dir.folder)
     again.open()
     again.ours = True
     assert status.read(again.folder) == status.Status("running", 7)
     capsys.readouterr()
-    assert told(again, 0, PeerLost("another rank was lost"))
+    assert is_hidden(again, 0, PeerLost("another rank was lost"))
     assert "earlier" not in capsys.readouterr().err
     again.close()
 

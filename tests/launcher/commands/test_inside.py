@@ -105,8 +105,8 @@ def test_top_shows_each_node(launch: Launch, programs: Programs, capfd: pytest.C
     assert nodes[0].split() == ["n0", "none", "yet", "3.3", "of", "8", "6.0", "10", "of", "64", "none", "none"]
     assert nodes[1].split() == ["n1", "0-3", "3.3", "of", "8", "6.0", "10", "of", "64", "97", "-", "40/80", "-"]
     assert main(["top", "a", "--json"]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert (told["run"], told["step"], told["data_wait"]) == ("a", 30, 0.25) and told["nodes"][1] == USE
+    printed = json.loads(capfd.readouterr().out)
+    assert (printed["run"], printed["step"], printed["data_wait"]) == ("a", 30, 0.25) and printed["nodes"][1] == USE
     assert main(["top", "a", "--watch", "often"]) == 2
 
 

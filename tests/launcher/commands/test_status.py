@@ -278,9 +278,9 @@ def test_gpu_hours_by_the_run_directory(made_up: MadeUp, capsys: pytest.CaptureF
     assert fields(never_or_a)[3:] == ["3", "2-8", "9.0", "60.0", "run directory, at most"]
     assert fields(total) == ["sum of 1 runs", "60.0"]
     assert status("--hours", "--json", "--since", "7h") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["gpu_hours"] == pytest.approx(5 * 8 + 2 * 2, abs=0.1)
-    [a] = [run for run in told["runs"] if run["run"] == "a"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["gpu_hours"] == pytest.approx(5 * 8 + 2 * 2, abs=0.1)
+    [a] = [run for run in printed["runs"] if run["run"] == "a"]
     assert [(start["gpus"], start["by"]) for start in a["starts"]] == [
         (8, "run directory, at most"),
         (2, "run directory"),
@@ -299,8 +299,8 @@ def test_gpu_hours_by_slurm(made_up: MadeUp, capsys: pytest.CaptureFixture[str])
         f"12|{ago(9 * 86400)}|{ago(8 * 86400)}|2|gres/gpu=8\n12|Unknown|Unknown|0|\n",
     )
     assert status("--hours", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    [a] = [run for run in told["runs"] if run["run"] == "a"]
+    printed = json.loads(capsys.readouterr().out)
+    [a] = [run for run in printed["runs"] if run["run"] == "a"]
     assert [(start["gpus"], start["by"]) for start in a["starts"]] == [(3, "SLURM"), (8, "SLURM")]
     assert a["gpu_hours"] == pytest.approx(0.5 * 3 + 1 * 8, abs=0.02)
     assert "--jobs=12 " in next(line for line in made_up.asked if "AllocTRES" in line) + " "

@@ -538,7 +538,7 @@ def test_a_job_that_sbatch_refuses(programs: Programs, capsys: Said) -> None:
 
 
 def test_a_refused_job_leaves_a_run_as_it_was(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By sbatch, or since the record cannot be written: then the job is cancelled."""
+    """It is sbatch that refuses it, or the record cannot be written: then the job is cancelled."""
     assert main(["submit", *SMALL, "run.name=a"]) == 0
     status.write(Path("runs/a"), "crashed", 7, "out of memory")
 

@@ -84,7 +84,7 @@ def test_the_node_of_the_rank_that_failed_first_is_at_fault(
 def test_a_node_on_which_two_starts_have_failed_is_left_out(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once the job waits again, and each time with those that were left out before."""
+    """SLURM is told once the job waits again, each time with those that were left out before."""
     launch = run(tmp_path, profile=Profile(exclude=("n7",)), left_out=("n9",))
     monkeypatch.setattr(sys, "argv", ["launcher.after", str(launch.run_dir), "1"])
     for restart in range(2):
@@ -233,7 +233,7 @@ def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
     assert launch.status().reason.startswith("no progress in 3 starts from step 0")
     launch.folder.rename(tmp_path / "away")  # nobody could count its starts
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    asked = len(programs.given("scontrol"))
+    calls = len(programs.given("scontrol"))
     with pytest.raises(SystemExit):
         task._check_node(Start(launch.run_dir, Submission(job="12", nodes=2, profile=profile), ""))
-    assert len(programs.given("scontrol")) == asked
+    assert len(programs.given("scontrol")) == calls

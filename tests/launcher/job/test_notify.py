@@ -164,13 +164,13 @@ def test_a_mistake_is_one_line_and_shows_no_url(tmp_path: Path, text: str, line:
 
 
 def test_preflight_says_who_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(**keys: Any) -> list[str]:
+    def texts(**keys: Any) -> list[str]:
         return [finding.text for finding in notices.check(Profile(notify=Notify.model_validate(keys)))]
 
     monkeypatch.delenv("MY_HOOK", raising=False)
-    assert not list(notices.check(Profile())) and not found(mail="a@b", command=["true"])
-    assert found(events=["end"], webhook_variable="RANK")[0].startswith("notify.webhook_variable = RANK: is set by the")
+    assert not list(notices.check(Profile())) and not texts(mail="a@b", command=["true"])
+    assert texts(events=["end"], webhook_variable="RANK")[0].startswith("notify.webhook_variable = RANK: is set by the")
     unset = "notify.webhook_variable = MY_HOOK: is not set in this shell, and the job gets it from here; export MY_HOOK"
-    assert found(webhook_variable="MY_HOOK") == [f"{unset}=URL"]
-    assert found(command=["no-such"])[0].startswith("notify.command = no-such: is no program here; give its path")
-    assert found(events=["preemption"])[0].startswith("notify.events = [preemption]: tells nobody; add command")
+    assert texts(webhook_variable="MY_HOOK") == [f"{unset}=URL"]
+    assert texts(command=["no-such"])[0].startswith("notify.command = no-such: is no program here; give its path")
+    assert texts(events=["preemption"])[0].startswith("notify.events = [preemption]: tells nobody; add command")

@@ -64,7 +64,7 @@ def test_the_job_has_the_last_word_on_what_it_needs_itself(run_dir: Path) -> Non
     assert (variables["MOCO_DIST_JOB"], variables["OMP_NUM_THREADS"]) == ("12", "3")
 
 
-class Told:
+class SavingJob:
     """A job of 60 minutes whose first task is told to save, so many minutes after each start of it began."""
 
     def __init__(self, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ class _Impatient:
 
 
 def test_three_time_limits_before_the_first_step_end_the_run(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Told(run_dir, monkeypatch)
+    job = SavingJob(run_dir, monkeypatch)
     assert [job.save(minutes=58) for _ in range(2)] == ["stays", "stays"]
     assert job.save(minutes=10) == "stays", "a preemption"
     assert job.save(minutes=58, number=signal.SIGTERM) == "stays", "the end of the job, or a requeue from outside"
@@ -125,7 +125,7 @@ def test_three_time_limits_before_the_first_step_end_the_run(run_dir: Path, monk
 
 def test_a_task_whose_ranks_hang_ends_when_the_run_is_given_up(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another signal changes nothing, and what SLURM says by TERM ends it otherwise."""
-    job = Told(run_dir, monkeypatch)
+    job = SavingJob(run_dir, monkeypatch)
     submission = job.launch.submission()
     assert submission
     stop = object.__new__(task.Stop)
@@ -151,7 +151,7 @@ def test_a_task_whose_ranks_hang_ends_when_the_run_is_given_up(run_dir: Path, mo
 
 
 def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Told(run_dir, monkeypatch)
+    job = SavingJob(run_dir, monkeypatch)
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 100))  # where SLURM tells it, it counts
     for step in (3, 6, 9):
         job.save(minutes=1, step=step)
@@ -165,7 +165,7 @@ def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, mon
 
 
 @pytest.fixture
-def told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+def events(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Events that the first task of the job tells of."""
     monkeypatch.setenv("SLURM_NODEID", "0")
     monkeypatch.setenv("SLURM_PROCID", "0")
@@ -183,7 +183,7 @@ def stopped(start: Start, number: signal.Signals) -> None:
 
 
 def test_a_preemption_is_told_but_neither_a_time_limit_nor_a_requeue_after_a_failure(
-    run_dir: Path, told: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, events: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(restart: int) -> Start:
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
@@ -191,19 +191,19 @@ def test_a_preemption_is_told_but_neither_a_time_limit_nor_a_requeue_after_a_fai
 
     status.write(run_dir, "stopped", 7)
     stopped(start(0), signal.SIGTERM)
-    assert told == [("preemption",)]
+    assert events == [("preemption",)]
     at_the_limit = start(1)
     at_the_limit.began -= 60 * 58
     stopped(at_the_limit, signal.SIGTERM)
     Launch(run_dir).add_cause(job="12", restart=2, reason="rank 0: broken")
     stopped(start(2), signal.SIGTERM)
-    assert told == [("preemption",)]
+    assert events == [("preemption",)]
     reasons = [end["reason"] for end in Launch(run_dir).causes()]
     assert reasons == ["SIGTERM: told to save, stopped at step 7"] * 2 + ["rank 0: broken"]
 
 
 def test_the_end_is_told_by_the_first_task_and_a_bad_one_as_a_failure(
-    run_dir: Path, told: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, events: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Start(run_dir, Submission(), "")
     for state in ("done", "diverged"):
@@ -211,11 +211,11 @@ def test_the_end_is_told_by_the_first_task_and_a_bad_one_as_a_failure(
         start.tell_of_end()
     monkeypatch.setenv("SLURM_PROCID", "1")
     Start(run_dir, Submission(), "").tell_of_end()
-    assert told == [("end",), ("failure", "end")]
+    assert events == [("end",), ("failure", "end")]
 
 
 def test_the_first_figures_are_told(
-    run_dir: Path, told: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, events: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, waits = Start(run_dir, Submission(), ""), list[float]()
 
@@ -226,4 +226,4 @@ def test_the_first_figures_are_told(
 
     replace_sleep(monkeypatch, task, sleep)
     task._tell_of_first_step(start)
-    assert told == [("first_step",)] and len(waits) == 3
+    assert events == [("first_step",)] and len(waits) == 3

@@ -73,7 +73,7 @@ def test_a_start_on_its_way_to_the_first_step(made_up: MadeUp) -> None:
 
 
 def test_a_requeued_start_is_told_from_the_one_before(made_up: MadeUp) -> None:
-    """By SLURM's begin of it; rows of the start before are no steps of this one."""
+    """SLURM tells when it began; rows of the start before are no steps of this one."""
     launch = make_run(Path("runs/a").resolve(), starts=2, state="running", step=30, rows=[train_row(35)])
     for file, seconds in ((launch.starts_file, 10), (launch.paths.status, 5), (launch.paths.metrics, 5)):
         earlier(file, seconds)
