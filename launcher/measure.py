@@ -25,7 +25,8 @@ from launcher.checks import dataset
 from launcher.checks.estimate import GIB, torch_process
 from launcher.cluster import Notify
 from launcher.record import Launch, Submission
-from launcher.views import evidence, runs
+from launcher.views import runs
+from launcher.views.ends import Ends
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.config import Config
@@ -36,8 +37,6 @@ NODES = (1, 2, 4)
 STEPS, _WARM_UP_STEPS = 20, 5
 _JOB_MINUTES = 10
 _LOOK_SECONDS = 2.0
-_SURE_SECONDS = 8.0
-"""How long an end must last: a job whose node died is ended for SLURM before it is requeued."""
 _IMAGES_OF_DATA = 64
 
 
@@ -127,16 +126,11 @@ def _short(config: Config, run_dir: Path) -> Config:
 
 def _wait(launches: Sequence[Launch], minutes: float) -> None:
     """Wait until all have ended, or the time is up, or Ctrl-C."""
-    deadline, ended_at = time.monotonic() + 60 * minutes, dict[Launch, float]()
+    deadline, ends = time.monotonic() + 60 * minutes, Ends()
     try:
         while time.monotonic() < deadline:
-            now = runs.look(launches)
-            for run in now:
-                if run.ended:
-                    ended_at.setdefault(run.launch, time.monotonic() - _SURE_SECONDS * (run.state in evidence.FOR_GOOD))
-                else:
-                    ended_at.pop(run.launch, None)
-            if all(time.monotonic() - ended_at.get(launch, math.inf) >= _SURE_SECONDS for launch in launches):
+            are_over = [ends.is_sure(run) for run in runs.look(launches)]
+            if all(are_over):
                 return
             time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:

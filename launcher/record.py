@@ -5,8 +5,7 @@ launch/
   config.yaml     the config as it was sent
   code/<digest>/  the code that the job runs, at every start of it
   starts.jsonl    a line for each start of a job: job, restart, step that it began from, time, nodes
-  ends.jsonl      a line for each start whose end the job itself has seen
-  causes.jsonl    a line for each start of which it is known why it ended: job, restart, reason, and nodes at fault
+  ends.jsonl      lines about the ends of starts: job, restart, time, reason, and nodes at fault
   failures.jsonl  a line for each start that ended by itself, or by a time limit before it got any further
   failed_ranks.jsonl  a line for each rank that ended a start: job, restart, rank, node, exit_status, error
   logs/           rank_<r>.log over all starts, launcher.log; stacks_<r>.txt, where `launcher stacks` found the threads
@@ -16,17 +15,17 @@ launch/
 """
 
 import contextlib
-import json
 import os
 import shlex
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher import start_rows
 from launcher.cluster import Profile
 from moco_dist import config as configs
 from moco_dist import files
@@ -103,7 +102,6 @@ class Launch:
         self.config_file = self.folder / "config.yaml"
         self.starts_file = self.folder / "starts.jsonl"
         self.ends_file = self.folder / "ends.jsonl"
-        self.causes_file = self.folder / "causes.jsonl"
         self.failed_ranks_file = self.folder / "failed_ranks.jsonl"
         self.failures_file = self.folder / "failures.jsonl"
         self.logs = self.folder / "logs"
@@ -165,62 +163,72 @@ class Launch:
 
     def starts(self) -> list[dict[str, Any]]:
         """Read every start so far, of all jobs of the run: `job`, `restart`, `step`, `time`, `nodes`, `gpus`."""
-        return _rows(self.starts_file)
+        return start_rows.read(self.starts_file)
 
     def start(self, job: str, restart: int) -> dict[str, Any] | None:
         """Read one start of a job, the last one that is noted; None where it is not."""
-        return next(iter(_of_start(self.starts(), job, restart)[-1:]), None)
+        return next(iter(start_rows.of_start(self.starts(), job, restart)[-1:]), None)
 
     def add_start(self, **row: Any) -> None:
         """Add a start. Raises OSError."""
-        _add_row(self.starts_file, row)
+        start_rows.add(self.starts_file, row)
 
     def ends(self) -> list[dict[str, Any]]:
-        """Read the ends of starts that their jobs have seen: `job`, `restart`, `step`, `time`. A later one counts."""
-        return _rows(self.ends_file)
+        """Read how starts have ended, a row each: `job`, `restart`, `step`, `time`, `reason`, `bad_nodes`.
 
-    def add_end(self, *, job: str, restart: int) -> None:
-        """Note that a start ends now. A disk that is full costs the note, and nothing else."""
+        Of several notes of one end, the first reason and the last time count. Without a time, nobody has seen it, and
+        without a reason, it is not known.
+        """
+        ends: dict[tuple[str, object], dict[str, Any]] = {}
+        for row in start_rows.read(self.ends_file):
+            before = ends.get((row["job"], row.get("restart")), {})
+            why: dict[str, Any] = {key: before[key] for key in ("reason", "bad_nodes") if key in before}
+            time_seen = row.get("time") or before.get("time")
+            ends[row["job"], row.get("restart")] = {**row, **why, "time": time_seen}
+        return list(ends.values())
+
+    def add_end(
+        self, *, job: str, restart: int, reason: str | None = None, bad_nodes: Sequence[str] = (), seen: bool = True
+    ) -> bool:
+        """Note the end of a start. A disk that is full costs the note, and nothing else.
+
+        Args:
+            job: the job.
+            restart: number of its starts before this one.
+            reason: why it ends; None where that is noted by another call.
+            bad_nodes: nodes that are at fault.
+            seen: whether it ends now; else nobody has seen when it has.
+
+        Returns:
+            Whether the reason is the first one that is noted.
+        """
         with contextlib.suppress(OSError):
-            row = {"job": job, "restart": restart, "step": self.checkpoint_step(), "time": time.time()}
-            _add_row(self.ends_file, row)
+            is_first = not any("reason" in row for row in start_rows.of_start(self.ends(), job, restart))
+            row = {"job": job, "restart": restart, "step": self.checkpoint_step()}
+            why = {} if reason is None else {"reason": reason, "bad_nodes": list(bad_nodes)}
+            start_rows.add(self.ends_file, {**row, "time": time.time() if seen else None, **why})
+            return is_first
+        return False
 
     def failures(self) -> list[dict[str, Any]]:
         """Read every start so far that ended by itself: `job`, `restart`, `step` that it began from, `reason`."""
-        return _rows(self.failures_file)
+        return start_rows.read(self.failures_file)
 
     def add_failure(self, *, job: str, restart: int, reason: str) -> None:
         """Add a start that has ended by itself, unless it is there. Raises OSError."""
-        self._add_once(self.failures_file, job, restart, reason=reason)
-
-    def causes(self) -> list[dict[str, Any]]:
-        """Read why starts have ended: `job`, `restart`, `step` that it began from, `time`, `reason`, `bad_nodes`."""
-        return _rows(self.causes_file)
-
-    def add_cause(self, *, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> bool:
-        """Add why a start has ended, and which nodes are at fault, unless it is there. Returns whether it was added."""
-        with contextlib.suppress(OSError):
-            return self._add_once(
-                self.causes_file, job, restart, time=time.time(), reason=reason, bad_nodes=list(bad_nodes)
-            )
-        return False
+        if start_rows.of_start(self.failures(), job, restart):
+            return
+        start = self.start(job, restart)
+        step = start["step"] if start else self.checkpoint_step()
+        start_rows.add(self.failures_file, {"job": job, "restart": restart, "step": step, "reason": reason})
 
     def failed_ranks(self, job: str, restart: int) -> list[dict[str, Any]]:
         """Read which ranks have ended a start: `rank`, `node`, `exit_status` and `error`."""
-        return _of_start(_rows(self.failed_ranks_file), job, restart)
+        return start_rows.of_start(start_rows.read(self.failed_ranks_file), job, restart)
 
     def add_failed_rank(self, **row: Any) -> None:
         """Add a rank that has ended a start. Raises OSError."""
-        _add_row(self.failed_ranks_file, {"step": self.checkpoint_step(), **row})
-
-    def _add_once(self, file: Path, job: str, restart: int, **more: Any) -> bool:
-        """Add a line about a start, unless there is one; return whether it was added. Raises OSError."""
-        if _of_start(_rows(file), job, restart):
-            return False
-        start = self.start(job, restart)
-        step = start["step"] if start else self.checkpoint_step()
-        _add_row(file, {"job": job, "restart": restart, "step": step, **more})
-        return True
+        start_rows.add(self.failed_ranks_file, {"step": self.checkpoint_step(), **row})
 
     def has_rows(self) -> bool:
         """Return whether the trainer has written figures."""
@@ -262,33 +270,6 @@ class Launch:
     def status(self) -> status.Status:
         """Read how the run stands, by the trainer's own account."""
         return status.read(self.run_dir)
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of a file about starts; one that a killed job wrote half of is left out."""
-    try:
-        lines = files.read_text(file, errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
-
-
-def _of_start(rows: Sequence[dict[str, Any]], job: str, restart: int) -> list[dict[str, Any]]:
-    """Return those rows that are about one start of a job."""
-    return [row for row in rows if (row["job"], row.get("restart")) == (job, restart)]
-
-
-def _add_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Add a line to a file about starts. Raises OSError."""
-    with files.open_text(file, "a+", errors="replace") as lines:
-        lines.seek(0)
-        if lines.read()[-1:] not in ("", "\n"):  # half a line, of a killed job or a full disk
-            lines.write("\n")
-        lines.write(json.dumps(row) + "\n")
 
 
 def refuse_others(folder: Path) -> None:

@@ -26,7 +26,7 @@ FLOORS = (
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
-    ("environment", "job_ids", "passed_on", "progress"),
+    ("environment", "job_ids", "passed_on", "progress", "start_rows"),
     ("cluster", "slurm", "snapshot"),
     ("record", "nodes"),
     ("elastic", "job", "options"),

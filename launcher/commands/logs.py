@@ -15,13 +15,13 @@ from launcher import job_ids, slurm
 from launcher.options import add_run
 from launcher.record import Launch
 from launcher.views import evidence, find, runs
+from launcher.views.ends import Ends
 from moco_dist import files
 from moco_dist.errors import UserError
 
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 3.0
-_FINAL = (*evidence.FOR_GOOD, "cancelled", "time limit")
-_SURE_SECONDS = 8.0  # how long another end must last: a job whose node died ends for SLURM before it is requeued
+_SURE_ENDS = (*evidence.FOR_GOOD, "cancelled", "time limit")
 _ANSWER_SECONDS = 2.0  # logs wait while SLURM is asked
 _BLOCK = 2**16
 _LONGEST_LINE = 2**20
@@ -102,14 +102,13 @@ class Logs:
 
 def _follow(logs: Logs) -> runs.Run:
     """Print what comes until the run has ended; say how it stands when that changes. Returns how it has ended."""
-    looked, ended, last_state = -math.inf, math.inf, ""
+    looked, ends, last_state = -math.inf, Ends(), ""
     while True:
         now = time.monotonic()
         if now - looked > _LOOK_SECONDS:
             [run] = runs.look([logs.launch], slurm.patience_seconds(_ANSWER_SECONDS))
             looked = time.monotonic()
-            ended = min(ended, now) if run.ended else math.inf
-            if run.state in ("unreadable", *_FINAL) or now - ended > _SURE_SECONDS:
+            if run.state == "unreadable" or ends.is_sure(run, _SURE_ENDS):
                 break
             if run.live and run.shown_state != last_state:
                 _print_state(run)

@@ -41,7 +41,7 @@ def repeated(launch: Launch) -> list[str]:
     if submission is None:
         return []
     jobs = {submission.job, *submission.earlier_jobs}
-    at_fault = Counter(str(name) for row in launch.causes() if row["job"] in jobs for name in row.get("bad_nodes", ()))
+    at_fault = Counter(str(name) for end in launch.ends() if end["job"] in jobs for name in end.get("bad_nodes", ()))
     names = [name for name, count in at_fault.items() if count >= _FAILURES and name not in submission.left_out]
     if not names:
         return []

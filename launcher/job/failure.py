@@ -33,7 +33,7 @@ def note(launch: Launch, job: str, restart: int, reason: str, bad_nodes: Sequenc
     reason = " ".join(reason.split())
     lost = [] if bad_nodes else lost_nodes(launch, job, restart, os.environ.get("SLURM_JOB_NODELIST"))
     at_fault = bad_nodes or lost or _blamed(launch, job, restart)
-    launch.add_cause(job=job, restart=restart, reason=reason, bad_nodes=at_fault)
+    launch.add_end(job=job, restart=restart, reason=reason, bad_nodes=at_fault)
     if lost:
         launch.say(f"{', '.join(lost)} was lost, so that this start does not count as failed")
     else:
@@ -63,9 +63,9 @@ def note_time_limit(launch: Launch, job: str, restart: int) -> None:
 def note_unfinished(launch: Launch, start: Mapping[str, Any]) -> None:
     """Note that SLURM has ended a start, if nobody has noted its end: all its processes were killed, or a node lost."""
     job, restart = str(start["job"]), int(start.get("restart", 0))
-    if not any((row["job"], row.get("restart")) == (job, restart) for row in launch.causes()):
+    if not any((end["job"], end.get("restart")) == (job, restart) and "reason" in end for end in launch.ends()):
         lost = lost_nodes(launch, job, restart, ",".join(map(str, start.get("nodes", ()))))
-        launch.add_cause(job=job, restart=restart, reason="SLURM has ended it", bad_nodes=lost)
+        launch.add_end(job=job, restart=restart, reason="SLURM has ended it", bad_nodes=lost, seen=False)
 
 
 def lost_nodes(launch: Launch, job: str, restart: int, hosts: str | None) -> list[str]:

@@ -157,10 +157,9 @@ def _end(start: Start, state: status.State) -> dict[str, Any]:
     """End this start: a run that is done returns, a crashed one is requeued, another one fails."""
     last = start.launch.status()
     if start.first:
-        start.launch.add_end(job=start.job, restart=start.restart)
-    if start.first and (state != "crashed" or start.profile.tasks == "rank"):
-        reason = ": ".join(filter(None, [state, last.reason]))
-        start.launch.add_cause(job=start.job, restart=start.restart, reason=reason)
+        is_noted_later = state == "crashed" and start.profile.tasks == "node"  # with the nodes at fault
+        reason = None if is_noted_later else ": ".join(filter(None, [state, last.reason]))
+        start.launch.add_end(job=start.job, restart=start.restart, reason=reason)
     if state == "done":
         start.tell_of_end()
         return {"state": state, "step": last.step}
@@ -273,9 +272,8 @@ class Stop:
         if start.first:
             last = start.launch.status()
             start.say(f"{last.state or 'nothing was begun'} at step {last.step}")
-            start.launch.add_end(job=start.job, restart=start.restart)
             what = f"{number.name}: told to save, {last.state or 'not begun'} at step {last.step}"
-            is_end = start.launch.add_cause(job=start.job, restart=start.restart, reason=what)
+            is_end = start.launch.add_end(job=start.job, restart=start.restart, reason=what)
             is_preemption = not failure.is_time_limit(start.profile, start.began)
             if is_end and is_preemption:  # else it had failed before, and was requeued for that
                 notify.tell(start.launch, start.job, "preemption", reason=f"{number.name}: told to save")

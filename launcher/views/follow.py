@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from launcher import slurm
 from launcher.record import Launch
-from launcher.views import evidence, runs
+from launcher.views import runs
+from launcher.views.ends import Ends
 from moco_dist.run import status
 
 _LOOK_SECONDS = 1.0
 _PRINT_SECONDS = 30.0
-_SURE_SECONDS = 8.0
-"""How long an end must last: a job whose node died is ended for SLURM before it is requeued."""
 _WORST = (0, status.EXIT_CODES["stopped"], status.EXIT_CODES["user_error"], 1)
 """Exit statuses, the worst one last."""
 
@@ -50,7 +49,7 @@ class _Followed:
         self.exit_status: int | None = None
         """How it has ended for good; None before that."""
         self._news, self._printed_at = "", 0.0
-        self._ended_at: float | None = None
+        self._ends = Ends()
 
     def look(self, run: runs.Run, *, alone: bool) -> None:
         """Print a run that stands otherwise than before, or that is followed alone for a while; note its end."""
@@ -60,10 +59,9 @@ class _Followed:
         if news != self._news or (alone and run.live and now - self._printed_at > _PRINT_SECONDS):
             print(_line(run), file=sys.stderr, flush=True)
             self._news, self._printed_at = news, now
-        self._ended_at = (self._ended_at or now) if run.ended else None
         if run.state == "unreadable":
             self.exit_status = 1
-        elif self._ended_at and (run.state in evidence.FOR_GOOD or now - self._ended_at > _SURE_SECONDS):
+        elif self._ends.is_sure(run):
             self.exit_status = _exit_status(run)
         elif run.waits and run.reason == slurm.NEVER:
             print(f"{run.name} can never start: what it waits for has failed", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launcher.record import Launch
 from slurm.devcluster import Cluster
 from tests import jobs
 from tests.slurm.jobs import Sent
@@ -46,7 +47,9 @@ def test_a_node_that_fails_twice_is_left_out_and_the_run_is_evaluated_in_the_end
     evaluation = str(int(run.job) + 1)
     described = cluster.call("scontrol", "show", "job", run.job)
     assert "Nice=7" in described and "Contiguous=1" in described
-    causes = run_dir / "launch" / "causes.jsonl"
+
+    def causes() -> list[dict[str, Any]]:
+        return [end for end in Launch(run_dir).ends() if "reason" in end]
 
     def left_out() -> list[str]:
         return list(json.loads((run_dir / "launch" / "job.json").read_text())["left_out"])
@@ -56,14 +59,14 @@ def test_a_node_that_fails_twice_is_left_out_and_the_run_is_evaluated_in_the_end
         step = jobs.last_step(run_dir)
         run.until_step(step + 5)
         run.kill_worker()
-        run.until(lambda: len(rows(causes)) == run.starts(), "end of a start")
+        run.until(lambda: len(causes()) == run.starts(), "end of a start")
         run.until(lambda: run.state() != "RUNNING", "requeue")
         if left_out():
             break
     assert run.wait() == "COMPLETED"
     [node] = left_out()
     starts = rows(run_dir / "launch" / "starts.jsonl")
-    assert sum(cause["bad_nodes"] == [node] for cause in rows(causes)) == 2 and rows(causes)[-1]["reason"] == "done"
+    assert sum(cause["bad_nodes"] == [node] for cause in causes()) == 2 and causes()[-1]["reason"] == "done"
     assert node not in starts[-1]["nodes"]
     assert f"{node} is left out from now on: 2 starts have failed on it" in run.log()
     run.until((run_dir / "evaluation.json").exists, "evaluation")

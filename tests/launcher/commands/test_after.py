@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.__main__ import main
-from launcher.views import follow
+from launcher.views import ends, follow
 from tests.launcher.made import make_run, replace_sleep
 from tests.launcher.programs import Programs
 
@@ -83,7 +83,7 @@ def test_waiting_ends_where_what_a_job_waits_for_has_failed(
 ) -> None:
     """SLURM has cancelled the job, or leaves it in the queue; the run has a status of an earlier job."""
     replace_sleep(monkeypatch, follow, lambda _: None)
-    monkeypatch.setattr(follow, "_SURE_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "_SURE_SECONDS", 0.0)
     for state, reason in (("PENDING", "DependencyNeverSatisfied"), ("CANCELLED", "DependencyNeverSatisfied")):
         run_dir = Path(f"runs/{state}").absolute()
         make_run(run_dir, job="11", state="stopped", step=7)

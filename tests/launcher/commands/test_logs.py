@@ -13,6 +13,7 @@ import pytest
 from launcher.commands import logs
 from launcher.commands.logs import Tail, readable
 from launcher.record import Launch
+from launcher.views import ends
 from moco_dist.errors import UserError
 from moco_dist.run import status
 from tests.launcher.made import MadeUp, make_run, replace_sleep
@@ -163,8 +164,9 @@ def test_a_job_that_waits_has_no_log_yet(made_up: MadeUp, capsys: pytest.Capture
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], bool]], None]]:
     """No long pauses; and a way to wait."""
-    for name in ("_POLL_SECONDS", "_LOOK_SECONDS", "_SURE_SECONDS"):
+    for name in ("_POLL_SECONDS", "_LOOK_SECONDS"):
         monkeypatch.setattr(logs, name, 0.02)
+    monkeypatch.setattr(ends, "_SURE_SECONDS", 0.02)
 
     def until(condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
@@ -210,7 +212,7 @@ def test_a_failure_that_slurm_takes_back_ends_nothing(
     launch: Launch, made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, soon: object
 ) -> None:
     """A job whose node died is ended for some seconds, then requeued."""
-    monkeypatch.setattr(logs, "_SURE_SECONDS", 0.3)
+    monkeypatch.setattr(ends, "_SURE_SECONDS", 0.3)
     made_up.queues("12", "NODE_FAIL", launch.run_dir)
     following = threading.Thread(target=call, args=("a", "-f"), daemon=True)
     following.start()

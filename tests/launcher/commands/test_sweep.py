@@ -16,7 +16,7 @@ from launcher import progress, snapshot, sweeps
 from launcher.__main__ import main
 from launcher.job.task import Task
 from launcher.record import Launch
-from launcher.views import follow
+from launcher.views import ends, follow
 from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.errors import UserError
@@ -412,7 +412,7 @@ def test_how_far_it_has_come_is_printed(capsys: Said, monkeypatch: pytest.Monkey
 def test_waiting_for_all_members(programs: Programs, monkeypatch: pytest.MonkeyPatch, states: str, code: int) -> None:
     """The ranks are played by sbatch, which leaves what they would."""
     replace_sleep(monkeypatch, follow, lambda _: None)
-    monkeypatch.setattr(follow, "_SURE_SECONDS", 0.0)
+    monkeypatch.setattr(ends, "_SURE_SECONDS", 0.0)
     words: dict[str, status.State] = {"d": "done", "s": "stopped", "u": "user_error", "c": "crashed"}
     write("grid: {optim.lr: [0.03, 0.06]}")
     follow_all = follow.follow

@@ -77,7 +77,7 @@ def test_the_node_of_the_rank_that_failed_first_is_at_fault(
     for rank in ranks:
         launch.add_failed_rank(job="12", restart=2, **rank._asdict())
     failure.note(launch, "12", 2, "srun failed")
-    [end] = launch.causes()
+    [end] = launch.ends()
     assert (end["restart"], end["reason"], end["bad_nodes"]) == (2, "srun failed", expected)
 
 
@@ -109,8 +109,8 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
 ) -> None:
     launch = run(tmp_path)
     for restart in range(2):
-        launch.add_cause(job="12", restart=restart, reason="x", bad_nodes=["n2"])
-        launch.add_cause(job="11", restart=restart, reason="of an earlier submission", bad_nodes=["n1"])
+        launch.add_end(job="12", restart=restart, reason="x", bad_nodes=["n2"])
+        launch.add_end(job="11", restart=restart, reason="of an earlier submission", bad_nodes=["n1"])
     programs.says("sinfo", {"--Node": "n1\nn2\n"})
     assert not bad_nodes.repeated(launch)
     assert said(launch) == ["n2 is not left out, since too few nodes would be left"]
@@ -130,7 +130,7 @@ def test_another_job_that_goes_on_leaves_them_out_too(
 ) -> None:
     launch = run(tmp_path)
     for restart in range(2):
-        launch.add_cause(job="12", restart=restart, reason="x", bad_nodes=["n2"])
+        launch.add_end(job="12", restart=restart, reason="x", bad_nodes=["n2"])
     launch.requeue_mark("12", 2).touch()
     programs.runs("scontrol", f"echo {shlex.quote('error: not permitted')} >&2; exit 1")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
@@ -158,7 +158,7 @@ def test_a_start_that_could_not_note_its_end_has_lost_a_node_or_was_killed(progr
     programs.says("scontrol", {"show node n1,n2": "NodeName=n2 State=DOWN SlurmdStartTime=None\n"})
     for _ in range(2):
         failure.note_unfinished(launch, {"job": "12", "restart": 0, "nodes": ["n1", "n2"]})
-    assert [(end["reason"], end["bad_nodes"]) for end in launch.causes()] == [("SLURM has ended it", ["n2"])]
+    assert [(end["reason"], end["bad_nodes"]) for end in launch.ends()] == [("SLURM has ended it", ["n2"])]
 
 
 # The check of a node.
@@ -224,7 +224,7 @@ def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
         with pytest.raises(EndedBySlurm):
             task._check_node(Start(launch.run_dir, Submission(job="12", nodes=2, profile=profile), ""))
     assert [words for words, _ in programs.given("scontrol")][-1] == ["update", "JobId=12", "ExcNodeList=n2"]
-    assert [end["bad_nodes"] for end in launch.causes()] == [["n2"], ["n2"]]
+    assert [end["bad_nodes"] for end in launch.ends()] == [["n2"], ["n2"]]
     assert launch.failures()[0]["reason"].startswith("node n2 is not fit: it has ")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     programs.keeps("scontrol")

@@ -195,10 +195,10 @@ def test_a_preemption_is_told_but_neither_a_time_limit_nor_a_requeue_after_a_fai
     at_the_limit = start(1)
     at_the_limit.began -= 60 * 58
     stopped(at_the_limit, signal.SIGTERM)
-    Launch(run_dir).add_cause(job="12", restart=2, reason="rank 0: broken")
+    Launch(run_dir).add_end(job="12", restart=2, reason="rank 0: broken")
     stopped(start(2), signal.SIGTERM)
     assert events == [("preemption",)]
-    reasons = [end["reason"] for end in Launch(run_dir).causes()]
+    reasons = [end["reason"] for end in Launch(run_dir).ends()]
     assert reasons == ["SIGTERM: told to save, stopped at step 7"] * 2 + ["rank 0: broken"]
 
 
