@@ -21,8 +21,9 @@ FLOORS = (
     ("networks", "data"),
     ("methods",),
     ("engine",),
-    ("tracking", "evaluate"),
-    ("train",),
+    ("health", "tracking", "report", "evaluate"),
+    ("train", "why", "diff", "rows"),
+    ("verify",),
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (

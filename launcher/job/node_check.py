@@ -42,9 +42,11 @@ def _gpus(launch: Launch, profile: Profile) -> str:
         device = launch.config().device.type
     except UserError:  # the ranks will tell
         return ""
+    if device == "cpu":
+        return ""
     import torch
 
-    if device == "cpu" or not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():
         return ""
     count, needed = torch.cuda.device_count(), profile.gpus_per_node
     driver = len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0

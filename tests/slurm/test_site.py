@@ -94,7 +94,7 @@ def test_the_site(cluster: Cluster) -> None:
         assert node.usable
     assert not answers.reservations
     assert answers.settings["JobRequeue"] == "1" and answers.preempts
-    assert hostnames(["127.0.0.[11-12]", "n3"]) == {"127.0.0.11", "127.0.0.12", "n3"}
+    assert hostnames(["127.0.0.[11-12]", "n3"]) == ["127.0.0.11", "127.0.0.12", "n3"]
 
 
 def test_a_job_that_fits(tmp_path: Path) -> None:
