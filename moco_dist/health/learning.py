@@ -10,8 +10,8 @@ CHANCE = 0.97
 """Share of the loss at chance that a run must have fallen below some epochs after its start."""
 CHANCE_EPOCHS = 3
 """Epochs after the first ones that a run may take for that."""
-FLAT = 0.95
-"""Entropy of the softmax, as a share of ln(K+1), beyond which the temperature hides all differences."""
+FLAT, MOST_TEMPERATURE = 0.98, 0.5
+"""Entropy of the softmax, as a share of ln(K+1), and the temperature beyond which it hides all differences."""
 SURE = 2.0
 """Loss of a direction as a multiple of the softmax's entropy; a calibrated softmax has 1 (Guo et al. 2017)."""
 LOST = 0.5
@@ -37,20 +37,22 @@ def at_chance(course: Course) -> Judgement | None:
 
 
 def temperature_too_high(course: Course) -> Judgement | None:
-    """Judge whether the softmax is flat although the features differ."""
-    window = course.window
+    """Judge whether the softmax is flat although the features differ (Wang and Liu 2021, section 3).
+
+    A temperature of up to 0.5 is left alone: with it, SimCLR's contrast still worked (Chen et al. 2020, table 5).
+    """
+    window, moco = course.window, course.facts.config.moco
     if not course.is_settled or window.mean("q_std") < COLLAPSED:
         return None
-    keys, temperature = course.facts.config.moco.queue_size + 1, course.facts.config.moco.temperature
-    share = window.mean("entropy") / math.log(keys)
+    share = window.mean("entropy") / math.log(moco.queue_size + 1)
+    floor = math.log1p(moco.queue_size * math.exp(-1 / moco.temperature))
     evidence = (
-        f"the softmax over {keys} keys has {share:.1%} of the largest entropy over {window.steps}, although the "
-        f"features are spread ({window.mean('q_std'):.2f}): with temperature {temperature:g}, similar and dissimilar "
-        "keys count nearly alike"
+        f"the softmax over {moco.queue_size + 1} keys has {share:.1%} of the largest entropy over {window.steps}, "
+        f"although the features are spread ({window.mean('q_std'):.2f}): with temperature {moco.temperature:g}, all "
+        f"keys count nearly alike, and even with orthogonal negatives, a query's loss cannot fall below {floor:.2f}"
     )
-    return Judgement(
-        share > FLAT, evidence, Proposal("moco.temperature", rounded(max(min(0.2, temperature / 2), 0.01)))
-    )
+    bad = share > FLAT and moco.temperature > MOST_TEMPERATURE
+    return Judgement(bad, evidence, Proposal("moco.temperature", 0.2))
 
 
 def temperature_too_low(course: Course) -> Judgement | None:

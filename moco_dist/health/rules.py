@@ -59,8 +59,7 @@ RULES = (
         "batchnorm_leak",
         "BatchNorm tells which key is the positive, so that the encoder need not look at the images",
         representation.batchnorm_leak,
-        ("knn_top1",),
-        when="evaluation",
+        ("top1",),
     ),
     Rule(
         "queue_larger_than_data",
@@ -100,7 +99,7 @@ RULES = (
         "augmentation_too_weak",
         "the two views of an image are nearly the same",
         representation.augmentation_too_weak,
-        ("positive_similarity", "q_std"),
+        ("positive_similarity", "hardest_similarity", "q_std"),
     ),
     Rule(
         "augmentation_too_strong",

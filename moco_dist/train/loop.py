@@ -74,7 +74,8 @@ class Training:
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
-        self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores())
+        groups = self.config.optim.global_batch // self.plan.group_size
+        self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores(), bn_groups=groups)
         self.tracker = self.world.agreed(
             lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
         )
