@@ -15,8 +15,12 @@ ALIKE = 0.97
 """Mean cosine of a query and its key beyond which the task is trivial, where the pretext task is solved too."""
 SOLVED = 0.95
 """Accuracy of the pretext task that counts as solved."""
-UNLIKE = 0.3
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.03, 0.5
+"""Temperatures beyond which learning fails: SimCLR's contrast worked from 0.05 to 0.5 (Chen et al. 2020, table 5)."""
+UNLIKE = 0.15
 """Mean cosine of a query and its key below which two views have too little in common."""
+SMALL_CROPS, NEAR_CHANCE = 0.3, 0.95
+"""Area of the largest crop, as a share of the image, below which two crops seldom meet; and a loss near chance."""
 
 
 def collapsed(course: Course) -> Judgement | None:
@@ -45,10 +49,14 @@ def dimensions_collapsed(course: Course) -> Judgement | None:
 def suspect(facts: Facts) -> Proposal:
     """Return the setting that most likely keeps the run from learning, with the papers' value."""
     config = facts.config
+    if has_small_crops(facts):
+        return weaker_augmentation(facts)
     if config.moco.momentum < 0.9:  # He et al. 2020, section 4.1: momentum 0 fails, 0.9 works
         return Proposal("moco.momentum", 0.99)
-    if config.moco.temperature > 0.5:
+    if config.moco.temperature > MOST_TEMPERATURE:
         return Proposal("moco.temperature", 0.2)
+    if config.moco.temperature < LEAST_TEMPERATURE:
+        return Proposal("moco.temperature", 0.07)
     return Proposal("optim.lr", facts.lower_lr)
 
 
@@ -111,16 +119,28 @@ def stronger_augmentation(facts: Facts) -> Proposal:
 
 
 def augmentation_too_strong(course: Course) -> Judgement | None:
-    """Judge whether the two views of an image are hardly more alike than those of two images."""
-    window = course.window
-    if not course.is_settled or window.mean("q_std") < COLLAPSED:
+    """Judge whether the two views of an image are hardly more alike than those of two images.
+
+    With small crops alone, features become alike instead: the loss stays near chance, and the crops are to blame.
+    """
+    window, facts = course.window, course.facts
+    if not course.is_settled:
         return None
     positive, hardest = window.mean("positive_similarity"), window.mean("hardest_similarity")
+    share, is_spread = course.chance_share(), window.mean("q_std") > COLLAPSED
     evidence = (
-        f"a query and its key have a mean cosine of {positive:.2f} over {window.steps}, and the nearest key of another "
-        f"image {hardest:.2f}: the two views of an image have too little in common"
+        f"a query and its key have a mean cosine of {positive:.2f} over {window.steps}, the nearest key of another "
+        f"image {hardest:.2f}, and the loss is {share:.1%} of what an encoder gets that sees nothing: the two views of an "
+        "image have too little in common"
     )
-    return Judgement(positive < UNLIKE, evidence, weaker_augmentation(course.facts))
+    unlike = is_spread and positive < UNLIKE
+    apart = has_small_crops(facts) and share > NEAR_CHANCE
+    return Judgement(unlike or apart, evidence, weaker_augmentation(facts))
+
+
+def has_small_crops(facts: Facts) -> bool:
+    """Return whether two crops seldom meet; SwAV compares small ones with large ones alone (Caron et al. 2020)."""
+    return facts.config.data.crop_scale[1] < SMALL_CROPS
 
 
 def weaker_augmentation(facts: Facts) -> Proposal:

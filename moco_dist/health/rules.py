@@ -91,9 +91,10 @@ RULES = (
         "temperature_too_low",
         "the softmax sees a single key, and is sure of wrong ones",
         learning.temperature_too_low,
-        ("entropy", "loss_at_chance", "q_std"),
+        ("entropy", "top1"),
+        begins_after=1,
     ),
-    Rule("lr_too_high", "the steps are too large", learning.lr_too_high, ("loss_at_chance",)),
+    Rule("lr_too_high", "the steps are too large", learning.lr_too_high, ("loss_at_chance", "encoder_distance")),
     Rule("lr_too_low", "the encoder hardly changes", learning.lr_too_low, ("encoder_distance", "loss_at_chance")),
     Rule(
         "augmentation_too_weak",
@@ -105,7 +106,7 @@ RULES = (
         "augmentation_too_strong",
         "the two views of an image have too little in common",
         representation.augmentation_too_strong,
-        ("positive_similarity", "hardest_similarity", "q_std"),
+        ("positive_similarity", "hardest_similarity", "q_std", "loss_at_chance"),
     ),
     Rule("overflow", "fp16 gradients overflow too often", learning.overflow, ("skipped_steps",)),
     Rule(
