@@ -16,7 +16,7 @@ SURE = 2.0
 """Loss of a direction as a multiple of the softmax's entropy; a calibrated softmax has 1 (Guo et al. 2017)."""
 LOST = 0.5
 """Share of what the loss has come below chance, which a run may lose again."""
-FAST, SLOW = 2.5e-3, 1e-5
+FAST, SLOW = 2.5e-3, 1e-4
 """Shares of its weights by which an encoder may change in a step, at most, and should change, at least."""
 WORSE = 1.05
 """Share of the loss at chance beyond which an encoder is worse than one that sees nothing."""
@@ -79,8 +79,8 @@ def temperature_too_low(course: Course) -> Judgement:
 def pace_of(course: Course) -> float:
     """Return by which share of its weights the query encoder moves away from where it was in a step.
 
-    The key encoder lags 1 / (1 - m) steps behind, or all steps so far (He et al. 2020, equation 2), so that the distance
-    of the encoders is the way of so many steps.
+    The key encoder lags 1 / (1 - m) steps behind, or all steps so far (He et al. 2020, equation 2), so that the
+    distance of the encoders is the way of so many steps.
     """
     lag = min(1 / max(1 - course.facts.config.moco.momentum, 1e-12), course.window.last_step)
     return course.window.mean("encoder_distance") / lag

@@ -130,8 +130,8 @@ def augmentation_too_strong(course: Course) -> Judgement | None:
     share, is_spread = course.chance_share(), window.mean("q_std") > COLLAPSED
     evidence = (
         f"a query and its key have a mean cosine of {positive:.2f} over {window.steps}, the nearest key of another "
-        f"image {hardest:.2f}, and the loss is {share:.1%} of what an encoder gets that sees nothing: the two views of an "
-        "image have too little in common"
+        f"image {hardest:.2f}, and the loss is {share:.1%} of what an encoder gets that sees nothing: the two views of "
+        "an image have too little in common"
     )
     unlike = is_spread and positive < UNLIKE
     apart = has_small_crops(facts) and share > NEAR_CHANCE
