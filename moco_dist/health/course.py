@@ -68,6 +68,12 @@ class Facts:
         return math.ceil(self.config.moco.queue_size / (self.config.optim.global_batch * self.directions))
 
     @property
+    def total_steps(self) -> int | None:
+        """Return the length of the run."""
+        optim = self.config.optim
+        return optim.steps or (optim.epochs * (self.images // optim.global_batch) if self.images else None)
+
+    @property
     def paper_lr(self) -> float:
         """Return 0.03 for a batch of 256, scaled linearly (He et al. 2020, section 4; Goyal et al. 2017)."""
         return 0.03 * self.config.optim.global_batch / 256

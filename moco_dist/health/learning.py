@@ -20,7 +20,7 @@ FAST, SLOW = 2.5e-3, 1e-4
 """Shares of its weights by which an encoder may change in a step, at most, and should change, at least."""
 WORSE = 1.05
 """Share of the loss at chance beyond which an encoder is worse than one that sees nothing."""
-FOLLOWS = 0.9
+STEADY = 0.9
 """Momentum below which the encoders' distance is the noise of a few steps, and says nothing about their pace."""
 SKIPPED = 0.2
 """Share of steps that fp16 may leave out; its scale doubles every 2,000 steps and is halved by an overflow."""
@@ -93,7 +93,7 @@ def lr_too_high(course: Course) -> Judgement | None:
     """
     facts, window = course.facts, course.window
     moco = facts.config.moco
-    if not course.is_settled or moco.temperature < LEAST_TEMPERATURE or moco.momentum < FOLLOWS:
+    if not course.is_settled or moco.temperature < LEAST_TEMPERATURE or moco.momentum < STEADY:
         return None
     pace, share, best = pace_of(course), course.chance_share(), course.best_share
     evidence = (

@@ -47,9 +47,7 @@ FIGURES = (
     Figure("unreadable", "images", "health", "images of the step that could not be decoded and were replaced"),
     Figure("checkpoint_failures", "", "health", "checkpoints of this start that could not be written"),
     Figure("images_per_second", "images/s", "speed", "images of all ranks by the wall clock, of this step"),
-    Figure(
-        "data_wait", "share", "speed", "time since the last row that ranks waited for batches, a mean over them"
-    ),
+    Figure("data_wait", "share", "speed", "time since the last row that ranks waited for batches, a mean over them"),
     Figure("knn_top1", "share", "evaluation", "held-out images that their nearest training images name right"),
     Figure("linear_top1", "share", "evaluation", "held-out images that a linear probe names right"),
 )
