@@ -1,7 +1,7 @@
 """Rules about the queue, and about the two encoders that fill and use it."""
 
 from moco_dist.health.course import Course, Facts
-from moco_dist.health.finding import Judgement, Proposal
+from moco_dist.health.finding import GOOD, Judgement, Proposal
 
 STALE = 0.1
 """Share of its weights by which the key encoder may change over the age of the queue."""
@@ -20,14 +20,16 @@ SMALL_MOMENTUM = 0.99
 def larger_than_data(course: Course) -> Judgement | None:
     """Judge whether the queue holds more keys than there are images, so that an image meets itself as a negative."""
     facts = course.facts
-    if facts.images is None:
+    if facts.images is None or course.rows > 1:  # what it is about does not change
         return None
     size = facts.config.moco.queue_size
+    if size <= facts.images:
+        return GOOD
     evidence = (
         f"moco.queue_size = {size}: more than the {facts.images} training images, so that the queue holds other views "
         f"of a query's own image as negatives; its oldest key is {facts.queue_steps} steps old"
     )
-    return Judgement(size > facts.images, evidence, Proposal("moco.queue_size", smaller_queue(facts)))
+    return Judgement(True, evidence, Proposal("moco.queue_size", smaller_queue(facts)))
 
 
 def smaller_queue(facts: Facts) -> int:
@@ -51,12 +53,14 @@ def stale(course: Course) -> Judgement | None:
         facts.config.moco.momentum,
     )
     way = (1 - momentum) * distance * age
+    if not way > STALE:
+        return GOOD
     evidence = (
         f"the key encoder has changed by about {way:.0%} of its weights since the oldest key of the queue, which is "
         f"{age:.0f} steps old (momentum {momentum:g}, encoders {distance:.2g} apart, over {window.steps}): such keys "
         "are not comparable"
     )
-    return Judgement(way > STALE, evidence, steadier_keys(facts))
+    return Judgement(True, evidence, steadier_keys(facts))
 
 
 def steadier_keys(facts: Facts) -> Proposal:
@@ -76,12 +80,14 @@ def encoders_apart(course: Course) -> Judgement | None:
         return None
     distance, momentum, steps = window.mean("encoder_distance"), facts.config.moco.momentum, facts.total_steps
     follows = 1.0 if steps is None else 1 - momentum**steps
+    if not (distance > APART or follows < FOLLOWS):
+        return GOOD
     evidence = (
         f"the encoders differ by {distance:.0%} of the query encoder's weights over {window.steps}, and with momentum "
         f"{momentum:g}, the key encoder takes over {follows:.0%} of them within {steps or 'all'} steps: the queries "
         "are compared with keys of an encoder that they have left behind"
     )
-    return Judgement(distance > APART or follows < FOLLOWS, evidence, closer_encoders(facts))
+    return Judgement(True, evidence, closer_encoders(facts))
 
 
 def closer_encoders(facts: Facts) -> Proposal:
