@@ -94,8 +94,7 @@ def test_a_healthy_run_has_none(directions: int) -> None:
     assert events_of(monitor, made) == []
     diagnosis = monitor.diagnosis()
     assert diagnosis.healthy
-    assert diagnosis.unchecked == {"batchnorm_leak": "the run has not come so far, or its config does not allow for it"}
-    assert diagnosis.fine == [rule.name for rule in health.RULES if rule.name != "batchnorm_leak"]
+    assert diagnosis.unchecked == {} and diagnosis.fine == [rule.name for rule in health.RULES]
 
 
 def leak(*, rises: bool = False, **changes: Any) -> health.Diagnosis:
@@ -143,6 +142,11 @@ def test_overflow_is_judged_beyond_the_first_steps() -> None:
 def test_a_slow_rank_is_one_and_the_same() -> None:
     changes = at_bad_steps({"slowest_lag": 1.0})
     assert events_of(monitor_of(), rows(STEPS, changes)) == []  # now the one, now the other
+
+
+def test_a_rank_that_waits_for_batches_is_not_slow() -> None:
+    changes = at_bad_steps({"slowest_rank": 3, "slowest_lag": 1.0, "data_wait": 0.5})
+    assert {row["finding"] for row in events_of(monitor_of(), rows(STEPS, changes))} == {"data_bound"}
 
 
 def test_waits_are_judged_over_a_minute() -> None:
