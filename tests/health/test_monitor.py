@@ -76,6 +76,17 @@ def test_what_was_told_in_training_counts() -> None:
     assert (other.first_step, other.last_step, other.ended) == (30, 60, True)
 
 
+def test_only_the_books_end_what_they_have() -> None:
+    """Training knew of the groups that a run with unset groups has; who reads its rows does not."""
+    config = config_of(moco__shuffle="none", moco__bn_groups=None)
+    made, training = rows(STEPS), monitor_of(config, bn_groups=4)
+    whole = [row for some in made for row in (some, *events_of(training, [some]))]
+    tree = config.model_dump(mode="json")
+    [finding] = health.diagnose(whole, tree, images=IMAGES).findings
+    assert finding.name == "batchnorm_leak" and not finding.ended
+    assert health.diagnose(made, tree, images=IMAGES).healthy
+
+
 def test_notes_are_no_findings() -> None:
     config = config_of(optim__warmup_epochs=2)
     monitor = monitor_of(config)
@@ -163,6 +174,9 @@ class TestInTraining:
         written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert written == [dict(row) for row in books(made)]
         assert tracker.summary()["loss"] == made[-2]["loss"]  # a finding is neither a step nor an evaluation
+        tracker = self.tracker(tmp_path, 240)  # the last row that is kept is that of a finding
+        assert "loss" in tracker.summary() and "finding" not in tracker.summary()
+        tracker.finish(1)
         capsys.readouterr()
 
     def test_no_fault_of_health_stops_training(
