@@ -183,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.mnist:
         runs, further = HEALTHY_MNIST, {"data.root": options.mnist}
         if not options.whole:
-            further["optim.epochs"] = 2
+            further |= {"optim.epochs": 2, "track.log_every": 1}
     if options.names:
         every_run = {run.name: run for run in [*BROKEN, *HEALTHY, *HEALTHY_DIGITS, *HEALTHY_MNIST]}
         runs = [every_run[name] for name in options.names]

@@ -82,8 +82,8 @@ def batchnorm_leak(course: Course) -> Judgement | None:
     groups = f"{facts.bn_groups} BatchNorm groups" if facts.bn_groups else "a BatchNorm group for each rank"
     knn = "kNN has not been measured"
     if now:
-        begun = f"{first['knn_top1']:.1%} (step {first['step']})"
-        knn = f"kNN has gone from {begun} to {now['knn_top1']:.1%} (step {now['step']})"
+        went = "is" if now is first else f"has gone from {first['knn_top1']:.1%} (step {first['step']}) to"
+        knn = f"kNN {went} {now['knn_top1']:.1%} (step {now['step']})"
     evidence = (
         f"with moco.shuffle=none and {groups}, a query and its positive key share the statistics of their group, and "
         f"the negatives have others; the accuracy of the pretext task is {top1:.1%} over {window.steps}, and {knn}"
