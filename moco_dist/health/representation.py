@@ -17,7 +17,7 @@ SOLVED = 0.95
 """Accuracy of the pretext task that counts as solved."""
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.03, 0.5
 """Temperatures beyond which learning fails: SimCLR's contrast worked from 0.05 to 0.5 (Chen et al. 2020, table 5)."""
-UNLIKE = 0.15
+UNLIKE = 0.1
 """Mean cosine of a query and its key below which two views have too little in common."""
 SMALL_CROPS, NEAR_CHANCE = 0.3, 0.95
 """Area of the largest crop, as a share of the image, below which two crops seldom meet; and a loss near chance."""
