@@ -29,7 +29,7 @@ FLOORS = (
 LAUNCHER_FLOORS = (
     ("environment", "job_ids", "passed_on", "progress", "start_rows"),
     ("cluster", "slurm", "snapshot"),
-    ("record", "nodes"),
+    ("record", "nodes", "slurm_jobs"),
     ("elastic", "job", "options"),
     ("views",),
     ("checks", "executors"),
@@ -161,7 +161,7 @@ def test_a_run_directory_has_one_owner(module: str) -> None:
 
 
 TORCH_FREE = ("moco_dist.config", "moco_dist.run.directory", "moco_dist.run.checkpoints", "moco_dist.run.rows")
-TORCH_FREE += ("moco_dist.train", "launcher.__main__")
+TORCH_FREE += ("moco_dist.train", "moco_dist.rows", "moco_dist.run.figures", "launcher.__main__")
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
