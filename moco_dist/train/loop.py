@@ -52,8 +52,10 @@ class Training:
             run_dir.paths.checkpoints, config.checkpoint.keep, milestone=self.due.milestone, writes=world.rank == 0
         )
         self.readout = readout.Readout(world.device)
-        self.open_tracker = Tracker.open
+        self.open_tracker: Callable[..., Tracker] = Tracker.open
         """Opens what takes the figures; `moco_dist.verify` compares them instead of writing them."""
+        self.replay_to: int | None = None
+        """A replay ends after this step, and leaves no results; None: the run goes on to its end."""
         self.done = 0
         """Steps done."""
 
@@ -85,7 +87,8 @@ class Training:
         try:
             with self._stopping_alone():
                 self._loop(start)
-            self.world.from_first(self._conclude)
+            if self.replay_to is None:
+                self.world.from_first(self._conclude)
             code = 0
         except ends.Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
             code = status.EXIT_CODES[end.state]
@@ -102,7 +105,9 @@ class Training:
         own_places = self.engine.method.own_places
         pairs = stream.pretraining(self.data.train, config, self.world, own_places)
         self.books.workers = self._workers(pairs, start)
-        batches = loader.make_loader(pairs, range(start, self.total), self.books.workers, self.world.device)
+        batches = loader.make_loader(
+            pairs, range(start, self.replay_to or self.total), self.books.workers, self.world.device
+        )
         on_device = stream.on_device(
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )
