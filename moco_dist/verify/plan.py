@@ -33,6 +33,12 @@ class Plan:
     """The steps of later checkpoints whose states are compared."""
 
     @property
+    def steps(self) -> str:
+        """Return the steps in words."""
+        first = self.start + 1
+        return f"step {first}" if first == self.end else f"steps {first} to {self.end}"
+
+    @property
     def checkpoints(self) -> CheckpointIndex:
         """Return the index of the run's checkpoints; `latest` of it is not called, since that may rename a file."""
         return CheckpointIndex(RunPaths(self.folder).checkpoints)

@@ -57,7 +57,7 @@ def _verify(request: Request, world: collectives.World) -> int:
     world.agreed(lambda: _check_data(request, plan, state, data.identity))
     begun = f"from {f'the checkpoint of step {plan.start}' if plan.start else 'the start'}"
     ranks = f"{world.size} {world.device.type} rank{'s' * (world.size > 1)}"
-    world.tell(f"moco_dist.verify: replays steps {plan.start + 1} to {plan.end} of {plan.folder} {begun}, on {ranks}")
+    world.tell(f"moco_dist.verify: replays {plan.steps} of {plan.folder} {begun}, on {ranks}")
     outcome = _replay(request.config, request.layout, plan, world, data, state)
     machines = world.gather_objects(machine.here(world.device))
     exact = request.config.device.is_exact(on_cpu=not devices.runs_ahead(world.device))

@@ -20,6 +20,9 @@ from moco_dist.verify.request import Request
 SCHEMA = 1
 """Version of the JSON; a key that changes its meaning raises it."""
 
+_COMPUTE = ("torch", "numpy", "pillow", "simplejpeg", "cuda", "cudnn")
+"""Packages and libraries whose other versions may compute other last bits."""
+
 EXIT_STATUS: dict[str, int] = {"equal": 0, "different": 1}
 
 RULES = (
@@ -45,13 +48,16 @@ def of(
     """
     recorded = provenance.of_step(provenance.read(plan.folder), plan.end)
     result = "equal" if _equal(plan, outcome) else "different"
-    expected = _expected(request, recorded, here) if result == "different" else []
+    different = result == "different"
+    expected = _expected(request, recorded, here) if different else []
+    before = _anonymous(recorded) if recorded else _from_headline(plan)
     return {
         "schema": SCHEMA,
         "command": "python -m moco_dist.verify",
         "result": result,
         "verdict": _verdict(plan, outcome, here, expected),
         "expected_since": expected,
+        "other_code": _other_code(before, here) if different else "",
         "run": {"name": request.recorded.run.name, "seed": request.recorded.run.seed},
         "replayed": {
             "first_step": plan.start + 1,
@@ -63,15 +69,19 @@ def of(
         "evaluations": _comparison(outcome.evaluations),
         "checkpoints": [_state(step, state) for step, state in sorted(outcome.states.items())],
         "rules": list(RULES),
-        "digests": {
-            "config_sha256": hashlib.sha256(read_bytes(RunPaths(plan.folder).config)).hexdigest(),
-            "losses_sha256": _losses_digest(plan),
-            "code_sha256": here["code"]["sha256"],
-            "code_git": here["code"]["git"],
-            "data": here["data"],
-        },
+        "digests": _digests(plan, here),
         "here": _anonymous(here),
-        "recorded": _anonymous(recorded) if recorded else _from_headline(plan),
+        "recorded": before,
+    }
+
+
+def _digests(plan: Plan, here: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "config_sha256": hashlib.sha256(read_bytes(RunPaths(plan.folder).config)).hexdigest(),
+        "losses_sha256": _losses_digest(plan),
+        "code_sha256": here["code"]["sha256"],
+        "code_git": here["code"]["git"],
+        "data": here["data"],
     }
 
 
@@ -90,6 +100,8 @@ def lines(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"  checkpoint of step {state['step']}: {what}"
     for reason in content["expected_since"]:
         yield f"  a difference is expected: {reason}"
+    if content["other_code"]:
+        yield f"  a difference is possible: {content['other_code']}"
 
 
 def _equal(plan: Plan, outcome: Outcome) -> bool:
@@ -107,15 +119,14 @@ def _doubled(plan: Plan) -> list[int]:
 
 def _verdict(plan: Plan, outcome: Outcome, here: Mapping[str, Any], expected: list[str]) -> str:
     """Say in one sentence what the replay has shown."""
-    steps = f"steps {plan.start + 1} to {plan.end}"
     where = f"on {here['ranks']} rank{'s' * (here['ranks'] > 1)} here"
     if _equal(plan, outcome):
         states = sum(not state.gone for state in outcome.states.values())
         more = f", and the state of {states} checkpoint{'s' * (states > 1)}" if states else ""
         evaluations = f", {len(outcome.evaluations.steps)} of evaluations" * bool(outcome.evaluations.steps)
         rows = len(outcome.training.steps)
-        return f"equal to the bit: {rows} row{'s' * (rows > 1)} of {steps}{evaluations}{more}, replayed {where}"
-    return f"different{', as is to be expected' * bool(expected)}: {_first_difference(plan, outcome)}; {steps} {where}"
+        return f"equal to the bit: {rows} row{'s' * (rows > 1)} of {plan.steps}{evaluations}{more}, replayed {where}"
+    return f"different{', as is to be expected' * bool(expected)}: {_first_difference(plan, outcome)}; {plan.steps} {where}"
 
 
 def _first_difference(plan: Plan, outcome: Outcome) -> str:
@@ -134,32 +145,36 @@ def _first_difference(plan: Plan, outcome: Outcome) -> str:
 
 def _expected(request: Request, recorded: provenance.Start | None, here: Mapping[str, Any]) -> list[str]:
     """Return why a difference is to be expected, where something recorded says so."""
+    reasons = [f"the replay had {key}={shown(value)}" for key, value in _overrides(request).items()]
     if recorded is None:
-        return []
-    reasons = []
-    for name, words in (("device", "a {}"), ("devices", "{}")):
-        if recorded.get(name) != here[name]:
-            ours, theirs = (words.format(_names(start.get(name))) for start in (recorded, here))
-            reasons.append(f"the run was on {ours}, the replay on {theirs}")
-            break
+        return reasons
+    if recorded.get("devices") != here["devices"] and _names(recorded) != _names(here):
+        reasons.append(f"the run was on {_names(recorded)}, the replay on {_names(here)}")
     on_gpu = "cpu" not in (recorded.get("device"), here["device"])
     if on_gpu and not (recorded.get("deterministic") and here["deterministic"]):
         reasons.append("without device.deterministic, a GPU does not repeat its last bits")
     if not (recorded.get("exact") and here["exact"]) and recorded.get("ranks") != here["ranks"]:
-        reasons.append(
-            f"{recorded.get('ranks')} and {here['ranks']} ranks add in another order, without the exact engine"
-        )
+        ranks = f"{recorded.get('ranks')} and {here['ranks']} ranks"
+        reasons.append(f"{ranks} add in another order, without the exact engine")
     for name, version in here["versions"].items():
-        before = recorded.get("versions", {}).get(name)
-        if before not in (None, version) and name != "wandb":
+        before = recorded.get("versions", {}).get(name, version)
+        if before != version and name in _COMPUTE:
             reasons.append(f"{name} {before} became {version}")
-    if recorded.get("code", {}).get("sha256") != here["code"]["sha256"]:
-        reasons.append("the trainer's files have changed")
     return reasons
 
 
-def _names(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, dict) else str(value)
+def _other_code(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return how the code of the replay differs from the run's, in words; "" where it does not, or nothing tells."""
+    before, now = recorded.get("code", {}), here["code"]
+    if "sha256" in before:
+        return "the trainer's files have changed" if before["sha256"] != now["sha256"] else ""
+    git = before.get("git", "")
+    return f"the run was by git revision {git}, the replay by {now['git']}" if git not in ("", now["git"]) else ""
+
+
+def _names(start: Mapping[str, Any]) -> str:
+    """Return the models of a start's devices, in words."""
+    return ", ".join(sorted(start.get("devices", ()))) or "an unknown device"
 
 
 def _overrides(request: Request) -> dict[str, Any]:
