@@ -73,6 +73,10 @@ class Books:
         speed = round(self._config.optim.global_batch / seconds, 2)
         figures["data_wait"] = round(min(1.0, waited / self._world.size / seconds), 4)
         self._watch_waits(seconds, waited / self._world.size)
+        if "queue_age_steps" in figures:
+            figures["queue_age_epochs"] = round(figures["queue_age_steps"] / self._epoch_steps, 4)
+        if self._tracker.writes(step):
+            figures |= reading.spreads()
         counts = {"checkpoint_failures": self._checkpoints.failures} if self._checkpoints.failures else {}
         if replaced:
             counts = {"unreadable": int(replaced), **counts}

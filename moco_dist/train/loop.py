@@ -124,7 +124,7 @@ class Training:
                 books.UNREADABLE: len(unreadable),
                 books.WAITED: batches.take_waited_seconds(),
             }
-            figures = self.engine.step(views, step, lr, sums=wishes)
+            figures = self.engine.step(views, step, lr, sums=wishes, detailed=self.due.row(step + 1))
             self.readout.push(step + 1, figures, unreadable)
             self.done = step + 1
             self._after(self.done)
