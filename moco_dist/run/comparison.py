@@ -1,24 +1,23 @@
 """Compare the rows of two runs, or of a run and its replay, step by step and bit for bit.
 
-Which figures count: all but those of time, of memory and of the machine, which no run repeats.
+All figures count but those of the speed and of the nodes (`figures.FIGURES`), which no run repeats.
 """
 
 import bisect
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from moco_dist.run.figures import is_measured
 from moco_dist.run.rows import Row, is_evaluation, is_training
 
-_NEVER = re.compile(r"images_per_second|data_wait|node/.*|slowest_\w+|\w+_(stall|seconds|gib|wait|failures)")
-"""Figures of time, of memory and of the machine."""
-_NO_FIGURES = ("step", "epoch")
+_NOT_COMPARED = ("step", "epoch", "checkpoint_failures")
+"""What says where a row stands, and what counts the failures of a disk."""
 
 
 def counts(name: str) -> bool:
     """Return whether a figure must be equal in two runs that are alike."""
-    return name not in _NO_FIGURES and not _NEVER.fullmatch(name)
+    return name not in _NOT_COMPARED and not is_measured(name)
 
 
 def equal_bits(one: object, other: object) -> bool:

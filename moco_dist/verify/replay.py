@@ -68,6 +68,10 @@ class Recorder(Silent):
         super().__init__()
         self._plan, self._outcome = plan, outcome
 
+    def writes(self, step: int) -> bool:
+        """Return whether the row of a step is compared, and so needs all its figures."""
+        return step in self._plan.rows
+
     def log_step(self, row: Row) -> None:
         """Compare a training row."""
         for recorded in self._plan.rows.get(int(row["step"]), ()):
@@ -89,6 +93,10 @@ class ReplayDue(ends.Due):
     def evaluation(self, done: int) -> bool:
         """Return whether the run has evaluated after so many steps."""
         return done in self._plan.evaluations
+
+    def row(self, done: int) -> bool:
+        """Return whether the run has a row of the step that makes so many, whose figures are computed then."""
+        return done in self._plan.rows
 
     def milestone(self, done: int) -> bool:
         """Return False: a replay keeps nothing."""

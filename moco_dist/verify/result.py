@@ -126,7 +126,8 @@ def _verdict(plan: Plan, outcome: Outcome, here: Mapping[str, Any], expected: li
         evaluations = f", {len(outcome.evaluations.steps)} of evaluations" * bool(outcome.evaluations.steps)
         rows = len(outcome.training.steps)
         return f"equal to the bit: {rows} row{'s' * (rows > 1)} of {plan.steps}{evaluations}{more}, replayed {where}"
-    return f"different{', as is to be expected' * bool(expected)}: {_first_difference(plan, outcome)}; {plan.steps} {where}"
+    how = "different, as is to be expected" if expected else "different"
+    return f"{how}: {_first_difference(plan, outcome)}; {plan.steps} {where}"
 
 
 def _first_difference(plan: Plan, outcome: Outcome) -> str:
