@@ -46,13 +46,36 @@ FIGURES = (
     Figure("skipped_steps", "steps", "health", "fp16 steps so far that left the weights alone, since they overflowed"),
     Figure("unreadable", "images", "health", "images of the step that could not be decoded and were replaced"),
     Figure("checkpoint_failures", "", "health", "checkpoints of this start that could not be written"),
+    Figure(
+        "ranks_apart", "", "health", "1 if weights or queue differ between ranks, else 0 (track.compare_ranks_every)"
+    ),
     Figure("images_per_second", "images/s", "speed", "images of all ranks by the wall clock, of this step"),
     Figure("data_wait", "share", "speed", "time of the step that a rank waited for its batch, a mean over the ranks"),
+    Figure("checkpoint_stall", "s", "speed", "time that training stood still for checkpoints since the last row"),
+    Figure("gpu_memory_gib", "GiB", "speed", "most memory that tensors took at once so far, on the fullest GPU"),
+    Figure("slowest_rank", "", "nodes", "rank that computes longest in a step, on average since the last row"),
+    Figure("slowest_lag", "s", "nodes", "by how much longer that rank computes in a step than the median of the ranks"),
+    Figure("node/<i>/step_seconds", "s", "nodes", "time of a step, on average since the last row"),
+    Figure("node/<i>/data_wait", "share", "nodes", "time that its ranks waited for batches since the last row"),
+    Figure("node/<i>/memory_gib", "GiB", "nodes", "the machine's memory that is in use, by anyone"),
+    Figure("node/<i>/gpu_memory_gib", "GiB", "nodes", "as gpu_memory_gib, on the fullest GPU of the node"),
+    Figure("node/<i>/gpu_use", "share", "nodes", "time that its GPUs were at work lately, a mean, as the driver tells"),
     Figure("knn_top1", "share", "evaluation", "held-out images that their nearest training images name right"),
     Figure("linear_top1", "share", "evaluation", "held-out images that a linear probe names right"),
+    Figure("linear_train_top1", "share", "evaluation", "training images that the same probe names right"),
 )
 
 _BY_NAME = {figure.name: figure for figure in FIGURES}
+
+SECTIONS: dict[Sections, str] = {
+    "learning": "Learning",
+    "representation": "Representation",
+    "health": "Health",
+    "speed": "Speed",
+    "nodes": "Nodes",
+    "evaluation": "Evaluation",
+}
+"""The sections in the order in which they are shown, with their headings."""
 
 
 def of(name: str) -> Figure | None:
@@ -64,3 +87,22 @@ def is_measured(name: str) -> bool:
     """Tell whether a figure is read from clocks and meters, so that two equal runs tell it differently."""
     figure = of(name)
     return figure is not None and figure.section in ("speed", "nodes")
+
+
+def tables() -> str:
+    """Write a table in Markdown for each section, as `docs/metrics.md` has them: `python -m moco_dist.run.figures`."""
+    lines = []
+    for section, heading in SECTIONS.items():
+        lines += [f"### {heading}", "", "| figure | unit | meaning |", "|---|---|---|"]
+        of_section = [figure for figure in FIGURES if figure.section == section]
+        lines += [f"| `{figure.name}` | {figure.unit} | {_cell(figure.meaning)} |" for figure in of_section]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(tables(), end="")
