@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +202,3 @@ class TestInTraining:
     def write(tracker: Tracker, some_rows: list[Row]) -> None:
         for row in some_rows:
             tracker.log_step(row) if is_training(row) else tracker.log_evaluation(row)
-
-
-def test_health_needs_no_torch() -> None:
-    import subprocess
-
-    script = "import sys, moco_dist.health, moco_dist.why\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert not {"torch", "wandb", "numpy", "matplotlib"} & set(done.stdout.split())
