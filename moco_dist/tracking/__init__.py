@@ -54,7 +54,7 @@ class Tracker:
         Raises:
             UserError: metrics.jsonl cannot be opened or read.
         """
-        return Tracker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else _Silent()
+        return Tracker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else Silent()
 
     def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
         self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
@@ -167,8 +167,8 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Take whatever there is to tell, and tell nothing."""
 
 
-class _Silent(Tracker):
-    """The tracker of the ranks other than 0 tells nothing; what it answers, nobody reads."""
+class Silent(Tracker):
+    """A silent tracker tells nothing; it is that of the ranks other than 0, and what it answers, nobody reads."""
 
     def __init__(self) -> None:
         self.stop_requested = False
