@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moco_dist.files import descriptor, open_bytes, replacing
 
@@ -41,6 +41,31 @@ def evaluation_row(step: int, epoch: int, figures: Mapping[str, float]) -> Row:
     return {"step": step, "epoch": epoch, **figures}
 
 
+def finding_row(
+    step: int,
+    epoch: int,
+    name: str,
+    state: Literal["begins", "ends"],
+    key: str | None,
+    value: float | int | str | None,
+    evidence: str,
+) -> Row:
+    """Make the row that says that a finding about the run's health begins or ends.
+
+    Args:
+        step: the last one that was looked at, counted from 1.
+        epoch: counted from 0.
+        name: of the finding.
+        state: what happens to it.
+        key: of the config, to be changed.
+        value: that the key is to have.
+        evidence: a sentence with the numbers that it begins by.
+    """
+    proposal = {"key": key, "value": value} if key is not None and value is not None else {}
+    of_finding = {"finding": name, "state": state, "kind": "finding", **proposal, "evidence": evidence}
+    return {"step": step, "epoch": epoch, **of_finding}
+
+
 def is_training(row: Row) -> bool:
     """Tell whether a row is of a training step: only those have a loss."""
     return "loss" in row
@@ -49,6 +74,11 @@ def is_training(row: Row) -> bool:
 def is_evaluation(row: Row) -> bool:
     """Tell whether a row is of an evaluation during training."""
     return "knn_top1" in row and "loss" not in row
+
+
+def is_finding(row: Row) -> bool:
+    """Tell whether a row says that a finding about the run's health begins or ends."""
+    return "finding" in row
 
 
 class MetricsFile:

@@ -4,11 +4,9 @@ import math
 import time
 
 from moco_dist.config import Config
-from moco_dist.config.data_section import DataSection
 from moco_dist.data import sources
 from moco_dist.data.decode import Unreadable
 from moco_dist.engine.checkpoint import Checkpoints
-from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.run.rows import training_row
 from moco_dist.tracking import Tracker
@@ -18,11 +16,6 @@ from moco_dist.train.readout import Reading
 STOP, SAVE, UNREADABLE, WAITED = "stop", "save", "unreadable", "waited"
 """Names of the sums over the ranks that a step carries beside its figures: two wishes, a count, and seconds that were
 waited for a batch."""
-
-_WINDOW_SECONDS = 60.0
-"""How long the waits for batches are added up before they are judged."""
-_DATA_BOUND = 0.2
-"""A run whose ranks wait for so much of the time is told to be data-bound."""
 
 
 class Books:
@@ -42,10 +35,6 @@ class Books:
         self._epoch_steps = epoch_steps
         self.unreadable = {"epoch": 0, "images": 0}
         self.recorded_at = time.monotonic()
-        self.workers = 0
-        """Data workers of a rank."""
-        self._window = {"seconds": 0.0, "waited": 0.0}
-        self._data_bound_is_told = False
 
     def record(self, reading: Reading) -> tuple[bool, bool]:
         """Write the row of a step.
@@ -72,31 +61,12 @@ class Books:
         seconds, self.recorded_at = now - self.recorded_at, now
         speed = round(self._config.optim.global_batch / seconds, 2)
         figures["data_wait"] = round(min(1.0, waited / self._world.size / seconds), 4)
-        self._watch_waits(seconds, waited / self._world.size)
         counts = {"checkpoint_failures": self._checkpoints.failures} if self._checkpoints.failures else {}
         if replaced:
             counts = {"unreadable": int(replaced), **counts}
             self._count_unreadable(epoch, int(replaced), reading.unreadable)
         self._tracker.log_step(training_row(step, epoch, loss, figures.pop("lr"), speed, figures, **counts))
         return stop > 0, save > 0
-
-    def _watch_waits(self, seconds: float, waited: float) -> None:
-        """Tell once that the ranks wait for batches for much of the time, and what to change.
-
-        Args:
-            seconds: of a step.
-            waited: of these, by a rank on average.
-        """
-        self._window["seconds"] += seconds
-        self._window["waited"] += waited
-        if self._window["seconds"] < _WINDOW_SECONDS:
-            return
-        share = self._window["waited"] / self._window["seconds"]
-        if share > _DATA_BOUND and not self._data_bound_is_told:
-            fix = data_bound_fix(self._config.data, self.workers, devices.cores())
-            self._tracker.warn(f"data-bound: the ranks wait for batches {share:.0%} of the time; {fix}")
-            self._data_bound_is_told = True
-        self._window = {"seconds": 0.0, "waited": 0.0}
 
     def _count_unreadable(self, epoch: int, images: int, unreadable: list[Unreadable]) -> None:
         """Name replaced images; more than 1 % of an epoch's are a mistake in the data. Raises UserError."""
@@ -105,12 +75,3 @@ class Books:
         everyone = sorted({image for images in self._world.gather_objects(unreadable) for image in images})
         self._tracker.unreadable([str(image) for image in everyone])
         sources.check_unreadable(before + images, everyone, self._data.train, self._config.data)
-
-
-def data_bound_fix(data: DataSection, workers: int, cores: int) -> str:
-    """Say what makes batches come sooner, for a rank with so many workers and cores."""
-    if data.source == "imagefolder" and data.decode == "pillow":
-        return "another run with data.decode=cpu decodes several times faster"
-    if workers < cores - 1:
-        return f"raise data.workers from {workers} to {cores - 1}"
-    return f"give each rank more than its {cores} cores, or store smaller images; small files are best packed in shards"
