@@ -136,7 +136,7 @@ def test_the_launcher_needs_no_torch_where_it_is_typed(module: str) -> None:
         assert not [name for name in imported if name.startswith(("submitit", "launcher.executors"))]
 
 
-RUN_FILES = re.compile(r"metrics\.jsonl|summary\.json|status\.json|encoder\.safetensors|evaluation\.json|step_[*{\d]")
+RUN_FILES = re.compile(r"metrics\.jsonl|summary\.json|status\.json|provenance\.jsonl|encoder\.safetensors|evaluation\.json|step_[*{\d]")
 """Names of files in a run directory, which `moco_dist.run` alone spells."""
 
 

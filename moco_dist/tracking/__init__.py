@@ -64,7 +64,7 @@ class Tracker:
             UserError: metrics.jsonl cannot be opened or read.
         """
         if rank:
-            return _Silent()
+            return Silent()
         return Tracker(config, RunPaths(run_dir), start_step, total_steps, facts or health.Facts(config))
 
     def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int, facts: health.Facts) -> None:
@@ -204,8 +204,8 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Take whatever there is to tell, and tell nothing."""
 
 
-class _Silent(Tracker):
-    """The tracker of the ranks other than 0 tells nothing; what it answers, nobody reads."""
+class Silent(Tracker):
+    """A silent tracker tells nothing; it is that of the ranks other than 0, and what it answers, nobody reads."""
 
     def __init__(self) -> None:
         self.stop_requested = False

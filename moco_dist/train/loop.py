@@ -22,7 +22,7 @@ from moco_dist.networks import resnet, weights
 from moco_dist.ranks import collectives, devices, watchdog
 from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
-from moco_dist.train import books, ends, readout
+from moco_dist.train import books, ends, readout, start_note
 
 MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
@@ -53,6 +53,8 @@ class Training:
             run_dir.paths.checkpoints, config.checkpoint.keep, milestone=self.due.milestone, writes=world.rank == 0
         )
         self.readout = readout.Readout(world.device)
+        self.open_tracker = Tracker.open
+        """Opens what takes the figures; `moco_dist.verify` compares them instead of writing them."""
         self.done = 0
         """Steps done."""
 
@@ -73,10 +75,11 @@ class Training:
             self.done = start
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
+        start_note.note_start(self.run_dir, self.config, self.world, self.data, start)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
         self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores())
         self.tracker = self.world.agreed(
-            lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
+            lambda: self.open_tracker(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
         )
         self.books = books.Books(self.config, self.world, self.data, self.tracker, self.checkpoints, self.epoch_steps)
         self.books.unreadable = unreadable
