@@ -1,6 +1,7 @@
 """Evaluate during training, by kNN and a linear probe on the features of the query encoder."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from moco_dist.data.decode import Unreadable
 from moco_dist.data.sources import Data
 from moco_dist.data.store import Source
 from moco_dist.engine.engine import Engine
-from moco_dist.evaluate import features, knn, ridge
+from moco_dist.evaluate import features, knn, ridge, view
 from moco_dist.networks.resnet import Encoder
 
 
@@ -37,11 +38,27 @@ def _some(source: Source, count: int, number: int) -> Source:
 
 @torch.no_grad()
 def accuracies(
-    config: Config, engine: Engine, encoder: Encoder, data: Data, augmentation: Augment
+    config: Config,
+    engine: Engine,
+    encoder: Encoder,
+    data: Data,
+    augmentation: Augment,
+    *,
+    view_file: Path | None = None,
+    step: int = 0,
 ) -> tuple[dict[str, float], list[Unreadable]]:
     """Compute the accuracy of kNN and of a linear probe on the data's queries, the same on all ranks.
 
     One extraction of features serves both. Leaves the encoder in training mode.
+
+    Args:
+        config: of the run.
+        engine: that trains.
+        encoder: of the queries.
+        data: with labelled images to learn from and to be judged on.
+        augmentation: of the run, for its pixel statistics.
+        view_file: where a view of the features is left to be looked at; None: nowhere.
+        step: steps done.
 
     Returns:
         `knn_top1` and `linear_top1`, 0 to 1, and the images that could not be read and were replaced on
@@ -62,8 +79,12 @@ def accuracies(
     world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
     on_ranks = zip(*world.gather_objects((of_queries, of_bank)), strict=True)
     unreadable = [image for lists in on_ranks for image in sorted({image for images in lists for image in images})]
+    classified = knn.classify(queries, bank, k=k, temperature=temperature, world=world)
+    if view_file is not None:
+        images = view.Images(data.queries, data.bank, config.data.image_size, config.eval.knn_split)
+        view.leave(view_file, classified, bank, images, world, step=step, may_fail=True)
     figures = {
-        "knn_top1": knn.accuracy(queries, bank, k=k, temperature=temperature, world=world),
+        "knn_top1": classified.accuracy,
         "linear_top1": ridge.accuracy(queries, bank, world=world),
     }
     return figures, unreadable

@@ -3,10 +3,13 @@
 Each is a list of shapes with plain numbers; the templates write them, and escape what is text.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from moco_dist.errors import some_names
 from moco_dist.report.record import RunRecord
 from moco_dist.run.features_view import FeaturesView
 
@@ -110,30 +113,33 @@ class Span:
     last_step: int
 
 
+def length(run: RunRecord) -> int:
+    """Return the steps of a run, or those that are done where its length is not known."""
+    return max(run.status.total_steps or 0, run.step, 1)
+
+
 def course(run: RunRecord) -> list[list[Span]]:
     """Draw what happened over the steps of a run, one line for each finding and note, and one for its starts."""
-    length = max(run.status.total_steps or 0, run.step, 1)
+    steps_in_all = length(run)
 
     def span(label: str, kind: str, first: int, last: int) -> Span:
-        left = 100 * min(first, length) / length
-        return Span(label, left, max(100 * min(last, length) / length - left, 0.6), kind, first, last)
+        left = 100 * min(first, steps_in_all) / steps_in_all
+        return Span(label, left, max(100 * min(last, steps_in_all) / steps_in_all - left, 0.6), kind, first, last)
 
     lines: dict[tuple[str, str], list[Span]] = defaultdict(list)
-    for finding in _of_interest(run):
+    steps = [*(start["step"] for start in run.starts), run.step]
+    for start, end in itertools.pairwise(steps):
+        lines["start", ""].append(span(where(run.starts[len(lines["start", ""])]), "start", start, max(start, end)))
+    for finding in [*run.diagnosis.findings, *run.diagnosis.notes] if run.diagnosis else ():
         name = finding.name.replace("_", " ")
         lines[finding.kind, name].append(span(name, finding.kind, finding.first_step, finding.last_step))
-    ends = [start.step for start in run.starts[1:]] + [max(run.step, *(start.step for start in run.starts), 0)]
-    starts = [span(start.where, "start", start.step, end) for start, end in zip(run.starts, ends, strict=True)] if (
-        run.starts
-    ) else []
-    return [*([starts] if starts else []), *lines.values()]
+    return list(lines.values())
 
 
-def _of_interest(run: RunRecord) -> Iterable[object]:
-    diagnosis = run.diagnosis
-    return [*diagnosis.findings, *diagnosis.notes] if diagnosis else []
-
-
-def numbers(values: Sequence[float]) -> str:
-    """Write numbers with one digit behind the point, apart from each other."""
-    return " ".join(f"{value:.1f}" for value in values)
+def where(start: Mapping[str, Any]) -> str:
+    """Say what a start ran on, in words."""
+    hosts, ranks = [str(host) for host in start.get("hosts", ())], start.get("ranks")
+    if not ranks:
+        return "a start"
+    nodes = f"{len(hosts)} nodes ({some_names(hosts, 2)})" if len(hosts) > 1 else some_names(hosts, 1)
+    return f"{ranks} rank{'s' if ranks != 1 else ''} on {nodes}"

@@ -1,42 +1,37 @@
-"""Ask moco_dist.health what the rows of a run tell."""
+"""Read the rows of a run once, for its curves and for what health says of it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from moco_dist.run.rows import Row
-from moco_dist.run.status import Status
+from moco_dist import health
+from moco_dist.errors import UserError, reason
+from moco_dist.report.columns import Columns
+from moco_dist.run import status
+from moco_dist.run.rows import read_rows
 
 
-@dataclass(frozen=True)
-class Finding:
-    name: str
-    key: str | None
-    value: Any
-    first_step: int
-    last_step: int
-    evidence: str
-    kind: str = "finding"
-    ended: bool = False
+def judge(rows_file: Path, tree: Mapping[str, Any], state: status.Status) -> tuple[Columns, health.Diagnosis | None, str]:
+    """Read and judge the rows of a run.
 
-    @property
-    def override(self) -> str:
-        return f"{self.key}={self.value}" if self.key else ""
+    Args:
+        rows_file: metrics.jsonl of the run.
+        tree: config of the run, a tree of sections.
+        state: of the run.
 
-
-@dataclass(frozen=True)
-class Diagnosis:
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
-    checked: list[str] = field(default_factory=list)
-    unchecked: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def fine(self) -> list[str]:
-        return self.checked
-
-
-def diagnose(rows: Iterable[Row], config: Mapping[str, Any], *, status: Status) -> Diagnosis:
-    for _ in rows:
-        pass
-    return Diagnosis()
+    Returns:
+        The figures of all rows; the diagnosis, or None where there is none; and why there is none.
+    """
+    columns = Columns()
+    try:
+        rows = columns.passing(read_rows(rows_file))
+        try:
+            batch = tree.get("optim", {}).get("global_batch", 1)
+            images = state.epoch_steps and (state.epoch_steps + 1) * batch - 1  # it may be so many
+            return columns, health.diagnose(rows, tree, images=images, status=state), ""
+        except Exception as error:  # anything: a config or a row of another version; the curves are shown all the same
+            for _ in rows:
+                pass
+            return columns, None, str(error) if isinstance(error, UserError) else reason(error)
+    except OSError as error:
+        return columns, None, f"{rows_file.name}: {error.strerror}"

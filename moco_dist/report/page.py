@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from moco_dist import __version__, files
+from moco_dist import __version__, files, health
 from moco_dist.report import drawings, panels
 from moco_dist.report.record import RunRecord
 from moco_dist.report.run_view import RunView
@@ -58,6 +59,7 @@ def page_of(records: Sequence[RunRecord], *, title: str = "", beside: Path | Non
     context: dict[str, Any] = {
         "title": runs[0].name if len(runs) == 1 else title,
         "runs": runs,
+        "titles": defaultdict(str, health.TITLES),
         "sections": sections,
         "first": first,
         "data": _data(runs, all_panels),

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moco_dist import files
+from moco_dist import files, health
 from moco_dist.errors import UserError, printable
 from moco_dist.report import judge, settings
-from moco_dist.report.columns import Columns, Curve
-from moco_dist.run import features_view, status
+from moco_dist.report.columns import Curve
+from moco_dist.run import features_view, lease, provenance, status
 from moco_dist.run.paths import RunPaths
-from moco_dist.run.rows import read_rows
 
 _MOST_POINTS, _POINTS_OF_A_PAGE, _FIGURES = 1000, 200_000, 30
 """Points of a curve at most; points of all curves of a page, about, where a run has so many figures."""
@@ -35,7 +34,7 @@ class RunRecord:
     settings: dict[str, Any]
     """Values of the config by `section.key`."""
     curves: dict[str, Curve]
-    diagnosis: judge.Diagnosis | None
+    diagnosis: health.Diagnosis | None
     """None where the config cannot be judged by."""
     not_judged: str = ""
     """Why there is no diagnosis."""
@@ -43,7 +42,10 @@ class RunRecord:
     pairs_picture: str = ""
     """The picture of the two views of the first images, in base64; empty where there is none."""
     rows: int = 0
-    starts: list[Any] = field(default_factory=list)
+    starts: list[provenance.Start] = field(default_factory=list)
+    """What each start ran on, in their order; empty in a run of an earlier version."""
+    writer: str = ""
+    """The process that writes to the directory; empty where there is none."""
 
     @property
     def step(self) -> int:
@@ -77,17 +79,7 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
     paths = RunPaths(folder)
     tree, versions = settings.read(paths.config)
     state = status.read(folder)
-    columns, diagnosis, not_judged = Columns(), None, ""
-    try:
-        rows = columns.passing(read_rows(paths.metrics))
-        try:
-            diagnosis = judge.diagnose(rows, tree, status=state)
-        except UserError as error:
-            not_judged = str(error)
-            for _ in rows:  # the curves are shown all the same
-                pass
-    except OSError as error:
-        not_judged = f"{paths.metrics.name}: {error.strerror}"
+    columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state)
     values = settings.flat(tree)
     return RunRecord(
         folder,
@@ -101,6 +93,8 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
         features_view.read(paths.features_view),
         _picture(paths.pairs_picture),
         columns.rows,
+        provenance.read(folder),
+        lease.held_by(folder),
     )
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moco_dist.report import drawings, judge, panels, settings
+from moco_dist import health
+from moco_dist.report import drawings, panels, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
 from moco_dist.run import features_view, status
@@ -62,7 +63,7 @@ class RunView:
         """Address of the run's own page, from a page of several runs."""
 
     @property
-    def diagnosis(self) -> judge.Diagnosis | None:
+    def diagnosis(self) -> health.Diagnosis | None:
         return self.record.diagnosis
 
     @property
@@ -77,6 +78,16 @@ class RunView:
     def pairs_picture(self) -> str:
         return self.record.pairs_picture
 
+    @property
+    def is_broken_off(self) -> bool:
+        """Tell whether no process goes on with a run that has not ended."""
+        return self.status.state == "running" and not self.record.writer
+
+    @property
+    def state(self) -> str:
+        """Return how the run stands, in a word or two."""
+        return "broken off" if self.is_broken_off else (self.status.state or "no status").replace("_", " ")
+
     @functools.cached_property
     def open_findings(self) -> int:
         """Count the findings that have not ended."""
@@ -85,7 +96,7 @@ class RunView:
     @property
     def mood(self) -> str:
         """Return the colour of the verdict."""
-        if self.status.state in ("crashed", "diverged", "user_error"):
+        if self.is_broken_off or self.status.state in ("crashed", "diverged", "user_error"):
             return "bad"
         return "none" if not self.diagnosis else "warn" if self.open_findings else "good"
 
@@ -93,6 +104,8 @@ class RunView:
     def verdict(self) -> str:
         """Say in a sentence how the run stands, and whether anything is wrong with it."""
         state = _STATES.get(self.status.state or "", "Its status is unknown")
+        if self.is_broken_off:
+            state = "It was broken off"
         if not self.diagnosis:
             return f"{state}; it cannot be judged."
         if not self.record.rows:
@@ -183,6 +196,10 @@ class RunView:
     def course(self) -> list[list[drawings.Span]]:
         return drawings.course(self.record)
 
+    @property
+    def length(self) -> int:
+        return drawings.length(self.record)
+
     @functools.cached_property
     def dots(self) -> list[drawings.Dots]:
         assert self.features
@@ -210,7 +227,7 @@ class RunView:
             "settings": self.settings,
             "curves": {name: _data_of(curve) for name, curve in self.record.curves.items()},
             "marks": [{"from": f.first_step, "to": f.last_step, "name": f.name} for f in findings],
-            "restarts": [start.step for start in self.record.starts[1:]],
+            "restarts": [start["step"] for start in self.record.starts[1:]],
         }
 
 

@@ -14,7 +14,7 @@ from moco_dist.errors import UserError, masked, shown
 Settings = Mapping[str, Any]
 """Values of a config by `section.key`, as its file has them."""
 
-_OF_THE_PLACE = {"run.name", "run.dir", "data.root", "data.download", "data.workers", "track.wandb"}
+_OF_THE_PLACE = {"run.name", "run.dir", "data.root", "data.download", "data.decode", "data.workers", "track.wandb"}
 """Keys of where a run lies and what it is called."""
 
 

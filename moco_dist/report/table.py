@@ -65,7 +65,7 @@ class Table:
 
 def _standing(run: RunView) -> list[Cell]:
     findings = str(len(run.diagnosis.findings)) if run.diagnosis else ""
-    return [Cell(run.name), Cell(run.status.state or "", state=True), Cell(findings), Cell(f"{run.record.step:,}", run.record.step)]
+    return [Cell(run.name), Cell(run.state, state=True), Cell(findings), Cell(f"{run.record.step:,}", run.record.step)]
 
 
 def _figure(run: RunView, name: str) -> Cell:

@@ -59,6 +59,8 @@ class FeaturesView:
     confusions: list[tuple[int, int, int]]
     """True class, class given by kNN, number of images, for each pair that occurs."""
     neighbours: list[Neighbours]
+    digest: str
+    """Digest of what the view is made from, weights and images; empty where training has left it."""
 
     @property
     def accuracy(self) -> float:

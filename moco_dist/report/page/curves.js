@@ -129,7 +129,7 @@ function legendOf(figure, series, panel) {
   }
   for (const one of series.filter((each) => !each.over)) {
     const entry = element("span");
-    if (series.length > 1 || panel.figures.length > 1) entry.append(element("span", `swatch c${one.colour % 10}`));
+    if (panel.figures.length > 1) entry.append(element("span", `swatch c${one.colour % 10}`));
     entry.append(document.createTextNode(panel.figures.length > 1 ? one.label : "last"), element("b", "", shown(one.curve.last, panel.unit)));
     legend.append(entry);
   }
