@@ -18,6 +18,7 @@ from moco_dist import health
 from moco_dist.arguments import Parser, path_of
 from moco_dist.errors import UserError, printable
 from moco_dist.health import reading
+from moco_dist.run import paths
 
 MOST_COLUMNS = 120
 
@@ -89,7 +90,12 @@ def _verdict(diagnosis: health.Diagnosis) -> str:
     if not diagnosis.checked:
         return "Nothing to judge yet: too few rows."
     if not diagnosis.findings:
-        return f"HEALTHY: nothing was wrong up to step {diagnosis.last_step}, by {len(diagnosis.checked)} rules."
+        rules, length = len(diagnosis.checked), len(diagnosis.checked) + len(diagnosis.unchecked)
+        if rules < length / 2:
+            return (
+                f"Nothing was wrong up to step {diagnosis.last_step}, but {rules} of {length} rules alone could judge."
+            )
+        return f"HEALTHY: nothing was wrong up to step {diagnosis.last_step}, by {rules} of {length} rules."
     past = f"; {ended} earlier finding{'s' * (ended > 1)} ended" if ended else ""
     if not is_open:
         return f"HEALTHY NOW{past}."
@@ -118,7 +124,8 @@ def _command(run_read: reading.Reading) -> str:
     """Return a command that begins another run with all the changes; of two of one key, the first finding's counts."""
     assert run_read.diagnosis is not None and run_read.config is not None
     overrides = {finding.key: finding.override for finding in reversed(run_read.diagnosis.findings)}
-    config, name = run_read.folder / "config.yaml", f"run.name={run_read.config.run.name}_2"
+    config = paths.RunPaths(run_read.folder).config
+    name = f"run.name={run_read.config.run.name}_2"
     return shlex.join(["python", "-m", "moco_dist.train", str(config), name, *reversed(overrides.values())])
 
 

@@ -174,6 +174,7 @@ class Pair:
         settings: overrides of the config, `section.key` to value.
         environment: further variables.
         module: what is started.
+        config: file of the settings that are overridden.
     """
 
     def __init__(
@@ -183,13 +184,14 @@ class Pair:
         *,
         environment: dict[str, str] | None = None,
         module: str = "moco_dist.train",
+        config: Path = FAST,
     ) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
         world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(environment or {})}
         places = ({**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-        self.ranks = [Job(run_dir, 0, settings, module=module, environment=place) for place in places]
+        self.ranks = [Job(run_dir, 0, settings, module=module, environment=place, config=config) for place in places]
 
     def __enter__(self) -> Pair:
         return self

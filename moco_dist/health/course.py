@@ -51,6 +51,11 @@ class Facts:
     """Data workers of a rank."""
     cores: int | None = None
     """CPU cores of a rank."""
+    bn_groups: int | None = None
+    """BatchNorm groups of the global batch; unset, the config's, which may leave it to the ranks."""
+
+    def __post_init__(self) -> None:
+        self.bn_groups = self.bn_groups or self.config.moco.bn_groups
 
     @property
     def directions(self) -> int:

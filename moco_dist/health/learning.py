@@ -4,20 +4,24 @@ import math
 
 from moco_dist.health.course import Course
 from moco_dist.health.finding import Judgement, Proposal, rounded
-from moco_dist.health.representation import COLLAPSED, suspect
+from moco_dist.health.representation import COLLAPSED, LEAST_TEMPERATURE, MOST_TEMPERATURE, NEAR_CHANCE, SOLVED, suspect
 
 CHANCE = 0.97
 """Share of the loss at chance that a run must have fallen below some epochs after its start."""
 CHANCE_EPOCHS = 3
 """Epochs after the first ones that a run may take for that."""
-FLAT = 0.95
-"""Entropy of the softmax, as a share of ln(K+1), beyond which the temperature hides all differences."""
+FLAT = 0.98
+"""Entropy of the softmax, as a share of ln(K+1), beyond which it hides all differences."""
 SURE = 2.0
 """Loss of a direction as a multiple of the softmax's entropy; a calibrated softmax has 1 (Guo et al. 2017)."""
 LOST = 0.5
 """Share of what the loss has come below chance, which a run may lose again."""
-SLOW = 1e-5
-"""Share of its weights by which an encoder should change in a step."""
+FAST, SLOW = 2.5e-3, 1e-4
+"""Shares of its weights by which an encoder may change in a step, at most, and should change, at least."""
+WORSE = 1.05
+"""Share of the loss at chance beyond which an encoder is worse than one that sees nothing."""
+FOLLOWS = 0.9
+"""Momentum below which the encoders' distance is the noise of a few steps, and says nothing about their pace."""
 SKIPPED = 0.2
 """Share of steps that fp16 may leave out; its scale doubles every 2,000 steps and is halved by an overflow."""
 GAP = 0.25
@@ -37,28 +41,30 @@ def at_chance(course: Course) -> Judgement | None:
 
 
 def temperature_too_high(course: Course) -> Judgement | None:
-    """Judge whether the softmax is flat although the features differ."""
-    window = course.window
+    """Judge whether the softmax is flat although the features differ (Wang and Liu 2021, section 3).
+
+    A temperature of up to 0.5 is left alone: with it, SimCLR's contrast still worked (Chen et al. 2020, table 5).
+    """
+    window, moco = course.window, course.facts.config.moco
     if not course.is_settled or window.mean("q_std") < COLLAPSED:
         return None
-    keys, temperature = course.facts.config.moco.queue_size + 1, course.facts.config.moco.temperature
-    share = window.mean("entropy") / math.log(keys)
+    share = window.mean("entropy") / math.log(moco.queue_size + 1)
+    floor = math.log1p(moco.queue_size * math.exp(-1 / moco.temperature))
     evidence = (
-        f"the softmax over {keys} keys has {share:.1%} of the largest entropy over {window.steps}, although the "
-        f"features are spread ({window.mean('q_std'):.2f}): with temperature {temperature:g}, similar and dissimilar "
-        "keys count nearly alike"
+        f"the softmax over {moco.queue_size + 1} keys has {share:.1%} of the largest entropy over {window.steps}, "
+        f"although the features are spread ({window.mean('q_std'):.2f}): with temperature {moco.temperature:g}, all "
+        f"keys count nearly alike, and even with orthogonal negatives, a query's loss cannot fall below {floor:.2f}"
     )
-    return Judgement(
-        share > FLAT, evidence, Proposal("moco.temperature", rounded(max(min(0.2, temperature / 2), 0.01)))
-    )
+    bad = share > FLAT and moco.temperature > MOST_TEMPERATURE
+    return Judgement(bad, evidence, Proposal("moco.temperature", 0.2))
 
 
-def temperature_too_low(course: Course) -> Judgement | None:
-    """Judge whether the softmax is surer than it is right: its entropy is the loss where it is calibrated."""
-    window = course.window
-    if not course.is_settled or window.mean("q_std") < COLLAPSED:
-        return None
-    facts = course.facts
+def temperature_too_low(course: Course) -> Judgement:
+    """Judge whether the softmax is surer than it is right: its entropy is the loss where it is calibrated.
+
+    This shows in the first steps already, after which such a run often collapses (Wang and Liu 2021, section 3.3).
+    """
+    window, facts = course.window, course.facts
     loss, entropy = window.mean("loss") / facts.directions, window.mean("entropy")
     temperature, top1 = facts.config.moco.temperature, window.mean("top1")
     evidence = (
@@ -67,39 +73,51 @@ def temperature_too_low(course: Course) -> Judgement | None:
         "gets all of the weight, and it is often a wrong one"
     )
     proposal = Proposal("moco.temperature", rounded(max(0.07, 2 * temperature)))
-    return Judgement(loss > SURE * entropy and top1 < 0.9, evidence, proposal)
+    return Judgement(loss > SURE * entropy and top1 < SOLVED, evidence, proposal)
+
+
+def pace_of(course: Course) -> float:
+    """Return by which share of its weights the query encoder moves away from where it was in a step.
+
+    The key encoder lags 1 / (1 - m) steps behind, or all steps so far (He et al. 2020, equation 2), so that the
+    distance of the encoders is the way of so many steps.
+    """
+    lag = min(1 / max(1 - course.facts.config.moco.momentum, 1e-12), course.window.last_step)
+    return course.window.mean("encoder_distance") / lag
 
 
 def lr_too_high(course: Course) -> Judgement | None:
-    """Judge whether the loss is above chance, or has lost much of what had been learned."""
-    if not course.is_settled:
+    """Judge whether an encoder changes too fast, or has lost what it had learned, or is worse than chance.
+
+    LARS sets steps to a thousandth of the weights (You et al. 2017, section 4 and its trust coefficient).
+    """
+    facts, window = course.facts, course.window
+    moco = facts.config.moco
+    if not course.is_settled or moco.temperature < LEAST_TEMPERATURE or moco.momentum < FOLLOWS:
         return None
-    window, share, best = course.window, course.chance_share(), course.best_share
-    worse = share > 1.02
-    lost = share > best + LOST * (1 - best) and best < CHANCE
-    past = f"after {best:.1%} at best" if math.isfinite(best) else "which none was below so far"
+    pace, share, best = pace_of(course), course.chance_share(), course.best_share
     evidence = (
-        f"the loss is {window.mean('loss'):.3f} over {window.steps}, {share:.1%} of what an encoder gets that sees "
-        f"nothing, {past}: steps with a learning rate of {window.mean('lr'):.3g} undo what was learned"
+        f"the encoder changes by {pace:.2%} of its weights in a step over {window.steps}, with a learning rate of "
+        f"{window.mean('lr'):.3g}, and the loss is {share:.1%} of what an encoder gets that sees nothing"
     )
-    return Judgement(worse or lost, evidence, Proposal("optim.lr", course.facts.lower_lr))
+    lost = best < NEAR_CHANCE and share > best + LOST * (1 - best)
+    if lost:
+        evidence += f", after {best:.1%} at best"
+    return Judgement(pace > FAST or share > WORSE or lost, evidence, Proposal("optim.lr", facts.lower_lr))
 
 
 def lr_too_low(course: Course) -> Judgement | None:
-    """Judge by how much of its weights the encoder changes in a step, while its learning rate is near the config's.
-
-    The key encoder follows at the same pace, by `(1 - m) |theta_q - theta_k|` a step (He et al. 2020, equation 2).
-    """
+    """Judge whether an encoder hardly changes, while its learning rate is near the config's."""
     window, config = course.window, course.facts.config
     if not course.is_settled or course.lr_share < 0.5:
         return None
-    pace, share = (1 - config.moco.momentum) * window.mean("encoder_distance"), course.chance_share()
+    pace, share = pace_of(course), course.chance_share()
     evidence = (
-        f"the encoder changes by {pace:.1e} of its weights in a step over {window.steps}, with a learning rate of "
+        f"the encoder changes by {pace:.2g} of its weights in a step over {window.steps}, with a learning rate of "
         f"{window.mean('lr'):.2g}, and the loss is {share:.1%} of what an encoder gets that sees nothing"
     )
     lr = rounded(max(course.facts.paper_lr, 3 * config.optim.lr))
-    return Judgement(pace < SLOW and share > 0.9, evidence, Proposal("optim.lr", lr))
+    return Judgement(pace < SLOW and share > NEAR_CHANCE, evidence, Proposal("optim.lr", lr))
 
 
 def overflow(course: Course) -> Judgement | None:

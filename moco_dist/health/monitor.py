@@ -75,12 +75,18 @@ class Monitor:
         self._standings = {rule.name: _Standing() for rule in rules.RULES}
         self._window, self._minute = Window(), Window()
         self._notes = notes.Notes(facts)
+        self._is_training = False  # until someone asks for what is new
 
     def push(self, row: Row) -> None:
-        """Take a row of any kind; a row of a finding tells what was told in training, and counts before all else."""
+        """Take a row of any kind; what is no whole row is passed over.
+
+        A row of a finding says what was told in training, and counts before all else.
+        """
+        if not isinstance(row.get("step"), int) or not isinstance(row.get("epoch", 0), int):
+            return
         if is_finding(row):
             self._take_over(row)
-        elif is_training(row):
+        elif is_training(row) and isinstance(row["loss"], float):
             self._push_training(row)
         elif is_evaluation(row):
             self._push_evaluation(row)
@@ -94,6 +100,7 @@ class Monitor:
 
     def events(self) -> Iterator[Row]:
         """Yield the rows of findings that have begun or ended, which the books do not have yet; each once."""
+        self._is_training = True
         step, epoch = self.course.step, int(self.course.last.get("epoch", 0))
         for name, standing in self._standings.items():
             if (standing.finding is not None) == standing.in_books:
@@ -120,7 +127,7 @@ class Monitor:
         course = self.course
         before = int(course.row.get("step", 0))
         speed = row.get("images_per_second")
-        steps = int(row["step"]) - before
+        steps = max(0, int(row["step"]) - before)
         batch = course.facts.config.optim.global_batch
         seconds = steps * batch / speed if isinstance(speed, float | int) and speed > 0 else 0.0
         course.row = course.last = row
@@ -156,6 +163,8 @@ class Monitor:
             return
         standing.streak += 1
         if standing.streak < (rule.begins_after if judgement.bad else rule.ends_after):
+            return
+        if standing.in_books and not self._is_training:  # which will tell of its end, where it has ended
             return
         standing.streak = 0
         step = self.course.step

@@ -39,6 +39,8 @@ def read(folder: Path) -> Reading:
         if state.state is None:
             raise UserError.of("RUN", folder, f"holds no {files.config.name}", "give the directory of a run")
         return Reading(folder, None, state, lease.held_by(folder), None)
+    if not files.config.is_file():
+        raise UserError.of("RUN", files.config, "is not a regular file", "remove it")
     config = directory.load_config(files.config)
     images = state.epoch_steps and (state.epoch_steps + 1) * config.optim.global_batch - 1  # it may be so many
     tree = config.model_dump(mode="json")

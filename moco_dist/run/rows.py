@@ -66,6 +66,11 @@ def finding_row(
     return {"step": step, "epoch": epoch, **of_finding}
 
 
+def row_is_due(step: int, log_every: int, total_steps: int) -> bool:
+    """Tell whether the row of a training step, counted from 1, is written: each `log_every`-th, and the last one."""
+    return step % log_every == 0 or step == total_steps
+
+
 def is_training(row: Row) -> bool:
     """Tell whether a row is of a training step: only those have a loss."""
     return "loss" in row

@@ -35,6 +35,7 @@ class Books:
         self._epoch_steps = epoch_steps
         self.unreadable = {"epoch": 0, "images": 0}
         self.recorded_at = time.monotonic()
+        self._seconds_of_row = self._waited_of_row = 0.0
 
     def record(self, reading: Reading) -> tuple[bool, bool]:
         """Write the row of a step.
@@ -60,13 +61,32 @@ class Books:
         now = time.monotonic()
         seconds, self.recorded_at = now - self.recorded_at, now
         speed = round(self._config.optim.global_batch / seconds, 2)
-        figures["data_wait"] = round(min(1.0, waited / self._world.size / seconds), 4)
+        figures["data_wait"] = self._share_waited(step, seconds, waited / self._world.size)
+        if "queue_age_steps" in figures:
+            figures["queue_age_epochs"] = round(figures["queue_age_steps"] / self._epoch_steps, 4)
+        if self._tracker.writes(step):
+            figures |= reading.spreads()
         counts = {"checkpoint_failures": self._checkpoints.failures} if self._checkpoints.failures else {}
         if replaced:
             counts = {"unreadable": int(replaced), **counts}
             self._count_unreadable(epoch, int(replaced), reading.unreadable)
         self._tracker.log_step(training_row(step, epoch, loss, figures.pop("lr"), speed, figures, **counts))
         return stop > 0, save > 0
+
+    def _share_waited(self, step: int, seconds: float, waited: float) -> float:
+        """Return the share of the time since the last row that was written in which a rank waited for its batches.
+
+        Args:
+            step: counted from 1.
+            seconds: of the step.
+            waited: of these, by a rank on average.
+        """
+        self._seconds_of_row += seconds
+        self._waited_of_row += waited
+        share = round(min(1.0, self._waited_of_row / self._seconds_of_row), 4)
+        if self._tracker.writes(step):
+            self._seconds_of_row = self._waited_of_row = 0.0
+        return share
 
     def _count_unreadable(self, epoch: int, images: int, unreadable: list[Unreadable]) -> None:
         """Name replaced images; more than 1 % of an epoch's are a mistake in the data. Raises UserError."""

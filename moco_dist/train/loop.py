@@ -77,7 +77,8 @@ class Training:
         self.run_dir.record(self.config)
         start_note.note_start(self.run_dir, self.config, self.world, self.data, start)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
-        self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores())
+        groups = self.config.optim.global_batch // self.plan.group_size
+        self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores(), bn_groups=groups)
         self.tracker = self.world.agreed(
             lambda: self.open_tracker(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
         )
@@ -123,7 +124,7 @@ class Training:
                 books.UNREADABLE: len(unreadable),
                 books.WAITED: batches.take_waited_seconds(),
             }
-            figures = self.engine.step(views, step, lr, sums=wishes)
+            figures = self.engine.step(views, step, lr, sums=wishes, detailed=self.due.row(step + 1))
             self.readout.push(step + 1, figures, unreadable)
             self.done = step + 1
             self._after(self.done)
