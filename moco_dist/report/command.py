@@ -16,7 +16,7 @@ from pathlib import Path
 from moco_dist.arguments import Parser, path_of
 from moco_dist.errors import UserError, printable
 from moco_dist.run import status
-from moco_dist.run.paths import REPORT, RunPaths
+from moco_dist.run.paths import REPORT, RunPaths, run_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +81,8 @@ def _folders(options: argparse.Namespace) -> list[Path]:
     swept = record.runs_below(options.sweep) if options.sweep else []
     if options.sweep and not swept:
         raise UserError.of("--sweep", options.sweep, "holds no run", "give the folder of a sweep's runs")
-    folders = {os.path.realpath(folder): folder for folder in [*options.runs, *swept]}
+    named = [run_of(path) or path for path in options.runs]
+    folders = {os.path.realpath(folder): folder for folder in [*named, *swept]}
     return list(folders.values())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist import files, health
-from moco_dist.errors import UserError, printable
+from moco_dist.errors import UserError, masked, printable
 from moco_dist.report import judge, settings
 from moco_dist.report.columns import Curve
 from moco_dist.run import features_view, lease, provenance, status
@@ -83,7 +83,7 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
     values = settings.flat(tree)
     return RunRecord(
         folder,
-        printable(str(values.get("run.name") or folder.resolve().name)),
+        masked(printable(str(values.get("run.name") or folder.resolve().name))),
         state,
         versions,
         values,

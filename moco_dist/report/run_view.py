@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moco_dist import health
+from moco_dist.errors import printable
 from moco_dist.report import drawings, panels, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
@@ -50,12 +51,8 @@ class RunView:
 
     def __init__(self, record: RunRecord, number: int) -> None:
         self.record, self.number, self.colour = record, number, number % COLOURS
-        self.name, self.folder, self.status, self.versions = (
-            record.name,
-            str(record.folder),
-            record.status,
-            record.versions,
-        )
+        self.name, self.folder = record.name, printable(str(record.folder))
+        self.status, self.versions = record.status, record.versions
         self.settings = {key: settings.text(value) for key, value in record.settings.items()}
         self.cells: list[Cell] = []
         """Cells of the run in the table of several runs."""

@@ -58,7 +58,8 @@ def _shipped() -> dict[str, dict[str, Any]]:
     values = {}
     for file in sorted(configs.SHIPPED_CONFIGS.glob("*.yaml")):
         try:
-            values[file.stem] = flat(configs.load(file).model_dump(mode="json", context=True))
+            shipped = configs.load(file, ["data.root=DATA"] if file != configs.DEFAULT_CONFIG else [])
+            values[file.stem] = flat(shipped.model_dump(mode="json", context=True))
         except UserError:  # it needs what this place lacks, such as a variable
             continue
     return values

@@ -80,6 +80,8 @@ def read(file: Path) -> FeaturesView | None:
         if content.pop("version") != VERSION:
             return None
         content["neighbours"] = [_neighbours(**neighbours) for neighbours in content["neighbours"]]
+        for name in ("points", "confusions"):
+            content[name] = [tuple(entry) for entry in content[name]]
         view = FeaturesView(**content)
         return view if _is_whole(view) else None
     return None

@@ -67,7 +67,7 @@ function drawMarks(plot) {
       context.fillStyle = withAlpha(page.runs.length === 1 ? css("--warn") : colour(run.colour), 0.9);
       context.fillRect(left, box.top, width, 3 * devicePixelRatio);
     }
-    context.strokeStyle = css("--muted");
+    context.strokeStyle = css("--ink");
     context.lineWidth = devicePixelRatio;
     context.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
     for (const start of run.restarts) {
@@ -169,7 +169,7 @@ function draw(figure) {
     cursor: { sync: { key: "steps", setSeries: false }, y: false, drag: { x: true, y: false, setScale: false }, points: { show: false },
       bind: { dblclick: () => () => zoom(null) } },
     hooks: {
-      drawClear: [drawMarks],
+      drawAxes: [drawMarks],
       setCursor: [(plot) => showTip(plot, tip, series, panel)],
       setSelect: [(plot) => {
         if (plot.select.width < 5) return;

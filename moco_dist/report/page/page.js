@@ -119,7 +119,8 @@ function watch() {
   const look = async () => {
     let line = "Live: the page looks for new rows every few seconds.";
     try {
-      const answer = await fetch(location.href, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
+      const headers = tag ? { "If-None-Match": tag } : {};
+      const answer = await fetch(location.href, { cache: "no-store", headers, signal: AbortSignal.timeout(60000) });
       if (answer.status === 200) {
         const first = tag === "";
         tag = answer.headers.get("ETag") ?? "";
