@@ -46,13 +46,25 @@ BROKEN = [
     Run("no_shuffle", {"moco.shuffle": "none", "moco.bn_groups": 8}, "batchnorm_leak", "moco.shuffle"),
     Run("lr_times_100", {"optim.lr": 1.5}, "collapsed", "optim.lr"),
     Run("diverges", {"optim.lr": 1e25, "optim.warmup_epochs": 0}, "lr_too_high", "optim.lr"),
-    Run("lr_by_100", {"optim.lr": 0.00015}, "lr_too_low", "optim.lr"),
+    Run("lr_by_100", {"optim.lr": 0.00015, "optim.schedule": "constant"}, "lr_too_low", "optim.lr"),
     Run("large_queue", {"moco.queue_size": 4096, "optim.steps": 8}, "queue_larger_than_data", "moco.queue_size"),
     Run("momentum_0", {"moco.momentum": 0}, "collapsed", "moco.momentum"),
     Run("momentum_1", {"moco.momentum": 1}, "encoders_apart", "moco.momentum"),
     Run(
+        "stale_queue",
+        {
+            "moco.queue_size": 1408,
+            "moco.momentum": 0.9,
+            "optim.lr": 1.5,
+            "optim.schedule": "constant",
+            "optim.steps": 104,
+        },
+        "queue_stale",
+        "moco.momentum",
+    ),
+    Run(
         "same_views",
-        {"data.crop_scale": "1.0,1.0", "data.blur_probability": 0, "optim.epochs": 8},
+        {"data.crop_scale": "1.0,1.0", "data.blur_probability": 0, "optim.steps": 176},
         "augmentation_too_weak",
         "data.crop_scale",
     ),
@@ -72,7 +84,13 @@ BROKEN = [
         fault="slow-batch:0:0",
     ),
     Run("slow_rank", {"optim.steps": SLOW_STEPS, "eval.knn_every": 0}, "slow_rank", "data.workers", fault="slow:1:0"),
-    Run("apart", {"optim.steps": 40, "eval.knn_every": 0}, "ranks_apart", "device.engine", fault="part:1:15"),
+    Run(
+        "apart",
+        {"optim.steps": 40, "eval.knn_every": 0, "track.compare_ranks_every": 10},
+        "ranks_apart",
+        "device.engine",
+        fault="part:1:15",
+    ),
 ]
 """Runs of which each is broken in one way."""
 
@@ -125,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.mnist:
         runs, further = HEALTHY_MNIST, {"data.root": options.mnist}
         if not options.whole:
-            further["optim.epochs"] = 4
+            further["optim.epochs"] = 2
     if options.names:
         every_run = {run.name: run for run in [*BROKEN, *HEALTHY, *HEALTHY_DIGITS, *HEALTHY_MNIST]}
         runs = [every_run[name] for name in options.names]

@@ -26,6 +26,7 @@ from moco_dist.data.loader import make_loader
 from moco_dist.data.views import Views
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
+from moco_dist.engine.engine import Details
 from moco_dist.errors import UserError
 from moco_dist.evaluate import command, few, linear, sgd_probe
 from moco_dist.methods import moco
@@ -214,7 +215,7 @@ def steps(world: World, config: Config) -> Outcome:
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
             lr = schedule.learning_rate(config.optim, step, 10)
-            of_step = engine.step(views, step, lr, SUMS, detailed=step != 1)
+            of_step = engine.step(views, step, lr, SUMS, Details(compare_ranks=True) if step != 1 else None)
         told.append(of_step.numbers() | of_step.spreads())
         figures.append(of_step.values)
         skipped.append(engine.skipped)

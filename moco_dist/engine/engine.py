@@ -10,6 +10,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,23 @@ from torch import Tensor, nn
 from moco_dist.config import Config, Layout
 from moco_dist.data.views import Views
 from moco_dist.engine.figures import Figures, moments
+from moco_dist.engine.fingerprint import PIECES, fingerprint
 from moco_dist.methods.method import Keys, Method, Terms
 from moco_dist.networks import batchnorm
 from moco_dist.ranks import collectives, devices
 from moco_dist.summation import PairwiseSum, norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Details:
+    """Details are what a step tells beside its loss where its row is written."""
+
+    of_rank: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of this rank, to be told of each rank; the names are the same on all ranks."""
+    compare_ranks: bool = False
+    """Whether fingerprints of all parameters and buffers, which are to be equal on all ranks, are compared."""
 
 
 class _Passes(NamedTuple):
@@ -95,7 +107,12 @@ class Engine(ABC):
         return devices.autocast(self.world.device, self.image_dtype)
 
     def step(
-        self, views: Views, step: int, lr: float, sums: Mapping[str, float] | None = None, *, detailed: bool = False
+        self,
+        views: Views,
+        step: int,
+        lr: float,
+        sums: Mapping[str, float] | None = None,
+        details: Details | None = None,
     ) -> Figures:
         """Take one training step.
 
@@ -104,11 +121,11 @@ class Engine(ABC):
             step: counted from 0.
             lr: learning rate.
             sums: numbers of this rank to add up over the ranks, on the collective that the step makes anyway.
-            detailed: whether to compute all figures, and not only those that cost nothing; the same on all ranks. It
-                changes no weight.
+            details: what to tell of the step beside what costs nothing, on all ranks or on none. It changes no weight.
 
         Returns:
-            The loss, the method's terms and figures, as means over the global batch; the sums; the learning rate.
+            The loss, the method's terms and figures, as means over the global batch; the sums; the learning rate; and
+            the details.
         """
         method, groups = self.method, len(views) // self.plan.group_size
         if not self.skipped:
@@ -116,21 +133,33 @@ class Engine(ABC):
         self.optimizer.zero_grad(set_to_none=True)
         devices.begin_step(self.config)
         encode_keys = method.keys(views, step, self.parts)
-        passes = self._passes(method.queries(views), encode_keys, detailed=detailed)
-        means, keys = passes.means, passes.keys
-        sums = sums or {}
+        passes = self._passes(method.queries(views), encode_keys, detailed=details is not None)
+        means, keys, sums = passes.means, passes.keys, sums or {}
         own_sums = torch.tensor([*sums.values()], dtype=means.dtype).to(means.device, non_blocking=True)
-        values = torch.cat([means, own_sums, *passes.moments])
+        of_rank = [self._one_hot(details).to(means.dtype)] if details else []
+        values = torch.cat([means, own_sums, *of_rank, *passes.moments])
         of_keys = [of_direction.statistics for of_direction in keys]
         self.world.mean_([values, *self._gradients(), *itertools.chain(*passes.statistics, *of_keys)])
-        values[len(means) : len(means) + len(sums)] *= self.world.size
-        of_state = self._figures_of_state() if detailed else {}
+        values[len(means) : len(means) + len(sums) + sum(map(len, of_rank))] *= self.world.size
+        of_state = self._figures_of_state() if details else {}
         self._descend(lr)
         method.after_step_(keys, groups)
         for statistics in passes.statistics:
             batchnorm.fold_statistics_(method.trained, statistics, groups)
         figures = Figures((*passes.names, *sums), values, {"lr": lr})
-        return self._with_details(figures, passes, of_state, step) if detailed else figures.checked()
+        return self._detailed(figures, details, passes, of_state, step) if details else figures.checked()
+
+    def _one_hot(self, details: Details) -> Tensor:
+        """Return [names of a rank * size] with this rank's numbers, and zeros where those of the others come."""
+        numbers = torch.tensor([*details.of_rank.values()], dtype=torch.float64)
+        numbers = numbers.to(self.world.device, non_blocking=True)
+        if details.compare_ranks:
+            numbers = torch.cat(
+                [numbers, fingerprint(itertools.chain(self.method.parameters(), self.method.buffers()))]
+            )
+        places = numbers.new_zeros(len(numbers), self.world.size)  # [names, size]
+        places[:, self.world.rank] = numbers
+        return places.flatten()
 
     def _figures_of_state(self) -> dict[str, Tensor]:
         """Compute what follows from gradients and parameters, which are equal on all ranks: scalars by name."""
@@ -138,7 +167,9 @@ class Engine(ABC):
         scale = self.scaler.scale(torch.ones((), device=self.world.device))
         return {"gradient_norm": norm(gradients) / scale, **self.method.figures_of_state()}
 
-    def _with_details(self, figures: Figures, passes: _Passes, of_state: dict[str, Tensor], step: int) -> Figures:
+    def _detailed(
+        self, figures: Figures, details: Details, passes: _Passes, of_state: dict[str, Tensor], step: int
+    ) -> Figures:
         """Add to the figures what is equal on all ranks: of the state, of the keys, and what the host knows."""
         all_keys = torch.cat([of_direction.keys for of_direction in passes.keys])  # [directions * size * n, C]
         of_host = self.method.figures_on_host(step, len(passes.keys[0].keys))
@@ -153,6 +184,8 @@ class Engine(ABC):
             (*figures.names, *of_state),
             torch.cat([values[:count], *scalars, values[count:], of_keys]),
             {**figures.used, **of_host},
+            (*details.of_rank, *(PIECES if details.compare_ranks else ())),
+            self.world.size,
             dict.fromkeys(["q", "k"] if passes.moments else ["k"], all_keys.shape[1]),
         ).checked()
 

@@ -21,17 +21,20 @@ class Figures:
 
     names: tuple[str, ...]
     values: Tensor
-    """[len(names), and C (1 + C) for each of `features`] means over the global batch, sums over the ranks, and what is
-    equal on all ranks; the first is the loss."""
+    """[len(names)] means over the global batch, sums over the ranks, and what is equal on all ranks, the first of them
+    the loss; then a number of each rank for each of `of_rank`; then (1 + C) C moments for each of `features`."""
     used: Mapping[str, float]
     """The figures that the host knows, such as the learning rate, `lr`."""
+    of_rank: tuple[str, ...] = ()
+    """Names of the numbers that each rank has one of."""
+    ranks: int = 1
     features: Mapping[str, int] = field(default_factory=dict)
-    """Names and dimensions C of the features whose moments follow the named values."""
+    """Names and dimensions C of the features whose moments there are."""
 
     def checked(self) -> Figures:
         """Return these figures, whose names are distinct."""
-        distinct = {*self.names, *self.used}
-        assert len(distinct) == len(self.names) + len(self.used), f"two figures of one name: {self.names}"
+        names = [*self.names, *self.used, *self.of_rank]
+        assert len({*names}) == len(names), f"two figures of one name: {names}"
         return self
 
     def to_host(self) -> Figures:
@@ -42,10 +45,16 @@ class Figures:
         """Return every figure under its name. Where the values are on a device, the host waits for it."""
         return {**dict(zip(self.names, self.values[: len(self.names)].tolist(), strict=True)), **self.used}
 
+    def by_rank(self) -> dict[str, list[float]]:
+        """Return the numbers of all ranks under their names; the values are on the host."""
+        begin, size = len(self.names), len(self.of_rank) * self.ranks
+        numbers = self.values[begin : begin + size].view(len(self.of_rank), self.ranks).tolist()
+        return dict(zip(self.of_rank, numbers, strict=True))
+
     def spreads(self) -> dict[str, float]:
-        """Compute the spread of the features, as `NAME_std` and `NAME_rank`; it takes about a millisecond each."""
+        """Compute the spread of the features, as `NAME_std` and `NAME_rank`; the values are on the host."""
         spreads: dict[str, float] = {}
-        rest = self.values[len(self.names) :].cpu().double()
+        rest = self.values[len(self.names) + len(self.of_rank) * self.ranks :].double()
         for name, dimensions in self.features.items():
             size = dimensions * (1 + dimensions)
             std, rank = spread(rest[:size].view(1 + dimensions, dimensions))

@@ -15,6 +15,7 @@ from moco_dist.data.sources import Data
 from moco_dist.data.store import Source
 from moco_dist.engine.engine import Engine
 from moco_dist.evaluate import features, knn, ridge, view
+from moco_dist.evaluate.features import Features
 from moco_dist.networks.resnet import Encoder
 
 
@@ -61,8 +62,8 @@ def accuracies(
         step: steps done.
 
     Returns:
-        `knn_top1` and `linear_top1`, 0 to 1, and the images that could not be read and were replaced on
-        any rank, the queries first.
+        `knn_top1`, `linear_top1`, and `linear_train_top1` on images that the probe has learnt, 0 to 1; and the images
+        that could not be read and were replaced on any rank, the queries first.
     """
     assert data.bank is not None and data.queries is not None
 
@@ -79,12 +80,11 @@ def accuracies(
     world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
     on_ranks = zip(*world.gather_objects((of_queries, of_bank)), strict=True)
     unreadable = [image for lists in on_ranks for image in sorted({image for images in lists for image in images})]
+    stride = -(-len(data.bank) // len(data.queries))  # as many images of the bank as there are queries
+    learnt = Features(*(share[bank.indices % stride == 0] for share in bank))
+    linear, linear_train = ridge.accuracies([queries, learnt], bank, world=world)
     classified = knn.classify(queries, bank, k=k, temperature=temperature, world=world)
     if view_file is not None:
         images = view.Images(data.queries, data.bank, config.data.image_size, config.eval.knn_split)
         view.leave(view_file, classified, bank, images, world, step=step, may_fail=True)
-    figures = {
-        "knn_top1": classified.accuracy,
-        "linear_top1": ridge.accuracy(queries, bank, world=world),
-    }
-    return figures, unreadable
+    return {"knn_top1": classified.accuracy, "linear_top1": linear, "linear_train_top1": linear_train}, unreadable

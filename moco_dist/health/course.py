@@ -34,6 +34,9 @@ FIGURES = (
 SPEED_FIGURES = ("data_wait", "slowest_lag")
 """Figures of the rules about speed, which are averaged over a time of their own."""
 
+NUMBERS = (float, int)
+"""Types of a figure; a truth value is none."""
+
 ROWS, FEW_ROWS, STEPS = 20, 5, 200
 """A window closes after so many rows; after a few, where they span so many steps."""
 SECONDS = 60.0
@@ -66,6 +69,12 @@ class Facts:
     def queue_steps(self) -> int:
         """Return the steps after which every key of the queue was encoded by the run."""
         return math.ceil(self.config.moco.queue_size / (self.config.optim.global_batch * self.directions))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the length of the run."""
+        optim = self.config.optim
+        return optim.steps or (optim.epochs * (self.images // optim.global_batch) if self.images else None)
 
     @property
     def paper_lr(self) -> float:
@@ -107,10 +116,13 @@ class Window:
             self.slowest[row["slowest_rank"]] += 1
         sums, counts = self._sums, self._counts
         for name in figures:
-            value = row.get(name)
-            if isinstance(value, float | int):
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0) + 1
+            value: Any = row.get(name)
+            if type(value) in NUMBERS:
+                if name in sums:
+                    sums[name] += value
+                    counts[name] += 1
+                else:
+                    sums[name], counts[name] = value, 1
 
     def mean(self, name: str) -> float:
         """Return the mean of a figure; NaN where no row has it, so that no comparison holds."""
@@ -150,6 +162,8 @@ class Course:
     """The last row of training or of an evaluation."""
     row: Row = field(default_factory=dict)
     """The last training row."""
+    rows: int = 0
+    """Training rows so far."""
     first_window: Window = field(default_factory=Window)
     window: Window = field(default_factory=Window)
     """The last window of rows that is full."""

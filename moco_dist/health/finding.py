@@ -20,7 +20,7 @@ class Judgement(NamedTuple):
     """A rule's judgement of the rows that it has looked at."""
 
     bad: bool
-    evidence: str
+    evidence: str = ""
     """A sentence with the numbers and the steps that they are of."""
     proposal: Proposal | None = None
     """What to change; every bad judgement has one."""
@@ -38,7 +38,7 @@ class Finding:
     """The step at which it was told."""
     last_step: int
     """The step at which it ended; of an open one, the last step of the rows."""
-    evidence: str
+    evidence: str = ""
     kind: Literal["finding", "note"] = "finding"
     ended: bool = False
 
@@ -46,6 +46,10 @@ class Finding:
     def override(self) -> str:
         """Return the change as an override of the command line, `section.key=value`; empty in a note."""
         return f"{self.key}={shown(self.value)}" if self.key else ""
+
+
+GOOD = Judgement(False)
+"""The judgement of rows that show nothing wrong."""
 
 
 def rounded(value: float) -> float:

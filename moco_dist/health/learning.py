@@ -3,7 +3,7 @@
 import math
 
 from moco_dist.health.course import Course
-from moco_dist.health.finding import Judgement, Proposal, rounded
+from moco_dist.health.finding import GOOD, Judgement, Proposal, rounded
 from moco_dist.health.representation import COLLAPSED, LEAST_TEMPERATURE, MOST_TEMPERATURE, NEAR_CHANCE, SOLVED, suspect
 
 CHANCE = 0.97
@@ -20,7 +20,7 @@ FAST, SLOW = 2.5e-3, 1e-4
 """Shares of its weights by which an encoder may change in a step, at most, and should change, at least."""
 WORSE = 1.05
 """Share of the loss at chance beyond which an encoder is worse than one that sees nothing."""
-FOLLOWS = 0.9
+STEADY = 0.9
 """Momentum below which the encoders' distance is the noise of a few steps, and says nothing about their pace."""
 SKIPPED = 0.2
 """Share of steps that fp16 may leave out; its scale doubles every 2,000 steps and is halved by an overflow."""
@@ -34,10 +34,12 @@ def at_chance(course: Course) -> Judgement | None:
     if not course.is_settled or window.first["epoch"] < facts.config.optim.warmup_epochs + CHANCE_EPOCHS:
         return None
     share, loss, chance = course.chance_share(), window.mean("loss"), window.mean("loss_at_chance")
+    if not share > CHANCE:
+        return GOOD
     evidence = (
         f"the loss is {loss:.3f} over {window.steps}, {share:.1%} of the {chance:.3f} of an encoder that sees nothing"
     )
-    return Judgement(share > CHANCE, evidence, suspect(facts))
+    return Judgement(True, evidence, suspect(facts))
 
 
 def temperature_too_high(course: Course) -> Judgement | None:
@@ -49,14 +51,15 @@ def temperature_too_high(course: Course) -> Judgement | None:
     if not course.is_settled or window.mean("q_std") < COLLAPSED:
         return None
     share = window.mean("entropy") / math.log(moco.queue_size + 1)
+    if not share > FLAT or moco.temperature <= MOST_TEMPERATURE:
+        return GOOD
     floor = math.log1p(moco.queue_size * math.exp(-1 / moco.temperature))
     evidence = (
         f"the softmax over {moco.queue_size + 1} keys has {share:.1%} of the largest entropy over {window.steps}, "
         f"although the features are spread ({window.mean('q_std'):.2f}): with temperature {moco.temperature:g}, all "
         f"keys count nearly alike, and even with orthogonal negatives, a query's loss cannot fall below {floor:.2f}"
     )
-    bad = share > FLAT and moco.temperature > MOST_TEMPERATURE
-    return Judgement(bad, evidence, Proposal("moco.temperature", 0.2))
+    return Judgement(True, evidence, Proposal("moco.temperature", 0.2))
 
 
 def temperature_too_low(course: Course) -> Judgement:
@@ -67,13 +70,15 @@ def temperature_too_low(course: Course) -> Judgement:
     window, facts = course.window, course.facts
     loss, entropy = window.mean("loss") / facts.directions, window.mean("entropy")
     temperature, top1 = facts.config.moco.temperature, window.mean("top1")
+    if not (loss > SURE * entropy and top1 < SOLVED):
+        return GOOD
     evidence = (
         f"the loss of a query is {loss:.2f}, {loss / max(entropy, 1e-9):.1f} times the softmax's entropy of "
         f"{entropy:.2f}, over {window.steps}, at an accuracy of {top1:.1%}: with temperature {temperature:g}, one key "
         "gets all of the weight, and it is often a wrong one"
     )
     proposal = Proposal("moco.temperature", rounded(max(0.07, 2 * temperature)))
-    return Judgement(loss > SURE * entropy and top1 < SOLVED, evidence, proposal)
+    return Judgement(True, evidence, proposal)
 
 
 def pace_of(course: Course) -> float:
@@ -93,17 +98,19 @@ def lr_too_high(course: Course) -> Judgement | None:
     """
     facts, window = course.facts, course.window
     moco = facts.config.moco
-    if not course.is_settled or moco.temperature < LEAST_TEMPERATURE or moco.momentum < FOLLOWS:
+    if not course.is_settled or moco.temperature < LEAST_TEMPERATURE or moco.momentum < STEADY:
         return None
     pace, share, best = pace_of(course), course.chance_share(), course.best_share
+    lost = best < NEAR_CHANCE and share > best + LOST * (1 - best)
+    if not (pace > FAST or share > WORSE or lost):
+        return GOOD
     evidence = (
         f"the encoder changes by {pace:.2%} of its weights in a step over {window.steps}, with a learning rate of "
         f"{window.mean('lr'):.3g}, and the loss is {share:.1%} of what an encoder gets that sees nothing"
     )
-    lost = best < NEAR_CHANCE and share > best + LOST * (1 - best)
     if lost:
         evidence += f", after {best:.1%} at best"
-    return Judgement(pace > FAST or share > WORSE or lost, evidence, Proposal("optim.lr", facts.lower_lr))
+    return Judgement(True, evidence, Proposal("optim.lr", facts.lower_lr))
 
 
 def lr_too_low(course: Course) -> Judgement | None:
@@ -112,12 +119,14 @@ def lr_too_low(course: Course) -> Judgement | None:
     if not course.is_settled or course.lr_share < 0.5:
         return None
     pace, share = pace_of(course), course.chance_share()
+    if not (pace < SLOW and share > NEAR_CHANCE):
+        return GOOD
     evidence = (
         f"the encoder changes by {pace:.2g} of its weights in a step over {window.steps}, with a learning rate of "
         f"{window.mean('lr'):.2g}, and the loss is {share:.1%} of what an encoder gets that sees nothing"
     )
     lr = rounded(max(course.facts.paper_lr, 3 * config.optim.lr))
-    return Judgement(pace < SLOW and share > NEAR_CHANCE, evidence, Proposal("optim.lr", lr))
+    return Judgement(True, evidence, Proposal("optim.lr", lr))
 
 
 def overflow(course: Course) -> Judgement | None:
@@ -127,20 +136,24 @@ def overflow(course: Course) -> Judgement | None:
     if "skipped_steps" not in first or not steps or first["step"] <= 2 * steps:  # the scale is found in the first steps
         return None
     share = (last["skipped_steps"] - first["skipped_steps"]) / steps
+    if not share > SKIPPED:
+        return GOOD
     evidence = (
         f"{share:.0%} of {course.window.steps} were left out, since their fp16 gradients overflowed; "
         f"{last['skipped_steps']:.0f} so far"
     )
-    return Judgement(share > SKIPPED, evidence, Proposal("device.precision", "bf16"))
+    return Judgement(True, evidence, Proposal("device.precision", "bf16"))
 
 
 def probe_overfits(course: Course) -> Judgement:
     """Judge how much better the linear probe is on the images that it was fitted to."""
     row = course.evaluation
     fitted, others = row["linear_train_top1"], row["linear_top1"]
+    if not (fitted - others > GAP):
+        return GOOD
     evidence = (
         f"the linear probe has {fitted:.1%} on the images that it was fitted to and {others:.1%} on others at step "
         f"{row['step']}: its figure says little; more images make it reliable"
     )
     images = 2 * (course.facts.config.eval.online_images or 10_000)
-    return Judgement(fitted - others > GAP, evidence, Proposal("eval.online_images", images))
+    return Judgement(True, evidence, Proposal("eval.online_images", images))

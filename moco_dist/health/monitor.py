@@ -13,6 +13,10 @@ from moco_dist.health.finding import Finding, Judgement
 from moco_dist.run.rows import finding_row, is_evaluation, is_finding, is_training
 from moco_dist.run.status import Status
 
+_RULES = {
+    when: [rule for rule in rules.RULES if rule.when == when] for when in ("row", "window", "minute", "evaluation")
+}
+
 
 @dataclass
 class _Standing:
@@ -131,6 +135,7 @@ class Monitor:
         batch = course.facts.config.optim.global_batch
         seconds = steps * batch / speed if isinstance(speed, float | int) and speed > 0 else 0.0
         course.row = course.last = row
+        course.rows += 1
         self._notes.push(row)
         self._window.push(row, steps, seconds)
         self._minute.push(row, steps, seconds, SPEED_FIGURES)
@@ -148,8 +153,8 @@ class Monitor:
         self._judge("evaluation")
 
     def _judge(self, when: str) -> None:
-        for rule in rules.RULES:
-            if rule.when == when and rule.has_figures(self.course):
+        for rule in _RULES[when]:
+            if rule.has_figures(self.course):
                 judgement = rule.judge(self.course)
                 if judgement is not None:
                     self._note(rule, judgement)

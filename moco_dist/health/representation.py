@@ -1,7 +1,7 @@
 """Rules about what the features are like: collapse, a leak through BatchNorm, views too alike or too different."""
 
 from moco_dist.health.course import Course, Facts
-from moco_dist.health.finding import Judgement, Proposal, rounded
+from moco_dist.health.finding import GOOD, Judgement, Proposal, rounded
 
 COLLAPSED = 0.15
 """Standard deviation of the features' dimensions, times the root of their number: 1 on the sphere, 0 for one point."""
@@ -29,11 +29,13 @@ def collapsed(course: Course) -> Judgement | None:
         return None
     window = course.window
     std = window.mean("q_std")
+    if not std < COLLAPSED:
+        return GOOD
     evidence = (
         f"the features' standard deviation is {std:.2g} over {window.steps}, where 1 is spread over the sphere and 0 a "
         f"single point: all images look the same to the encoder"
     )
-    return Judgement(std < COLLAPSED, evidence, suspect(course.facts))
+    return Judgement(True, evidence, suspect(course.facts))
 
 
 def dimensions_collapsed(course: Course) -> Judgement | None:
@@ -42,8 +44,10 @@ def dimensions_collapsed(course: Course) -> Judgement | None:
     if not course.is_settled or window.mean("q_std") < COLLAPSED:
         return None
     rank, dim = window.mean("q_rank"), course.facts.config.model.dim
+    if not rank < min(FEW_DIMENSIONS, dim / 2):
+        return GOOD
     evidence = f"the effective rank of the features is {rank:.2g} of {dim} dimensions over {window.steps}"
-    return Judgement(rank < min(FEW_DIMENSIONS, dim / 2), evidence, suspect(course.facts))
+    return Judgement(True, evidence, suspect(course.facts))
 
 
 def suspect(facts: Facts) -> Proposal:
@@ -69,7 +73,10 @@ def batchnorm_leak(course: Course) -> Judgement | None:
     facts, window = course.facts, course.window
     if facts.config.moco.shuffle != "none" or facts.bn_groups == 1 or not course.is_settled:
         return None
-    first, now = course.first_evaluation, course.evaluation
+    first, now, top1 = course.first_evaluation, course.evaluation, window.mean("top1")
+    risen = bool(now) and now["knn_top1"] > first["knn_top1"] + KNN_RISE
+    if not facts.bn_groups and not (top1 > LEAK_TOP1 and not risen):
+        return GOOD
     groups = f"{facts.bn_groups} BatchNorm groups" if facts.bn_groups else "a BatchNorm group for each rank"
     knn = "kNN has not been measured"
     if now:
@@ -77,12 +84,9 @@ def batchnorm_leak(course: Course) -> Judgement | None:
         knn = f"kNN has gone from {begun} to {now['knn_top1']:.1%} (step {now['step']})"
     evidence = (
         f"with moco.shuffle=none and {groups}, a query and its positive key share the statistics of their group, and "
-        f"the negatives have others; the accuracy of the pretext task is {window.mean('top1'):.1%} over "
-        f"{window.steps}, and {knn}"
+        f"the negatives have others; the accuracy of the pretext task is {top1:.1%} over {window.steps}, and {knn}"
     )
-    risen = bool(now) and now["knn_top1"] > first["knn_top1"] + KNN_RISE
-    bad = bool(facts.bn_groups) or (window.mean("top1") > LEAK_TOP1 and not risen)
-    return Judgement(bad, evidence, Proposal("moco.shuffle", "all_gather"))
+    return Judgement(True, evidence, Proposal("moco.shuffle", "all_gather"))
 
 
 def augmentation_too_weak(course: Course) -> Judgement | None:
@@ -91,14 +95,16 @@ def augmentation_too_weak(course: Course) -> Judgement | None:
     if not course.is_settled or window.mean("q_std") < COLLAPSED:
         return None
     positive, hardest, top1 = (window.mean(name) for name in ("positive_similarity", "hardest_similarity", "top1"))
+    trivial = positive > ALIKE and top1 > SOLVED
+    unchanged = positive > hardest and leaves_views_alike(course.facts)
+    if not (trivial or unchanged):
+        return GOOD
     evidence = (
         f"a query and its key have a mean cosine of {positive:.3f} over {window.steps}, the nearest key of another "
         f"image {hardest:.3f}, and the key is told from {course.facts.config.moco.queue_size} others in {top1:.1%} of "
         "the cases: the views are nearly the same image"
     )
-    trivial = positive > ALIKE and top1 > SOLVED
-    unchanged = positive > hardest and leaves_views_alike(course.facts)
-    return Judgement(trivial or unchanged, evidence, stronger_augmentation(course.facts))
+    return Judgement(True, evidence, stronger_augmentation(course.facts))
 
 
 def leaves_views_alike(facts: Facts) -> bool:
@@ -128,14 +134,16 @@ def augmentation_too_strong(course: Course) -> Judgement | None:
         return None
     positive, hardest = window.mean("positive_similarity"), window.mean("hardest_similarity")
     share, is_spread = course.chance_share(), window.mean("q_std") > COLLAPSED
+    unlike = is_spread and positive < UNLIKE
+    apart = has_small_crops(facts) and share > NEAR_CHANCE
+    if not (unlike or apart):
+        return GOOD
     evidence = (
         f"a query and its key have a mean cosine of {positive:.2f} over {window.steps}, the nearest key of another "
         f"image {hardest:.2f}, and the loss is {share:.1%} of what an encoder gets that sees nothing: the two views of "
         "an image have too little in common"
     )
-    unlike = is_spread and positive < UNLIKE
-    apart = has_small_crops(facts) and share > NEAR_CHANCE
-    return Judgement(unlike or apart, evidence, weaker_augmentation(facts))
+    return Judgement(True, evidence, weaker_augmentation(facts))
 
 
 def has_small_crops(facts: Facts) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from moco_dist.errors import shown
 from moco_dist.health import learning, queue, representation, speed
-from moco_dist.health.course import Course
+from moco_dist.health.course import Course, Row
 from moco_dist.health.finding import Judgement
 
 
@@ -30,7 +30,8 @@ class Rule:
 
     def has_figures(self, course: Course) -> bool:
         """Return whether the rows have the figures that this rule needs."""
-        return not self._absent(course)
+        row = self._row(course)
+        return all(name in row for name in self.figures)
 
     def missing(self, course: Course) -> str:
         """Say why the rule was not judged."""
@@ -41,9 +42,20 @@ class Rule:
         return "the run has not come so far, or its config does not allow for it"
 
     def _absent(self, course: Course) -> list[str]:
-        rows = {"evaluation": course.evaluation, "window": course.window.last, "minute": course.minute.last}
-        row = rows.get(self.when) or course.row
+        row = self._row(course)
         return [name for name in self.figures if name not in row]
+
+    def _row(self, course: Course) -> Row:
+        """Return a row that has the figures, if any has."""
+        match self.when:
+            case "evaluation":
+                return course.evaluation
+            case "window":
+                return course.window.last or course.row
+            case "minute":
+                return course.minute.last or course.row
+            case "row":
+                return course.row
 
 
 RULES = (

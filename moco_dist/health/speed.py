@@ -1,7 +1,7 @@
 """Rules about speed and about the ranks: waits for batches, a slow rank, ranks whose states differ."""
 
 from moco_dist.health.course import Course, Facts
-from moco_dist.health.finding import Judgement, Proposal
+from moco_dist.health.finding import GOOD, Judgement, Proposal
 
 DATA_BOUND = 0.2
 """A run whose ranks wait for batches for so much of the time is data-bound."""
@@ -15,10 +15,12 @@ def data_bound(course: Course) -> Judgement:
     """Judge how long the ranks wait for batches, over a minute: the start of workers takes seconds."""
     minute = course.minute
     share = minute.mean("data_wait")
+    if not share > DATA_BOUND:
+        return GOOD
     evidence = (
         f"the ranks wait for batches {share:.0%} of the time over {minute.steps}; {data_bound_advice(course.facts)}"
     )
-    return Judgement(share > DATA_BOUND, evidence, data_bound_proposal(course.facts))
+    return Judgement(True, evidence, data_bound_proposal(course.facts))
 
 
 def data_bound_proposal(facts: Facts) -> Proposal:
@@ -51,12 +53,14 @@ def data_bound_advice(facts: Facts) -> str:
 def ranks_apart(course: Course) -> Judgement:
     """Judge whether the hashes of parameters and queue were equal on all ranks, which they must be."""
     row = course.row
+    if not row["ranks_apart"] > 0:
+        return GOOD
     evidence = (
         f"hashes of parameters and queue differ between the ranks at step {row['step']}; a start from the last "
         "checkpoint gives all ranks one state again, and the exact engine keeps it so: if they part again, a GPU or "
         "its memory is at fault"
     )
-    return Judgement(row["ranks_apart"] > 0, evidence, Proposal("device.engine", "exact"))
+    return Judgement(True, evidence, Proposal("device.engine", "exact"))
 
 
 def slow_rank(course: Course) -> Judgement:
@@ -64,11 +68,12 @@ def slow_rank(course: Course) -> Judgement:
     minute, facts = course.minute, course.facts
     [(rank, rows)] = minute.slowest.most_common(1)
     seconds, lag = minute.seconds / minute.steps_taken, minute.mean("slowest_lag")
+    if not (rows > SAME_RANK * minute.rows and lag > SLOW_RANK * seconds):
+        return GOOD
     evidence = (
         f"rank {rank:g} lies {lag:.3g} s behind the median of the ranks in steps of "
         f"{seconds:.3g} s over {minute.steps}; look at its node, or leave it out; workers take its CPU's work off it"
     )
     more = (facts.cores or 1) - 1
     workers = "auto" if facts.workers is None or more <= facts.workers else more
-    is_one = rows > SAME_RANK * minute.rows
-    return Judgement(is_one and lag > SLOW_RANK * seconds, evidence, Proposal("data.workers", workers))
+    return Judgement(True, evidence, Proposal("data.workers", workers))

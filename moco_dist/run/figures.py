@@ -46,11 +46,22 @@ FIGURES = (
     Figure("skipped_steps", "steps", "health", "fp16 steps so far that left the weights alone, since they overflowed"),
     Figure("unreadable", "images", "health", "images of the step that could not be decoded and were replaced"),
     Figure("checkpoint_failures", "", "health", "checkpoints of this start that could not be written"),
-    Figure("images_per_second", "images/s", "speed", "images of all ranks by the wall clock, of this step"),
     Figure(
-        "data_wait", "share", "speed", "time since the last row that ranks waited for batches, a mean over them"
+        "ranks_apart", "", "health", "1 if weights or queue differ between ranks, else 0 (track.compare_ranks_every)"
     ),
+    Figure("images_per_second", "images/s", "speed", "images of all ranks by the wall clock, of this step"),
+    Figure("data_wait", "share", "speed", "time since the last row that ranks waited for batches, a mean over them"),
+    Figure("checkpoint_stall", "s", "speed", "time that training stood still for checkpoints since the last row"),
+    Figure("gpu_memory_gib", "GiB", "speed", "most memory that tensors took at once so far, on the fullest GPU"),
+    Figure("slowest_rank", "", "nodes", "rank that computes longest in a step, on average since the last row"),
+    Figure("slowest_lag", "s", "nodes", "by how much longer that rank computes in a step than the median of the ranks"),
+    Figure("node/<i>/step_seconds", "s", "nodes", "time of a step, on average since the last row"),
+    Figure("node/<i>/data_wait", "share", "nodes", "time that its ranks waited for batches since the last row"),
+    Figure("node/<i>/memory_gib", "GiB", "nodes", "the machine's memory that is in use, by anyone"),
+    Figure("node/<i>/gpu_memory_gib", "GiB", "nodes", "as gpu_memory_gib, on the fullest GPU of the node"),
+    Figure("node/<i>/gpu_use", "share", "nodes", "time that its GPUs were at work lately, a mean, as the driver tells"),
     Figure("knn_top1", "share", "evaluation", "held-out images that their nearest training images name right"),
+    Figure("linear_train_top1", "share", "evaluation", "training images that the same probe names right"),
     Figure("linear_top1", "share", "evaluation", "held-out images that a linear probe names right"),
 )
 

@@ -1,6 +1,6 @@
 """Bring figures, and a picture of what the encoders see, from the device to the host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +20,8 @@ class Reading(NamedTuple):
     step: int
     """Counted from 1."""
     figures: dict[str, float]
-    spreads: Callable[[], dict[str, float]]
-    """Computes the spread of the features, which takes a while: for the rank that writes the row."""
+    values: Figures
+    """The same on the host, with what only the rank works out that writes the row."""
     unreadable: list[Unreadable]
     """This rank's images that were replaced."""
 
@@ -46,7 +46,7 @@ class Readout:
             step, figures, unreadable, ready = self._waiting.pop(0)
             if ready:
                 ready.synchronize()
-            yield Reading(step, figures.numbers(), figures.spreads, unreadable)
+            yield Reading(step, figures.numbers(), figures, unreadable)
 
 
 def pairs_picture(views: Views, statistics: PixelStatistics, count: int = 8) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moco_dist.data.views import Views
 from moco_dist.engine import figures
-from moco_dist.engine.engine import Engine
+from moco_dist.engine.engine import Details, Engine
 from moco_dist.methods import losses, moco
 from moco_dist.ranks.collectives import World
 from tests.engine.test_engines import ALONE, BATCH, Plain, config_of, engine_of
@@ -77,7 +77,7 @@ def told(world: World, engine: Engine, details: bool = True) -> list[dict[str, f
     """All that four steps tell."""
     rows = []
     for step in range(4):
-        of_step = engine.step(views_of(world, step), step, 0.1, {"one": 1.0}, detailed=details).to_host()
+        of_step = engine.step(views_of(world, step), step, 0.1, {"one": 1.0}, Details() if details else None).to_host()
         rows.append(of_step.numbers() | of_step.spreads())
     return rows
 
@@ -115,7 +115,7 @@ def test_gradient_norm_and_distance_are_those_of_the_step() -> None:
     assert isinstance(method, moco.MoCo)
     for step in range(2):
         before = [p.detach().clone() for p in method.encoder_q.parameters()]
-        of_step = engine.step(views_of(ALONE, step), step, 0.1, detailed=True).numbers()
+        of_step = engine.step(views_of(ALONE, step), step, 0.1, details=Details()).numbers()
         gradients = torch.cat([p.grad.flatten() for p in engine.parameters if p.grad is not None])
         assert of_step["gradient_norm"] == pytest.approx(gradients.norm().item())
         theta_q, theta_k = (torch.cat([p.flatten() for p in of]) for of in (before, method.encoder_k.parameters()))
@@ -145,7 +145,7 @@ def test_skipped_steps_are_counted_and_kept(monkeypatch: pytest.MonkeyPatch) -> 
     def step(number: int, scale: float) -> dict[str, float]:
         engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": scale})
         images: Any = torch.randn(2, BATCH, 3, 2, 2)
-        return engine.step(Views(images), number, 0.1, detailed=True).numbers()
+        return engine.step(Views(images), number, 0.1, details=Details()).numbers()
 
     overflowed = step(0, 2.0**127)
     assert overflowed["skipped_steps"] == 1 and "gradient_norm" not in overflowed

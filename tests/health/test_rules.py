@@ -12,7 +12,7 @@ from moco_dist import config as configs
 from moco_dist import health
 from moco_dist.health.course import Facts
 from moco_dist.health.finding import Proposal
-from moco_dist.health.queue import smaller_queue, steadier_keys
+from moco_dist.health.queue import closer_encoders, smaller_queue, steadier_keys
 from moco_dist.health.representation import stronger_augmentation, suspect, weaker_augmentation
 from moco_dist.health.speed import data_bound_proposal
 from tests.health.made import BATCH, CHANCE, IMAGES, config_of, events_of, monitor_of, rows
@@ -38,8 +38,8 @@ CASES = [
     Case("at_chance", "moco.momentum=0.99", {"loss": 0.995 * CHANCE}, config={"moco__momentum": 0.5}),
     Case("collapsed", "optim.lr=0.0075", {"q_std": 0.03}, config={"optim__lr": 0.06}),
     Case("dimensions_collapsed", "moco.temperature=0.2", {"q_rank": 1.5}, config={"moco__temperature": 0.6}),
-    Case("queue_stale", "moco.momentum=0.99", {"encoder_distance": 0.4}, config={"moco__momentum": 0.0}),
-    Case("encoders_apart", "moco.momentum=0.999", {"encoder_distance": 0.9}, config={"moco__momentum": 0.9999}),
+    Case("queue_stale", "moco.momentum=0.99", {"encoder_distance": 0.4}, config={"moco__momentum": 0.9}),
+    Case("encoders_apart", "moco.momentum=0.99", {"encoder_distance": 0.9}, config={"moco__momentum": 0.9995}),
     Case(
         "temperature_too_high", "moco.temperature=0.2", {"entropy": 0.995 * CHANCE}, config={"moco__temperature": 1.0}
     ),
@@ -48,7 +48,7 @@ CASES = [
     Case(
         "lr_too_low",
         "optim.lr=0.0075",
-        {"lr": 0.0001, "encoder_distance": 0.0001, "loss": 0.95 * CHANCE},
+        {"lr": 0.0001, "encoder_distance": 0.0001, "loss": 0.98 * CHANCE},
         config={"optim__lr": 0.0001},
     ),
     Case("augmentation_too_weak", "data.crop_scale=0.08,1.0", {"positive_similarity": 0.999, "top1": 0.99}),
@@ -150,6 +150,15 @@ def test_waits_are_judged_over_a_minute() -> None:
     assert events_of(monitor_of(), rows(STEPS, lambda step: {"data_wait": 1.0 if step % 90 < 5 else 0.0})) == []
 
 
+def test_a_key_encoder_that_never_moves_is_found() -> None:
+    monitor = monitor_of(config_of(moco__momentum=1.0))
+    events = events_of(monitor, rows(STEPS))
+    assert ("encoders_apart", "begins", "moco.momentum", 0.99) in [
+        (row["finding"], row["state"], row["key"], row["value"]) for row in events
+    ]
+    assert not [row for row in events if row["state"] == "ends"]
+
+
 def test_a_diverged_run_has_a_finding() -> None:
     from moco_dist.run.status import Status
 
@@ -195,7 +204,9 @@ def test_every_proposal_is_accepted_and_changes_something(number: int, workers: 
     config = CONFIGS[number]
     facts = Facts(config, IMAGES, workers, 8 if workers is not None else None)
     proposals = [Proposal("moco.queue_size", smaller_queue(facts)), Proposal("optim.lr", facts.lower_lr)]
-    proposals += [make(facts) for make in (steadier_keys, stronger_augmentation, weaker_augmentation, suspect)]
+    proposals += [
+        make(facts) for make in (steadier_keys, closer_encoders, stronger_augmentation, weaker_augmentation, suspect)
+    ]
     proposals.append(data_bound_proposal(facts))
     for proposal in proposals:
         before = config.model_dump(mode="json")
