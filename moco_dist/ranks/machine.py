@@ -13,7 +13,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def here(device: torch.device) -> dict[str, str]:
-    """Return the `host` of this rank, the model of its `cpu` with the instructions that torch uses, and its `device`."""
+    """Return the `host` of this rank, its `cpu` with the instructions that torch uses there, and its `device`."""
     cpu = f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"host": socket.gethostname(), "cpu": cpu, "device": _device_name(device) or cpu}
 

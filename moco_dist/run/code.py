@@ -15,8 +15,8 @@ _COUNTED = ("torch", "torchvision", "numpy", "pillow", "simplejpeg", "wandb")
 
 def versions() -> dict[str, str]:
     """Return the versions of moco-dist, Python, and those of the counted packages that are installed, by name."""
-    of_packages = (line.split(" ", 1) for line in packages.versions(*_COUNTED))
-    return {"moco-dist": __version__, "python": platform.python_version(), **{name: text for name, text in of_packages}}
+    of_packages = (line.partition(" ")[::2] for line in packages.versions(*_COUNTED))
+    return {"moco-dist": __version__, "python": platform.python_version(), **dict(of_packages)}
 
 
 def headline() -> str:
@@ -29,8 +29,8 @@ def read_headline(line: str) -> tuple[dict[str, str], str]:
     """Read what `headline` wrote: the versions by name, and the git revision; what is missing is left out, or ""."""
     own, _, others = line.removeprefix("#").strip().partition("; ")
     first, _, revision = own.partition(", git ")
-    pairs = (text.split(" ", 1) for text in [first, *others.split(", ")] if " " in text.strip())
-    return {name: version for name, version in pairs}, revision
+    pairs = (text.partition(" ")[::2] for text in [first, *others.split(", ")] if " " in text.strip())
+    return dict(pairs), revision
 
 
 def git_revision() -> str:

@@ -114,4 +114,3 @@ def cause(error: BaseException) -> str:
     if any(line.startswith("Original Traceback") for line in lines):
         return masked(lines[-1][-500:])
     return masked(f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}")
-

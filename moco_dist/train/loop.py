@@ -55,8 +55,10 @@ class Training:
         )
         self.readout = readout.Readout(world.device)
         self.meters = meters.Meters(world)
-        self.open_tracker = Tracker.open
+        self.open_tracker: Callable[..., Tracker] = Tracker.open
         """Opens what takes the figures; `moco_dist.verify` compares them instead of writing them."""
+        self.replay_to: int | None = None
+        """A replay ends after this step, and leaves no results; None: the run goes on to its end."""
         self.done = 0
         """Steps done."""
 
@@ -92,7 +94,8 @@ class Training:
         try:
             with self._stopping_alone():
                 self._loop(start)
-            self.world.from_first(self._conclude)
+            if self.replay_to is None:
+                self.world.from_first(self._conclude)
             code = 0
         except ends.Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
             code = status.EXIT_CODES[end.state]
@@ -111,7 +114,7 @@ class Training:
         own_places = self.engine.method.own_places
         pairs = stream.pretraining(self.data.train, config, self.world, own_places)
         workers = self.facts.workers = self._workers(pairs, start)
-        batches = loader.make_loader(pairs, range(start, self.total), workers, self.world.device)
+        batches = loader.make_loader(pairs, range(start, self.replay_to or self.total), workers, self.world.device)
         on_device = stream.on_device(
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )
@@ -214,7 +217,7 @@ class Training:
                 self.encoder,
                 data,
                 self.augmentation,
-                view_file=self.run_dir.paths.features_view if is_last else None,
+                view_file=self.run_dir.paths.features_view if is_last and self.replay_to is None else None,
                 step=done,
             )
         self.tracker.unreadable([str(image) for image in unreadable])
