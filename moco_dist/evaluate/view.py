@@ -151,7 +151,9 @@ def _view(
         points=[(round(x, 4), round(y, 4)) for x, y in places.tolist()],
         labels=features.labels[shown].tolist(),
         right=classified.right[shown].int().tolist(),
-        confusions=[(true, given, count) for (true, given), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)],
+        confusions=[
+            (true, given, count) for (true, given), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)
+        ],
         neighbours=neighbours,
         digest=digest,
     )
@@ -172,7 +174,8 @@ def _map(rows: NDArray[np.float64], projection: Projection) -> NDArray[np.float6
         places = TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(centred).astype(np.float64)
     low, high = places.min(axis=0), places.max(axis=0)
     side = max(float((high - low).max()), 1e-12)
-    return (places - (low + high) / 2) / side + 0.5
+    in_square: NDArray[np.float64] = (places - (low + high) / 2) / side + 0.5
+    return in_square
 
 
 def _thumbnails(source: Source, indices: Indices, size: int) -> list[Thumbnail]:

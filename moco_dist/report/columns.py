@@ -64,7 +64,7 @@ class Columns:
                 if name not in _NO_FIGURES:
                     parts[name].append(_finite(steps, column))
         joined = {name: [np.concatenate(both) for both in zip(*pairs, strict=True)] for name, pairs in parts.items()}
-        return {name: _curve(*both, most_points) for name, both in joined.items() if len(both[0])}
+        return {name: _curve(both[0], both[1], most_points) for name, both in joined.items() if len(both[0])}
 
 
 def _finite(steps: Numbers, column: Sequence[Any]) -> tuple[Numbers, Numbers]:
@@ -106,4 +106,4 @@ def _rounded(values: Numbers) -> list[float]:
 
 def is_share(curve: Curve, name: str, units: Mapping[str, str]) -> bool:
     """Tell whether a figure is a share of one, to be shown in percent."""
-    return units.get(name) == "share" and -1e-9 <= curve.low[1] and curve.high[1] <= 1 + 1e-9
+    return units.get(name) == "share" and curve.low[1] >= -1e-9 and curve.high[1] <= 1 + 1e-9

@@ -11,7 +11,9 @@ from moco_dist.run import status
 from moco_dist.run.rows import read_rows
 
 
-def judge(rows_file: Path, tree: Mapping[str, Any], state: status.Status) -> tuple[Columns, health.Diagnosis | None, str]:
+def judge(
+    rows_file: Path, tree: Mapping[str, Any], state: status.Status
+) -> tuple[Columns, health.Diagnosis | None, str]:
     """Read and judge the rows of a run.
 
     Args:

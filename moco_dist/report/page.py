@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from moco_dist import __version__, files, health
 from moco_dist.report import drawings, panels
@@ -63,8 +64,8 @@ def page_of(records: Sequence[RunRecord], *, title: str = "", beside: Path | Non
         "sections": sections,
         "first": first,
         "data": _data(runs, all_panels),
-        "scripts": [_markup(script) for script in scripts],
-        "style": _markup(style),
+        "scripts": [Markup(script) for script in scripts],
+        "style": Markup(style),
         "policy": _policy(scripts, style, watched=watched),
         "watched": watched,
         "version": __version__,
@@ -112,11 +113,6 @@ def _policy(scripts: Sequence[str], style: str, *, watched: bool) -> str:
 @functools.cache
 def _part(name: str) -> str:
     return files.read_text(_FOLDER / name)
-
-
-def _markup(text: str) -> Any:
-    """Mark a part of our own as no text to be escaped."""
-    return jinja2.utils.markupsafe.Markup(text)
 
 
 @functools.cache

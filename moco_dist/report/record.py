@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class RunRecord:
     pairs_picture: str = ""
     """The picture of the two views of the first images, in base64; empty where there is none."""
     rows: int = 0
-    starts: list[provenance.Start] = field(default_factory=list)
+    starts: Sequence[provenance.Start] = ()
     """What each start ran on, in their order; empty in a run of an earlier version."""
     writer: str = ""
     """The process that writes to the directory; empty where there is none."""
@@ -114,7 +114,9 @@ def _check(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError.of("RUN", folder, "no such folder", "give the directory of a run")
     if not RunPaths.holds_run(path.name for path in folder.iterdir()):
-        raise UserError.of("RUN", folder, "holds no run", "give the directory of a run, or --sweep for a folder of them")
+        raise UserError.of(
+            "RUN", folder, "holds no run", "give the directory of a run, or --sweep for a folder of them"
+        )
 
 
 def _picture(file: Path) -> str:

@@ -10,7 +10,7 @@ from moco_dist.errors import printable
 from moco_dist.report import drawings, panels, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
-from moco_dist.run import features_view, status
+from moco_dist.run import features_view
 
 _STATES = {
     "running": "It runs",

@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
     server_version, sys_version = "moco-dist", ""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.headers.get("Host") not in self.server.names:
             return self._tell(HTTPStatus.FORBIDDEN, "this server answers to its own name alone")
         if not secrets.compare_digest(self.path.encode("utf-8", "replace"), f"/{self.server.token}/".encode()):
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def log_message(self, format: str, *arguments: object) -> None:
+    def log_message(self, *arguments: object) -> None:
         """Say nothing: every few seconds a page asks for new rows, and the address holds the token."""
 
 

@@ -53,7 +53,7 @@ class Table:
             run.cells += [Cell(run.settings.get(key, "")) for key in keys]
             page = RunPaths(run.record.folder).report
             run.link = quote(relative(page, beside)) if beside and page.is_file() else ""
-        facets = []
+        facets: list[tuple[str, list[str]]] = []
         for key in keys:
             values = sorted({run.settings[key] for run in runs if key in run.settings}, key=_natural)
             if len(values) <= _MOST_VALUES and len(facets) < _MOST_FACETS:

@@ -23,7 +23,9 @@ DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 class Watched:
     """A page of the browser, and what it has complained of and asked for."""
 
-    def __init__(self, browser: Browser, scheme: str = "light", viewport: dict[str, int] = DESK, **options: Any) -> None:
+    def __init__(
+        self, browser: Browser, scheme: str = "light", viewport: dict[str, int] = DESK, **options: Any
+    ) -> None:
         self.context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)  # type: ignore[arg-type]
         self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
@@ -108,7 +110,9 @@ def test_axe_finds_no_serious_fault(chromium: Browser, pages: dict[str, str], wh
 
 
 def range_of(page: Page, number: int = 0) -> list[float]:
-    script = "(n) => { const s = state.panels.get(document.querySelectorAll('.panel')[n]).scales.x; return [s.min, s.max] }"
+    script = (
+        "(n) => { const s = state.panels.get(document.querySelectorAll('.panel')[n]).scales.x; return [s.min, s.max] }"
+    )
     return list(page.evaluate(script, number))
 
 

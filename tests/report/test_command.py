@@ -61,7 +61,9 @@ def test_a_mistake_is_one_line(
 
 def test_a_page_is_made_without_torch(tmp_path: Path) -> None:
     a_run(tmp_path / "a")
-    script = f"import sys; from moco_dist.report.command import main; main([{str(tmp_path / 'a')!r}]); print(*sys.modules)"
+    script = (
+        f"import sys; from moco_dist.report.command import main; main([{str(tmp_path / 'a')!r}]); print(*sys.modules)"
+    )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "wandb"} & set(process.stdout.split())
     script = "import sys; from moco_dist.report.command import _parser; _parser().format_help(); print(*sys.modules)"
