@@ -58,26 +58,25 @@ class Columns:
         for names, rows in self._by_names.items():
             if "finding" in names:
                 continue
-            columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-            steps = np.array(columns["step"], dtype=np.float64)
-            for name, column in columns.items():
+            table = _table(rows)  # [rows, names]
+            for name, column in zip(names, table.T, strict=True):
                 if name not in _NO_FIGURES:
-                    parts[name].append(_finite(steps, column))
+                    finite = np.isfinite(column)
+                    parts[name].append((table[finite, names.index("step")], column[finite]))
         joined = {name: [np.concatenate(both) for both in zip(*pairs, strict=True)] for name, pairs in parts.items()}
         return {name: _curve(both[0], both[1], most_points) for name, both in joined.items() if len(both[0])}
 
 
-def _finite(steps: Numbers, column: Sequence[Any]) -> tuple[Numbers, Numbers]:
-    """Return the steps and values where a column holds a finite number."""
+def _table(rows: Sequence[tuple[Any, ...]]) -> Numbers:
+    """Return the values of rows with equal names as numbers, [rows, names]; NaN for what is none."""
     try:
-        values = np.array(column)
-    except ValueError:  # lists of several lengths
-        values = np.empty(0, dtype=object)
-    if values.ndim != 1 or values.dtype.kind not in "fi":  # something else stands among the numbers
-        values = np.array([float(v) if isinstance(v, float | int) and abs(v) < 1e300 else np.nan for v in column])
-    values = values.astype(np.float64)
-    finite = np.isfinite(values)
-    return (steps, values) if finite.all() else (steps[finite], values[finite])
+        return np.array(rows, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):  # something else stands among the numbers
+        return np.array([[_number(value) for value in row] for row in rows])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, float | int) and abs(value) < 1e300 else np.nan
 
 
 def _curve(steps: Numbers, values: Numbers, most_points: int) -> Curve:
