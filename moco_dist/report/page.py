@@ -60,6 +60,7 @@ def page_of(records: Sequence[RunRecord], *, title: str = "", beside: Path | Non
     context: dict[str, Any] = {
         "title": runs[0].name if len(runs) == 1 else title,
         "runs": runs,
+        "sentence": sentence,
         "titles": defaultdict(str, health.TITLES),
         "sections": sections,
         "first": first,
@@ -81,6 +82,12 @@ def page_of(records: Sequence[RunRecord], *, title: str = "", beside: Path | Non
 def write(records: Sequence[RunRecord], file: Path, *, title: str = "") -> None:
     """Write the page that shows runs. Raises OSError."""
     files.write_text(file, page_of(records, title=title, beside=file.parent))
+
+
+def sentence(text: str) -> str:
+    """Write words as a sentence: with a capital, but for symbols such as m, and a full stop."""
+    begun = text if text.startswith("m ") else text[:1].upper() + text[1:]
+    return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 
 
 def _sections(numbered: list[tuple[int, panels.Panel]], runs: Sequence[RunView]) -> list[Section]:

@@ -51,7 +51,7 @@ function withAlpha(hex, alpha) {
   return `rgba(${red}, ${green}, ${blue}, ${alpha})`;
 }
 
-/* Bands where something was wrong, and dashed lines where the run was started again. */
+/* Bands where something was wrong (of several runs, a line each at the top), and dashed lines at restarts. */
 function drawMarks(plot) {
   const context = plot.ctx, box = plot.bbox, runs = visibleRuns();
   const at = (run, step) => plot.valToPos(place(run, [step])[0], "x", true);
@@ -59,14 +59,17 @@ function drawMarks(plot) {
   context.beginPath();
   context.rect(box.left, box.top, box.width, box.height);
   context.clip();
+  const alone = page.runs.length === 1, thick = 3 * devicePixelRatio;
+  let top = box.top;
   for (const run of runs) {
     for (const mark of run.marks) {
       const left = at(run, mark.from), width = Math.max(2, at(run, mark.to) - left);
-      context.fillStyle = withAlpha(page.runs.length === 1 ? css("--warn") : colour(run.colour), 0.1);
-      context.fillRect(left, box.top, width, box.height);
-      context.fillStyle = withAlpha(page.runs.length === 1 ? css("--warn") : colour(run.colour), 0.9);
-      context.fillRect(left, box.top, width, 3 * devicePixelRatio);
+      context.fillStyle = withAlpha(css("--warn"), 0.1);
+      if (alone) context.fillRect(left, box.top, width, box.height);
+      context.fillStyle = alone ? css("--warn") : colour(run.colour);
+      context.fillRect(left, top, width, thick);
     }
+    if (!alone && run.marks.length) top += thick + devicePixelRatio;
     context.strokeStyle = css("--ink");
     context.lineWidth = devicePixelRatio;
     context.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
@@ -143,6 +146,8 @@ function described(panel, series) {
   return `${panel.title}. ${parts.join("; ")}`;
 }
 
+const heightOf = (figure) => (figure.matches(".first .panel:first-child") ? 270 : 190);
+
 function draw(figure) {
   const number = Number(figure.dataset.panel), panel = page.panels[number], host = figure.querySelector(".plot");
   state.panels.get(figure)?.destroy();
@@ -162,7 +167,7 @@ function draw(figure) {
     dash: one.dash, spanGaps: true, points: { show: one.table[0].length < 40 && !one.over, size: 5 },
   }));
   const options = {
-    width: host.clientWidth, height: figure.matches(".first .panel:first-child") ? 270 : 190, legend: { show: false },
+    width: host.clientWidth, height: heightOf(figure), legend: { show: false },
     scales: { x: { time: false, ...(state.range ? { min: state.range[0], max: state.range[1] } : {}) }, y: { distr: state.log ? 3 : 1 } },
     axes: [{ ...axis, size: 26, space: 60 }, { ...axis, size: panel.unit === "share" ? 50 : 58, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shown(tick, panel.unit))) }],
     series: [{}, ...lines], padding: [10, 12, 0, 0],

@@ -137,10 +137,11 @@ function watch() {
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAnew);
-let width = innerWidth;
 addEventListener("resize", () => {
-  if (innerWidth !== width) drawAnew();
-  width = innerWidth;
+  for (const [figure, plot] of state.panels) plot.setSize({ width: figure.querySelector(".plot").clientWidth, height: heightOf(figure) });
+});
+addEventListener("beforeprint", () => {
+  for (const figure of document.querySelectorAll(".panel")) if (!state.panels.has(figure)) draw(figure);
 });
 start();
 if ("watched" in document.body.dataset) watch();
