@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from shutil import which
 
-from launcher import job_ids, sending, slurm
+from launcher import job_ids, sending, slurm, slurm_jobs
 from launcher.job import bad_nodes, failure, notify
 from launcher.record import SENT_AGAIN, Launch, run_dirs
 from launcher.views import moments
@@ -55,7 +55,7 @@ def goes_on(launch: Launch, job: str, restart: int) -> bool:
 def is_ending(job: str) -> bool:
     """Return whether SLURM ends or requeues the job by itself; False where SLURM is silent."""
     try:
-        queued = slurm.queue([job]).get(job)
+        queued = slurm_jobs.queue([job]).get(job)
     except slurm.Unavailable:
         return False
     return queued is None or queued.state != "RUNNING"
@@ -66,7 +66,7 @@ def start_again(launch: Launch, job: str) -> bool:
     said, refusals, at_fault = "", 0, bad_nodes.repeated(launch)
     for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
         try:
-            slurm.requeue(job)
+            slurm_jobs.requeue(job)
             launch.say(f"job {job} is requeued")
             bad_nodes.leave_out(launch, job, at_fault)
             return True
@@ -118,7 +118,7 @@ def _note(launch: Launch, job: str, restart: int, exit_status: int) -> str:
 def _began(job: str) -> float | None:
     """Return when SLURM has started the job, in seconds since the epoch; None where it does not tell."""
     with contextlib.suppress(slurm.Unavailable):
-        if queued := slurm.queue([job]).get(job):
+        if queued := slurm_jobs.queue([job]).get(job):
             return moments.of_text(queued.started)
     return None
 

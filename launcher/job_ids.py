@@ -31,6 +31,17 @@ def words(job: str) -> list[str]:
     return [name, *on_cluster(cluster)]
 
 
+def is_federated(number: str) -> bool:
+    """Return whether a federation has numbered a job: the number of the cluster it was sent to is in its upper bits."""
+    digits = number.partition("_")[0]
+    return digits.isdecimal() and int(digits) >> 26 > 0
+
+
+def in_accounting(cluster: str | None, numbers: Collection[str]) -> list[str]:
+    """Return the option that has sacct ask a cluster for jobs, or for jobs of a federation all of its clusters."""
+    return on_cluster(cluster) or (["--federation"] if any(map(is_federated, numbers)) else [])
+
+
 def by_cluster(ids: Collection[str]) -> dict[str, list[str]]:
     """Sort jobs by their clusters, under their numbers there."""
     clusters = sorted({job.partition("@")[2] for job in ids})

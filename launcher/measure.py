@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from launcher import elastic, sending, slurm
+from launcher import elastic, sending, slurm, slurm_jobs
 from launcher.checks import dataset
 from launcher.checks.estimate import GIB, torch_process
 from launcher.cluster import Notify
@@ -142,7 +142,7 @@ def _cancel(launches: Sequence[Launch]) -> None:
     for run in runs.look(launches):
         if run.live and run.job:
             with contextlib.suppress(slurm.Refused, slurm.Unavailable):
-                slurm.cancel(run.job.id)
+                slurm_jobs.cancel(run.job.id)
 
 
 def _read(config: Config, launch: Launch, submission: Submission, data_seconds: float | None, start: str) -> Measured:

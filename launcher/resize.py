@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from launcher import elastic, slurm
+from launcher import elastic, slurm, slurm_jobs
 from launcher.after import job_of_script, launch_of
 from launcher.nodes import hostnames
 from launcher.record import Launch, Submission
@@ -37,8 +37,8 @@ def release(launch: Launch, job: str, allocated: int, nodes: int) -> str:
     """
     # scontrol leaves scripts where it runs.
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        slurm.call("scontrol", "update", f"JobId={slurm.raw_id(job)}", f"NumNodes={nodes}")
-    left = slurm.queue([job])[job].nodes
+        slurm.call("scontrol", "update", f"JobId={slurm_jobs.raw_id(job)}", f"NumNodes={nodes}")
+    left = slurm_jobs.queue([job])[job].nodes
     launch.say(f"job {job} keeps {nodes} of {allocated} nodes, which its batch divides into, and releases the others")
     return left
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import elastic, job_ids, preparing, slurm, snapshot
+from launcher import elastic, job_ids, preparing, slurm, slurm_jobs, snapshot
 from launcher.checks import after, preflight
 from launcher.checks.finding import Finding
 from launcher.cluster import Notify
@@ -131,7 +131,7 @@ def send_successor(launch: Launch, submission: Submission | None = None) -> Subm
     new = new.model_copy(update={"job": job})
     _record([(launch, new)])
     with contextlib.suppress(slurm.Refused, slurm.Unavailable):
-        slurm.redirect_dependents(last.job, job)
+        slurm_jobs.redirect_dependents(last.job, job)
     return new
 
 
@@ -285,7 +285,7 @@ def _record(sent: Sequence[tuple[Launch, Submission]]) -> None:
     except BaseException:  # a job without a record is lost to its user
         for _, submission in sent:
             with contextlib.suppress(slurm.Refused, slurm.Unavailable):
-                slurm.cancel(submission.job)
+                slurm_jobs.cancel(submission.job)
         raise
 
 

@@ -29,7 +29,7 @@ FLOORS = (
 LAUNCHER_FLOORS = (
     ("environment", "job_ids", "passed_on", "progress", "start_rows"),
     ("cluster", "slurm", "snapshot"),
-    ("record", "nodes"),
+    ("record", "nodes", "slurm_jobs"),
     ("elastic", "job", "options"),
     ("views",),
     ("checks", "executors"),

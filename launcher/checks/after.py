@@ -2,7 +2,7 @@
 
 import re
 
-from launcher import job_ids, slurm
+from launcher import job_ids, slurm_jobs
 from launcher.views import find, runs
 from moco_dist.errors import UserError
 
@@ -27,7 +27,7 @@ def dependency(text: str, cluster: str | None = None) -> str | None:
     if strange := [job for job in ids if job != job_ids.address(job_ids.number(job), cluster)]:
         rule = f"job {strange[0]} and the new one are on different clusters, which cannot wait for each other"
         raise UserError.of(_KEY, text, rule, "wait for its end, or use the same slurm_cluster")
-    jobs_by_id = slurm.jobs(ids) if ids else {}
+    jobs_by_id = slurm_jobs.jobs(ids) if ids else {}
     predecessors = []
     for name_of_job in ids:
         members = [job for job in jobs_by_id.values() if job.array == name_of_job]
@@ -57,12 +57,12 @@ def remaining(dependency: str, cluster: str | None = None) -> tuple[str | None, 
     """
     kind, *earlier = dependency.split(":")
     ids = [find.last_job_after(job) or job for job in (job_ids.address(number, cluster) for number in earlier)]
-    jobs_by_id, waits = slurm.jobs(ids), list[str]()
+    jobs_by_id, waits = slurm_jobs.jobs(ids), list[str]()
     for job in ids:
         predecessor = jobs_by_id.get(job)
         if predecessor is None:
             return None, f"job {job} is not known to SLURM any more"
-        if predecessor.live and (predecessor.reason != slurm.NEVER or kind == "afterany"):
+        if predecessor.live and (predecessor.reason != slurm_jobs.NEVER or kind == "afterany"):
             waits.append(job_ids.number(job))
         elif predecessor.state != "COMPLETED" and kind != "afterany":
             how = "can never start" if predecessor.live else f"has ended as {predecessor.state}"
@@ -70,11 +70,11 @@ def remaining(dependency: str, cluster: str | None = None) -> tuple[str | None, 
     return (":".join([kind, *waits]) if waits else None), ""
 
 
-def _must_wait(text: str, job: slurm.Job, *, may_fail: bool) -> bool:
+def _must_wait(text: str, job: slurm_jobs.Job, *, may_fail: bool) -> bool:
     """Return whether there is a job to wait for. Raises UserError where that would be for ever."""
     if not job.live and (job.state == "COMPLETED" or may_fail):
         return False
-    if not job.live or (job.reason == slurm.NEVER and not may_fail):
+    if not job.live or (job.reason == slurm_jobs.NEVER and not may_fail):
         how = f"has ended as {job.state}" if not job.live else "waits for a job that has failed"
         fix = f"use --after any:{text.removeprefix('any:')}"
         raise UserError.of(_KEY, text, f"job {job.id} {how}, and will never succeed", fix)

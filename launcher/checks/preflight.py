@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launcher import elastic, environment, slurm
+from launcher import elastic, environment, slurm, slurm_jobs
 from launcher.checks import batch, dataset, estimate, finding, fit, notices, passed_on, site
 from launcher.checks.dataset import Images
 from launcher.checks.estimate import GIB, EncoderCost
@@ -185,7 +185,7 @@ def _is_sent(launch: Launch) -> bool:
     return False
 
 
-def _check_free(run_dir: Path, now: runs.Run | None, job: slurm.Job | None) -> list[Finding]:
+def _check_free(run_dir: Path, now: runs.Run | None, job: slurm_jobs.Job | None) -> list[Finding]:
     """Find who runs in a directory, of which SLURM has told how its run stands, and which job is for it."""
     key = "run.dir"
     if now and now.live and now.submission:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import slurm
+from launcher import slurm, slurm_jobs
 from launcher.options import add_runs
 from launcher.record import Launch
 from launcher.views import find, runs
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     for run in now:
         if run.live and run.job:
             try:
-                slurm.cancel(run.job.id)
+                slurm_jobs.cancel(run.job.id)
             except slurm.Refused as error:  # it has ended meanwhile, or what follows says that it has not
                 print(f"{run.name}: {error}", flush=True)
     live = [run.launch for run in now if run.live]
@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
     return max([*codes, *(_cancel_unrecorded(job, options.wait_seconds) for job in unrecorded)])
 
 
-def _named(texts: Sequence[str]) -> tuple[list[str], list[slurm.Job]]:
+def _named(texts: Sequence[str]) -> tuple[list[str], list[slurm_jobs.Job]]:
     """Part what a person has named into runs, and live jobs that no run directory knows of. Raises UserError."""
-    named, unrecorded = [], list[slurm.Job]()
+    named, unrecorded = [], list[slurm_jobs.Job]()
     for text in texts:
         try:
             find.runs([text])
@@ -63,17 +63,17 @@ def _named(texts: Sequence[str]) -> tuple[list[str], list[slurm.Job]]:
     return named, unrecorded
 
 
-def _cancel_unrecorded(job: slurm.Job, wait_seconds: float) -> int:
+def _cancel_unrecorded(job: slurm_jobs.Job, wait_seconds: float) -> int:
     """End a job of which its run directory has no record; where there is a status, it saves before."""
     launch, deadline = Launch(Path(job.run_dir)), time.monotonic() + wait_seconds
     with contextlib.suppress(slurm.Refused):  # it has ended meanwhile
         if not job.waits and launch.status().state == "running":
-            slurm.signal(job.id, "TERM")
+            slurm_jobs.signal(job.id, "TERM")
             while launch.status().state == "running" and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECONDS)
-        slurm.cancel(job.id)
+        slurm_jobs.cancel(job.id)
     deadline = time.monotonic() + _LEAVE_SECONDS
-    while (left := slurm.queue([job.id]).get(job.id)) and left.live and time.monotonic() < deadline:
+    while (left := slurm_jobs.queue([job.id]).get(job.id)) and left.live and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     is_there = left is not None and left.live
     outcome = "is still there" if is_there else f"cancelled; {job.run_dir} has no record of it"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from launcher import sending, slurm
+from launcher import sending, slurm, slurm_jobs
 from launcher.options import add_fresh_code, add_resources, add_runs, any_resources, changed
 from launcher.record import Submission
 from launcher.views import find, runs
@@ -52,7 +52,7 @@ def _may_requeue(run: runs.Run) -> bool:
     """Return whether SLURM would requeue the run's job. Raises slurm.Unavailable."""
     assert run.job is not None
     try:
-        return slurm.may_requeue(run.job.id)
+        return slurm_jobs.may_requeue(run.job.id)
     except slurm.Refused:  # it has just ended
         return True
 
@@ -94,7 +94,7 @@ def _replace(run: runs.Run, send: _Send) -> int:
         while run.launch.status().state == "running" and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
     with suppress(slurm.Refused):  # it has ended by itself
-        slurm.cancel(run.job.id)
+        slurm_jobs.cancel(run.job.id)
     print(f"{run.name}: job {run.job.id} is told to end, {run.saved}")
     return 0
 
@@ -110,7 +110,7 @@ def _requeue(before: runs.Run) -> int:
     [now] = runs.look([before.launch])
     if now.live and now.job and not _is_back(now, [before]):
         try:
-            slurm.requeue(now.job.id)
+            slurm_jobs.requeue(now.job.id)
         except slurm.Refused as error:
             print(f"{now.name}: {error}", flush=True)
         [now] = runs.wait([now.launch], lambda run: _is_back(run, [before]), _REQUEUE_SECONDS)

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from launcher import job_ids, slurm
+from launcher import job_ids, slurm, slurm_jobs
 from launcher.cluster import Event
 from launcher.job import bad_nodes, notify
 from launcher.record import Launch, Submission
@@ -117,7 +117,7 @@ class Start:
             return True
         at_fault = bad_nodes.repeated(self.launch)  # before: SLURM ends this task's processes then
         try:
-            slurm.requeue(self.job)
+            slurm_jobs.requeue(self.job)
         except (slurm.Refused, slurm.Unavailable) as error:
             self.say(f"cannot requeue itself ({error}): the batch script is left to")
             with contextlib.suppress(OSError):

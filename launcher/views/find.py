@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from launcher import job_ids, slurm
+from launcher import job_ids, slurm_jobs
 from launcher.record import Launch, Submission, refuse_others
 from moco_dist.errors import UserError, some_names
 
@@ -106,7 +106,7 @@ def _runs_of_job(job: str, key: str) -> list[Launch]:
     """
     sent = _sent_as(job, Path("runs"))
     if not _belong_together(sent):  # SLURM counts anew at times, so that old runs may have the same number
-        queued = [one for one in slurm.queue([job]).values() if one.run_dir.startswith("/")]
+        queued = [one for one in slurm_jobs.queue([job]).values() if one.run_dir.startswith("/")]
         places = dict.fromkeys(Path(one.run_dir) for one in queued)
         sent = {launch: sent for place in places for launch, sent in _sent_as(job, place).items()} or sent
     if not _belong_together(sent):

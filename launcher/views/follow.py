@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from launcher import slurm
+from launcher import slurm_jobs
 from launcher.record import Launch
 from launcher.views import runs
 from launcher.views.ends import Ends
@@ -63,7 +63,7 @@ class _Followed:
             self.exit_status = 1
         elif self._ends.is_sure(run):
             self.exit_status = _exit_status(run)
-        elif run.waits and run.reason == slurm.NEVER:
+        elif run.waits and run.reason == slurm_jobs.NEVER:
             print(f"{run.name} can never start: what it waits for has failed", file=sys.stderr)
             self.exit_status = 1
 

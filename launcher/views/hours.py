@@ -135,7 +135,7 @@ def _records(runs: Sequence[Run], timeout_seconds: float) -> tuple[dict[str, lis
 def _accounted(numbers: Sequence[str], cluster: str, timeout_seconds: float) -> list[str]:
     """Ask the accounting of a cluster for each start of jobs, a line each. Raises slurm.Refused, slurm.Unavailable."""
     what = (f"--jobs={','.join(numbers)}", "--format=JobID,Start,End,AllocNodes,AllocTRES")
-    how = ("--allocations", "--duplicates", "--noheader", "--parsable2", *job_ids.on_cluster(cluster))
+    how = ("--allocations", "--duplicates", "--noheader", "--parsable2", *job_ids.in_accounting(cluster, numbers))
     return slurm.call("sacct", *how, *what, timeout_seconds=timeout_seconds).splitlines()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher import environment, job_ids, slurm
+from launcher import environment, slurm, slurm_jobs
 from launcher.job import look
 from launcher.record import Launch
 from launcher.views import find, runs
@@ -50,11 +50,11 @@ def rows(run: runs.Run, what: str, nodes: Sequence[str] = ()) -> list[dict[str, 
 def step(run: runs.Run, nodes: Sequence[str] = ()) -> list[str]:
     """Return srun's words for a step beside the job's own, with one task on each node, or on some of them."""
     assert run.job is not None
-    _, *cluster = job_ids.words(run.job.id)
+    _, *cluster = slurm_jobs.words(run.job.id)
     words = [
         "srun",
         *cluster,
-        f"--jobid={slurm.raw_id(run.job.id)}",
+        f"--jobid={slurm_jobs.raw_id(run.job.id)}",
         "--overlap",
         "--mem=0",
         "--cpus-per-task=1",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from launcher import slurm
+from launcher import slurm, slurm_jobs
 from launcher.record import BEFORE_FIRST_STEP, BEFORE_SAVED, Launch, Submission
 from launcher.views import evidence, figures, moments, starting, troubles, verdict
 from launcher.views.answers import Answers
@@ -32,7 +32,7 @@ class Run:
     reason: str = ""
     """Why it waits or has ended, in one line; may be empty."""
     submission: Submission | None = None
-    job: slurm.Job | None = None
+    job: slurm_jobs.Job | None = None
     """The job as SLURM has it; None for a local one, and where SLURM does not know it."""
     evidence: Evidence = UNREAD
     """What the run directory shows, where it can be read."""
@@ -136,7 +136,7 @@ class Run:
         if self.job is None or self.trainer_state != "running":
             return False  # it has saved, or has not begun to train in this start
         try:
-            slurm.signal(self.job.id, signal)
+            slurm_jobs.signal(self.job.id, signal)
             return True
         except slurm.Refused:  # it has just ended
             return False
@@ -168,14 +168,14 @@ def look_surely(launches: Sequence[Launch]) -> list[Run]:
     return runs
 
 
-def live_jobs_of(text: str) -> list[slurm.Job]:
+def live_jobs_of(text: str) -> list[slurm_jobs.Job]:
     """Find this user's live jobs of a run that have no record there, by the job's id, an array's, or the directory."""
     folders = {str(place.resolve()) for place in (Path(text), Path("runs") / text)}
     jobs = [job for job in Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
     return [job for job in jobs if text in (job.id, job.array) or job.run_dir in folders]
 
 
-def queued_for(run_dirs: Sequence[Path], cluster: str | None = None) -> dict[Path, slurm.Job]:
+def queued_for(run_dirs: Sequence[Path], cluster: str | None = None) -> dict[Path, slurm_jobs.Job]:
     """Find live jobs that name directories, whether these have a record or not; none where SLURM does not answer."""
     live = {job.run_dir: job for job in Answers().own_jobs(cluster) if job.live}
     names = {run_dir: str(run_dir.absolute()) for run_dir in run_dirs}
@@ -245,7 +245,7 @@ def _with_evidence(figures_read: Mapping[Launch, Latest], run: Run) -> Run:
     return replace(run, evidence=evidence.read(run.launch, run.submission, latest.step), figures=latest)
 
 
-def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
+def _judged(run: Run, jobs: dict[str, slurm_jobs.Job], slurm_error: str) -> Run:
     """Return a run with how it stands."""
     if run.submission is None:
         return run
@@ -265,7 +265,7 @@ def _judged(run: Run, jobs: dict[str, slurm.Job], slurm_error: str) -> Run:
     return replace(run, slurm_error=slurm_error, state=state, reason=reason)
 
 
-def _is_job_of(job: slurm.Job, run: Run) -> bool:
+def _is_job_of(job: slurm_jobs.Job, run: Run) -> bool:
     """Return whether SLURM's job is the run's, by the job's comment: the run directory, or the folder of its sweep."""
     assert run.submission is not None
     own = {run.launch.run_dir.resolve(), Path(run.submission.sweep or run.launch.run_dir).resolve()}

@@ -2,7 +2,7 @@
 
 import re
 
-from launcher import slurm
+from launcher import slurm_jobs
 from launcher.record import Launch, Submission
 from launcher.views.evidence import Evidence
 from launcher.views.moments import of_text
@@ -12,7 +12,7 @@ _CLOCKS_DIFFER_SECONDS = 5.0
 _LOG_BYTES = 2**16
 
 
-def waits_for(launch: Launch, submission: Submission, evidence: Evidence, job: slurm.Job | None) -> str:
+def waits_for(launch: Launch, submission: Submission, evidence: Evidence, job: slurm_jobs.Job | None) -> str:
     """Say what the start of a running run waits for before its first step; empty once it trains, or ends.
 
     Args:
@@ -44,7 +44,7 @@ def waits_for(launch: Launch, submission: Submission, evidence: Evidence, job: s
     return "its nodes to meet and to start their ranks"
 
 
-def _has_begun(evidence: Evidence, job: slurm.Job | None) -> bool:
+def _has_begun(evidence: Evidence, job: slurm_jobs.Job | None) -> bool:
     """Return whether the last start in the record is the one that SLURM runs now."""
     since = of_text(job.started) if job else None
     if not evidence.began or since is None or evidence.began_at is None:

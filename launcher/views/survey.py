@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from launcher import job_ids, slurm
+from launcher import job_ids, slurm_jobs
 from launcher.record import Launch
 from launcher.views import figures, find, verdict
 from launcher.views.answers import Answers
@@ -36,7 +36,7 @@ def _is_inside(run_dir: Path, place: Path) -> bool:
     return run_dir.resolve().is_relative_to(place.resolve())
 
 
-def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm.Job]) -> list[Run]:
+def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm_jobs.Job]) -> list[Run]:
     """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
     recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
     left = [job for job in live if job.id not in recorded | {job_ids.number(job) for job in recorded}]

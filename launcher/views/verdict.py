@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from launcher import slurm
+from launcher import slurm_jobs
 from launcher.record import BEFORE_FIRST_STEP, BEFORE_SAVED
 from launcher.views.evidence import UNREAD, Evidence
 
@@ -30,25 +30,25 @@ def of_local(job: str, evidence: Evidence) -> Verdict:
     return evidence.end or ("lost", f"process {job} is gone")
 
 
-def of_job(job: slurm.Job, evidence: Evidence) -> Verdict:
+def of_job(job: slurm_jobs.Job, evidence: Evidence) -> Verdict:
     """Judge a run whose job SLURM knows."""
     if job.waits:
         reason = "; ".join(filter(None, [_why_it_waits(job), evidence.failure]))
         return "requeued" if evidence.began else "pending", reason
     if job.live:
         return "running", evidence.trouble or "is ending" * (job.state == "COMPLETING")
-    if job.reason == slurm.NEVER:
+    if job.reason == slurm_jobs.NEVER:
         return "cancelled", "what it waited for has failed"
     return _ended(job.state, evidence)
 
 
-def without_record(job: slurm.Job) -> Verdict:
+def without_record(job: slurm_jobs.Job) -> Verdict:
     """Judge a live job that no run directory has a record of."""
     state, reason = of_job(job, UNREAD)
     return state, "; ".join(filter(None, ["its run directory has no record of it", reason]))
 
 
-def _why_it_waits(job: slurm.Job) -> str:
+def _why_it_waits(job: slurm_jobs.Job) -> str:
     """Return why a job waits, in SLURM's words, and for one that is held the command that releases it."""
     reason = job.reason.removeprefix("None")
     if job.state not in ("REQUEUE_HOLD", "SPECIAL_EXIT") and not re.search("held|JobHoldMax", reason, re.IGNORECASE):

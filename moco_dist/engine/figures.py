@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-MOST_DIMENSIONS = 512
+MOST_DIMENSIONS = 256
 """Features of more dimensions have no effective rank: the host would take too long over their eigenvalues."""
 _LEAST_VARIANCE = 1e-7
 """A variance below this is the rounding of float32, since the squares of normalised features add up to 1."""

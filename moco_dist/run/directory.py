@@ -7,7 +7,7 @@ from pathlib import Path
 from moco_dist import config
 from moco_dist.errors import UserError, masked
 from moco_dist.files import write_text
-from moco_dist.run import code, lease, paths, provenance, status
+from moco_dist.run import code, figures, lease, paths, provenance, status
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ class RunDirectory:
     def record(self, run: config.Config) -> None:
         """Write the resolved config with the versions that run it."""
         if self._lease:
-            write_text(self.paths.config, f"# {code.headline()}\n{config.dump(run)}")
+            schema = f"{paths.METRICS}: schema {figures.SCHEMA}"
+            write_text(self.paths.config, f"# {code.headline()}\n# {schema}\n{config.dump(run)}")
 
     def note_start(self, describe: Callable[[], provenance.Start]) -> None:
         """Note what this start runs on; where that cannot be read or written, training goes on without the note."""
@@ -70,8 +71,8 @@ class RunDirectory:
             return
         try:
             provenance.add(self.folder, describe())
-        except OSError as error:
-            log.warning("%s: %s; training goes on without it", self.paths.provenance, error.strerror or error)
+        except (OSError, ValueError) as error:
+            log.warning("%s: %s; training goes on without it", self.paths.provenance, error)
 
     def status(self, state: status.State, step: int, reason: str = "", **lengths: int) -> None:
         """Tell launchers and scripts how the run stands; the arguments are those of `status.write`."""

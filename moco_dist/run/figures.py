@@ -61,11 +61,21 @@ FIGURES = (
     Figure("node/<i>/gpu_memory_gib", "GiB", "nodes", "as gpu_memory_gib, on the fullest GPU of the node"),
     Figure("node/<i>/gpu_use", "share", "nodes", "time that its GPUs were at work lately, a mean, as the driver tells"),
     Figure("knn_top1", "share", "evaluation", "held-out images that their nearest training images name right"),
-    Figure("linear_train_top1", "share", "evaluation", "training images that the same probe names right"),
     Figure("linear_top1", "share", "evaluation", "held-out images that a linear probe names right"),
+    Figure("linear_train_top1", "share", "evaluation", "training images that the same probe names right"),
 )
 
 _BY_NAME = {figure.name: figure for figure in FIGURES}
+
+SECTIONS: dict[Sections, str] = {
+    "learning": "Learning",
+    "representation": "Representation",
+    "health": "Health",
+    "speed": "Speed",
+    "nodes": "Nodes",
+    "evaluation": "Evaluation",
+}
+"""The sections in the order in which they are shown, with their headings."""
 
 
 def of(name: str) -> Figure | None:
@@ -77,3 +87,22 @@ def is_measured(name: str) -> bool:
     """Tell whether a figure is read from clocks and meters, so that two equal runs tell it differently."""
     figure = of(name)
     return figure is not None and figure.section in ("speed", "nodes")
+
+
+def tables() -> str:
+    """Write a table in Markdown for each section, as `docs/metrics.md` has them: `python -m moco_dist.run.figures`."""
+    lines = []
+    for section, heading in SECTIONS.items():
+        lines += [f"### {heading}", "", "| figure | unit | meaning |", "|---|---|---|"]
+        of_section = [figure for figure in FIGURES if figure.section == section]
+        lines += [f"| `{figure.name}` | {figure.unit} | {_cell(figure.meaning)} |" for figure in of_section]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(tables(), end="")

@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         ("port", "first of the ports; unset, free ones are looked for"),
     ):
         start.add_argument(f"--{name}", type=_integer(name), metavar="N", help=text)
+    start.add_argument("--name", metavar="NAME", help="what SLURM calls the cluster (devcluster)")
+    start.add_argument("--beside", metavar="DIR", help="the cluster whose accounting it shares, as sbatch -M needs it")
     start.add_argument("--proctrack", metavar="HOW", help="linuxproc (default), or cgroup as most clusters have it")
     for name, text in (
         ("accounting", "sacct, slurmdbd and MariaDB (default)"),

@@ -102,7 +102,7 @@ class Cluster:
         started = []
         with directory.locked(self.directory), contextlib.ExitStack() as undo:
             self._configure(settings)
-            if settings.accounting:
+            if settings.accounting and not settings.beside:
                 make_database(self.directory)
             for daemon in self._daemons():
                 if not daemon.pids():
@@ -169,7 +169,10 @@ class Cluster:
 
     def _controlled(self) -> bool:
         """Return whether a client would be answered; without one of these daemons it waits long."""
-        return all(processes.find(marks(self.directory), daemon) for daemon in ("munged", "slurmctld"))
+        home, _ = directory.accounting(self.directory, self._record())
+        return all(
+            processes.find(marks(root), name) for root, name in ((home, "munged"), (self.directory, "slurmctld"))
+        )
 
     def _configure(self, settings: Settings) -> None:
         """Write the configuration, unless the cluster runs with it already."""

@@ -68,8 +68,8 @@ def marks(root: Path, node: str | None = None) -> dict[str, str]:
 def daemons(root: Path, record: Record) -> list[Daemon]:
     """List all daemons, in the order of their start."""
     port, settings = record.port, record.settings
-    ordered = [_munged(root)]
-    if settings.accounting:
+    ordered = [] if settings.beside else [_munged(root)]
+    if settings.accounting and not settings.beside:
         slurmdbd = (programs.find_program("slurmdbd"),)
         ordered += [_mariadbd(root), Daemon(root, "slurmdbd", slurmdbd, ("127.0.0.1", port + 1))]
     slurmctld = (programs.find_program("slurmctld"), "-f", str(root / "etc/slurm.conf"))

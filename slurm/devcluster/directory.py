@@ -48,6 +48,10 @@ class Settings:
     """Whether a preempted job gets its own signal (USR2) or SIGTERM."""
     own_hostnames: bool = False
     """Whether a job's hostname is its node's name, and not the machine's."""
+    name: str = "devcluster"
+    """What SLURM calls the cluster, as in `sbatch --clusters`."""
+    beside: str | None = None
+    """Directory of another cluster whose accounting this one shares, so that commands of one reach the other."""
 
     def __post_init__(self) -> None:
         for key, (least, most) in _LIMITS.items():
@@ -61,6 +65,11 @@ class Settings:
             raise Misuse.of("proctrack", "cgroup", rule, "choose linuxproc")
         if self.own_hostnames and os.geteuid() != 0:
             raise Misuse.of("own_hostnames", "true", "needs root", "leave it out")
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,38}", self.name):
+            raise Misuse.of("name", self.name, "must be lower-case letters, digits and _", "choose another")
+        if self.beside is not None and not (self.accounting and self.proctrack == "linuxproc"):
+            rule = "clusters are known to each other by their accounting, and their cgroups have the same names"
+            raise Misuse.of("beside", self.beside, rule, "use accounting and linuxproc")
 
     @property
     def node_names(self) -> list[str]:
@@ -147,7 +156,7 @@ def write(root: Path, record: Record) -> None:
         with contextlib.suppress(FileExistsError):
             (root / f"dev/nvidia{index}").symlink_to("/dev/null")
     _write_private(root / "munge/key", os.urandom(1024), keep=True)
-    for name, text in configuration(root, record.settings, record.port).items():
+    for name, text in configuration(root, record).items():
         _write_private(root / "etc" / name, text.encode())
 
 
@@ -166,6 +175,24 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
+def accounting(root: Path, record: Record) -> tuple[Path, int]:
+    """Return the directory and the first port of the cluster whose munged and slurmdbd this one uses.
+
+    Raises:
+        Misuse: the directory that it is beside holds no such cluster.
+    """
+    if record.settings.beside is None:
+        return root, record.port
+    other = checked(record.settings.beside)
+    first = read(other)
+    if first is None or first.settings.beside or not first.settings.accounting or other == root:
+        fix = "name the directory of one that has its own accounting"
+        raise Misuse.of("beside", other, "holds no cluster with accounting of its own", fix)
+    if first.settings.name == record.settings.name:
+        raise Misuse.of("name", first.settings.name, "is that of the cluster beside", "choose another")
+    return other, first.port
+
+
 def user_name() -> str:
     """Return the name of the user who owns the cluster. Raises Misuse where the system knows none."""
     try:
@@ -175,19 +202,23 @@ def user_name() -> str:
         raise Misuse.of("user", os.geteuid(), rule, "be a user of /etc/passwd") from None
 
 
-def configuration(root: Path, settings: Settings, port: int) -> dict[str, str]:
+def configuration(root: Path, record: Record) -> dict[str, str]:
     """Fill in the templates in `conf/`. Returns the text of each file of the configuration by its name.
 
     A line that is for some clusters alone begins with $if_..., which is a comment's sign in the others.
     """
+    settings, port = record.settings, record.port
+    home, first_port = accounting(root, record)
     last = FIRST_ADDRESS + settings.nodes - 1
     switches = {"accounting": settings.accounting, "preempt_signal": settings.preempt_signal, "gpus": settings.gpus}
     values = {
         "root": root,
+        "name": settings.name,
+        "munge_socket": home / "run/munge.sock",
         "user": user_name(),
         "host": socket.gethostname().partition(".")[0],
         "port": port,
-        "slurmdbd_port": port + 1,
+        "slurmdbd_port": first_port + 1,
         "first_node_port": port + 2,
         "last_port": port + 1 + settings.nodes,
         "nodes": f"127.0.0.[{FIRST_ADDRESS}-{last}]",

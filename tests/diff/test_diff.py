@@ -83,10 +83,10 @@ LATER_LR = [0.1, 0.2, 0.2, 0.2]
         ({}, {"overrides": ["run.seed=1", "optim.lr=0.2"], "losses": [5.0]}, 1, "run.seed differs (0 and 1)"),
         ({}, {"starts": [{"data": {"images": 8, "classes": 3, "digest": "d"}}], "losses": [5.0]}, 1, "training images"),
         ({}, {"overrides": ["optim.lr=0.2"], "lr": LATER_LR, "losses": PARTED}, 3, "optim.lr differs (0.03 and 0.2)"),
-        # The learning rates are equal, so that a longer run is no cause, and the temperature is.
-        ({}, {"overrides": ["optim.epochs=90", "moco.temperature=0.3"], "losses": PARTED}, 3, "moco.temperature"),
+        # The learning rates are equal, so that a longer run is no cause, and the precision is.
+        ({}, {"overrides": ["optim.epochs=90", "device.precision=fp64"], "losses": PARTED}, 3, "device.precision"),
         # The first loss comes before any update.
-        ({}, {"overrides": ["optim.weight_decay=0", "moco.queue_size=99"], "losses": [5.0]}, 1, "moco.queue_size"),
+        ({}, {"overrides": ["optim.weight_decay=0", "device.precision=fp64"], "losses": [5.0]}, 1, "device.precision"),
         ({}, {"starts": [{"code": {"git": "2e", "sha256": "bb"}}], "losses": PARTED}, 3, "the code differs"),
         (
             {"starts": [ON_GPU]},

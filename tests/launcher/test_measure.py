@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import measure, sending, slurm
+from launcher import measure, sending, slurm_jobs
 from launcher.__main__ import main
 from launcher.cluster import Notify
 from launcher.record import Launch, Submission
@@ -30,7 +30,7 @@ class Cluster:
         self._never = never
         """The number of nodes whose job never starts."""
         monkeypatch.setattr(sending, "send", self._send)
-        monkeypatch.setattr(slurm, "cancel", self.cancelled.append)
+        monkeypatch.setattr(slurm_jobs, "cancel", self.cancelled.append)
         monkeypatch.setattr(runs, "look", lambda launches: [self._stands(launch) for launch in launches])
         monkeypatch.setattr(measure, "_data_seconds", lambda config, scratch: 0.02)
 
@@ -55,7 +55,7 @@ class Cluster:
         sent = launch.submission()
         assert sent is not None
         state: verdict.State = "done" if launch.starts() else "pending"
-        job = slurm.Job(sent.job, "COMPLETED" if launch.starts() else "PENDING")
+        job = slurm_jobs.Job(sent.job, "COMPLETED" if launch.starts() else "PENDING")
         return runs.Run(launch, state, "" if launch.starts() else "Resources", sent, job)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import nodes, slurm
+from launcher import nodes, slurm, slurm_jobs
 from launcher.__main__ import main
-from launcher.slurm import Job, Refused, Unavailable
+from launcher.slurm import Refused, Unavailable
+from launcher.slurm_jobs import Job
 from tests.launcher.made import make_run
 from tests.launcher.programs import Programs
 
@@ -81,10 +82,10 @@ def test_no_slurm_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PATH", str(tmp_path))
     line = "squeue is not installed here; log in to a node of the cluster, or use --local"
     with pytest.raises(Unavailable, match=f"^{line}$"):
-        slurm.queue(["12"])
+        slurm_jobs.queue(["12"])
     (tmp_path / "squeue").touch()  # not executable
     with pytest.raises(Unavailable, match=f"^{line}$"):
-        slurm.queue(["12"])
+        slurm_jobs.queue(["12"])
 
 
 QUEUE = """\
@@ -99,46 +100,65 @@ def test_the_queue(programs: Programs) -> None:
     programs.says("squeue", {"--states=all --array --noheader --jobs=12,13": QUEUE})
     running = Job("12", "RUNNING", "None", "n[1-2]", "1-02:03:04", "/runs/a")
     waiting = Job("13_0", "PENDING", "Dependency", "", "", "/runs/b|c d")  # a comment may hold what parts the fields
-    assert slurm.queue(["13_0", "12"]) == {"12": running, "13_0": waiting}
+    assert slurm_jobs.queue(["13_0", "12"]) == {"12": running, "13_0": waiting}
     assert (running.live, running.waits, waiting.live, waiting.waits) == (True, False, True, True)
-    ended = slurm.queue(["12", "13_1"])["13_1"]
+    ended = slurm_jobs.queue(["12", "13_1"])["13_1"]
     assert not ended.live
-    assert slurm.queue(["12", "99"]).keys() == set()  # it was asked for others: the program says nothing
+    assert slurm_jobs.queue(["12", "99"]).keys() == set()  # it was asked for others: the program says nothing
 
 
 def test_the_queue_of_a_user(programs: Programs) -> None:
     programs.says("squeue", {"--states=all --array --noheader --user=": QUEUE})
-    assert slurm.queue().keys() == {"12", "13_0", "13_1"}
+    assert slurm_jobs.queue().keys() == {"12", "13_0", "13_1"}
+
+
+def test_a_federation_has_begun_a_job_on_another_cluster(programs: Programs) -> None:
+    """It is revoked on the cluster that it was sent to, and orders about it go to the one that runs it."""
+    number = 2**26 + 9
+    head = "JOBID|STATE|REASON|NODELIST|TIME_LEFT START_TIME|COMMENT\n"
+    everywhere = f"CLUSTER: a\n{head}{number}|REVOKED|None||0:00 |/runs/a\n\n"
+    everywhere += f"CLUSTER: gpu\n{head}{number}|RUNNING|None|n1|1:00 |/runs/a\n"
+    here = f"{number}|REVOKED|None||0:00 |/runs/a\n"
+    programs.says("squeue", {"--states=all": here, "--clusters=all --states=all --array --jobs=": everywhere})
+    assert slurm_jobs.queue()[str(number)] == Job(str(number), "RUNNING", "None", "n1", "1:00", "/runs/a")
+    assert slurm_jobs.queue([str(number)])[str(number)].nodes == "n1"
+    assert slurm_jobs.words(str(number)) == [str(number), "--clusters=gpu"]
+    assert slurm_jobs.words("12") == ["12"]  # the job of a site without a federation costs no question
+    programs.says("squeue", {"--clusters=all": everywhere.replace("RUNNING", "PENDING")})
+    assert slurm_jobs.words(str(number)) == [str(number)]  # the cluster that it was sent to answers for one that waits
+    words = f"--allocations --noheader --parsable2 --jobs={number} --format=JobID,State,NodeList --federation"
+    programs.says("sacct", {words: f"{number}|FAILED|n1"})
+    assert slurm_jobs.accounting([str(number)])[str(number)].state == "FAILED"
 
 
 def test_jobs_that_the_queue_has_forgotten_are_looked_up(programs: Programs) -> None:
     programs.says("squeue", {"--states=all": QUEUE})
     programs.says("sacct", {"--allocations --noheader --parsable2 --jobs=14,15 ": "14|CANCELLED by 0|n1\n15||\n"})
-    found = slurm.jobs(["12", "14", "15"])
+    found = slurm_jobs.jobs(["12", "14", "15"])
     assert {job.id: job.state for job in found.values()} == {"12": "RUNNING", "14": "CANCELLED", "15": ""}
     programs.keeps("sacct", code=1)
-    assert slurm.jobs(["12", "14"]).keys() == {"12"}  # a site without accounts
+    assert slurm_jobs.jobs(["12", "14"]).keys() == {"12"}  # a site without accounts
     programs.runs("squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
-    assert slurm.jobs(["12"]) == {}
+    assert slurm_jobs.jobs(["12"]) == {}
     assert programs.given("sacct")[-1][0][3] == "--jobs=12"
     programs.runs("squeue", 'echo "squeue: error: Something else" >&2; exit 1')
     with pytest.raises(slurm.Unavailable, match="Something else"):  # no word of the job is not "no such job"
-        slurm.jobs(["12"])
+        slurm_jobs.jobs(["12"])
 
 
 def test_nothing_is_asked_about_no_job(programs: Programs) -> None:
     for name in ("squeue", "sacct"):
         programs.keeps(name)
-    assert slurm.jobs([]) == slurm.accounting([]) == {}
+    assert slurm_jobs.jobs([]) == slurm_jobs.accounting([]) == {}
     assert not programs.given("squeue") and not programs.given("sacct")
 
 
 def test_what_is_asked_of_a_job(programs: Programs) -> None:
     for name in ("scancel", "scontrol"):
         programs.keeps(name)
-    slurm.signal("12_3", "USR2")
-    slurm.cancel("12")
-    slurm.requeue("12")
+    slurm_jobs.signal("12_3", "USR2")
+    slurm_jobs.cancel("12")
+    slurm_jobs.requeue("12")
     assert [words for words, _ in programs.given("scancel")] == [
         ["--quiet", "--signal=USR2", "12_3"],
         ["--quiet", "12"],
@@ -164,7 +184,7 @@ def test_nodes_that_a_job_has_lost(programs: Programs) -> None:
 @pytest.mark.parametrize(("words", "may"), [("Requeue=1 Restarts=0", True), ("Priority=1 Requeue=0 x", False)])
 def test_whether_a_job_may_be_requeued(programs: Programs, words: str, may: bool) -> None:
     programs.says("scontrol", {"show job 12 --oneliner": f"JobId=12 {words}\n"})
-    assert slurm.may_requeue("12") is may
+    assert slurm_jobs.may_requeue("12") is may
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("", 20.0), ("60", 60.0), ("0.5", 0.5), ("0", 20.0)])
@@ -194,7 +214,7 @@ def test_jobs_that_wait_for_one_wait_for_another(programs: Programs, tmp_path: P
     lines += ["23|afterok:12_3(unfulfilled)", "24|(null)", "25|", "13|afterany:12(unfulfilled)"]
     programs.says("squeue", {"--user=": "\n".join(lines) + "\n"})
     programs.keeps("scontrol")
-    slurm.redirect_dependents("12", "13")
+    slurm_jobs.redirect_dependents("12", "13")
     assert [words for words, _ in programs.given("scontrol")] == [
         ["update", "JobId=20", "Dependency=afterok:13"],
         ["update", "JobId=21", "Dependency=afterany:3,afterok:13"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import after, cluster, slurm
+from launcher import after, cluster, slurm_jobs
 from launcher.__main__ import main
 from launcher.cluster import Profile
 from launcher.job.start import Start
@@ -92,7 +92,7 @@ def test_status_cancel_and_requeue_find_the_job_there(programs: Programs, capsys
     assert main(["status", "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["job"], row["state"], row["slurm_state"]) == ("12@gpu", "running", "RUNNING")
-    assert slurm.queue(["12@gpu", "7"]).keys() == {"12@gpu"}
+    assert slurm_jobs.queue(["12@gpu", "7"]).keys() == {"12@gpu"}
     assert main(["cancel", "12", "--wait-seconds", "0"]) == 0
     assert words("scancel") == [
         "scancel --quiet --signal=TERM 12 --clusters=gpu",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from launcher import sending, slurm
+from launcher import sending, slurm, slurm_jobs
 from launcher.cluster import Profile
 from launcher.commands import cancel, logs, requeue, status
 from launcher.record import Launch, Submission
@@ -161,7 +161,7 @@ def test_cancel_does_not_wait_for_ever_and_the_job_leaves_the_queue(
     assert command(cancel, "a", "--wait-seconds", "1") == 0
     assert "cancelled; no checkpoint yet" in capsys.readouterr().out
     assert until(launch, lambda run: run.ended).state == "cancelled"
-    monkeypatch.setattr(slurm, "queue", lambda *_, **__: {})  # slurmctld forgets in its own time
+    monkeypatch.setattr(slurm_jobs, "queue", lambda *_, **__: {})  # slurmctld forgets in its own time
     if jobs.cluster.settings.accounting:
         until(launch, lambda run: run.job is not None)  # it lags
         assert rows(capsys)["a"]["state"] == "cancelled"
@@ -173,7 +173,7 @@ def test_cancel_does_not_wait_for_ever_and_the_job_leaves_the_queue(
 def test_requeue_saves_and_starts_again_and_logs_follow(
     jobs: Jobs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "requeue", lambda job: pytest.fail("a job that saves requeues itself"))
+    monkeypatch.setattr(slurm_jobs, "requeue", lambda job: pytest.fail("a job that saves requeues itself"))
     launch = jobs.train("a")
     following = threading.Thread(target=command, args=(logs, jobs.sent[-1], "-f", "--all"), daemon=True)
     following.start()
@@ -186,7 +186,7 @@ def test_requeue_saves_and_starts_again_and_logs_follow(
     until(launch, lambda run: run.evidence.starts == 2 and run.trainer_state == "running", 180)
     assert jobs.restarts(launch) == 1
     assert launch.starts()[1]["step"] == saved > 2
-    slurm.cancel(jobs.sent[-1])
+    slurm_jobs.cancel(jobs.sent[-1])
     following.join(60)
     assert not following.is_alive()
     said = capsys.readouterr()
@@ -218,7 +218,7 @@ def test_requeue_sends_an_ended_run_again(
     jobs: Jobs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch = jobs.send("a", "--hold")
-    slurm.cancel(jobs.sent[-1])
+    slurm_jobs.cancel(jobs.sent[-1])
     until(launch, lambda run: run.ended)
     again: list[Launch] = []
 

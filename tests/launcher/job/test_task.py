@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import environment, slurm
+from launcher import environment, slurm_jobs
 from launcher.cluster import Profile
 from launcher.job import notify, task
 from launcher.job.start import Start
@@ -73,7 +73,7 @@ class SavingJob:
         self.launch = make_run(run_dir, profile={"time_minutes": 60}, nodes=2)
         self.requeued: list[str] = []
         self._monkeypatch, self._restart = monkeypatch, 0
-        monkeypatch.setattr(slurm, "requeue", self.requeued.append)
+        monkeypatch.setattr(slurm_jobs, "requeue", self.requeued.append)
 
     def save(
         self, minutes: float, step: int = 0, saved: int = 0, number: signal.Signals = signal.SIGUSR2

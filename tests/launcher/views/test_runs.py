@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import slurm
+from launcher import slurm, slurm_jobs
 from launcher.record import Launch
 from launcher.views import figures, find, runs, survey
 from launcher.views.runs import Run
@@ -170,9 +170,9 @@ def test_a_status_from_an_earlier_job_does_not_count(here: Path, made_up: MadeUp
 
 def test_a_job_that_waited_in_vain(here: Path, made_up: MadeUp) -> None:
     launch = make_run(here / "runs/a", state="stopped", step=7)
-    made_up.queues("12", "PENDING", launch.run_dir, slurm.NEVER)
-    assert stand(see(launch)) == ("pending", slurm.NEVER, *LIVE)
-    made_up.queues("12", "CANCELLED", launch.run_dir, slurm.NEVER)
+    made_up.queues("12", "PENDING", launch.run_dir, slurm_jobs.NEVER)
+    assert stand(see(launch)) == ("pending", slurm_jobs.NEVER, *LIVE)
+    made_up.queues("12", "CANCELLED", launch.run_dir, slurm_jobs.NEVER)
     assert stand(see(launch)) == ("cancelled", "what it waited for has failed", *ENDED)
 
 
