@@ -22,7 +22,7 @@ from moco_dist.report.table import Table
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("uplot.min.js", "curves.js", "page.js")
-_STYLES = ("uplot.min.css", "page.css")
+_STYLES = ("uplot.min.css", "colours.css", "page.css", "figures.css")
 WATCH_SECONDS = 4.0
 """How often a watched page looks for new rows."""
 

@@ -19,7 +19,11 @@ function wireToolbar() {
       return;
     }
     if (form.elements.axis.value !== state.axis) zoom(null);
-    Object.assign(state, { axis: form.elements.axis.value, log: form.elements.log.checked, smooth: form.elements.smooth.checked });
+    Object.assign(state, {
+      axis: form.elements.axis.value,
+      log: form.elements.log.checked,
+      smooth: form.elements.smooth.checked,
+    });
     drawAnew();
   });
   form.elements.reset.addEventListener("click", () => zoom(null));
@@ -27,7 +31,9 @@ function wireToolbar() {
 
 /* Order the rows by a column: numbers by size, missing ones last, and again in the other direction. */
 function sortBy(header, descending) {
-  const table = header.closest("table"), column = header.cellIndex, body = table.tBodies[0];
+  const table = header.closest("table"),
+    column = header.cellIndex,
+    body = table.tBodies[0];
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const keyOf = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
@@ -42,7 +48,8 @@ function sortBy(header, descending) {
 }
 
 function filterRuns() {
-  const form = document.getElementById("filters"), rows = [...document.querySelectorAll("#table tbody tr")];
+  const form = document.getElementById("filters"),
+    rows = [...document.querySelectorAll("#table tbody tr")];
   const values = Object.fromEntries(new FormData(form));
   const [key, wanted] = (values.pattern ?? "").split(/=(.*)/s).map((part) => part.trim());
   state.hidden = new Set();
@@ -64,19 +71,24 @@ function filterRuns() {
 }
 
 function wireTable() {
-  const table = document.getElementById("table"), form = document.getElementById("filters");
+  const table = document.getElementById("table"),
+    form = document.getElementById("filters");
   if (!table) return;
   for (const header of table.tHead.rows[0].cells) {
-    header.querySelector("button").addEventListener("click", () => sortBy(header, header.getAttribute("aria-sort") === "ascending"));
+    header
+      .querySelector("button")
+      .addEventListener("click", () => sortBy(header, header.getAttribute("aria-sort") === "ascending"));
   }
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", filterRuns);
   form.addEventListener("reset", () => setTimeout(filterRuns));
   table.addEventListener("change", filterRuns);
-  for (const row of table.tBodies[0].rows) row.querySelector("input").checked = !state.unchecked?.has(page.runs[Number(row.dataset.run)].folder);
+  for (const row of table.tBodies[0].rows)
+    row.querySelector("input").checked = !state.unchecked?.has(page.runs[Number(row.dataset.run)].folder);
   if (state.sort) sortBy(table.tHead.rows[0].cells[state.sort.column], state.sort.descending);
   if (state.filters) {
-    for (const [name, value] of Object.entries(state.filters)) if (form.elements[name]) form.elements[name].value = value;
+    for (const [name, value] of Object.entries(state.filters))
+      if (form.elements[name]) form.elements[name].value = value;
     filterRuns();
   }
 }
@@ -88,7 +100,8 @@ function wireMap() {
     button.addEventListener("click", () => {
       const alone = button.getAttribute("aria-pressed") !== "true";
       for (const other of buttons) other.setAttribute("aria-pressed", String(alone && other === button));
-      for (const group of document.querySelectorAll(".dots")) group.classList.toggle("dim", alone && group.dataset.class !== button.dataset.class);
+      for (const group of document.querySelectorAll(".dots"))
+        group.classList.toggle("dim", alone && group.dataset.class !== button.dataset.class);
     });
   }
 }
@@ -105,11 +118,17 @@ function start() {
 function takeOver(text) {
   const newer = new DOMParser().parseFromString(text, "text/html").querySelector("main");
   const open = new Map([...document.querySelectorAll("details[id]")].map((each) => [each.id, each.open]));
-  const changed = document.getElementById("only-changed")?.checked, range = state.range;
-  state.unchecked = new Set([...document.querySelectorAll("#table tbody tr")].filter((row) => !row.querySelector("input").checked).map((row) => page.runs[Number(row.dataset.run)].folder));
+  const changed = document.getElementById("only-changed")?.checked,
+    range = state.range;
+  state.unchecked = new Set(
+    [...document.querySelectorAll("#table tbody tr")]
+      .filter((row) => !row.querySelector("input").checked)
+      .map((row) => page.runs[Number(row.dataset.run)].folder),
+  );
   document.querySelector("main").replaceWith(document.importNode(newer, true));
   for (const [id, isOpen] of open) if (document.getElementById(id)) document.getElementById(id).open = isOpen;
-  if (changed !== undefined && document.getElementById("only-changed")) document.getElementById("only-changed").checked = changed;
+  if (changed !== undefined && document.getElementById("only-changed"))
+    document.getElementById("only-changed").checked = changed;
   start();
   if (range) zoom(range);
 }
@@ -138,7 +157,8 @@ function watch() {
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAnew);
 addEventListener("resize", () => {
-  for (const [figure, plot] of state.panels) plot.setSize({ width: figure.querySelector(".plot").clientWidth, height: heightOf(figure) });
+  for (const [figure, plot] of state.panels)
+    plot.setSize({ width: figure.querySelector(".plot").clientWidth, height: heightOf(figure) });
 });
 addEventListener("beforeprint", () => {
   for (const figure of document.querySelectorAll(".panel")) if (!state.panels.has(figure)) draw(figure);
