@@ -16,7 +16,7 @@ from moco_dist.report.columns import Curve
 from moco_dist.run import features_view, lease, provenance, status
 from moco_dist.run.paths import RunPaths
 
-_MOST_POINTS, _POINTS_OF_A_PAGE, _FIGURES = 1000, 200_000, 30
+_MOST_POINTS, _POINTS_OF_A_PAGE, _FIGURES = 1000, 100_000, 30
 """Points of a curve at most; points of all curves of a page, about, where a run has so many figures."""
 _LARGE = 8 << 20
 """Bytes of rows from which on several runs are read by several processes."""
