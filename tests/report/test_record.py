@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from moco_dist import health
 from moco_dist.errors import UserError
 from moco_dist.report import record, settings
 from moco_dist.run import features_view, status
 from moco_dist.run.paths import RunPaths
+from moco_dist.run.rows import Row
 from tests.health import made
 from tests.report.conftest import STEPS, a_run, a_view
 
@@ -33,12 +36,23 @@ def test_unknown_figures_and_strange_values_do_no_harm(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "a")
     strange = [{"step": 641, "loss": 1.0, "new/figure": 7}, {"step": 642, "loss": 2.0, "new/figure": "text"}]
     strange += [{"step": 643, "loss": 3.0, "new/figure": [1, 2]}, {"step": 644, "loss": 1e999, "new/figure": True}]
-    strange += [{"step": 645, "loss": 4.0, "new/figure": 10**400}, {"step": 646, "new/figure": 9.5}]
+    strange += [{"step": 645, "loss": 4.0, "huge": 10**400}, {"step": 646, "new/figure": 9.5}]
     with RunPaths(folder).metrics.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in strange) + '{"step": 647, "lo')
     run = record.read(folder)
     assert run.curves["new/figure"].values == [7, 1, 9.5]
     assert run.curves["loss"].last == 4.0
+
+
+def test_curves_are_shown_where_the_judgement_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(rows: Iterator[Row], *_: object, **__: object) -> None:
+        next(rows)
+        raise RuntimeError("a row of another version")
+
+    monkeypatch.setattr(health, "diagnose", broken)
+    run = record.read(a_run(tmp_path / "a"))
+    assert run.diagnosis is None and run.not_judged == "RuntimeError: a row of another version"
+    assert run.curves["loss"].rows == STEPS
 
 
 @pytest.mark.parametrize("missing", ["config", "metrics", "status", "pairs_picture", "features_view", "provenance"])
