@@ -2,7 +2,7 @@
 
 Healthy runs are made too, in which nothing is to be found:
 
-python -m tests.broken_runs [NAME ...] [--out DIR] [--mnist ROOT] [--whole] [--list]
+python -m tests.broken_runs [NAME ...] [--out DIR] [--mnist ROOT] [--whole] [--figures] [--list]
 
 Without names, all broken and healthy runs on digits are made, small ones, minutes on a CPU; `--mnist` makes those on
 MNIST instead, and `--whole` trains as long as the shipped configs say. The runs stay in DIR, for `moco_dist.why`.
@@ -11,6 +11,7 @@ MNIST instead, and `--whole` trains as long as the shipped configs say. The runs
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moco_dist import train, why
+from moco_dist import health, train, why
 from moco_dist.health import reading
+from moco_dist.health.course import SECONDS
+from moco_dist.health.learning import pace_of
+from moco_dist.run import directory
+from moco_dist.run.rows import read_rows
 from tests.jobs import Pair
 
 LEARNS = Path(__file__).parent / "health" / "learns.yaml"
@@ -105,11 +110,21 @@ HEALTHY_DIGITS = [Run(f"digits_{name}", settings, config="configs/digits.yaml") 
 HEALTHY_MNIST = [Run(f"mnist_{name}", settings, config="configs/mnist.yaml") for name, settings in VARIANTS.items()]
 
 
-def make(run: Run, run_dir: Path, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Train a run, on two ranks where one of them is to be broken, and return what `why --json` tells of it."""
+def make(
+    run: Run, run_dir: Path, further: Mapping[str, Any] | None = None, *, minute_seconds: float = SECONDS
+) -> dict[str, Any]:
+    """Train a run, on two ranks where one of them is to be broken, and return what `why --json` tells of it.
+
+    Args:
+        run: what to train.
+        run_dir: where it stays.
+        further: more settings.
+        minute_seconds: how long a broken rank is watched until its speed is judged.
+    """
     settings = {"track.wandb": "disabled", **run.settings, **(further or {})}
     if run.fault:
-        with Pair(run_dir, settings, environment={"FAULT": run.fault}, module="tests.faulty", config=LEARNS) as pair:
+        environment = {"FAULT": run.fault, "MINUTE": str(minute_seconds)}
+        with Pair(run_dir, settings, environment=environment, module="tests.faulty", config=LEARNS) as pair:
             pair.exits(600)
     else:
         overrides = [f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items()]
@@ -128,6 +143,41 @@ def fault_of(run: Run, told: Mapping[str, Any]) -> str:
     return f"{run.finds} was not found, but {names or 'nothing'}"
 
 
+def judged(course: health.Course) -> dict[str, float]:
+    """Return what the rules compare with their thresholds, of the last window."""
+    window, facts = course.window, course.facts
+    age, momentum = window.mean("queue_age_steps"), facts.config.moco.momentum
+    return {
+        "share of chance": course.chance_share(),
+        "q_std": window.mean("q_std"),
+        "q_rank": window.mean("q_rank"),
+        "positive": window.mean("positive_similarity"),
+        "positive - hardest": window.mean("positive_similarity") - window.mean("hardest_similarity"),
+        "share of entropy": window.mean("entropy") / math.log(facts.config.moco.queue_size + 1),
+        "loss / entropy": window.mean("loss") / facts.directions / window.mean("entropy"),
+        "distance": window.mean("encoder_distance"),
+        "pace": pace_of(course),
+        "way in queue": (1 - momentum) * window.mean("encoder_distance") * age,
+    }
+
+
+def extremes(run_dir: Path) -> str:
+    """Return the least and the largest value that each rule has judged in a run that had settled, in a line."""
+    config = directory.load_config(run_dir / "config.yaml")
+    monitor = health.Monitor(health.Facts(config))
+    values: dict[str, list[float]] = {}
+    window = monitor.course.window
+    for row in read_rows(run_dir / "metrics.jsonl"):
+        monitor.push(row)
+        if monitor.course.window is not window and monitor.course.is_settled:
+            window = monitor.course.window
+            for name, value in judged(monitor.course).items():
+                values.setdefault(name, []).append(value)
+        if "linear_train_top1" in row:
+            values.setdefault("gap of the probe", []).append(row["linear_train_top1"] - row["linear_top1"])
+    return ", ".join(f"{name} {min(some):.2g} to {max(some):.2g}" for name, some in values.items())
+
+
 def main(arguments: Sequence[str]) -> int:
     """Make the runs that the command line names. Returns 1 where something else was found than was broken."""
     parser = argparse.ArgumentParser("python -m tests.broken_runs", description=__doc__)
@@ -135,6 +185,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="where the runs stay")
     parser.add_argument("--mnist", metavar="ROOT", help="healthy runs on MNIST, which torchvision has put there")
     parser.add_argument("--whole", action="store_true", help="healthy runs as long as the shipped configs say")
+    parser.add_argument("--figures", action="store_true", help="show what the rules judged, least and largest")
     parser.add_argument("--list", action="store_true", help="name all runs, and what is to be found in them")
     options = parser.parse_args(arguments)
     runs, further = [*BROKEN, *HEALTHY], {}
@@ -143,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.mnist:
         runs, further = HEALTHY_MNIST, {"data.root": options.mnist}
         if not options.whole:
-            further["optim.epochs"] = 2
+            further |= {"optim.epochs": 2, "track.log_every": 1}
     if options.names:
         every_run = {run.name: run for run in [*BROKEN, *HEALTHY, *HEALTHY_DIGITS, *HEALTHY_MNIST]}
         runs = [every_run[name] for name in options.names]
@@ -158,6 +209,8 @@ def main(arguments: Sequence[str]) -> int:
         faults += bool(fault)
         found = ", ".join(f"{f['name']} ({f['key']}={f['value']})" for f in told["findings"]) or "nothing"
         print(f"{run.name}: found {found}; {fault or 'as it should be'}", flush=True)
+        if options.figures:
+            print(f"  {extremes(out / run.name)}", flush=True)
     return int(faults > 0)
 
 

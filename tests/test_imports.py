@@ -164,7 +164,7 @@ def test_a_run_directory_has_one_owner(module: str) -> None:
 
 TORCH_FREE = ("moco_dist.config", "moco_dist.run.directory", "moco_dist.run.checkpoints", "moco_dist.run.rows")
 TORCH_FREE += ("moco_dist.run.provenance", "moco_dist.diff.command", "moco_dist.verify.command")
-TORCH_FREE += ("moco_dist.train", "launcher.__main__")
+TORCH_FREE += ("moco_dist.train", "moco_dist.rows", "moco_dist.why", "moco_dist.run.figures", "launcher.__main__")
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -218,7 +218,7 @@ def steps(world: World, config: Config) -> Outcome:
         with standin.strictly() if settled else nullcontext():
             lr = schedule.learning_rate(config.optim, step, 10)
             of_step = engine.step(views, step, lr, SUMS, Details(compare_ranks=True) if step != 1 else None)
-        told.append(of_step.numbers() | of_step.spreads())
+        told.append({**of_step.numbers(), **of_step.spreads(), **dict.fromkeys(SUMS, 0.0)})
         figures.append(of_step.values)
         skipped.append(engine.skipped)
     state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}

@@ -16,7 +16,7 @@ SURE = 2.0
 """Loss of a direction as a multiple of the softmax's entropy; a calibrated softmax has 1 (Guo et al. 2017)."""
 LOST = 0.5
 """Share of what the loss has come below chance, which a run may lose again."""
-FAST, SLOW = 2.5e-3, 1e-4
+FAST, SLOW = 3e-3, 1e-4
 """Shares of its weights by which an encoder may change in a step, at most, and should change, at least."""
 WORSE = 1.05
 """Share of the loss at chance beyond which an encoder is worse than one that sees nothing."""

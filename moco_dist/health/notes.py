@@ -48,7 +48,7 @@ class Notes:
             notes.append(_note("first_epoch", phase, evidence))
         if phase := self._warm_up.steps:
             evidence = (
-                f"the learning rate rises to {config.optim.lr:g} within {config.optim.warmup_epochs:g} epochs"
+                f"the learning rate rises to {config.optim.lr:g} by epoch {config.optim.warmup_epochs:g}"
                 f"{self._warm_up.moves('lr')}; until then, the loss hardly moves"
             )
             notes.append(_note("warm_up", phase, evidence))

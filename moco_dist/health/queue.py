@@ -87,6 +87,8 @@ def encoders_apart(course: Course) -> Judgement | None:
         f"{momentum:g}, the key encoder takes over {follows:.0%} of them within {steps or 'all'} steps: the queries "
         "are compared with keys of an encoder that they have left behind"
     )
+    if follows >= FOLLOWS and momentum <= SMALL_MOMENTUM:  # then it is the query encoder that is too fast
+        return Judgement(True, evidence, Proposal("optim.lr", facts.lower_lr))
     return Judgement(True, evidence, closer_encoders(facts))
 
 

@@ -39,7 +39,7 @@ class Rule:
             if not course.row or (self.when == "evaluation" and not course.evaluation):
                 return "no evaluation yet" if course.row else "no rows yet"
             return f"no {absent[0]} in the rows"
-        return "the run has not come so far, or its config does not allow for it"
+        return "the run has not come so far, or another finding hides it"
 
     def _absent(self, course: Course) -> list[str]:
         row = self._row(course)
@@ -69,7 +69,7 @@ RULES = (
     ),
     Rule(
         "batchnorm_leak",
-        "BatchNorm tells which key is the positive, so that the encoder need not look at the images",
+        "BatchNorm can tell which key is the positive, instead of the images",
         representation.batchnorm_leak,
         ("top1",),
     ),

@@ -63,9 +63,14 @@ def ranks_apart(course: Course) -> Judgement:
     return Judgement(True, evidence, Proposal("device.engine", "exact"))
 
 
-def slow_rank(course: Course) -> Judgement:
-    """Judge by how much of a step the slowest rank lies behind the median of the ranks, over a minute."""
+def slow_rank(course: Course) -> Judgement | None:
+    """Judge by how much of a step the slowest rank lies behind the median of the ranks, over a minute.
+
+    A rank that waits for batches is slow by that, and `data_bound` tells it.
+    """
     minute, facts = course.minute, course.facts
+    if minute.mean("data_wait") > DATA_BOUND:
+        return None
     [(rank, rows)] = minute.slowest.most_common(1)
     seconds, lag = minute.seconds / minute.steps_taken, minute.mean("slowest_lag")
     if not (rows > SAME_RANK * minute.rows and lag > SLOW_RANK * seconds):

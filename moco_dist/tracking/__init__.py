@@ -86,10 +86,12 @@ class Tracker:
         self.stop_requested = False  # by the stop button at W&B; it stops nothing by itself
         run = wandb_run.WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop)
         self._wandb = wandb.WandbSink(run)
-        self._monitor: health.Monitor | None = health.Monitor(facts)
+        self._monitor: health.Monitor | None = None
         with self._health_may_fail():
+            monitor = health.Monitor(facts)
             for row in rows:
-                self._monitor.push(row)
+                monitor.push(row)
+            self._monitor = monitor
 
     def log_step(self, row: Row) -> None:
         """Take a training row, which has `step`, `loss` and `lr` at least.

@@ -114,7 +114,8 @@ class Training:
         own_places = self.engine.method.own_places
         pairs = stream.pretraining(self.data.train, config, self.world, own_places)
         workers = self.facts.workers = self._workers(pairs, start)
-        batches = loader.make_loader(pairs, range(start, self.replay_to or self.total), workers, self.world.device)
+        steps = range(start, self.replay_to or self.total)
+        batches = loader.make_loader(pairs, steps, workers, self.world.device)
         on_device = stream.on_device(
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )
