@@ -3,12 +3,12 @@
 import time
 from typing import Any
 
-from moco_dist.ranks import devices, transfers
+from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 
 
 class BusyTime:
-    """The time of a step less the waits for other ranks.
+    """The busy time of a rank is that of a step less the waits for other ranks.
 
     On the CPU it is taken from every step, by the host's clock. On a device it is taken from one step now and then, by
     events in the device's own work, and read when they have passed, so that the host never waits. There the wait for
@@ -17,8 +17,9 @@ class BusyTime:
 
     def __init__(self, world: World) -> None:
         self._module: Any = devices.of(world.device) if devices.runs_ahead(world.device) else None
+        self._waits = world.waits
         self._events: list[Any] = []  # of the step that is measured: its begin, and its end
-        self._waits: list[tuple[Any, Any]] = []
+        self._wait_events: list[tuple[Any, Any]] = []  # the same of the waits in it
         self._seconds = 0.0
         self._steps = 0
         self._began: float | None = None
@@ -29,14 +30,14 @@ class BusyTime:
         if self._module is None:
             self._by_the_clock()
         elif not self._events:
-            transfers.time_on_device(True)
+            self._waits.begin_events()
             self._mark()
         elif len(self._events) == 1:
-            self._waits = transfers.time_on_device(False)
+            self._wait_events = self._waits.take_events()
             self._mark()
         elif self._events[1].query():
             milliseconds = self._events[0].elapsed_time(self._events[1])
-            milliseconds -= sum(before.elapsed_time(after) for before, after in self._waits)
+            milliseconds -= sum(before.elapsed_time(after) for before, after in self._wait_events)
             self._seconds, self._steps = milliseconds / 1000, 1
             self._events.clear()
 
@@ -44,7 +45,7 @@ class BusyTime:
         """Take note that what follows is no step, an evaluation for example."""
         self._began = None
         if len(self._events) == 1:
-            transfers.time_on_device(False)
+            self._waits.take_events()
             self._events.clear()
 
     def take_seconds(self) -> float:
@@ -55,7 +56,7 @@ class BusyTime:
         return seconds
 
     def _by_the_clock(self) -> None:
-        now, waited = time.monotonic(), transfers.waited_seconds()
+        now, waited = time.monotonic(), self._waits.seconds
         if self._began is not None:
             self._seconds += now - self._began - (waited - self._waited)
             self._steps += 1

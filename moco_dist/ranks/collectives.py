@@ -24,19 +24,16 @@ from moco_dist.errors import UserError
 from moco_dist.ranks import devices, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.shared_memory import SharedMemory
-from moco_dist.ranks.transfers import PeerLost, Transfer, others
+from moco_dist.ranks.transfers import PeerLost, Transfer, Waits, others
 from moco_dist.summation import pairwise_sum
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 _WATCHDOG_FIRST_SECONDS = 60.0
-"""By how much longer a collective waits than the watchdog, which knows more about a hang and tells it."""
-
-
+"""A collective waits for so much longer than the watchdog, which knows more about a hang and tells it."""
 _SHARED_FROM_BYTES = 2**20
 """Less than this goes through sockets as fast."""
-
 
 _untyped: Any = dist  # for the names that torch does not export to type checkers
 
@@ -53,6 +50,7 @@ class World(Rank):
     device: torch.device
     _memory: list[SharedMemory | None] = field(default_factory=list, repr=False, compare=False)
     """What the ranks of one machine share, once they have asked for it; None where they cannot."""
+    waits: Waits = field(default_factory=Waits, repr=False, compare=False)
 
     @classmethod
     def start(
@@ -143,9 +141,9 @@ class World(Rank):
             return Transfer("", tensor)
         tensor = tensor.contiguous()
         out = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
-        with others("all_gather"):
+        with others("all_gather", self.waits):
             work = _all_gather(_as_bytes(out), _as_bytes(tensor), async_op=True)
-        return Transfer("all_gather", out, tensor, work)
+        return Transfer("all_gather", out, tensor, work, self.waits)
 
     def all_to_all(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send the first `sent[0]` rows to rank 0, the next `sent[1]` to rank 1 ...; rows of rank 0 come first."""
@@ -158,10 +156,10 @@ class World(Rank):
         tensor = tensor.contiguous()
         out = tensor.new_empty(sum(received), *tensor.shape[1:])
         row = _as_bytes(tensor).numel() // len(tensor)
-        with others("all_to_all"):
+        with others("all_to_all", self.waits):
             sizes = [n * row for n in received], [n * row for n in sent]
             work = dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes, async_op=True)
-        return Transfer("all_to_all", out, tensor, work)
+        return Transfer("all_to_all", out, tensor, work, self.waits)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks. All of one dtype.
@@ -214,7 +212,7 @@ class World(Rank):
 
     def _meet_all(self, what: str) -> None:
         """Wait for all ranks, on the training path."""
-        with others(what):
+        with others(what, self.waits):
             dist.barrier()
 
     def barrier(self) -> None:
@@ -226,7 +224,7 @@ class World(Rank):
         if self.size == 1:
             return [item]
         items: list[T] = [item] * self.size
-        with others("gather_objects"), devices.may_wait(self.device):
+        with others("gather_objects", self.waits), devices.may_wait(self.device):
             dist.all_gather_object(items, item)
         return items
 
@@ -264,7 +262,7 @@ class World(Rank):
             except Exception as raised:
                 outcome = [(None, raised)]
         if self.size > 1:
-            with others("from_first"), devices.may_wait(self.device):
+            with others("from_first", self.waits), devices.may_wait(self.device):
                 dist.broadcast_object_list(outcome, src=0)
         result, error = outcome[0]
         if error is not None:
@@ -289,7 +287,7 @@ def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager
     """Return the context in which a backward pass averages gradients over ranks, or only adds to this rank's own."""
     if not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
-    return others("the mean of the gradients", computes=True) if synchronise else cast(Any, module.no_sync())
+    return others("the mean of the gradients") if synchronise else cast(Any, module.no_sync())
 
 
 def _line(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,36 @@ class Work(Protocol):
     def wait(self) -> object: ...
 
 
+class Waits:
+    """This object measures how long a rank waits for other ranks: by the host's clock, and by events of the device."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """How long the host has waited so far, as the CPU's ranks do."""
+        self._events: list[tuple[Any, Any]] | None = None
+
+    def begin_events(self) -> None:
+        """Begin to put events around the waits of the device."""
+        self._events = []
+
+    def take_events(self) -> list[tuple[Any, Any]]:
+        """Put no more events around the waits. Returns those since the begin, a pair for each wait."""
+        events, self._events = self._events or [], None
+        return events
+
+    @contextmanager
+    def timed(self, device: torch.device) -> Iterator[None]:
+        """Put events around the wait of a device, where these are wanted."""
+        if self._events is None or not devices.runs_ahead(device):
+            yield
+            return
+        before, after = (devices.of(device).Event(enable_timing=True) for _ in range(2))
+        before.record()
+        yield
+        after.record()
+        self._events.append((before, after))
+
+
 @dataclass(frozen=True)
 class Transfer:
     """A transfer of tensors between the ranks is under way."""
@@ -36,57 +66,30 @@ class Transfer:
     _leaving: Tensor | None = None
     """Kept until it has left."""
     _work: Work | None = None
+    _waits: Waits = field(default_factory=Waits)
 
     def wait(self) -> Tensor:
         """Return what has come, when it has; on a GPU it is the device that waits, not the host."""
         if self._work is not None:
-            with others(self._name), _timed(self._arriving.device):
+            with others(self._name, self._waits), self._waits.timed(self._arriving.device):
                 self._work.wait()
         return self._arriving
 
 
-class _Waits:
-    seconds = 0.0
-    events: list[tuple[Any, Any]] | None = None
-
-
-def waited_seconds() -> float:
-    """Return how long the host has waited for other ranks since the process began, as the CPU's ranks do."""
-    return _Waits.seconds
-
-
-def time_on_device(begin: bool) -> list[tuple[Any, Any]]:
-    """Begin or end to put events around the waits of the device. Returns those since the last begin."""
-    events, _Waits.events = _Waits.events or [], [] if begin else None
-    return events
-
-
 @contextmanager
-def _timed(device: torch.device) -> Iterator[None]:
-    """Put events around the wait of a device, where these are asked for."""
-    if _Waits.events is None or not devices.runs_ahead(device):
-        yield
-        return
-    before, after = (devices.of(device).Event(enable_timing=True) for _ in range(2))
-    before.record()
-    yield
-    after.record()
-    _Waits.events.append((before, after))
-
-
-@contextmanager
-def others(what: str, *, computes: bool = False) -> Iterator[None]:
+def others(what: str, waits: Waits | None = None) -> Iterator[None]:
     """Tell the watchdog that this rank waits in a collective, and turn the loss of another rank into PeerLost.
 
     Args:
         what: is waited for.
-        computes: whether the rank computes meanwhile, so that the time counts as no wait.
+        waits: where the time counts as a wait; None where the rank computes meanwhile.
     """
     with watchdog.waiting(what):
         began = time.monotonic()
         try:
             yield
-            _Waits.seconds += 0.0 if computes else time.monotonic() - began
+            if waits is not None:
+                waits.seconds += time.monotonic() - began
         except RuntimeError as error:
             if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
                 raise

@@ -96,14 +96,15 @@ def test_means_are_taken_since_the_last_row_and_pauses_are_left_out(monkeypatch:
 def test_who_waits_for_others_is_not_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", clock)
-    measure = BusyTime(World(0, 2, 0, torch.device("cpu")))
+    world = World(0, 2, 0, torch.device("cpu"))
+    measure = BusyTime(world)
     for pause in (False, True):
         measure.begin_step()
         for _ in range(2):
             clock.now += 2
-            with transfers.others("a collective"):
+            with transfers.others("a collective", world.waits):
                 clock.now += 16
-            with transfers.others("a collective that computes", computes=True):
+            with transfers.others("a collective that computes"):
                 clock.now += 1
             if not pause:
                 measure.begin_step()
