@@ -85,8 +85,8 @@ def screen(run_read: reading.Reading) -> Iterator[str]:
 
 
 def _verdict(diagnosis: health.Diagnosis) -> str:
-    is_open = [finding for finding in diagnosis.findings if not finding.ended]
-    ended = len(diagnosis.findings) - len(is_open)
+    unended = [finding for finding in diagnosis.findings if not finding.ended]
+    ended = len(diagnosis.findings) - len(unended)
     if not diagnosis.checked:
         return "Nothing to judge yet: too few rows."
     if not diagnosis.findings:
@@ -97,9 +97,9 @@ def _verdict(diagnosis: health.Diagnosis) -> str:
             )
         return f"HEALTHY: nothing was wrong up to step {diagnosis.last_step}, by {rules} of {length} rules."
     past = f"; {ended} earlier finding{'s' * (ended > 1)} ended" if ended else ""
-    if not is_open:
+    if not unended:
         return f"HEALTHY NOW{past}."
-    return f"NOT HEALTHY: {', '.join(finding.name for finding in is_open)}{past}."
+    return f"NOT HEALTHY: {', '.join(finding.name for finding in unended)}{past}."
 
 
 def _state(run_read: reading.Reading) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from launcher.record import Launch
 from moco_dist import files
+from moco_dist.ranks import host_memory
 
 STACKS_SIGNAL = signal.SIGQUIT
 """At this signal a rank writes its stacks. The others that SLURM's users send, USR1 among them, stop it."""
@@ -79,7 +80,7 @@ def use(launch: Launch) -> list[dict[str, Any]]:
     time.sleep(_SAMPLE_SECONDS)
     cores = (_cpu_seconds(processes) - before) / (time.monotonic() - began)
     allowed = {core for pid in ranks for core in _cores(pid)}
-    total, available = _node_memory()
+    total, available = host_memory.total_and_available()
     row = {
         "host": host(),
         "ranks": sorted(ranks.values()),
@@ -157,13 +158,6 @@ def _cores(pid: int) -> set[int]:
         return os.sched_getaffinity(pid)
     except OSError:
         return set()
-
-
-def _node_memory() -> tuple[int, int]:
-    """Return the memory of the node, and what of it is available, in bytes."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-    return total, available
 
 
 def _gpus() -> list[dict[str, float | None]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.cluster import Profile
 from launcher.record import Launch
 from moco_dist.errors import UserError
+from moco_dist.ranks import host_memory
 
 _BYTES = 2**20
 _DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -58,10 +59,8 @@ def _gpus(launch: Launch, profile: Profile) -> str:
 def _memory(profile: Profile) -> str:
     """Read how much memory the node has, and how much of it is free."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kib = {name: int(text.split()[0]) for name, _, text in (line.partition(":") for line in lines)}
-        total, free = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
-    except (OSError, ValueError, KeyError):
+        total, free = (size / 2**30 for size in host_memory.total_and_available())
+    except OSError:
         return ""
     if profile.memory_gib and total < 0.95 * profile.memory_gib:  # firmware keeps some
         raise BadNode(f"it has {total:.0f} GiB of memory, {profile.memory_gib} were asked for")

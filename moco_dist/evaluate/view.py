@@ -151,9 +151,7 @@ def _view(
         points=[(round(x, 4), round(y, 4)) for x, y in places.tolist()],
         labels=features.labels[shown].tolist(),
         right=classified.right[shown].int().tolist(),
-        confusions=[
-            (true, given, count) for (true, given), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)
-        ],
+        confusions=[(*pair, count) for pair, count in zip(pairs.T.tolist(), counts.tolist(), strict=True)],
         neighbours=neighbours,
         digest=digest,
     )

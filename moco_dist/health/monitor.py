@@ -185,8 +185,9 @@ class Monitor:
         step = int(row["step"])
         standing.in_books = row.get("state") == "begins"
         if standing.in_books:
-            told = (row.get("key"), row.get("value"), step, step, str(row.get("evidence", "")))
-            standing.finding, standing.judged, standing.streak = Finding(str(row["finding"]), *told), True, 0
+            proposal, evidence = (row.get("key"), row.get("value")), str(row.get("evidence", ""))
+            standing.finding = Finding(str(row["finding"]), *proposal, step, step, evidence)
+            standing.judged, standing.streak = True, 0
         elif standing.finding:
             standing.end(step)
 
@@ -199,13 +200,16 @@ def diagnose(
     Args:
         rows: of metrics.jsonl, in their order.
         config: of the run, a tree of sections.
-        images: training images, where their number is known.
-        status: of the run; one that has diverged has a finding for that.
+        images: training images; None: as many as the status allows.
+        status: of the run, whose `epoch_steps` bounds the images; one that has diverged has a finding for that.
 
     Raises:
         UserError: a mistake in the config.
     """
-    monitor = Monitor(Facts(configs.parse(config), images))
+    parsed = configs.parse(config)
+    if images is None and status and status.epoch_steps:  # less than a batch is left over of an epoch
+        images = (status.epoch_steps + 1) * parsed.optim.global_batch - 1
+    monitor = Monitor(Facts(parsed, images))
     for row in rows:
         monitor.push(row)
     if status and status.state == "diverged":

@@ -42,11 +42,10 @@ def read(folder: Path) -> Reading:
     if not files.config.is_file():
         raise UserError.of("RUN", files.config, "is not a regular file", "remove it")
     config = directory.load_config(files.config)
-    images = state.epoch_steps and (state.epoch_steps + 1) * config.optim.global_batch - 1  # it may be so many
     tree = config.model_dump(mode="json")
     try:
         rows = read_rows(files.metrics) if files.metrics.exists() else iter(())
-        diagnosis = diagnose(rows, tree, images=images, status=state)
+        diagnosis = diagnose(rows, tree, status=state)
     except OSError as error:
         raise UserError.of("RUN", files.metrics, error.strerror or str(error), "mend it") from None
     return Reading(folder, config, state, lease.held_by(folder), diagnosis)

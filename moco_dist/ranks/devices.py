@@ -133,15 +133,6 @@ def memory(device: torch.device) -> int:
     return min(everything, *_memory_limits()) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def memory_in_use() -> int:
-    """Return the bytes of this machine's memory that cannot be had any more, whoever uses them; 0 beside Linux."""
-    with suppress(OSError, ValueError, KeyError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()[:10]
-        kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * (kib["MemTotal"] - kib["MemAvailable"])
-    return 0
-
-
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes of a device that runs ahead which tensors of this process have taken at once."""
     return int(of(device).max_memory_allocated(device))

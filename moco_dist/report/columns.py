@@ -1,13 +1,14 @@
 """Gather the figures of a run by name while its rows go by, and keep what is drawn of them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from moco_dist.report.thin import Numbers, smoothed, thinned
+from moco_dist.run import figures
 from moco_dist.run.rows import Row
 
 _NO_FIGURES = {"step", "epoch"}
@@ -103,6 +104,7 @@ def _rounded(values: Numbers) -> list[float]:
     return [float(f"{value:.{_DIGITS}g}") for value in values.tolist()]
 
 
-def is_share(curve: Curve, name: str, units: Mapping[str, str]) -> bool:
+def is_share(curve: Curve, name: str) -> bool:
     """Tell whether a figure is a share of one, to be shown in percent."""
-    return units.get(name) == "share" and curve.low[1] >= -1e-9 and curve.high[1] <= 1 + 1e-9
+    figure = figures.of(name)
+    return figure is not None and figure.unit == "share" and curve.low[1] >= -1e-9 and curve.high[1] <= 1 + 1e-9

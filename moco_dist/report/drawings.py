@@ -16,7 +16,8 @@ from moco_dist.run.features_view import FeaturesView
 MOST_CLASSES_SHOWN = 24
 """Number of classes up to which a confusion matrix is drawn whole, and a map has a legend."""
 _MOST_PAIRS = 15
-_COLOURS = 10
+COLOURS = 10
+"""Number of colours in `colours.css`, for classes and for runs."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def dots(view: FeaturesView, size: int = 1000) -> list[Dots]:
     return [
         Dots(
             view.classes[label],
-            label % _COLOURS,
+            label % COLOURS,
             "".join(paths.get((label, 1), ())),
             "".join(paths.get((label, 0), ())),
             len(paths.get((label, 1), ())) + len(paths.get((label, 0), ())),
@@ -53,7 +54,7 @@ class Cell:
     """A cell of the confusion matrix."""
 
     true: int
-    given: int
+    predicted: int
     count: int
     share: float
     """Part of the images of the true class."""
@@ -66,7 +67,7 @@ class Confusion:
     """A confusion matrix, or where there are many classes what matters in it."""
 
     cells: list[list[Cell]]
-    """[true][given]; empty where there are too many classes to be drawn."""
+    """[true][predicted]; empty where there are too many classes to be drawn."""
     pairs: list[Cell]
     """The most frequent errors, the worst first."""
     worst: list[tuple[int, float, int]]
@@ -77,24 +78,25 @@ def confusion(view: FeaturesView) -> Confusion:
     """Draw the confusion matrix."""
     images: dict[int, int] = defaultdict(int)
     counts: dict[tuple[int, int], int] = defaultdict(int)
-    for true, given, count in view.confusions:
+    for true, predicted, count in view.confusions:
         images[true] += count
-        counts[true, given] += count
-    errors = [count / images[true] for (true, given), count in counts.items() if true != given and count]
+        counts[true, predicted] += count
+    errors = [count / images[true] for (true, predicted), count in counts.items() if true != predicted and count]
     largest = max(errors, default=1.0)
 
-    def cell(true: int, given: int) -> Cell:
-        count = counts.get((true, given), 0)
+    def cell(true: int, predicted: int) -> Cell:
+        count = counts.get((true, predicted), 0)
         share = count / max(1, images.get(true, 0))
-        shade = 0 if true == given or not count else max(1, round(9 * (share / largest) ** 0.5))
-        return Cell(true, given, count, share, shade)
+        shade = 0 if true == predicted or not count else max(1, round(9 * (share / largest) ** 0.5))
+        return Cell(true, predicted, count, share, shade)
 
     classes = range(len(view.classes))
     drawn = len(view.classes) <= MOST_CLASSES_SHOWN
-    pairs = sorted((cell(*pair) for pair in counts if pair[0] != pair[1]), key=lambda c: (-c.count, c.true, c.given))
+    errors_of_pairs = (cell(*pair) for pair in counts if pair[0] != pair[1])
+    pairs = sorted(errors_of_pairs, key=lambda c: (-c.count, c.true, c.predicted))
     accuracies = [(true, cell(true, true).share, images[true]) for true in classes if images.get(true)]
     return Confusion(
-        [[cell(true, given) for given in classes] for true in classes] if drawn else [],
+        [[cell(true, predicted) for predicted in classes] for true in classes] if drawn else [],
         pairs[:_MOST_PAIRS],
         sorted(accuracies, key=lambda row: row[1])[:_MOST_PAIRS],
     )

@@ -28,9 +28,7 @@ def judge(
     try:
         rows = columns.passing(read_rows(rows_file))
         try:
-            batch = tree.get("optim", {}).get("global_batch", 1)
-            images = state.epoch_steps and (state.epoch_steps + 1) * batch - 1  # it may be so many
-            return columns, health.diagnose(rows, tree, images=images, status=state), ""
+            return columns, health.diagnose(rows, tree, status=state), ""
         except Exception as error:  # anything: a config or a row of another version; the curves are shown all the same
             for _ in rows:
                 pass

@@ -90,17 +90,11 @@ def panels(names: Iterable[str]) -> list[Panel]:
     return made
 
 
-def units() -> dict[str, str]:
-    """Return the units of the figures by their names."""
-    return {figure.name: figure.unit for figure in figures.FIGURES}
-
-
 def _panel(title: str, names: tuple[str, ...], labels: tuple[str, ...]) -> Panel:
     figure = figures.of(names[0])
     if figure is None:
         return Panel(title, "", "nodes" if _NODE.fullmatch(names[0]) else "other", names, labels, "")
-    section = figure.section if figure.section in SECTIONS else "other"
-    return Panel(title, figure.unit, section, names, labels, figure.meaning)
+    return Panel(title, figure.unit, figure.section, names, labels, figure.meaning)
 
 
 def _title(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from moco_dist import health
 from moco_dist.errors import printable
-from moco_dist.report import drawings, panels, settings
+from moco_dist.report import drawings, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
 from moco_dist.run import features_view
@@ -20,7 +20,6 @@ _STATES = {
     "diverged": "It diverged",
     "crashed": "It crashed",
 }
-COLOURS = 10
 
 
 class Tile(NamedTuple):
@@ -50,7 +49,7 @@ class RunView:
     """
 
     def __init__(self, record: RunRecord, number: int) -> None:
-        self.record, self.number, self.colour = record, number, number % COLOURS
+        self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
         self.status, self.versions = record.status, record.versions
         self.settings = {key: settings.text(value) for key, value in record.settings.items()}
@@ -143,7 +142,7 @@ class RunView:
     def shown(self, name: str, value: float) -> str:
         """Write a value of a figure, a share in percent."""
         curve = self.record.curves[name]
-        return f"{100 * value:.1f} %" if is_share(curve, name, panels.units()) else number(value)
+        return f"{100 * value:.1f} %" if is_share(curve, name) else number(value)
 
     def speed_facts(self) -> list[tuple[str, str]]:
         """Tell how fast the run is, and how well its data come, in numbers."""

@@ -65,7 +65,7 @@ class FeaturesView:
     @property
     def accuracy(self) -> float:
         """Return the share of the held-out images that kNN classifies rightly."""
-        return sum(count for true, given, count in self.confusions if true == given) / max(1, self.images)
+        return sum(count for true, predicted, count in self.confusions if true == predicted) / max(1, self.images)
 
 
 def write(file: Path, view: FeaturesView) -> None:
@@ -95,7 +95,7 @@ def _is_whole(view: FeaturesView) -> bool:
     """Tell whether all classes that the view names are there, and its lists fit together."""
     pictures = [picture for near in view.neighbours for picture in (near.query, *near.images)]
     used = [*view.labels, *(picture.label for picture in pictures), *(near.predicted for near in view.neighbours)]
-    used += [which for true, given, _ in view.confusions for which in (true, given)]
+    used += [which for true, predicted, _ in view.confusions for which in (true, predicted)]
     fits = len(view.points) == len(view.labels) == len(view.right) and all(len(point) == 2 for point in view.points)
     kinds = {picture.kind for picture in pictures}
     return fits and all(0 <= which < len(view.classes) for which in used) and kinds <= {"png", "jpeg"}

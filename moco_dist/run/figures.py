@@ -7,7 +7,7 @@ from typing import Literal
 SCHEMA = 1
 """Version of the rows' schema: raised when a figure changes its meaning or goes, not when one is added."""
 
-Sections = Literal["learning", "representation", "health", "speed", "nodes", "evaluation"]
+Section = Literal["learning", "representation", "health", "speed", "nodes", "evaluation"]
 
 _NODE = re.compile(r"node/\d+/")
 
@@ -20,7 +20,7 @@ class Figure:
     """As in the rows; `<i>` stands for the number of a node, counted from 0 in the order of ranks."""
     unit: str
     """Empty for a number without one."""
-    section: Sections
+    section: Section
     meaning: str
 
 
@@ -67,7 +67,7 @@ FIGURES = (
 
 _BY_NAME = {figure.name: figure for figure in FIGURES}
 
-SECTIONS: dict[Sections, str] = {
+SECTIONS: dict[Section, str] = {
     "learning": "Learning",
     "representation": "Representation",
     "health": "Health",

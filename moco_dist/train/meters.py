@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from statistics import fmean, median
 
-from moco_dist.ranks import devices
+from moco_dist.ranks import devices, host_memory
 from moco_dist.ranks.busy import BusyTime
 from moco_dist.ranks.collectives import World
 
@@ -51,7 +51,7 @@ class Meters:
             "step_seconds": seconds / steps if steps else _UNKNOWN,
             "busy_seconds": self._busy.take_seconds() or _UNKNOWN,
             "waited_share": min(1.0, waited / seconds) if seconds else _UNKNOWN,
-            "memory_gib": devices.memory_in_use() / _GIB if self._world.local_rank == 0 else _UNKNOWN,
+            "memory_gib": host_memory.in_use() / _GIB if self._world.local_rank == 0 else _UNKNOWN,
             "gpu_memory": devices.peak_memory(self._world.device) / _GIB if on_gpu else _UNKNOWN,
             "gpu_use": self._gpu_use(),
         }

@@ -22,9 +22,9 @@ from moco_dist.tracking import Silent
 from moco_dist.train import ends
 from moco_dist.verify.plan import Plan
 
-_NOT_COMPARED = ("config",)
+_NOT_COMPARED = {"config"}
 """Keys of a state that a replay has otherwise: its directory, and what the command line overrides."""
-_HOW = ("fused", "foreach")
+_HOW = {"fused", "foreach"}
 """What a state says of how its optimizer computes, which must not show in a number."""
 
 
@@ -176,7 +176,7 @@ def compare_with(path: Path, state: Mapping[str, Any]) -> StateComparison:
     except (Damaged, OSError) as error:
         comparison.problem = str(error)
         return comparison
-    for name in recorded.keys() & state.keys() - set(_NOT_COMPARED):
+    for name in recorded.keys() & state.keys() - _NOT_COMPARED:
         _compare_(comparison, name, recorded[name], state[name])
     return comparison
 
@@ -191,9 +191,8 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 def _compare_(comparison: StateComparison, name: str, one: Any, other: Any) -> None:
     """Compare two parts of states, and all that they hold."""
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in one.keys() | other.keys() - set(_HOW):
-            if key not in _HOW:
-                _compare_(comparison, f"{name}.{key}", one.get(key), other.get(key))
+        for key in (one.keys() | other.keys()) - _HOW:
+            _compare_(comparison, f"{name}.{key}", one.get(key), other.get(key))
         return
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         for number, (ours, theirs) in enumerate(zip(one, other, strict=True)):

@@ -136,7 +136,7 @@ def test_the_confusion_matrix_counts_and_ranks() -> None:
     matrix = drawings.confusion(a_view())
     assert [cell.count for cell in matrix.cells[0]] == [12, 0, 0, 3]
     assert matrix.cells[0][3].shade == 9 and matrix.cells[0][0].shade == 0
-    assert [(cell.true, cell.given, cell.share) for cell in matrix.pairs] == [(0, 3, 0.2)]
+    assert [(cell.true, cell.predicted, cell.share) for cell in matrix.pairs] == [(0, 3, 0.2)]
     assert matrix.worst[0] == (0, 0.8, 15)
     assert drawings.confusion(a_view(30, 60)).cells == []
 
