@@ -18,7 +18,7 @@ from moco_dist.config.load import (
     validate,
 )
 from moco_dist.config.paths import expanded, literal
-from moco_dist.config.read import read_tree
+from moco_dist.config.read import flat, read_tree
 from moco_dist.config.resume import check_resumable, with_decoder
 from moco_dist.config.schema import Config
 
@@ -32,6 +32,7 @@ __all__ = [
     "dump",
     "effect_of",
     "expanded",
+    "flat",
     "layout",
     "literal",
     "load",

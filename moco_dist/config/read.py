@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ _TextSafeLoader.yaml_implicit_resolvers = {  # what is not among them is text
 _TextSafeLoader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _PLAIN}
 _TextSafeLoader.add_constructor(None, _TextSafeLoader.construct_tagged)
 _TextSafeLoader.add_constructor(_MERGE, lambda _, node: str(node.value))  # << as a value
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a tree of sections by `section.key`; what is no section is left out."""
+    sections = [(name, section) for name, section in tree.items() if isinstance(section, dict)]
+    return {f"{name}.{key}": value for name, section in sections for key, value in section.items()}
 
 
 def read_tree(file: Path) -> dict[str, Any]:

@@ -91,13 +91,7 @@ def _verdict(
 
 def _figures(compared: comparison.Comparison) -> dict[str, Any]:
     drifts = {
-        name: {
-            "first_step": drift.first_step,
-            "values": list(drift.first),
-            "largest": drift.largest,
-            "largest_step": drift.largest_step,
-            "last": drift.last,
-        }
+        name: {**drift.as_json(), "last": drift.last}
         for name, drift in sorted(compared.drifts.items(), key=lambda item: (item[0] != "loss", item[1].first_step))
     }
     return {

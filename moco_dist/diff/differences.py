@@ -16,7 +16,7 @@ _IGNORED_VERSIONS = ("wandb",)
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that two runs record differently."""
+    """A difference is one thing that two runs record differently."""
 
     section: Section
     name: str

@@ -1,9 +1,9 @@
 """Read what a run directory records of how its numbers came about."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Side:
-    """One of two runs that are compared."""
+    """A side is one of two runs that are compared."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -39,6 +39,7 @@ class Side:
 
     @property
     def last_step(self) -> int:
+        """Return the step of the last training row."""
         return max(self.training)
 
     @cached_property
@@ -126,9 +127,8 @@ def read(folder: Path) -> Side:
     training = comparison.training_rows(rows)
     if not training:
         raise UserError.of("RUN", folder, "holds no row of a training step yet", "wait for its first one")
-    flat = {f"{section}.{name}": value for section, keys in tree.items() for name, value in _keys(keys)}
     starts = tuple(provenance.read(folder))
-    return Side(folder, flat, headline, training, comparison.evaluation_rows(rows), starts)
+    return Side(folder, configs.flat(tree), headline, training, comparison.evaluation_rows(rows), starts)
 
 
 def over_starts(starts: tuple[provenance.Start, ...], words: Callable[[provenance.Start], Any]) -> str:
@@ -145,10 +145,6 @@ def over_starts(starts: tuple[provenance.Start, ...], words: Callable[[provenanc
     return ", ".join(f"from step {step + 1} {text}" if number else text for number, (step, text) in enumerate(parts))
 
 
-def _keys(keys: Any) -> Iterator[tuple[str, Any]]:
-    yield from keys.items() if isinstance(keys, dict) else ()
-
-
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(file))
@@ -157,6 +153,6 @@ def _json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+@cache
 def _defaults() -> dict[str, Any]:
-    tree = configs.Config().model_dump(mode="json")
-    return {f"{section}.{name}": value for section, keys in tree.items() for name, value in keys.items()}
+    return configs.flat(configs.Config().model_dump(mode="json"))

@@ -39,7 +39,7 @@ class Details:
 
 
 class _Passes(NamedTuple):
-    """What the forward and backward passes of a step have left on this rank."""
+    """The forward and backward passes of a step have left this on this rank."""
 
     names: list[str]
     means: Tensor
@@ -49,7 +49,7 @@ class _Passes(NamedTuple):
     statistics: list[list[Tensor]]
     """BatchNorm's statistics of each direction, added up over the parts."""
     keys: list[Keys]
-    """Of each direction."""
+    """The keys of each direction."""
 
 
 class Engine(ABC):

@@ -68,10 +68,10 @@ def _candidates(q: Tensor, bank: Features, count: int) -> tuple[Tensor, Tensor, 
 
 
 class Classified(NamedTuple):
-    """Queries that kNN has classified; the same on all ranks."""
+    """These queries were classified by kNN; they are the same on all ranks."""
 
     queries: Features
-    """Of all ranks, in the order of ranks."""
+    """The queries of all ranks, in the order of ranks."""
     predicted: Tensor
     """[Q] classes, on the device."""
 

@@ -35,7 +35,7 @@ Projection = Literal["PCA", "t-SNE"]
 
 @dataclass(frozen=True)
 class Images:
-    """The images that a view shows."""
+    """These are the images that a view shows."""
 
     held_out: Source
     """Those that were classified."""

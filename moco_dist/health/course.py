@@ -45,7 +45,7 @@ SECONDS = 60.0
 
 @dataclass
 class Facts:
-    """What the rules know of a run beside its rows; None for what is not known."""
+    """The facts are what the rules know of a run beside its rows; None stands for what they do not know."""
 
     config: Config
     images: int | None = None
@@ -90,7 +90,7 @@ class Facts:
 
 @dataclass
 class Window:
-    """Neighbouring training rows, and the means of their figures."""
+    """A window is a number of neighbouring training rows, with the means of their figures."""
 
     first: Row = field(default_factory=dict)
     last: Row = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Window:
 
 @dataclass
 class Course:
-    """What a run's rows have told so far, in a fixed amount of memory."""
+    """The course keeps what a run's rows have told so far, in a fixed amount of memory."""
 
     facts: Facts
     last: Row = field(default_factory=dict)

@@ -17,7 +17,7 @@ class Proposal(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A rule's judgement of the rows that it has looked at."""
+    """A judgement is what a rule says of the rows that it has looked at."""
 
     bad: bool
     evidence: str = ""
@@ -28,7 +28,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a run; or a note, about a normal phase that may look wrong."""
+    """A finding is something that is wrong with a run; or a note, about a normal phase that may look wrong."""
 
     name: str
     key: str | None

@@ -9,7 +9,7 @@ from moco_dist.health.representation import COLLAPSED, LEAST_TEMPERATURE, MOST_T
 CHANCE = 0.97
 """Share of the loss at chance that a run must have fallen below some epochs after its start."""
 CHANCE_EPOCHS = 3
-"""Epochs after the first ones that a run may take for that."""
+"""Epochs after the warm-up of the learning rate that a run may take for that."""
 FLAT = 0.98
 """Entropy of the softmax, as a share of ln(K+1), beyond which it hides all differences."""
 SURE = 2.0

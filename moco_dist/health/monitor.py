@@ -20,7 +20,7 @@ _RULES = {
 
 @dataclass
 class _Standing:
-    """How a rule stands after the rows so far."""
+    """A standing says how a rule stands after the rows so far."""
 
     finding: Finding | None = None
     """What is wrong now."""
@@ -42,7 +42,7 @@ class _Standing:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the rows of a run tell."""
+    """A diagnosis is what the rows of a run tell."""
 
     findings: list[Finding]
     """In the order in which they began; those that have ended among them."""
@@ -79,7 +79,7 @@ class Monitor:
         self._standings = {rule.name: _Standing() for rule in rules.RULES}
         self._window, self._minute = Window(), Window()
         self._notes = notes.Notes(facts)
-        self._is_training = False  # until someone asks for what is new
+        self._is_training = False  # `events` sets it, which training alone calls
 
     def push(self, row: Row) -> None:
         """Take a row of any kind; what is no whole row is passed over.
@@ -169,7 +169,7 @@ class Monitor:
         standing.streak += 1
         if standing.streak < (rule.begins_after if judgement.bad else rule.ends_after):
             return
-        if standing.in_books and not self._is_training:  # which will tell of its end, where it has ended
+        if standing.in_books and not self._is_training:  # the books have a row where it ended
             return
         standing.streak = 0
         step = self.course.step

@@ -56,7 +56,7 @@ class Notes:
 
 
 class _Phase:
-    """The first and the last training row of a phase, and the extremes of its accuracy."""
+    """A phase keeps its first and its last training row."""
 
     def __init__(self) -> None:
         self._first: Row = {}

@@ -12,7 +12,7 @@ from moco_dist.run.rows import read_rows
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run directory tells of its run."""
+    """A reading is what a run directory tells of its run."""
 
     folder: Path
     config: Config | None

@@ -22,7 +22,7 @@ class Rule:
     figures: tuple[str, ...]
     """Figures without which there is nothing to judge by."""
     when: Literal["row", "window", "minute", "evaluation"] = "window"
-    """What it is asked after."""
+    """The rule judges after each row, each full window, each minute of rows, or each evaluation."""
     begins_after: int = 2
     """Bad judgements in a row after which a finding begins."""
     ends_after: int = 2

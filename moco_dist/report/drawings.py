@@ -51,20 +51,20 @@ def dots(view: FeaturesView, size: int = 1000) -> list[Dots]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the confusion matrix."""
+    """A cell counts images of the confusion matrix."""
 
     true: int
     predicted: int
     count: int
     share: float
-    """Part of the images of the true class."""
+    """The share of the images of the true class."""
     shade: int
     """0 to 9, by the root of the share, so that rare errors show; none on the diagonal."""
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix, or where there are many classes what matters in it."""
+    """The confusions are the whole matrix; where there are many classes, only what matters in it."""
 
     cells: list[list[Cell]]
     """[true][predicted]; empty where there are too many classes to be drawn."""

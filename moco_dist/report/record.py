@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moco_dist import config as configs
 from moco_dist import files, health
 from moco_dist.errors import UserError, masked, printable
 from moco_dist.report import judge, settings
@@ -80,7 +81,7 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
     tree, versions = settings.read(paths.config)
     state = status.read(folder)
     columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state)
-    values = settings.flat(tree)
+    values = configs.flat(tree)
     return RunRecord(
         folder,
         masked(printable(str(values.get("run.name") or folder.resolve().name))),

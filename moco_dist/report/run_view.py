@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A cell of the table of several runs."""
+    """A cell is what the table of several runs shows of a run in a column."""
 
     text: str
     sort: float | None = None

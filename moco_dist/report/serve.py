@@ -23,7 +23,7 @@ Signature = tuple[tuple[str, int, int], ...]
 
 
 class Pages:
-    """The page as the runs stand, made anew when one of their files has changed. Safe to call from several threads.
+    """This object makes the page anew when a file of the runs has changed. It is safe to call from several threads.
 
     Args:
         folders: lists the run directories.
@@ -60,7 +60,7 @@ def _signature(folders: Sequence[Path]) -> Signature:
 
 
 class Server(ThreadingHTTPServer):
-    """A server of one page.
+    """This server answers with one page.
 
     Args:
         pages: what is served.

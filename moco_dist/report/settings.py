@@ -37,11 +37,6 @@ def read(file: Path) -> tuple[dict[str, Any], str]:
     return {str(name): section for name, section in tree.items() if isinstance(section, dict)}, masked(versions)
 
 
-def flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a config's values by `section.key`."""
-    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
-
-
 def is_of_the_place(key: str) -> bool:
     """Tell whether a key differs from place to place, and tells nothing of how a run learns."""
     return key in _OF_THE_PLACE
@@ -59,7 +54,7 @@ def _shipped() -> dict[str, dict[str, Any]]:
     for file in sorted(configs.SHIPPED_CONFIGS.glob("*.yaml")):
         try:
             shipped = configs.load(file, ["data.root=DATA"] if file != configs.DEFAULT_CONFIG else [])
-            values[file.stem] = flat(shipped.model_dump(mode="json", context=True))
+            values[file.stem] = configs.flat(shipped.model_dump(mode="json", context=True))
         except UserError:  # it needs what this place lacks, such as a variable
             continue
     return values

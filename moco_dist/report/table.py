@@ -16,7 +16,7 @@ _FIGURES = (("knn_top1", "kNN"), ("linear_top1", "linear probe"), ("loss", "loss
 
 
 class Column(NamedTuple):
-    """A column of the table."""
+    """A column of the table has a name, and numbers or text."""
 
     name: str
     number: bool

@@ -7,6 +7,7 @@ import bisect
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from moco_dist.run.figures import is_measured
 from moco_dist.run.rows import Row, is_evaluation, is_training
@@ -38,6 +39,11 @@ class Drift:
     largest_step: int = 0
     last: float = 0.0
     """Difference at the last step that was compared."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return where and how far the figure differs, as results tell it."""
+        largest = {"largest": self.largest, "largest_step": self.largest_step}
+        return {"first_step": self.first_step, "values": list(self.first), **largest}
 
 
 @dataclass

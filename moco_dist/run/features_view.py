@@ -38,7 +38,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class FeaturesView:
-    """A view of the features of the held-out images."""
+    """A view shows the features of the held-out images."""
 
     step: int
     """Steps that the encoder has learnt; 0 where that is not known."""
@@ -57,7 +57,7 @@ class FeaturesView:
     right: list[int]
     """[n] 1 where kNN classifies the image rightly, else 0."""
     confusions: list[tuple[int, int, int]]
-    """True class, class given by kNN, number of images, for each pair that occurs."""
+    """True class, class that kNN predicts, number of images, for each pair that occurs."""
     neighbours: list[Neighbours]
     digest: str
     """Digest of what the view is made from, weights and images; empty where training has left it."""

@@ -21,7 +21,7 @@ waited for a batch."""
 
 
 class Books:
-    """Writes a row for each step, and counts the images that were replaced in an epoch."""
+    """The books get a row for each step, and count the images that were replaced in an epoch."""
 
     def __init__(
         self,

@@ -90,6 +90,10 @@ class Training:
             self.config, self.world, self.data, self.tracker, self.checkpoints, self.meters, self.epoch_steps
         )
         self.books.unreadable = unreadable
+        self._take_steps(start)
+
+    def _take_steps(self, start: int) -> None:
+        """Train from a step to the end, conclude, and close the sinks of the figures however it ends."""
         code = 1
         try:
             with self._stopping_alone():

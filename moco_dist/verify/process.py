@@ -1,4 +1,4 @@
-"""The life of one process that verifies: from a valid request to its exit status."""
+"""Run one process that verifies: from a valid request to its exit status."""
 
 from __future__ import annotations
 

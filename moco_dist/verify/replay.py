@@ -30,7 +30,7 @@ _HOW = {"fused", "foreach"}
 
 @dataclass
 class StateComparison:
-    """How the state after some steps compares with that of the run's checkpoint."""
+    """This says how the state after some steps compares with that of the run's checkpoint."""
 
     sha256: str = ""
     """Digest of the checkpoint's file."""
@@ -51,12 +51,12 @@ class StateComparison:
 
 @dataclass
 class Outcome:
-    """What a replay has shown; on rank 0."""
+    """An outcome is what a replay has shown; rank 0 has it."""
 
     training: Comparison = field(default_factory=Comparison)
     evaluations: Comparison = field(default_factory=Comparison)
     states: dict[int, StateComparison] = field(default_factory=dict)
-    """By step."""
+    """The states of later checkpoints by step."""
     diverged: str = ""
     """Why the replay ended before its last step."""
 

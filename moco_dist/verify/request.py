@@ -1,4 +1,4 @@
-"""The command line of a verification, and what can be checked of it without torch."""
+"""Parse the command line of a verification, and check what can be checked of it without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moco_dist.verify import plan as plans
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be replayed, and how; it is valid as far as that can be told without torch."""
+    """A request says what is to be replayed, and how; it is valid as far as that can be told without torch."""
 
     recorded: configs.Config
     """The config of the run."""

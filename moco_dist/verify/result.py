@@ -180,13 +180,8 @@ def _names(start: Mapping[str, Any]) -> str:
 
 def _overrides(request: Request) -> dict[str, Any]:
     """Return the keys that the replay has otherwise than the run, with the values of the replay."""
-    before, now = (config.model_dump(mode="json") for config in (request.recorded, request.config))
-    changed = {
-        f"{section}.{name}": value
-        for section, keys in now.items()
-        for name, value in keys.items()
-        if before[section][name] != value
-    }
+    before, now = (configs.flat(config.model_dump(mode="json")) for config in (request.recorded, request.config))
+    changed = {key: value for key, value in now.items() if before[key] != value}
     return {key: value for key, value in changed.items() if configs.effect_of(key, None, value) == "bits"}
 
 
@@ -197,12 +192,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "figures": sorted(comparison.figures),
         "in_one_row_alone": sorted(comparison.one_sided),
         "differ": {
-            name: {
-                "first_step": drift.first_step,
-                "values": list(drift.first),
-                "largest": drift.largest,
-                "largest_step": drift.largest_step,
-            }
+            name: drift.as_json()
             for name, drift in sorted(comparison.drifts.items(), key=lambda item: (item[0] != "loss", item[0]))
         },
     }
