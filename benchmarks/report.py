@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), options.runs, options.rows)
         began = time.perf_counter()
-        command.main(["--sweep", folder])
+        command.run(["--sweep", folder])
         made = time.perf_counter() - began
         page = RunPaths(Path(folder)).report
         size = page.stat().st_size / 1e6

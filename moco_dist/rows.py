@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moco_dist import files, packages
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of, refused
 from moco_dist.errors import UserError
 from moco_dist.run.figures import SCHEMA
 from moco_dist.run.paths import RunPaths
@@ -39,15 +39,13 @@ def run(arguments: Sequence[str]) -> int:
         rows = _read(paths)
         _write(out, rows, options.to)
     except UserError as error:
-        print(f"moco_dist.rows: {error}", file=sys.stderr)
-        return 2
+        return refused("moco_dist.rows", error)
     print(f"{len(rows)} rows: {out}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser("python -m moco_dist.rows", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = parser_of("moco_dist.rows", __doc__)
     parser.add_argument("run", type=path_of("RUN"), metavar="RUN", help="a run directory")
     parser.add_argument("--to", choices=("parquet", "csv"), required=True, help="the format of the table")
     parser.add_argument("--out", type=path_of("--out"), metavar="PATH", help="the table (in RUN)")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moco_dist import health
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of, refused
 from moco_dist.errors import UserError, printable
 from moco_dist.health import reading
 from moco_dist.run import paths
@@ -29,8 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(arguments)
         run_read = reading.read(options.run)
     except UserError as error:
-        print(f"moco_dist.why: {error}", file=sys.stderr)
-        return 2
+        return refused("moco_dist.why", error)
     print(json.dumps(as_json(run_read), indent=1) if options.json else "\n".join(screen(run_read)))
     return 0
 
@@ -148,8 +147,7 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser("python -m moco_dist.why", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = parser_of("moco_dist.why", __doc__)
     parser.add_argument("run", type=path_of("RUN"), metavar="RUN", help="a run directory")
     parser.add_argument("--json", action="store_true", help="tell it as JSON, for programs")
     return parser

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of, refused
 from moco_dist.errors import UserError
 
 
@@ -19,16 +19,14 @@ def run(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(arguments)
         options.command(options)
     except UserError as error:
-        print(f"moco_dist.data: {error}", file=sys.stderr)
-        return 2
+        return refused("moco_dist.data", error)
     except KeyboardInterrupt:
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser("python -m moco_dist.data", description=__doc__, formatter_class=raw)
+    parser = parser_of("moco_dist.data", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = commands.add_parser("look", help="show what a folder holds, and a config to begin with")
     look.set_defaults(command=_look)

@@ -8,15 +8,14 @@ where all are equal, 1 where some differ, 2 after a mistake. It needs no torch, 
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of, refused
 from moco_dist.diff import cause, side
 from moco_dist.diff.differences import SECTIONS, Difference, differences
 from moco_dist.errors import UserError, masked, shown
-from moco_dist.run import comparison, paths, status
+from moco_dist.run import comparison, paths
 
 EQUAL, DIFFERENT = 0, 1
 """What the command exits with."""
@@ -29,8 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         one, other = (side.read(paths.run_of(folder) or folder) for folder in options.runs)
         result = compare(one, other)
     except UserError as error:
-        print(f"moco_dist.diff: {error}", file=sys.stderr, flush=True)
-        return status.EXIT_CODES["user_error"]
+        return refused("moco_dist.diff", error)
     print(json.dumps(result, indent=1) if options.json else masked("\n".join(_lines(result))))
     return EQUAL if result["equal"] else DIFFERENT
 
@@ -141,8 +139,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    name, layout = "python -m moco_dist.diff", argparse.RawDescriptionHelpFormatter
-    parser = Parser(name, description=__doc__, formatter_class=layout, allow_abbrev=False)
+    parser = parser_of("moco_dist.diff", __doc__)
     parser.add_argument("runs", nargs=2, metavar="RUN", type=path_of("RUN"), help="a run directory")
     parser.add_argument("--json", action="store_true", help="print all of it as an object")
     return parser

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from moco_dist import config as configs
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, paths, status
@@ -37,8 +37,7 @@ class Options:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    name, layout = "python -m moco_dist.evaluate", argparse.RawDescriptionHelpFormatter
-    p = Parser(name, description=description, formatter_class=layout, allow_abbrev=False)
+    p = parser_of("moco_dist.evaluate", description)
     name = "RUN_DIR|WEIGHTS"
     p.add_argument("path", metavar=name, type=path_of(name), help="a run directory, or .safetensors or .pt")
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")

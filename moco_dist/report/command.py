@@ -9,28 +9,24 @@ The page is one file that makes no request. A RUN may be running, finished or cr
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of, refused
 from moco_dist.errors import UserError, printable
-from moco_dist.run import status
 from moco_dist.run.paths import REPORT, RunPaths, run_of
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Make or serve the page as the command line says. Returns the exit status."""
     try:
-        return _run(_parser().parse_args(arguments))
+        return _make(_parser().parse_args(arguments))
     except UserError as error:
-        print(f"moco_dist.report: {error}", file=sys.stderr)
-        return status.EXIT_CODES["user_error"]
+        return refused("moco_dist.report", error)
 
 
 def _parser() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = Parser("python -m moco_dist.report", description=__doc__, formatter_class=layout, allow_abbrev=False)
+    p = parser_of("moco_dist.report", __doc__)
     p.add_argument("runs", nargs="*", metavar="RUN", type=path_of("RUN"), help="a run directory")
     p.add_argument("--sweep", metavar="DIR", type=path_of("--sweep"), help="a folder: all runs in it, at any depth")
     p.add_argument("--out", metavar="PATH", type=path_of("--out"), help="where the page goes")
@@ -39,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _run(options: argparse.Namespace) -> int:
+def _make(options: argparse.Namespace) -> int:
     _check(options)
     folders = _folders(options)
     title = f"Runs in {printable(options.sweep.resolve().name)}" if options.sweep else "Runs side by side"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco_dist import config as configs
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import parser_of, path_of
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import paths, provenance, status
@@ -88,8 +88,7 @@ def _number(name: str, least: int) -> Callable[[str], int]:
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    name, style = "python -m moco_dist.verify", argparse.RawDescriptionHelpFormatter
-    parser = Parser(name, description=description, formatter_class=style, allow_abbrev=False)
+    parser = parser_of("moco_dist.verify", description)
     parser.add_argument("run", metavar="RUN", type=path_of("RUN"), help="a run directory")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for the trainer")
     text = f"steps to replay; default: {plans.STEPS}, or to a later checkpoint that is near"

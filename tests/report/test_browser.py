@@ -50,8 +50,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     one = a_run(folder / "a", bad_from=300)
     a_run(folder / "b", optim__lr=0.5)
     a_run(folder / "c", optim__lr=0.05, moco__momentum=0.9)
-    command.main([str(one)])
-    command.main(["--sweep", str(folder)])
+    command.run([str(one)])
+    command.run(["--sweep", str(folder)])
     return {"one": (one / "report.html").as_uri(), "several": (folder / "report.html").as_uri()}
 
 
@@ -248,8 +248,8 @@ def test_a_run_whose_name_is_a_script_stays_a_name(chromium: Browser, tmp_path: 
         with_classes(run, 4, EVIL + "{}")
         with RunPaths(run).metrics.open("a") as file:
             file.write(json.dumps({"step": STEPS + 1, "loss": 1.0, EVIL: 2.0}) + "\n")
-    command.main([str(runs[0])])
-    command.main(["--sweep", str(tmp_path)])
+    command.run([str(runs[0])])
+    command.run(["--sweep", str(tmp_path)])
     for file in (runs[0] / "report.html", tmp_path / "report.html"):
         watched = Watched(chromium)
         page = watched.open(file.as_uri())
@@ -263,7 +263,7 @@ def test_a_run_whose_name_is_a_script_stays_a_name(chromium: Browser, tmp_path: 
 def test_a_page_without_rows_says_so(watched: Watched, tmp_path: Path) -> None:
     run = a_run(tmp_path / "a", state="running")
     RunPaths(run).metrics.write_text("")
-    command.main([str(run)])
+    command.run([str(run)])
     watched.page.goto((run / "report.html").as_uri())
     expect(watched.page.locator("#curves .absent")).to_contain_text("No rows yet")
 

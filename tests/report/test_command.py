@@ -18,10 +18,10 @@ def test_a_page_goes_into_its_run_and_that_of_a_sweep_into_its_folder(
     (tmp_path / "sweep").mkdir()
     one, two = a_run(tmp_path / "sweep" / "a"), a_run(tmp_path / "sweep" / "b")
     monkeypatch.chdir(tmp_path)
-    assert command.main([str(one)]) == 0
-    assert command.main([str(one / "config.yaml"), "--out", "own.html"]) == 0
-    assert command.main([str(one), str(two)]) == 0
-    assert command.main(["--sweep", "sweep"]) == 0
+    assert command.run([str(one)]) == 0
+    assert command.run([str(one / "config.yaml"), "--out", "own.html"]) == 0
+    assert command.run([str(one), str(two)]) == 0
+    assert command.run(["--sweep", "sweep"]) == 0
     pages = [one / "report.html", Path("own.html"), Path("report.html"), Path("sweep/report.html")]
     assert capsys.readouterr().out.splitlines() == [f"report: {page}" for page in pages]
     titles = [page.read_text().partition("<title>")[2].partition("<")[0] for page in pages]
@@ -55,14 +55,14 @@ def test_a_mistake_is_one_line(
     a_run(tmp_path / "a")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert command.main(arguments) == 2
+    assert command.run(arguments) == 2
     assert capsys.readouterr().err == f"moco_dist.report: {line}\n"
 
 
 def test_a_page_is_made_without_torch(tmp_path: Path) -> None:
     a_run(tmp_path / "a")
     script = (
-        f"import sys; from moco_dist.report.command import main; main([{str(tmp_path / 'a')!r}]); print(*sys.modules)"
+        f"import sys; from moco_dist.report.command import run; run([{str(tmp_path / 'a')!r}]); print(*sys.modules)"
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "wandb"} & set(process.stdout.split())

@@ -83,7 +83,7 @@ def test_a_run_that_has_gone_is_told_and_the_server_goes_on(server: Server, tmp_
 
 
 def test_a_port_in_use_is_a_mistake(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main([str(tmp_path / "a"), "--watch", "--port", str(server.server_port)]) == 2
+    assert command.run([str(tmp_path / "a"), "--watch", "--port", str(server.server_port)]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"moco_dist.report: --port = {server.server_port}: cannot be listened on") and "\n" in line
 
