@@ -73,7 +73,7 @@ def _verdict(
     names = f"{one.folder} and {other.folder}"
     common = f"{len(trained.steps)} step{'s' * (len(trained.steps) > 1)}"
     if trained.first is None and evaluated.first is None:
-        longer = max(one, other, key=lambda side: side.last_step)
+        longer = max(one, other, key=lambda run: run.last_step)
         more = f"; {longer.folder} goes on to step {longer.last_step}" if one.last_step != other.last_step else ""
         return f"{names} are equal to the bit over {common}, to step {min(one.last_step, other.last_step)}{more}"
     if trained.first is None:

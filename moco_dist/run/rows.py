@@ -178,13 +178,13 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl without damaged lines. Raises OSError."""
+    """Yield the rows of a metrics.jsonl without damaged lines. Raises OSError."""
     with open_bytes(path) as file:
         yield from filter(None, map(_parse, file))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The row of a line, or None where it is torn or damaged."""
+    """Return the row of a line, or None where it is torn or damaged."""
     if not line.endswith(b"\n"):
         return None
     try:
