@@ -132,12 +132,12 @@ def make(
     return why.as_json(reading.read(run_dir))
 
 
-def fault_of(run: Run, told: Mapping[str, Any]) -> str:
+def fault_of(run: Run, answer: Mapping[str, Any]) -> str:
     """Say what is wrong with what was found in a run; empty where that is what was broken."""
-    names = [finding["name"] for finding in told["findings"]]
+    names = [finding["name"] for finding in answer["findings"]]
     if not run.finds:
         return f"a healthy run has {names}" if names else ""
-    for finding in told["findings"]:
+    for finding in answer["findings"]:
         if finding["name"] == run.finds:
             return "" if finding["key"] == run.key else f"{finding['key']} is to be changed, not {run.key}"
     return f"{run.finds} was not found, but {names or 'nothing'}"
@@ -204,11 +204,11 @@ def main(arguments: Sequence[str]) -> int:
         if options.list:
             print(f"{run.name}: {run.finds or 'healthy'} {run.key} {dict(run.settings)} {run.fault}")
             continue
-        told = make(run, out / run.name, further)
-        fault = fault_of(run, told)
+        answer = make(run, out / run.name, further)
+        fault = fault_of(run, answer)
         faults += bool(fault)
-        found = ", ".join(f"{f['name']} ({f['key']}={f['value']})" for f in told["findings"]) or "nothing"
-        print(f"{run.name}: found {found}; {fault or 'as it should be'}", flush=True)
+        names = ", ".join(f"{f['name']} ({f['key']}={f['value']})" for f in answer["findings"]) or "nothing"
+        print(f"{run.name}: found {names}; {fault or 'as it should be'}", flush=True)
         if options.figures:
             print(f"  {extremes(out / run.name)}", flush=True)
     return int(faults > 0)

@@ -197,7 +197,7 @@ class Outcome(NamedTuple):
     """What some steps came to, on the CPU."""
 
     figures: list[list[float]]
-    told: list[dict[str, float]]
+    rows: list[dict[str, float]]
     state: dict[str, Tensor]
     skipped: list[bool]
 
@@ -210,7 +210,7 @@ def steps(world: World, config: Config) -> Outcome:
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
     loader = make_loader(pairs, range(STEPS), 0, world.device)
-    figures, told, skipped = [], [], []
+    figures, rows, skipped = [], [], []
     for step, (views, _) in enumerate(
         stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
     ):
@@ -218,14 +218,14 @@ def steps(world: World, config: Config) -> Outcome:
         with standin.strictly() if settled else nullcontext():
             lr = schedule.learning_rate(config.optim, step, 10)
             of_step = engine.step(views, step, lr, SUMS, Details(compare_ranks=True) if step != 1 else None)
-        told.append({**of_step.numbers(), **of_step.spreads(), **dict.fromkeys(SUMS, 0.0)})
+        rows.append({**of_step.numbers(), **of_step.spreads(), **dict.fromkeys(SUMS, 0.0)})
         figures.append(of_step.values)
         skipped.append(engine.skipped)
     state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}
     state |= {"queue": engine.method.queue}
     assert all(tensor.device == world.device for tensor in [*state.values(), *figures])
     numbers, tensors = [standin.held(row).tolist() for row in figures], {k: standin.held(t) for k, t in state.items()}
-    return Outcome(numbers, told, {k: t.clone() for k, t in tensors.items()}, skipped)
+    return Outcome(numbers, rows, {k: t.clone() for k, t in tensors.items()}, skipped)
 
 
 def alike(outcome: Outcome, case: str) -> None:
@@ -235,10 +235,10 @@ def alike(outcome: Outcome, case: str) -> None:
     assert outcome.skipped == expected.skipped
     losses, alone = (np.array([row[0] for row in of.figures]) for of in (outcome, expected))
     np.testing.assert_allclose(losses, alone, rtol=0, atol=tolerance)
-    assert [[*row] for row in outcome.told] == [[*row] for row in expected.told]
-    assert "entropy" not in outcome.told[1] and {"entropy", "encoder_distance", "q_rank"} <= outcome.told[0].keys()
+    assert [[*row] for row in outcome.rows] == [[*row] for row in expected.rows]
+    assert "entropy" not in outcome.rows[1] and {"entropy", "encoder_distance", "q_rank"} <= outcome.rows[0].keys()
     if config.device.precision == "fp64":
-        for row, row_expected in zip(outcome.told, expected.told, strict=True):
+        for row, row_expected in zip(outcome.rows, expected.rows, strict=True):
             assert row == pytest.approx(row_expected, rel=1e-6, abs=1e-6)
         torch.testing.assert_close(outcome.state, expected.state, rtol=0, atol=tolerance)
 
@@ -246,7 +246,7 @@ def alike(outcome: Outcome, case: str) -> None:
 def equal(outcome: Outcome, expected: Outcome) -> None:
     """The same bits."""
     assert [row[:3] for row in outcome.figures] == [row[:3] for row in expected.figures]
-    for row, row_expected in zip(outcome.told, expected.told, strict=True):
+    for row, row_expected in zip(outcome.rows, expected.rows, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-6)  # norms of tensors are added up in another order
     different = [name for name, tensor in expected.state.items() if not torch.equal(outcome.state[name], tensor)]
     assert not different

@@ -60,9 +60,9 @@ def test_parquet_has_every_row_and_every_bit(tmp_path: Path) -> None:
     types = {field.name: str(field.type) for field in table.schema}
     assert types["step"] == types["unreadable"] == "int64" and types["loss"] == "double" and types["value"] == "string"
     for row, expected in zip(table.to_pylist(), KINDS, strict=True):
-        told = {name: value for name, value in row.items() if value is not None}
-        assert told == {**expected, **({"value": str(expected["value"])} if "value" in expected else {})}
-        assert all(str(told[name]) == str(value) for name, value in expected.items())  # -0.0, too
+        figures = {name: value for name, value in row.items() if value is not None}
+        assert figures == {**expected, **({"value": str(expected["value"])} if "value" in expected else {})}
+        assert all(str(figures[name]) == str(value) for name, value in expected.items())  # -0.0, too
 
 
 @settings(deadline=None, max_examples=30)
@@ -82,8 +82,8 @@ def test_numbers_keep_their_bits(tmp_path_factory: pytest.TempPathFactory, numbe
 @pytest.mark.parametrize("arguments", [["--to", "excel"], [], ["--to", "csv", "--what"], ["--to", "csv", "more"]])
 def test_mistakes_in_the_options_are_one_line(arguments: list[str], tmp_path: Path, capsys: Any) -> None:
     assert rows.run([str(run_of(tmp_path, KINDS)), *arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("moco_dist.rows: ") and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("moco_dist.rows: ") and message.count("\n") == 1
 
 
 def test_a_run_without_rows_and_no_run_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

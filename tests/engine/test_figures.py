@@ -74,7 +74,7 @@ def views_of(world: World, step: int) -> Views:
     return Views.of(one[mine], two[mine])
 
 
-def told(world: World, engine: Engine, details: bool = True) -> list[dict[str, float]]:
+def rows_of(world: World, engine: Engine, details: bool = True) -> list[dict[str, float]]:
     """All that four steps tell."""
     rows = []
     for step in range(4):
@@ -87,7 +87,7 @@ def told(world: World, engine: Engine, details: bool = True) -> list[dict[str, f
 @pytest.mark.parametrize("more", [[], ["moco.symmetric=true"], ["optim.accumulate=2"]])
 def test_details_change_nothing_else(engine: str, more: list[str]) -> None:
     with_details, without = (engine_of(config_of(engine, *more), Plain) for _ in range(2))
-    full, short = told(ALONE, with_details), told(ALONE, without, details=False)
+    full, short = rows_of(ALONE, with_details), rows_of(ALONE, without, details=False)
     assert [{name: row[name] for name in few} for row, few in zip(full, short, strict=True)] == short
     assert [*short[0]] == ["loss", "top1", "top5", "one", "lr"]
     state, state_without = with_details.method.state_dict(), without.method.state_dict()
@@ -96,7 +96,7 @@ def test_details_change_nothing_else(engine: str, more: list[str]) -> None:
 
 def of_all(world: World) -> list[list[dict[str, float]]]:
     cases = [["exact"], ["exact", "moco.symmetric=true"], ["overlapped"]]
-    return [told(world, engine_of(config_of(*case), Plain, world)) for case in cases]
+    return [rows_of(world, engine_of(config_of(*case), Plain, world)) for case in cases]
 
 
 def test_the_number_of_ranks_does_not_show(ranks: Ranks) -> None:

@@ -25,9 +25,9 @@ def test_each_finding_begins_and_ends_once_in_the_books(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with started(whole) as job:
         assert job.wait() == 0, job.log
-    told = [(row["finding"], row["state"]) for row in findings(whole)]
-    assert told[:2] == [("queue_larger_than_data", "begins"), ("temperature_too_low", "begins")]
-    assert ("temperature_too_low", "ends") in told and len({*told}) == len(told)
+    events = [(row["finding"], row["state"]) for row in findings(whole)]
+    assert events[:2] == [("queue_larger_than_data", "begins"), ("temperature_too_low", "begins")]
+    assert ("temperature_too_low", "ends") in events and len({*events}) == len(events)
     assert job.log.count("health: temperature_too_low begins") == 1
     for step in (5, 12):  # ahead of a checkpoint, and behind one
         with started(killed) as job:

@@ -34,9 +34,9 @@ def books(made: list[Row]) -> list[Row]:
 
 def test_a_finding_begins_and_ends_once_however_the_run_was_broken_off() -> None:
     whole = books(rows(STEPS, broken))
-    told = [(row["finding"], row["state"], row["step"]) for row in whole if is_finding(row)]
+    events = [(row["finding"], row["state"], row["step"]) for row in whole if is_finding(row)]
     apart = [("ranks_apart", "begins", 100), ("ranks_apart", "ends", 102)]
-    assert told[:2] == apart and len(told) == len({*told}) == 6
+    assert events[:2] == apart and len(events) == len({*events}) == 6
     for cut in range(0, len(whole), 7):  # killed behind any row, and begun again with what the books have
         monitor = monitor_of()
         for row in whole[:cut]:
@@ -47,7 +47,7 @@ def test_a_finding_begins_and_ends_once_however_the_run_was_broken_off() -> None
                 again += [row, *events_of(monitor, [row])]
         # A finding whose row was not written is told behind the next row; all else is as if nothing had happened.
         moved = [(row["finding"], row["state"]) for row in again if is_finding(row)]
-        assert moved == [(name, state) for name, state, _ in told], cut
+        assert moved == [(name, state) for name, state, _ in events], cut
         if is_finding(whole[cut]):
             continue
         assert again == whole, cut

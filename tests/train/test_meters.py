@@ -175,9 +175,9 @@ def apart(world: World, encoder_differs: bool) -> list[bool]:
             with torch.no_grad():
                 next(engine.method.parameters()).view(-1)[0] += 1e-6
         images = torch.randn(2, 24 // world.size, 3, 2, 2, generator=torch.Generator().manual_seed(step))
-        told = engine.step(Views(images), step, 0.1, None, Details({"x": world.rank}, True))
-        assert told.by_rank()["x"] == pytest.approx([*range(world.size)])
-        answers.append(are_apart(told.by_rank()[name] for name in PIECES))
+        of_step = engine.step(Views(images), step, 0.1, None, Details({"x": world.rank}, True))
+        assert of_step.by_rank()["x"] == pytest.approx([*range(world.size)])
+        answers.append(are_apart(of_step.by_rank()[name] for name in PIECES))
     return answers
 
 
