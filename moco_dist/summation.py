@@ -45,3 +45,10 @@ def pairwise_sum(rows: Tensor) -> Tensor:
     for row in rows.unbind():
         total.add([row])
     return total.total()[0]
+
+
+@torch.no_grad()
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Compute the L2 norm of all numbers of some tensors: a scalar."""
+    norms: tuple[Tensor, ...] = torch._foreach_norm(list(tensors))
+    return torch.stack(norms).square().sum().sqrt()

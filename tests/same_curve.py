@@ -37,6 +37,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
+from moco_dist.run.figures import is_measured
 from tests.jobs import ROOT, Job, checkpoints, environment_of, last_step, rows, send, state
 
 SIDES = ("here", "there")
@@ -69,6 +70,7 @@ _OF_STATE = {
     "optimizer": "optimizer",
 }
 _OF_ROW = {"loss": "losses", "lr": "lr", "top1": "top1 top5", "top5": "top1 top5"}
+_OF_EVALUATION = dict.fromkeys(("epoch", "knn_top1", "linear_top1"), "online kNN")
 _HOW = ("fused", "foreach")
 """What a checkpoint says of the way in which its optimizer computes, which must not show in a number."""
 _WALL_CLOCK = re.compile("second|minute|hour|time|wait")
@@ -203,9 +205,9 @@ def _of_rows(run_dir: Path) -> Iterator[tuple[str, str, Any]]:
     """Column, name and value of each figure in metrics.jsonl."""
     for row in rows(run_dir):
         for key, value in row.items():
-            if key != "step" and not _WALL_CLOCK.search(key):
-                column = _OF_ROW.get(key, "other figures") if "loss" in row else "online kNN"
-                yield column, f"step {row['step']}, {key}", value
+            if key != "step" and not is_measured(key) and not _WALL_CLOCK.search(key):
+                columns = _OF_ROW if "loss" in row else _OF_EVALUATION
+                yield columns.get(key, "other figures"), f"step {row['step']}, {key}", value
 
 
 def _of_weights(run_dir: Path) -> Iterator[tuple[str, str, Any]]:

@@ -26,6 +26,7 @@ from moco_dist.data.loader import make_loader
 from moco_dist.data.views import Views
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
+from moco_dist.engine.engine import Details
 from moco_dist.errors import UserError
 from moco_dist.evaluate import command, few, linear, sgd_probe
 from moco_dist.methods import moco
@@ -33,6 +34,7 @@ from moco_dist.networks import batchnorm
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
+from moco_dist.run.figures import is_measured
 from moco_dist.train import loop
 from tests import standin
 from tests.jobs import EPOCH_STEPS, FAST, Job, Pair, send
@@ -193,6 +195,7 @@ class Outcome(NamedTuple):
     """What some steps came to, on the CPU."""
 
     figures: list[list[float]]
+    told: list[dict[str, float]]
     state: dict[str, Tensor]
     skipped: list[bool]
 
@@ -205,20 +208,22 @@ def steps(world: World, config: Config) -> Outcome:
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
     loader = make_loader(pairs, range(STEPS), 0, world.device)
-    figures, skipped = [], []
+    figures, told, skipped = [], [], []
     for step, (views, _) in enumerate(
         stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
     ):
         settled = step > 1 or world.size == 1  # DDP lays out its buckets anew after the first step, and waits for it
         with standin.strictly() if settled else nullcontext():
-            figures.append(engine.step(views, step, schedule.learning_rate(config.optim, step, 10), SUMS).values)
+            lr = schedule.learning_rate(config.optim, step, 10)
+            of_step = engine.step(views, step, lr, SUMS, Details(compare_ranks=True) if step != 1 else None)
+        told.append(of_step.numbers() | of_step.spreads())
+        figures.append(of_step.values)
         skipped.append(engine.skipped)
     state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}
     state |= {"queue": engine.method.queue}
     assert all(tensor.device == world.device for tensor in [*state.values(), *figures])
-    return Outcome(
-        [standin.held(row).tolist() for row in figures], {k: standin.held(t).clone() for k, t in state.items()}, skipped
-    )
+    numbers, tensors = [standin.held(row).tolist() for row in figures], {k: standin.held(t) for k, t in state.items()}
+    return Outcome(numbers, told, {k: t.clone() for k, t in tensors.items()}, skipped)
 
 
 def alike(outcome: Outcome, case: str) -> None:
@@ -226,15 +231,21 @@ def alike(outcome: Outcome, case: str) -> None:
     config = config_of(case)
     expected, tolerance = steps(ALONE, config), TOLERANCE[config.device.precision]
     assert outcome.skipped == expected.skipped
-    losses, alone = (np.array(figures)[:, 0] for figures in (outcome.figures, expected.figures))
+    losses, alone = (np.array([row[0] for row in of.figures]) for of in (outcome, expected))
     np.testing.assert_allclose(losses, alone, rtol=0, atol=tolerance)
+    assert [[*row] for row in outcome.told] == [[*row] for row in expected.told]
+    assert "entropy" not in outcome.told[1] and {"entropy", "encoder_distance", "q_rank"} <= outcome.told[0].keys()
     if config.device.precision == "fp64":
+        for row, row_expected in zip(outcome.told, expected.told, strict=True):
+            assert row == pytest.approx(row_expected, rel=1e-6, abs=1e-6)
         torch.testing.assert_close(outcome.state, expected.state, rtol=0, atol=tolerance)
 
 
 def equal(outcome: Outcome, expected: Outcome) -> None:
     """The same bits."""
     assert [row[:3] for row in outcome.figures] == [row[:3] for row in expected.figures]
+    for row, row_expected in zip(outcome.told, expected.told, strict=True):
+        assert row == pytest.approx(row_expected, rel=1e-6)  # norms of tensors are added up in another order
     different = [name for name, tensor in expected.state.items() if not torch.equal(outcome.state[name], tensor)]
     assert not different
 
@@ -311,8 +322,8 @@ def run(folder: Path, *overrides: str) -> int:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run without its speed."""
-    lines, times = (folder / "metrics.jsonl").read_text().splitlines(), ("images_per_second", "data_wait")
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not is_measured(k)} for line in lines]
 
 
 @pytest.fixture(scope="module")

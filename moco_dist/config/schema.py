@@ -141,6 +141,8 @@ class TrackSection(Section):
     """Group of the run at W&B: the members of a sweep share one."""
     log_every: Positive = 10
     """Steps between rows of metrics."""
+    compare_ranks_every: Natural = 100
+    """Steps between comparisons of the ranks, whose weights and queues are to be equal; told in rows; 0: none."""
 
 
 class Config(Section):

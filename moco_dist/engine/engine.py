@@ -10,39 +10,46 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moco_dist.config import Config, Layout
 from moco_dist.data.views import Views
+from moco_dist.engine.figures import Figures, moments
+from moco_dist.engine.fingerprint import PIECES, fingerprint
 from moco_dist.methods.method import Keys, Method, Terms
 from moco_dist.networks import batchnorm
 from moco_dist.ranks import collectives, devices
-from moco_dist.summation import PairwiseSum
+from moco_dist.summation import PairwiseSum, norm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Figures are the numbers that a step tells, by name; most of them are still on the device."""
+class Details:
+    """Details are what a step tells beside its loss where its row is written."""
 
-    names: tuple[str, ...]
-    values: Tensor
-    """[len(names)] means over the global batch, or sums over the ranks; the first is the loss."""
-    used: Mapping[str, float]
-    """The learning rate by its name, `lr`: the one figure that the host knows."""
+    of_rank: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of this rank, to be told of each rank; the names are the same on all ranks."""
+    compare_ranks: bool = False
+    """Whether fingerprints of all parameters and buffers, which are to be equal on all ranks, are compared."""
 
-    def to_host(self) -> Figures:
-        """Start to copy the values to the host; they are right when the device has come so far."""
-        return replace(self, values=self.values.to("cpu", non_blocking=True))
 
-    def numbers(self) -> dict[str, float]:
-        """Return every figure under its name. Where the values are on a device, the host waits for it."""
-        return {**dict(zip(self.names, self.values.tolist(), strict=True)), **self.used}
+class _Passes(NamedTuple):
+    """What the forward and backward passes of a step have left on this rank."""
+
+    names: list[str]
+    means: Tensor
+    """[len(names)]; the first is the loss."""
+    moments: list[Tensor]
+    """[(1+C) C] of the queries, or nothing."""
+    statistics: list[list[Tensor]]
+    """BatchNorm's statistics of each direction, added up over the parts."""
+    keys: list[Keys]
+    """Of each direction."""
 
 
 class Engine(ABC):
@@ -70,6 +77,8 @@ class Engine(ABC):
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.device.precision == "fp16")
         self.skipped = False
         """Tells whether the last step left the weights alone, since its fp16 gradients overflowed."""
+        self.skipped_steps = 0
+        """How many steps of the run have left the weights alone."""
         self.remarks: list[str] = []
         """How the networks are computed, in words for people."""
 
@@ -97,7 +106,14 @@ class Engine(ABC):
         """Return a context within which the encoders compute in the precision of the config."""
         return devices.autocast(self.world.device, self.image_dtype)
 
-    def step(self, views: Views, step: int, lr: float, sums: Mapping[str, float] | None = None) -> Figures:
+    def step(
+        self,
+        views: Views,
+        step: int,
+        lr: float,
+        sums: Mapping[str, float] | None = None,
+        details: Details | None = None,
+    ) -> Figures:
         """Take one training step.
 
         Args:
@@ -105,9 +121,11 @@ class Engine(ABC):
             step: counted from 0.
             lr: learning rate.
             sums: numbers of this rank to add up over the ranks, on the collective that the step makes anyway.
+            details: what to tell of the step beside what costs nothing, on all ranks or on none. It changes no weight.
 
         Returns:
-            The loss, the method's terms and figures, as means over the global batch; the sums; the learning rate.
+            The loss, the method's terms and figures, as means over the global batch; the sums; the learning rate; and
+            the details.
         """
         method, groups = self.method, len(views) // self.plan.group_size
         if not self.skipped:
@@ -115,37 +133,70 @@ class Engine(ABC):
         self.optimizer.zero_grad(set_to_none=True)
         devices.begin_step(self.config)
         encode_keys = method.keys(views, step, self.parts)
-        names, means, of_queries, keys = self._passes(method.queries(views), encode_keys)
-        sums = sums or {}
+        passes = self._passes(method.queries(views), encode_keys, detailed=details is not None)
+        means, keys, sums = passes.means, passes.keys, sums or {}
         own_sums = torch.tensor([*sums.values()], dtype=means.dtype).to(means.device, non_blocking=True)
-        values = torch.cat([means, own_sums])
+        of_rank = [self._one_hot(details).to(means.dtype)] if details else []
+        values = torch.cat([means, own_sums, *of_rank, *passes.moments])
         of_keys = [of_direction.statistics for of_direction in keys]
-        self.world.mean_([values, *self._gradients(), *itertools.chain(*of_queries, *of_keys)])
+        self.world.mean_([values, *self._gradients(), *itertools.chain(*passes.statistics, *of_keys)])
+        values[len(means) : len(means) + len(sums) + sum(map(len, of_rank))] *= self.world.size
+        of_state = self._figures_of_state() if details else {}
         self._descend(lr)
         method.after_step_(keys, groups)
-        for statistics in of_queries:
+        for statistics in passes.statistics:
             batchnorm.fold_statistics_(method.trained, statistics, groups)
-        values[len(means) :] *= self.world.size
-        figures = Figures((*names, *sums), values, {"lr": lr})
-        distinct = {*figures.names, *figures.used}
-        assert len(distinct) == len(figures.names) + 1, f"two figures of one name: {figures.names}"
-        return figures
+        figures = Figures((*passes.names, *sums), values, {"lr": lr})
+        return self._detailed(figures, details, passes, of_state, step) if details else figures.checked()
 
-    def _passes(
-        self, queries: list[Tensor], encode_keys: Callable[[], list[Keys]]
-    ) -> tuple[list[str], Tensor, list[list[Tensor]], list[Keys]]:
-        """Go forward and backward through all parts and directions.
+    def _one_hot(self, details: Details) -> Tensor:
+        """Return [names of a rank * size] with this rank's numbers, and zeros where those of the others come."""
+        numbers = torch.tensor([*details.of_rank.values()], dtype=torch.float64)
+        numbers = numbers.to(self.world.device, non_blocking=True)
+        if details.compare_ranks:
+            numbers = torch.cat(
+                [numbers, fingerprint(itertools.chain(self.method.parameters(), self.method.buffers()))]
+            )
+        places = numbers.new_zeros(len(numbers), self.world.size)  # [names, size]
+        places[:, self.world.rank] = numbers
+        return places.flatten()
 
-        Returns:
-            Names and values of the figures; BatchNorm's statistics of each direction, added up over the parts; and
-            the keys of each direction, which are encoded after the first queries.
-        """
+    def _figures_of_state(self) -> dict[str, Tensor]:
+        """Compute what follows from gradients and parameters, which are equal on all ranks: scalars by name."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        scale = self.scaler.scale(torch.ones((), device=self.world.device))
+        return {"gradient_norm": norm(gradients) / scale, **self.method.figures_of_state()}
+
+    def _detailed(
+        self, figures: Figures, details: Details, passes: _Passes, of_state: dict[str, Tensor], step: int
+    ) -> Figures:
+        """Add to the figures what is equal on all ranks: of the state, of the keys, and what the host knows."""
+        all_keys = torch.cat([of_direction.keys for of_direction in passes.keys])  # [directions * size * n, C]
+        of_host = self.method.figures_on_host(step, len(passes.keys[0].keys))
+        if self.scaler.is_enabled():
+            of_host["skipped_steps"] = self.skipped_steps
+        if self.skipped:  # its gradients are no numbers
+            del of_state["gradient_norm"]
+        count, values = len(figures.names), figures.values
+        scalars = [scalar.view(1).to(values.dtype) for scalar in of_state.values()]
+        of_keys = moments(all_keys).flatten().to(values.dtype)  # [(1+C) C]
+        return Figures(
+            (*figures.names, *of_state),
+            torch.cat([values[:count], *scalars, values[count:], of_keys]),
+            {**figures.used, **of_host},
+            (*details.of_rank, *(PIECES if details.compare_ranks else ())),
+            self.world.size,
+            dict.fromkeys(["q", "k"] if passes.moments else ["k"], all_keys.shape[1]),
+        ).checked()
+
+    def _passes(self, queries: list[Tensor], encode_keys: Callable[[], list[Keys]], *, detailed: bool) -> _Passes:
+        """Go forward and backward through all parts and directions; the keys are encoded after the first queries."""
         results, statistics = PairwiseSum(), [PairwiseSum() for _ in queries]
         names: list[str] = []
         keys: list[Keys] = []
         rows = len(queries[0]) // self.parts
         for part in range(self.parts):
-            result: Tensor | None = None
+            result: list[Tensor] = []
             begin = self.world.rank * len(queries[0]) + part * rows
             for direction, images in enumerate(queries):
                 with self._one_pass(last=(part, direction) == (self.parts - 1, len(queries) - 1)):
@@ -154,24 +205,33 @@ class Engine(ABC):
                         statistics[direction].add(batchnorm.take_group_sums_(self.method.trained))
                         keys = keys or encode_keys()
                     terms = self.method.loss(outputs, keys[direction], slice(begin, begin + rows))
+                    if not detailed:  # the backward pass keeps nothing that only details need
+                        terms = Terms(terms.loss, terms.figures)
                     loss = functools.reduce(torch.add, terms.loss.values()) / self.parts
                     self.scaler.scale(loss).backward()
                 names, values = self._figures(terms, loss.detach(), len(queries))
-                result = values if result is None else result + values
-            assert result is not None
-            results.add([result])
+                result = [a + b for a, b in zip(result, values, strict=True)] if result else values
+            results.add(result)
             self._part_is_done()
-        return names, results.total()[0], [of_direction.total() for of_direction in statistics], keys
+        means, *of_queries = results.total()
+        return _Passes(names, means, of_queries, [of_direction.total() for of_direction in statistics], keys)
 
-    def _figures(self, terms: Terms, loss: Tensor, directions: int) -> tuple[list[str], Tensor]:
-        """Name what one pass adds to the figures: its share of the loss, and of the means over the directions."""
+    @torch.no_grad()
+    def _figures(self, terms: Terms, loss: Tensor, directions: int) -> tuple[list[str], list[Tensor]]:
+        """Name what one pass adds to the figures: its share of the loss, and of the means over the directions.
+
+        Returns:
+            Names, and their values; then, where features are to be shown, its share of their moments, [(1+C) C].
+        """
         names, values = ["loss"], [loss]
         if len(terms.loss) > 1:
             names += terms.loss
             values += [term.detach() / self.parts for term in terms.loss.values()]
-        names += terms.figures
-        values += [figure / (self.parts * directions) for figure in terms.figures.values()]
-        return names, torch.stack(values)
+        passes, means = self.parts * directions, {**terms.figures, **terms.details()}
+        names += means
+        values += [mean / passes for mean in means.values()]
+        features = [] if terms.features is None else [moments(terms.features).flatten() / passes]
+        return names, [torch.stack(values), *features]
 
     def _descend(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -183,6 +243,7 @@ class Engine(ABC):
             self.scaler.update()
         else:
             self.optimizer.step()
+        self.skipped_steps += self.skipped
 
     def _descended(self) -> None:
         self.skipped = False
@@ -194,6 +255,7 @@ class Engine(ABC):
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "skipped": self.skipped,
+            "skipped_steps": self.skipped_steps,
             "group_size": self.plan.group_size,
         }
 
@@ -203,3 +265,4 @@ class Engine(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
+        self.skipped_steps = state.get("skipped_steps", 0)  # which earlier revisions did not count

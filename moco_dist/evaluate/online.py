@@ -14,6 +14,7 @@ from moco_dist.data.sources import Data
 from moco_dist.data.store import Source
 from moco_dist.engine.engine import Engine
 from moco_dist.evaluate import features, knn, ridge
+from moco_dist.evaluate.features import Features
 from moco_dist.networks.resnet import Encoder
 
 
@@ -44,8 +45,8 @@ def accuracies(
     One extraction of features serves both. Leaves the encoder in training mode.
 
     Returns:
-        `knn_top1` and `linear_top1`, 0 to 1, and the images that could not be read and were replaced on
-        any rank, the queries first.
+        `knn_top1`, `linear_top1`, and `linear_train_top1` on images that the probe has learnt, 0 to 1; and the images
+        that could not be read and were replaced on any rank, the queries first.
     """
     assert data.bank is not None and data.queries is not None
 
@@ -62,8 +63,8 @@ def accuracies(
     world, k, temperature = engine.world, config.eval.knn_k, config.eval.knn_temperature
     on_ranks = zip(*world.gather_objects((of_queries, of_bank)), strict=True)
     unreadable = [image for lists in on_ranks for image in sorted({image for images in lists for image in images})]
-    figures = {
-        "knn_top1": knn.accuracy(queries, bank, k=k, temperature=temperature, world=world),
-        "linear_top1": ridge.accuracy(queries, bank, world=world),
-    }
-    return figures, unreadable
+    stride = -(-len(data.bank) // len(data.queries))  # as many images of the bank as there are queries
+    learnt = Features(*(share[bank.indices % stride == 0] for share in bank))
+    linear, linear_train = ridge.accuracies([queries, learnt], bank, world=world)
+    neighbours = knn.accuracy(queries, bank, k=k, temperature=temperature, world=world)
+    return {"knn_top1": neighbours, "linear_top1": linear, "linear_train_top1": linear_train}, unreadable

@@ -6,6 +6,7 @@ at most N: float64, with 53 bits, holds each of them exactly up to 2^23 images, 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -106,9 +107,15 @@ def accuracy(queries: Features, bank: Features, *, world: World) -> float:
         bank: this rank's share of what the probe is fitted to.
         world: the ranks.
     """
+    return accuracies([queries], bank, world=world)[0]
+
+
+def accuracies(images: Sequence[Features], bank: Features, *, world: World) -> list[float]:
+    """Return what `accuracy` does for each of some sets of images, by one probe."""
     weights = fit(bank.rows, bank.labels, world)
-    right = int((predict(weights, queries.rows) == queries.labels.to(queries.rows.device)).sum())
-    shares = world.gather_objects((right, len(queries.labels)))
+    right = [int((predict(weights, of.rows) == of.labels.to(of.rows.device)).sum()) for of in images]
+    shares = torch.tensor(world.gather_objects((right, [len(of.labels) for of in images])))  # [size, 2, sets]
     if not weights.isfinite().all():
-        return math.nan
-    return sum(right for right, _ in shares) / sum(size for _, size in shares)
+        return [math.nan] * len(images)
+    of_sets: list[list[int]] = shares.sum(dim=0).T.tolist()
+    return [right / count for right, count in of_sets]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco_dist.summation import norm
+
 
 def contrast_logits(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Compute the similarity of each query to its positive key and to the queue, in float32 or wider.
@@ -44,6 +46,27 @@ def top_k_accuracy(logits: Tensor, ks: Sequence[int] = (1, 5)) -> list[Tensor]:
     """
     ahead = (logits[:, 1:] >= logits[:, :1]).sum(dim=1)  # [N]
     return [(ahead < k).to(logits.dtype).mean() for k in ks]
+
+
+@torch.no_grad()
+def contrast_details(logits: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Compute how alike queries and keys are, and how sure the softmax is: means over the rows of [N, 1+K].
+
+    Returns:
+        The cosine with the positive key; the largest cosine with a key of the queue; the softmax's entropy in nats.
+    """
+    shares = logits.log_softmax(dim=1)  # [N, 1+K]
+    return {
+        "positive_similarity": logits[:, 0].mean() * temperature,
+        "hardest_similarity": logits[:, 1:].amax(dim=1).mean() * temperature,
+        "entropy": -(shares.exp().mul_(shares)).sum(dim=1).mean(),
+    }
+
+
+@torch.no_grad()
+def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Compute `|one - other| / |one|` over all numbers of two lists of tensors alike in shape: a scalar."""
+    return norm(torch._foreach_sub(list(one), list(other))) / norm(one)
 
 
 @torch.no_grad()

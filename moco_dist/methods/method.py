@@ -32,6 +32,10 @@ class Terms(NamedTuple):
     """Terms of the loss, means over the queries; the gradient is that of their sum."""
     figures: dict[str, Tensor]
     """Further means over the queries that are shown and have no gradient."""
+    details: Callable[[], dict[str, Tensor]] = dict
+    """Computes more such means, for a step whose row is written: the engine calls it after the backward pass."""
+    features: Tensor | None = None
+    """[r, C] normalised queries, where their spread is to be shown."""
 
 
 class Method(nn.Module, ABC):
@@ -81,6 +85,19 @@ class Method(nn.Module, ABC):
             groups: BatchNorm groups that a rank's statistics were added up over.
         """
         return
+
+    def figures_on_host(self, step: int, images: int) -> dict[str, float]:
+        """Return figures of a step that the host knows without the device, the same on all ranks.
+
+        Args:
+            step: counted from 0.
+            images: of the global batch.
+        """
+        return {}
+
+    def figures_of_state(self) -> dict[str, Tensor]:
+        """Compute scalars from what is equal on all ranks, such as parameters, between the passes and the optimizer."""
+        return {}
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -100,7 +101,8 @@ class MoCo(Method):
         logits = losses.contrast_logits(q, keys.keys[rows], self.queue, self.moco.temperature)  # [r, 1+K]
         with torch.no_grad():
             top1, top5 = losses.top_k_accuracy(logits)
-        return Terms({"loss": losses.info_nce(logits)}, {"top1": top1, "top5": top5})
+        details = functools.partial(losses.contrast_details, logits.detach(), self.moco.temperature)
+        return Terms({"loss": losses.info_nce(logits)}, {"top1": top1, "top5": top5}, details, q.detach())
 
     def after_step_(self, keys: Sequence[Keys], groups: int) -> None:
         """Let the keys of the global batch, of view 1 and then of view 2, take the oldest keys' place in the queue."""
@@ -108,6 +110,22 @@ class MoCo(Method):
         self.cursor = losses.enqueue_(self.queue, newest, self.cursor)
         for of_direction in keys:
             batchnorm.fold_statistics_(self.encoder_k, of_direction.statistics, groups)
+
+    def figures_on_host(self, step: int, images: int) -> dict[str, float]:
+        """Return the loss of an encoder that sees nothing, m, and how full and how old the queue of the step is."""
+        size, directions = self.moco.queue_size, 1 + self.moco.symmetric
+        keys_a_step = directions * images
+        return {
+            "loss_at_chance": directions * math.log(1 + size),
+            "momentum": self.moco.momentum,
+            "queue_filled": min(1.0, step * keys_a_step / size),
+            "queue_age_steps": min(step, -(-size // keys_a_step)),
+        }
+
+    def figures_of_state(self) -> dict[str, Tensor]:
+        """Compute how far the key encoder is behind the query encoder."""
+        encoders = [[p.detach() for p in encoder.parameters()] for encoder in (self.encoder_q, self.encoder_k)]
+        return {"encoder_distance": losses.distance(*encoders)}
 
     def state(self) -> dict[str, Any]:
         """Return the state of both encoders, the queue and its cursor."""

@@ -289,7 +289,7 @@ def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager
     """Return the context in which a backward pass averages gradients over ranks, or only adds to this rank's own."""
     if not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
-    return others("the mean of the gradients") if synchronise else cast(AbstractContextManager[None], module.no_sync())
+    return others("the mean of the gradients", computes=True) if synchronise else cast(Any, module.no_sync())
 
 
 def _line(tensor: Tensor) -> Tensor:

@@ -133,6 +133,28 @@ def memory(device: torch.device) -> int:
     return min(everything, *_memory_limits()) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def memory_in_use() -> int:
+    """Return the bytes of this machine's memory that cannot be had any more, whoever uses them; 0 beside Linux."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()[:10]
+        kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        return 1024 * (kib["MemTotal"] - kib["MemAvailable"])
+    return 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes of a device that runs ahead which tensors of this process have taken at once."""
+    return int(of(device).max_memory_allocated(device))
+
+
+def use(device: torch.device) -> float | None:
+    """Return the share of the last second or so that a GPU was at work, by anyone; None where nobody tells."""
+    try:
+        return float(of(device).utilization(device)) / 100
+    except Exception:  # no pynvml, no right to ask, a slice of a GPU: each fails in its own way, and training goes on
+        return None
+
+
 def kernels(module: str, try_out: Callable[[Any], object], what: str) -> Any:
     """Import a module of Triton's kernels and try it out; return None where it does not work, which a warning tells."""
     try:

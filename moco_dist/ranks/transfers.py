@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from moco_dist.ranks import watchdog
+from moco_dist.ranks import devices, watchdog
 
 _LET_THE_CAUSE_SHOW_SECONDS = 3.0
 
@@ -39,17 +40,53 @@ class Transfer:
     def wait(self) -> Tensor:
         """Return what has come, when it has; on a GPU it is the device that waits, not the host."""
         if self._work is not None:
-            with others(self._name):
+            with others(self._name), _timed(self._arriving.device):
                 self._work.wait()
         return self._arriving
 
 
+class _Waits:
+    seconds = 0.0
+    events: list[tuple[Any, Any]] | None = None
+
+
+def waited_seconds() -> float:
+    """Return how long the host has waited for other ranks since the process began, as the CPU's ranks do."""
+    return _Waits.seconds
+
+
+def time_on_device(begin: bool) -> list[tuple[Any, Any]]:
+    """Begin or end to put events around the waits of the device. Returns those since the last begin."""
+    events, _Waits.events = _Waits.events or [], [] if begin else None
+    return events
+
+
 @contextmanager
-def others(what: str) -> Iterator[None]:
-    """Tell the watchdog that this rank waits in a collective, and turn the loss of another rank into PeerLost."""
+def _timed(device: torch.device) -> Iterator[None]:
+    """Put events around the wait of a device, where these are asked for."""
+    if _Waits.events is None or not devices.runs_ahead(device):
+        yield
+        return
+    before, after = (devices.of(device).Event(enable_timing=True) for _ in range(2))
+    before.record()
+    yield
+    after.record()
+    _Waits.events.append((before, after))
+
+
+@contextmanager
+def others(what: str, *, computes: bool = False) -> Iterator[None]:
+    """Tell the watchdog that this rank waits in a collective, and turn the loss of another rank into PeerLost.
+
+    Args:
+        what: is waited for.
+        computes: whether the rank computes meanwhile, so that the time counts as no wait.
+    """
     with watchdog.waiting(what):
+        began = time.monotonic()
         try:
             yield
+            _Waits.seconds += 0.0 if computes else time.monotonic() - began
         except RuntimeError as error:
             if not re.search("gloo|nccl|connection (closed|reset)", str(error), re.IGNORECASE):
                 raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from moco_dist import __version__, config, packages
 from moco_dist.errors import UserError, masked
 from moco_dist.files import write_text
-from moco_dist.run import lease, paths, status
+from moco_dist.run import figures, lease, paths, status
 
 
 def load_config(file: Path | None, overrides: Sequence[str] = ()) -> config.Config:
@@ -61,7 +61,8 @@ class RunDirectory:
     def record(self, run: config.Config) -> None:
         """Write the resolved config with the versions that run it."""
         if self._lease:
-            write_text(self.paths.config, f"# {versions()}\n{config.dump(run)}")
+            schema = f"{paths.METRICS}: schema {figures.SCHEMA}"
+            write_text(self.paths.config, f"# {versions()}\n# {schema}\n{config.dump(run)}")
 
     def status(self, state: status.State, step: int, reason: str = "", **lengths: int) -> None:
         """Tell launchers and scripts how the run stands; the arguments are those of `status.write`."""

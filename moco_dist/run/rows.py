@@ -41,6 +41,11 @@ def evaluation_row(step: int, epoch: int, figures: Mapping[str, float]) -> Row:
     return {"step": step, "epoch": epoch, **figures}
 
 
+def row_is_due(step: int, log_every: int, total_steps: int) -> bool:
+    """Tell whether the row of a training step, counted from 1, is written: each `log_every`-th, and the last one."""
+    return step % log_every == 0 or step == total_steps
+
+
 def is_training(row: Row) -> bool:
     """Tell whether a row is of a training step: only those have a loss."""
     return "loss" in row
@@ -49,6 +54,11 @@ def is_training(row: Row) -> bool:
 def is_evaluation(row: Row) -> bool:
     """Tell whether a row is of an evaluation during training."""
     return "knn_top1" in row and "loss" not in row
+
+
+def is_finding(row: Row) -> bool:
+    """Tell whether a row says that a finding about the run's health begins or ends."""
+    return "finding" in row
 
 
 class MetricsFile:

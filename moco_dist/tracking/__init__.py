@@ -17,7 +17,7 @@ from moco_dist.config import Config, overruled
 from moco_dist.errors import UserError, masked, some_names
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
-from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training, read_rows
+from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training, read_rows, row_is_due
 from moco_dist.tracking import progress, wandb, wandb_run
 
 
@@ -85,9 +85,13 @@ class Tracker:
             ValueError: the loss is NaN or infinite.
         """
         step = int(row["step"])
-        if step % self._log_every == 0 or step == self._total_steps:
+        if self.writes(step):
             self._log("train", row)
         self._progress.update(step, loss=float(row["loss"]), lr=float(row["lr"]))
+
+    def writes(self, step: int) -> bool:
+        """Return whether this rank writes the row of a training step; figures that are costly can be left out else."""
+        return row_is_due(step, self._log_every, self._total_steps)
 
     def log_evaluation(self, row: Row) -> None:
         """Take an evaluation row, which has `step`, `knn_top1` and `linear_top1`."""
@@ -170,6 +174,9 @@ class _Silent(Tracker):
         self.stop_requested = False
 
     log_step = log_evaluation = pairs = unreadable = say = warn = finish = _nothing
+
+    def writes(self, step: int) -> bool:
+        return False
 
     def evaluated(self, step: int) -> bool:
         return False

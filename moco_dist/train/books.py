@@ -8,11 +8,13 @@ from moco_dist.config.data_section import DataSection
 from moco_dist.data import sources
 from moco_dist.data.decode import Unreadable
 from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.engine.fingerprint import PIECES, are_apart
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.run.rows import training_row
 from moco_dist.tracking import Tracker
 from moco_dist.train.ends import Diverged
+from moco_dist.train.meters import Meters
 from moco_dist.train.readout import Reading
 
 STOP, SAVE, UNREADABLE, WAITED = "stop", "save", "unreadable", "waited"
@@ -35,13 +37,16 @@ class Books:
         data: sources.Data,
         tracker: Tracker,
         checkpoints: Checkpoints,
+        meters: Meters,
         epoch_steps: int,
     ) -> None:
         self._config, self._world, self._data = config, world, data
         self._tracker, self._checkpoints = tracker, checkpoints
-        self._epoch_steps = epoch_steps
+        self._meters, self._epoch_steps = meters, epoch_steps
         self.unreadable = {"epoch": 0, "images": 0}
         self.recorded_at = time.monotonic()
+        self.stalled_seconds = 0.0
+        """How long training stood still for checkpoints since the last row."""
         self.workers = 0
         """Data workers of a rank."""
         self._window = {"seconds": 0.0, "waited": 0.0}
@@ -73,12 +78,25 @@ class Books:
         speed = round(self._config.optim.global_batch / seconds, 2)
         figures["data_wait"] = round(min(1.0, waited / self._world.size / seconds), 4)
         self._watch_waits(seconds, waited / self._world.size)
+        if "queue_age_steps" in figures:
+            figures["queue_age_epochs"] = round(figures["queue_age_steps"] / self._epoch_steps, 4)
+        if self._tracker.writes(step):
+            figures |= self._details(reading)
         counts = {"checkpoint_failures": self._checkpoints.failures} if self._checkpoints.failures else {}
         if replaced:
             counts = {"unreadable": int(replaced), **counts}
             self._count_unreadable(epoch, int(replaced), reading.unreadable)
         self._tracker.log_step(training_row(step, epoch, loss, figures.pop("lr"), speed, figures, **counts))
         return stop > 0, save > 0
+
+    def _details(self, reading: Reading) -> dict[str, float]:
+        """Work out what takes a while, for the rank that writes the row."""
+        details, of_ranks = reading.values.spreads(), reading.values.by_rank()
+        if any(name in of_ranks for name in PIECES):
+            details["ranks_apart"] = float(are_apart(of_ranks[name] for name in PIECES))
+        details["checkpoint_stall"] = round(self.stalled_seconds, 4)
+        self.stalled_seconds = 0.0
+        return details | self._meters.figures(of_ranks)
 
     def _watch_waits(self, seconds: float, waited: float) -> None:
         """Tell once that the ranks wait for batches for much of the time, and what to change.

@@ -7,6 +7,7 @@ from types import FrameType
 
 from moco_dist.config import Config
 from moco_dist.run import status
+from moco_dist.run.rows import row_is_due
 
 
 class Ended(Exception):
@@ -70,7 +71,8 @@ class Due:
     """
 
     def __init__(self, config: Config, epoch_steps: int, total: int, *, evaluates: bool) -> None:
-        self._checkpoint, self._total = config.checkpoint, total
+        self._checkpoint, self._total, self._log_every = config.checkpoint, total, config.track.log_every
+        self._compare_every = config.track.compare_ranks_every
         self._knn_steps = config.eval.knn_every * epoch_steps if evaluates else 0
         self._milestone_steps = (config.checkpoint.milestone_epochs or 0) * epoch_steps
         self.saved_at = time.monotonic()
@@ -78,6 +80,15 @@ class Due:
     def evaluation(self, done: int) -> bool:
         """Return whether to evaluate after so many steps."""
         return bool(self._knn_steps) and done > 0 and (done % self._knn_steps == 0 or done == self._total)
+
+    def row(self, done: int) -> bool:
+        """Return whether the row of the step that makes so many is written."""
+        return row_is_due(done, self._log_every, self._total)
+
+    def comparison(self, done: int) -> bool:
+        """Return whether the row of the step that makes so many is the first one since ranks are due to be compared."""
+        every = self._compare_every
+        return every > 0 and done // every > max(0, done - self._log_every) // every
 
     def milestone(self, done: int) -> bool:
         """Return whether the checkpoint of so many steps is kept for good."""

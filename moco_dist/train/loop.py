@@ -13,6 +13,7 @@ from moco_dist.data import augment, loader, sources, stream
 from moco_dist.data import workers as of_workers
 from moco_dist.data.identity import check_begun
 from moco_dist.engine import build, checkpoint, schedule
+from moco_dist.engine.engine import Details
 from moco_dist.errors import UserError
 from moco_dist.evaluate import online
 from moco_dist.files import write_text
@@ -21,7 +22,7 @@ from moco_dist.networks import resnet, weights
 from moco_dist.ranks import collectives, devices, watchdog
 from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
-from moco_dist.train import books, ends, readout
+from moco_dist.train import books, ends, meters, readout
 
 MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
@@ -52,6 +53,7 @@ class Training:
             run_dir.paths.checkpoints, config.checkpoint.keep, milestone=self.due.milestone, writes=world.rank == 0
         )
         self.readout = readout.Readout(world.device)
+        self.meters = meters.Meters(world)
         self.done = 0
         """Steps done."""
 
@@ -76,7 +78,9 @@ class Training:
         self.tracker = self.world.agreed(
             lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total)
         )
-        self.books = books.Books(self.config, self.world, self.data, self.tracker, self.checkpoints, self.epoch_steps)
+        self.books = books.Books(
+            self.config, self.world, self.data, self.tracker, self.checkpoints, self.meters, self.epoch_steps
+        )
         self.books.unreadable = unreadable
         code = 1
         try:
@@ -110,17 +114,25 @@ class Training:
                 with devices.may_wait(self.world.device):
                     tracker.pairs(readout.pairs_picture(views, self.data.train.pixel_statistics))
             lr = schedule.learning_rate(config.optim, step, self.epoch_steps)
+            waited = batches.take_waited_seconds()
             wishes = {
                 books.STOP: self.stop.raised() or tracker.stop_requested,
                 books.SAVE: self.due.save_by_the_clock(),
                 books.UNREADABLE: len(unreadable),
-                books.WAITED: batches.take_waited_seconds(),
+                books.WAITED: waited,
             }
-            figures = self.engine.step(views, step, lr, sums=wishes)
+            self.meters.begin_step(waited)
+            figures = self.engine.step(views, step, lr, wishes, self._details(step + 1))
             self.readout.push(step + 1, figures, unreadable)
             self.done = step + 1
             self._after(self.done)
         self.checkpoints.wait()
+
+    def _details(self, done: int) -> Details | None:
+        """Return what to tell of the step that makes so many, if its row is written."""
+        if not self.due.row(done):
+            return None
+        return Details(self.meters.take(), compare_ranks=self.world.size > 1 and self.due.comparison(done))
 
     def _workers(self, pairs: stream.BatchStream, start: int) -> int:
         """Return the number of data workers; where the config leaves it open, choose it and say so."""
@@ -141,6 +153,8 @@ class Training:
         if stop or save:  # no checkpoint without the rows of its steps
             for reading in self.readout.pop(everything=True):
                 self.books.record(reading)
+        if evaluate or save or stop:
+            self.meters.pause()
         if evaluate and not stop:
             self._evaluate(done)
         if save or stop:
@@ -175,6 +189,7 @@ class Training:
             state = {"step": done, "config": begun, "data": self.data.identity._asdict()}
             state |= {"unreadable": self.books.unreadable, **self.engine.state()}
             self.checkpoints.save(done, state, before=self._sync_rows)
+        self.books.stalled_seconds += time.monotonic() - self.due.saved_at
 
     def _sync_rows(self) -> None:
         """Ahead of a checkpoint: a later start drops no row and writes none twice. Raises OSError."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.pixel_statistics import PixelStatistics, shown_channels
 from moco_dist.data.views import Views
-from moco_dist.engine.engine import Figures
+from moco_dist.engine.figures import Figures
 from moco_dist.ranks import devices
 
 
@@ -20,6 +20,8 @@ class Reading(NamedTuple):
     step: int
     """Counted from 1."""
     figures: dict[str, float]
+    values: Figures
+    """The same on the host, with what only the rank works out that writes the row."""
     unreadable: list[Unreadable]
     """This rank's images that were replaced."""
 
@@ -44,7 +46,7 @@ class Readout:
             step, figures, unreadable, ready = self._waiting.pop(0)
             if ready:
                 ready.synchronize()
-            yield Reading(step, figures.numbers(), unreadable)
+            yield Reading(step, figures.numbers(), figures, unreadable)
 
 
 def pairs_picture(views: Views, statistics: PixelStatistics, count: int = 8) -> NDArray[np.uint8]:

@@ -42,7 +42,7 @@ def test_an_option_that_is_none(command: str, capsys: pytest.CaptureFixture[str]
     assert "error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["checkpoint", "evaluation", "memory"])
+@pytest.mark.parametrize("command", ["checkpoint", "evaluation", "memory", "tracking"])
 @pytest.mark.parametrize("argument", ["optim.lr=fast", "no_such.yaml", "optim.learning_rate=1"])
 def test_a_mistake_in_the_config_is_one_line(command: str, argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -98,12 +98,14 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
         )
     learnt = Features(bank, torch.from_numpy(data.bank.labels), torch.arange(1438))
     query_features = Features(queries, torch.from_numpy(data.queries.labels), torch.arange(359))
+    every_fifth = Features(*(share[torch.arange(0, 1438, 5)] for share in learnt))  # 1438 / 359 is just over 4
     assert accuracies == {
         "knn_top1": knn.accuracy(query_features, learnt, k=7, temperature=0.1, world=ALONE),
         "linear_top1": ridge.accuracy(query_features, learnt, world=ALONE),
+        "linear_train_top1": ridge.accuracy(every_fifth, learnt, world=ALONE),
     }
     assert 0.5 < accuracies["knn_top1"] < 1 and 0.5 < accuracies["linear_top1"] < 1
-    assert len(set(accuracies.values())) == 2
+    assert len(set(accuracies.values())) == 3
 
 
 def test_half_precision_tells_nearly_as_much() -> None:

@@ -16,7 +16,7 @@ def made(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> books.Books:
     monkeypatch.setattr(devices, "cores", lambda: 8)
     tracker: Any = SimpleNamespace(warn=lines.append)
     nothing: Any = None
-    return books.Books(config_of(), nothing, nothing, tracker, nothing, epoch_steps=1)
+    return books.Books(config_of(), nothing, nothing, tracker, nothing, nothing, epoch_steps=1)
 
 
 @pytest.mark.parametrize(("waited", "lines_expected"), [(0.0, 0), (0.19, 0), (0.21, 1), (1.0, 1)])
