@@ -1,6 +1,7 @@
 """The trainer with one fault in one rank, for the tests: started by torchrun instead of moco_dist.train.
 
-FAULT=kind:rank:step in the environment; the fault shows in torchrun's first start alone.
+FAULT=kind:rank:step in the environment; the fault shows in torchrun's first start alone. `slow` and `slow-batch` last
+from that step on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import signal
 import sys
 import time
 from typing import Any
+
+import torch
 
 from moco_dist import train
 from moco_dist.data.stream import Batch, BatchStream
@@ -30,8 +33,45 @@ def _break(kind: str) -> None:
             raise AssertionError(kind)
 
 
+SLOW_SECONDS = 2.5
+"""Time that a slow rank takes for a step beyond its own, or for a batch."""
+
+
+def _install_slowness(kind: str, first: int) -> None:
+    """Slow this rank down, or its batches, from a step on."""
+    owner: Any = BatchStream if kind == "slow-batch" else Engine
+    name = "__getitem__" if kind == "slow-batch" else "step"
+    whole, calls = getattr(owner, name), iter(range(1_000_000))
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= first:
+            time.sleep(SLOW_SECONDS)
+        return whole(self, *args, **kwargs)
+
+    setattr(owner, name, slow)
+
+
+def _install_parting(step: int) -> None:
+    """Let the parameters of this rank part from the others' ahead of a step, as a bit that flips in memory does."""
+    run, calls = Engine.step, iter(range(1_000_000))
+
+    def parting_step(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        if next(calls) == step:
+            with torch.no_grad():
+                next(iter(self.method.trained.parameters())).view(-1)[0] += 1e-3
+        return run(self, *args, **kwargs)
+
+    Engine.step = parting_step  # type: ignore[method-assign]
+
+
 def install(kind: str, step: int) -> None:
     """Break this rank's step, or its data worker's item, of that number (counted from 0)."""
+    if kind in ("slow", "slow-batch"):
+        _install_slowness(kind, step)
+        return
+    if kind == "part":
+        _install_parting(step)
+        return
     if kind.startswith("worker-"):
         item = BatchStream.__getitem__
 

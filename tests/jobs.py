@@ -174,6 +174,7 @@ class Pair:
         settings: overrides of the config, `section.key` to value.
         environment: further variables.
         module: what is started.
+        config: file of the settings that are overridden.
     """
 
     def __init__(
@@ -183,13 +184,14 @@ class Pair:
         *,
         environment: dict[str, str] | None = None,
         module: str = "moco_dist.train",
+        config: Path = FAST,
     ) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
         world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(environment or {})}
         places = ({**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-        self.ranks = [Job(run_dir, 0, settings, module=module, environment=place) for place in places]
+        self.ranks = [Job(run_dir, 0, settings, module=module, environment=place, config=config) for place in places]
 
     def __enter__(self) -> Pair:
         return self
@@ -255,7 +257,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def knn(run_dir: Path) -> dict[int, float]:
-    return {row["step"]: row["knn_top1"] for row in rows(run_dir) if "loss" not in row}
+    return {row["step"]: row["knn_top1"] for row in rows(run_dir) if "knn_top1" in row}
 
 
 def status(run_dir: Path) -> dict[str, Any]:
@@ -271,6 +273,13 @@ def state(run_dir: Path) -> dict[str, Any]:
     """The state in the last checkpoint, read with torch alone."""
     content: dict[str, Any] = torch.load(checkpoints(run_dir)[-1], weights_only=True)
     return content
+
+
+def kind(row: dict[str, Any]) -> str:
+    """Name the kind of a row: of training, of an evaluation, or of a finding that begins or ends."""
+    if "finding" in row:
+        return f"{row['finding']} {row['state']}"
+    return "train" if "loss" in row else "eval"
 
 
 @dataclass(frozen=True)
@@ -306,7 +315,7 @@ def compare(run: Path, reference: Path, steps: int) -> Comparison:
     """Hold a finished run against the reference, both of so many steps."""
     ours, theirs = losses(run), losses(reference)
     assert set(theirs) == set(range(1, steps + 1)), "the reference itself lacks steps"
-    times = Counter(("train" if "loss" in row else "eval", row["step"]) for row in rows(run))
+    times = Counter((kind(row), row["step"]) for row in rows(run))
     one, other = state(run), state(reference)
     return Comparison(
         lost=sorted(set(theirs) - set(ours)),

@@ -202,8 +202,10 @@ def things(run_dir: Path) -> Things:
 
 
 def _of_rows(run_dir: Path) -> Iterator[tuple[str, str, Any]]:
-    """Column, name and value of each figure in metrics.jsonl."""
+    """Column, name and value of each figure in metrics.jsonl; findings only judge them, and by the clock too."""
     for row in rows(run_dir):
+        if "finding" in row:
+            continue
         for key, value in row.items():
             if key != "step" and not is_measured(key) and not _WALL_CLOCK.search(key):
                 columns = _OF_ROW if "loss" in row else _OF_EVALUATION

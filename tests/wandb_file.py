@@ -22,6 +22,7 @@ class WandbFile:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
 
     def steps(self, key: str = "train/loss") -> list[int]:
@@ -47,6 +48,8 @@ def read(path: Path) -> WandbFile:
                 content.history.append(body["item"])
             case "metric":
                 content.metrics.append(body)
+            case "alert":
+                content.alerts.append(body)
             case "exit":
                 content.exit_code = body.get("exit_code", 0)
     return content

@@ -50,7 +50,7 @@ FIGURES = (
         "ranks_apart", "", "health", "1 if weights or queue differ between ranks, else 0 (track.compare_ranks_every)"
     ),
     Figure("images_per_second", "images/s", "speed", "images of all ranks by the wall clock, of this step"),
-    Figure("data_wait", "share", "speed", "time of the step that a rank waited for its batch, a mean over the ranks"),
+    Figure("data_wait", "share", "speed", "time since the last row that ranks waited for batches, a mean over them"),
     Figure("checkpoint_stall", "s", "speed", "time that training stood still for checkpoints since the last row"),
     Figure("gpu_memory_gib", "GiB", "speed", "most memory that tensors took at once so far, on the fullest GPU"),
     Figure("slowest_rank", "", "nodes", "rank that computes longest in a step, on average since the last row"),

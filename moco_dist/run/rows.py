@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from moco_dist.files import descriptor, open_bytes, replacing
 
@@ -39,6 +39,31 @@ def training_row(
 def evaluation_row(step: int, epoch: int, figures: Mapping[str, float]) -> Row:
     """Make the row of an evaluation during training: its figures, `knn_top1` among them, after so many steps."""
     return {"step": step, "epoch": epoch, **figures}
+
+
+def finding_row(
+    step: int,
+    epoch: int,
+    name: str,
+    state: Literal["begins", "ends"],
+    key: str | None,
+    value: float | int | str | None,
+    evidence: str,
+) -> Row:
+    """Make the row that says that a finding about the run's health begins or ends.
+
+    Args:
+        step: the last one that was looked at, counted from 1.
+        epoch: counted from 0.
+        name: of the finding.
+        state: what happens to it.
+        key: of the config, to be changed.
+        value: that the key is to have.
+        evidence: a sentence with the numbers that it begins by.
+    """
+    proposal = {"key": key, "value": value} if key is not None and value is not None else {}
+    of_finding = {"finding": name, "state": state, "kind": "finding", **proposal, "evidence": evidence}
+    return {"step": step, "epoch": epoch, **of_finding}
 
 
 def row_is_due(step: int, log_every: int, total_steps: int) -> bool:

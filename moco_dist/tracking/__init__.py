@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from moco_dist import packages
+from moco_dist import health, packages
 from moco_dist.config import Config, overruled
-from moco_dist.errors import UserError, masked, some_names
+from moco_dist.errors import UserError, masked, reason, some_names
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
-from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_training, read_rows, row_is_due
+from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_finding, is_training, read_rows, row_is_due
 from moco_dist.tracking import progress, wandb, wandb_run
 
 
@@ -41,7 +42,14 @@ class Tracker:
     """A tracker takes the figures of the training loop. This is rank 0's, which tells them; the others are silent."""
 
     @staticmethod
-    def open(config: Config, run_dir: Path, rank: int, start_step: int, total_steps: int) -> Tracker:
+    def open(
+        config: Config,
+        run_dir: Path,
+        rank: int,
+        start_step: int,
+        total_steps: int,
+        facts: health.Facts | None = None,
+    ) -> Tracker:
         """Open the tracker of a rank.
 
         Args:
@@ -50,13 +58,16 @@ class Tracker:
             rank: of this process.
             start_step: steps done; rows of later ones, from a start that was killed, are dropped.
             total_steps: steps of the whole run.
+            facts: what is known of the run beside its rows, by which they are judged; unset, the config alone.
 
         Raises:
             UserError: metrics.jsonl cannot be opened or read.
         """
-        return Tracker(config, RunPaths(run_dir), start_step, total_steps) if rank == 0 else _Silent()
+        if rank:
+            return _Silent()
+        return Tracker(config, RunPaths(run_dir), start_step, total_steps, facts or health.Facts(config))
 
-    def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int) -> None:
+    def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int, facts: health.Facts) -> None:
         self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
         self._warned: set[str] = set()
         try:
@@ -68,12 +79,17 @@ class Tracker:
             raise UserError.of("run.dir", paths.metrics, f"{error.strerror or error}", fix) from None
         self._last: dict[str, Row] = {"train": {}, "eval": {}}
         for row in rows:
-            self._last["train" if is_training(row) else "eval"] = row
+            if not is_finding(row):
+                self._last["train" if is_training(row) else "eval"] = row
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._progress = progress.Progress(total_steps, start_step, config.run.name)
         self.stop_requested = False  # by the stop button at W&B; it stops nothing by itself
         run = wandb_run.WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop)
         self._wandb = wandb.WandbSink(run)
+        self._monitor: health.Monitor | None = health.Monitor(facts)
+        with self._health_may_fail():
+            for row in rows:
+                self._monitor.push(row)
 
     def log_step(self, row: Row) -> None:
         """Take a training row, which has `step`, `loss` and `lr` at least.
@@ -160,7 +176,32 @@ class Tracker:
         self._metrics.append(finite)
         self._wandb.log(finite)
         self._last[kind] = finite
+        with self._health_may_fail():
+            self._judge(finite)
         return finite
+
+    def _judge(self, row: Row) -> None:
+        """Judge the run by one more row. What begins or ends is told once: to people, in metrics.jsonl, and at W&B."""
+        if self._monitor is None:
+            return
+        self._monitor.push(row)
+        for event in self._monitor.events():
+            self._metrics.append(event)
+            title, text = health.told(event)
+            if event["state"] == "begins":
+                self.warn(f"{title}: {text}")
+                self._wandb.alert(title, text)
+            else:
+                self.say(f"{title}")
+
+    @contextmanager
+    def _health_may_fail(self) -> Iterator[None]:
+        """Let no fault of the judgement, which is beside training, stop it; findings are told no more."""
+        try:
+            yield
+        except Exception as error:  # anything: a fault of ours, or a row of another version
+            self._monitor = None
+            self.warn(f"the run is not judged any more ({reason(error)}); training goes on")
 
 
 def _nothing(*_: Any, **__: Any) -> None:

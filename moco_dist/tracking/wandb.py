@@ -53,6 +53,10 @@ class WandbSink:
         pixels = array.squeeze(-1) if array.shape[-1] == 1 else array
         self._enqueue(lambda: self._run.send_image(key, pixels, caption))
 
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert, which W&B passes on to the user by mail or chat."""
+        self._enqueue(lambda: self._run.send_alert(title, text))
+
     def finish(self, exit_code: int, preempted: bool = False) -> None:
         """Send what is left and end the run; at most the run's `finish_timeout` and ten seconds.
 

@@ -25,7 +25,7 @@ from moco_dist import files
 from moco_dist.config import Config
 from moco_dist.errors import masked
 from moco_dist.run.paths import RunPaths
-from moco_dist.run.rows import Row, is_training
+from moco_dist.run.rows import Row, is_finding, is_training
 
 _KINDS = ("train", "eval")
 
@@ -103,7 +103,9 @@ class WandbRun:
         self.rows = ()
 
     def send(self, row: Row) -> None:
-        """Send a row of metrics.jsonl, unless W&B has it from before."""
+        """Send a row of figures of metrics.jsonl, unless W&B has it from before."""
+        if is_finding(row):  # an alert tells it
+            return
         kind = "train" if is_training(row) else "eval"
         if int(row["step"]) > self._arrived[kind]:
             self._run.log({"train/step": row["step"], **{f"{kind}/{key}": value for key, value in row.items()}})
@@ -113,6 +115,10 @@ class WandbRun:
         import wandb
 
         self._run.log({key: wandb.Image(pixels, caption=caption)})
+
+    def send_alert(self, title: str, text: str) -> None:
+        """Send an alert."""
+        self._run.alert(title, text, level="WARN")
 
     def end(self, exit_code: int, preempted: bool) -> None:
         """Send the rest and end the run."""

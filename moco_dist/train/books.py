@@ -4,12 +4,10 @@ import math
 import time
 
 from moco_dist.config import Config
-from moco_dist.config.data_section import DataSection
 from moco_dist.data import sources
 from moco_dist.data.decode import Unreadable
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.engine.fingerprint import PIECES, are_apart
-from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.run.rows import training_row
 from moco_dist.tracking import Tracker
@@ -20,11 +18,6 @@ from moco_dist.train.readout import Reading
 STOP, SAVE, UNREADABLE, WAITED = "stop", "save", "unreadable", "waited"
 """Names of the sums over the ranks that a step carries beside its figures: two wishes, a count, and seconds that were
 waited for a batch."""
-
-_WINDOW_SECONDS = 60.0
-"""How long the waits for batches are added up before they are judged."""
-_DATA_BOUND = 0.2
-"""A run whose ranks wait for so much of the time is told to be data-bound."""
 
 
 class Books:
@@ -45,12 +38,9 @@ class Books:
         self._meters, self._epoch_steps = meters, epoch_steps
         self.unreadable = {"epoch": 0, "images": 0}
         self.recorded_at = time.monotonic()
+        self._seconds_of_row = self._waited_of_row = 0.0
         self.stalled_seconds = 0.0
         """How long training stood still for checkpoints since the last row."""
-        self.workers = 0
-        """Data workers of a rank."""
-        self._window = {"seconds": 0.0, "waited": 0.0}
-        self._data_bound_is_told = False
 
     def record(self, reading: Reading) -> tuple[bool, bool]:
         """Write the row of a step.
@@ -76,8 +66,7 @@ class Books:
         now = time.monotonic()
         seconds, self.recorded_at = now - self.recorded_at, now
         speed = round(self._config.optim.global_batch / seconds, 2)
-        figures["data_wait"] = round(min(1.0, waited / self._world.size / seconds), 4)
-        self._watch_waits(seconds, waited / self._world.size)
+        figures["data_wait"] = self._share_waited(step, seconds, waited / self._world.size)
         if "queue_age_steps" in figures:
             figures["queue_age_epochs"] = round(figures["queue_age_steps"] / self._epoch_steps, 4)
         if self._tracker.writes(step):
@@ -98,23 +87,20 @@ class Books:
         self.stalled_seconds = 0.0
         return details | self._meters.figures(of_ranks)
 
-    def _watch_waits(self, seconds: float, waited: float) -> None:
-        """Tell once that the ranks wait for batches for much of the time, and what to change.
+    def _share_waited(self, step: int, seconds: float, waited: float) -> float:
+        """Return the share of the time since the last row that was written in which a rank waited for its batches.
 
         Args:
-            seconds: of a step.
+            step: counted from 1.
+            seconds: of the step.
             waited: of these, by a rank on average.
         """
-        self._window["seconds"] += seconds
-        self._window["waited"] += waited
-        if self._window["seconds"] < _WINDOW_SECONDS:
-            return
-        share = self._window["waited"] / self._window["seconds"]
-        if share > _DATA_BOUND and not self._data_bound_is_told:
-            fix = data_bound_fix(self._config.data, self.workers, devices.cores())
-            self._tracker.warn(f"data-bound: the ranks wait for batches {share:.0%} of the time; {fix}")
-            self._data_bound_is_told = True
-        self._window = {"seconds": 0.0, "waited": 0.0}
+        self._seconds_of_row += seconds
+        self._waited_of_row += waited
+        share = round(min(1.0, self._waited_of_row / self._seconds_of_row), 4)
+        if self._tracker.writes(step):
+            self._seconds_of_row = self._waited_of_row = 0.0
+        return share
 
     def _count_unreadable(self, epoch: int, images: int, unreadable: list[Unreadable]) -> None:
         """Name replaced images; more than 1 % of an epoch's are a mistake in the data. Raises UserError."""
@@ -123,12 +109,3 @@ class Books:
         everyone = sorted({image for images in self._world.gather_objects(unreadable) for image in images})
         self._tracker.unreadable([str(image) for image in everyone])
         sources.check_unreadable(before + images, everyone, self._data.train, self._config.data)
-
-
-def data_bound_fix(data: DataSection, workers: int, cores: int) -> str:
-    """Say what makes batches come sooner, for a rank with so many workers and cores."""
-    if data.source == "imagefolder" and data.decode == "pillow":
-        return "another run with data.decode=cpu decodes several times faster"
-    if workers < cores - 1:
-        return f"raise data.workers from {workers} to {cores - 1}"
-    return f"give each rank more than its {cores} cores, or store smaller images; small files are best packed in shards"

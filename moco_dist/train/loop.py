@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from moco_dist import config as configs
+from moco_dist import health
 from moco_dist.data import augment, loader, sources, stream
 from moco_dist.data import workers as of_workers
 from moco_dist.data.identity import check_begun
@@ -75,8 +76,10 @@ class Training:
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
+        groups = self.config.optim.global_batch // self.plan.group_size
+        self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores(), bn_groups=groups)
         self.tracker = self.world.agreed(
-            lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total)
+            lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
         )
         self.books = books.Books(
             self.config, self.world, self.data, self.tracker, self.checkpoints, self.meters, self.epoch_steps
@@ -102,8 +105,8 @@ class Training:
             self._evaluate(start)  # the last start ended between this step's checkpoint and its evaluation
         own_places = self.engine.method.own_places
         pairs = stream.pretraining(self.data.train, config, self.world, own_places)
-        self.books.workers = self._workers(pairs, start)
-        batches = loader.make_loader(pairs, range(start, self.total), self.books.workers, self.world.device)
+        workers = self.facts.workers = self._workers(pairs, start)
+        batches = loader.make_loader(pairs, range(start, self.total), workers, self.world.device)
         on_device = stream.on_device(
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )
@@ -253,11 +256,6 @@ def first_encoder(config: configs.Config, data: sources.Data, world: collectives
 
 def advice(config: configs.Config, plan: configs.Layout, data: sources.Data, device: torch.device) -> Iterator[str]:
     """Yield a line for each setting that is allowed but seldom meant."""
-    queue, images = config.moco.queue_size, len(data.train)
-    if queue > images:
-        others = "the queue holds other views of a query's own image as negatives"
-        rule = f"more than the {images} training images, so that {others}"
-        yield f"moco.queue_size = {queue}: {rule}; a queue of at most {images} does not"
     if plan.parts < config.optim.accumulate:
         rule = f"a rank has too few BatchNorm groups for so many parts, it computes in {plan.parts}"
         yield f"optim.accumulate = {config.optim.accumulate}: {rule}; raise moco.bn_groups to save memory"

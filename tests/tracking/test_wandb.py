@@ -64,6 +64,9 @@ for step in range(start + 1, end + 1):
         time.sleep(0.5)
 if fault == "image":
     sink.image("augmented_pairs", np.zeros((8, 16, 1), np.uint8), "pairs")
+if fault == "alert":
+    sink.alert("health: at_chance begins at step 6", "the loss is 6.2; change optim.lr=0.01")
+    sink.log({"step": 6, "epoch": 0, "finding": "at_chance", "state": "begins", "evidence": "the loss is 6.2"})
 if fault == "die":
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -145,6 +148,17 @@ def test_offline_file_reads_back(tmp_path: Path) -> None:
     assert list(segment.glob("files/media/images/augmented_pairs*.png"))
     assert content.exit_code == 0
     assert result.lines("say") == [f"W&B: offline, look with: wandb leet {tmp_path}/wandb"] and not result.lines("warn")
+
+
+def test_a_finding_is_an_alert_and_no_figure(tmp_path: Path) -> None:
+    job(tmp_path, "offline", 0, 6, "alert")
+    (segment,) = (tmp_path / "wandb").glob("offline-run-*")
+    content = wandb_file.read(segment)
+    [alert] = content.alerts
+    assert alert["title"] == "health: at_chance begins at step 6" and alert["level"] == "WARN"
+    assert "optim.lr=0.01" in alert["text"]
+    assert not any("finding" in key for row in content.history for key in row)
+    assert offline_steps(tmp_path) == counts(6) and offline_steps(tmp_path, "eval/knn_top1") == [5]
 
 
 def test_disabled_beats_the_variable_and_imports_nothing(tmp_path: Path) -> None:
