@@ -1,6 +1,6 @@
 """One run at W&B for a run directory, however often the job starts: a fixed id, and each row is sent once.
 
-All but `fixed_id`, which needs no wandb, is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
+All but `fixed_id`, which needs no wandb, and `kill` is called by one thread. Whatever goes wrong here may raise.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import urllib.parse
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 
 from moco_dist import files
 from moco_dist.config import Config
-from moco_dist.errors import masked
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, is_finding, is_training
+from moco_dist.tracking.guard import reason
 
 _KINDS = ("train", "eval")
 
@@ -59,12 +60,23 @@ class WandbRun:
     """Seconds for W&B to start online."""
     finish_timeout: float = 30.0
     """Seconds for W&B to send the rest at the end."""
+    name: str = "W&B"
     _run: Any = field(default=None, init=False)
     _arrived: dict[str, int] = field(default_factory=dict, init=False)
     """The last step of training and of evaluation that W&B has from earlier starts."""
 
+    @property
+    def start_seconds(self) -> float:
+        """The time that its start takes at most: a try online and one offline."""
+        return self.probe_timeout + self.init_timeout + 30
+
+    @property
+    def finish_seconds(self) -> float:
+        """The time that its end takes at most."""
+        return self.finish_timeout + 5
+
     def start(self) -> None:
-        """Start W&B, and send the rows that it lacks."""
+        """Start W&B."""
         import wandb
 
         online = self.config.track.wandb == "online"
@@ -98,6 +110,9 @@ class WandbRun:
         self._run.define_metric("*", step_metric="train/step")
         place = self._run.url if online else f"offline, look with: wandb leet {folder}"
         self.say(f"W&B: {place}")
+
+    def catch_up(self) -> None:
+        """Send the rows that it lacks."""
         for row in self.rows:
             self.send(row)
         self.rows = ()
@@ -126,6 +141,16 @@ class WandbRun:
             self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)
         teardown()
+
+    def tear_down(self) -> None:
+        """End W&B in this process."""
+        teardown()
+
+    def kill(self) -> None:
+        """Kill W&B's process: its exit handler would wait for it for ever."""
+        for process in core_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def _init(self, run_id: str, mode: Literal["online", "offline"]) -> Any:
         import wandb
@@ -187,13 +212,6 @@ def teardown() -> None:
         wandb.teardown()
     except (Exception, SystemExit) as error:  # its process is dead already, or it could not even be imported
         log.debug("wandb.teardown: %s", reason(error))
-
-
-def reason(error: BaseException) -> str:
-    """Return the text of an error on one line, without the key."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    key = os.environ.get("WANDB_API_KEY")
-    return masked(text.replace(key, "***") if key else text)[:200]
 
 
 def _last_steps(summary: Mapping[str, Any]) -> dict[str, int]:

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from moco_dist import config
 from moco_dist.run.rows import MetricsFile, read_rows
-from moco_dist.tracking.wandb import WandbSink
+from moco_dist.tracking.guard import Guard
 from moco_dist.tracking.wandb_run import WandbRun, core_processes
 
 run_dir, mode, start, end, fault = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
@@ -45,7 +45,8 @@ run = WandbRun(
     say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
     probe_timeout=1, init_timeout=3, finish_timeout=2,
 )
-sink = WandbSink(run)
+sink = Guard(run, run.warn)
+sink.wait_for_start()
 print("seconds", time.monotonic() - began)
 for step in range(start + 1, end + 1):
     row = {"step": step, "loss": 1 / step, "lr": 0.03}
@@ -159,11 +160,6 @@ def test_a_finding_is_an_alert_and_no_figure(tmp_path: Path) -> None:
     assert "optim.lr=0.01" in alert["text"]
     assert not any("finding" in key for row in content.history for key in row)
     assert offline_steps(tmp_path) == counts(6) and offline_steps(tmp_path, "eval/knn_top1") == [5]
-
-
-def test_disabled_beats_the_variable_and_imports_nothing(tmp_path: Path) -> None:
-    job(tmp_path, "disabled", 0, 3, env={"WANDB_MODE": "online"})
-    assert not (tmp_path / "wandb").exists()
 
 
 def test_a_missing_wandb_stops_nothing_here(tmp_path: Path) -> None:

@@ -1,0 +1,17 @@
+"""Name figures in sinks that group them by what stands ahead of a slash."""
+
+from moco_dist.run import figures
+from moco_dist.run.rows import Row
+
+_OTHERS = "others"
+"""The section of figures that the list of figures lacks, such as those of another method."""
+
+
+def by_section(row: Row) -> dict[str, float]:
+    """Return the numbers of a row of figures under `section/name`, as `learning/loss`."""
+    named = {}
+    for name, value in row.items():
+        if name != "step" and not isinstance(value, str):
+            figure = figures.of(name)
+            named[f"{figure.section if figure else _OTHERS}/{name}"] = float(value)
+    return named
