@@ -66,6 +66,7 @@ class FakeWandb:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.views: list[dict[str, Any]] = []
         self.fail: dict[str, int] = {}
         self.stop_runs = False
         self.lock = threading.Lock()
@@ -114,6 +115,10 @@ class FakeWandb:
                 names = variables["files"]
                 files = [{"name": n, "uploadUrl": f"{self.url}/storage/{variables['run']}/{n}"} for n in names]
                 return {"createRunFiles": {"runID": "storage", "uploadHeaders": [], "files": files}}
+            case "UpsertView2":
+                self.views.append(variables)
+                view = {"id": f"view-{len(self.views)}", "name": variables["name"]}
+                return {"upsertView": {"view": view, "inserted": True}}
         return None
 
     def file_stream(self, run: Run, body: dict[str, Any]) -> None:
