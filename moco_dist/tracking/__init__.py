@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,11 @@ class Tracker:
         for sink in self._sinks:
             sink.image("augmented_pairs", images, "the two views of the first images, as the encoders see them")
 
+    def encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Tell sinks where the final encoder lies, and of its training images their number and digest."""
+        for sink in self._sinks:
+            sink.encoder(file, data)
+
     def unreadable(self, images: Sequence[str]) -> None:
         """Name images that cannot be decoded, each once, in a warning."""
         new = [image for image in images if image not in self._warned]
@@ -207,7 +212,7 @@ class _Silent(Tracker):
     def __init__(self) -> None:
         self.stop_requested = False
 
-    log_step = log_evaluation = pairs = unreadable = say = warn = finish = _nothing
+    log_step = log_evaluation = pairs = encoder = unreadable = say = warn = finish = _nothing
 
     def writes(self, step: int) -> bool:
         return False

@@ -7,8 +7,9 @@ the end alone, and there no longer than the sink's time limits.
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,9 @@ class Sink(Protocol):
 
     def send_alert(self, title: str, text: str) -> None:
         """Tell the user of what needs attention."""
+
+    def send_encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Show where the final encoder lies, and by what images it was trained: their number and digest."""
 
     def end(self, exit_code: int, preempted: bool) -> None:
         """Show what is left, and that the run has ended, or will go on where it was told to stop."""
@@ -99,6 +103,10 @@ class Guard:
     def alert(self, title: str, text: str) -> None:
         """Tell the user, by mail or chat where the sink can, of what needs attention."""
         self._enqueue(lambda: self._sink.send_alert(title, text))
+
+    def encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Show where the final encoder lies, and by what images it was trained: their number and digest."""
+        self._enqueue(lambda: self._sink.send_encoder(file, data))
 
     def finish(self, exit_code: int, preempted: bool = False) -> None:
         """Show what is left and end; at most the sink's `finish_seconds` and five more.

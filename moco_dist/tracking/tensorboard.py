@@ -7,7 +7,7 @@ import io
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,9 @@ class TensorBoard:
 
     def send_alert(self, title: str, text: str) -> None:
         """Do nothing: TensorBoard sends no alerts, and shows findings by their rows."""
+
+    def send_encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Do nothing: TensorBoard has no artifacts."""
 
     def end(self, exit_code: int, preempted: bool) -> None:
         """Close the file."""

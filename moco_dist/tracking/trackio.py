@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,9 @@ class Trackio:
 
     def send_alert(self, title: str, text: str) -> None:
         """Do nothing: findings are sent with their rows, so that each is there once."""
+
+    def send_encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Do nothing: the encoder lies in the run directory."""
 
     def end(self, exit_code: int, preempted: bool) -> None:
         """Close the pipe, and wait until all is written. Raises OSError where something is not."""

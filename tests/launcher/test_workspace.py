@@ -22,9 +22,7 @@ COMMAND = "python -m launcher workspace --print > tests/launcher/workspace.json"
 def launch(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     command = [sys.executable, "-m", "launcher", "workspace", *words]
-    return subprocess.run(
-        command, env={**clean, "HOME": "/nonexistent", **environment}, capture_output=True, text=True
-    )
+    return subprocess.run(command, env={**clean, "HOME": "/nonexistent", **environment}, capture_output=True, text=True)
 
 
 def sections(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

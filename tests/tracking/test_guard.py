@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +52,9 @@ class Recorder:
     def send_alert(self, title: str, text: str) -> None:
         self._call(f"alert {title}")
 
+    def send_encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        self._call(f"encoder {file}")
+
     def end(self, exit_code: int, preempted: bool) -> None:
         self._call(f"end {exit_code} {preempted}")
 
@@ -68,11 +74,13 @@ def told(sink: Recorder) -> list[str]:
         kept.log({"step": step})
     kept.image("pairs", np.zeros((2, 4, 1), np.uint8), "")
     kept.alert("finding", "")
+    kept.encoder(Path("file"), {})
     kept.finish(0)
     return lines
 
 
-EVERYTHING = ["start", "catch_up", "row 1", "row 2", "row 3", "image pairs (2, 4)", "alert finding", "end 0 False"]
+EVERYTHING = ["start", "catch_up", "row 1", "row 2", "row 3", "image pairs (2, 4)", "alert finding"]
+EVERYTHING += ["encoder file", "end 0 False"]
 
 
 def test_calls_come_in_their_order() -> None:

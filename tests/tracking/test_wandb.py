@@ -38,7 +38,7 @@ if fault == "stop":  # wandb asks every 15 seconds
 metrics = MetricsFile(run_dir / "metrics.jsonl")
 metrics.rewind(start)
 stops, began = [], time.monotonic()
-track = {"wandb": mode, "project": "moco"}
+track = {"wandb": mode, "project": "moco", "tags": ["tried"], "notes": "a note", "group": "few", "artifact": True}
 run = WandbRun(
     run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": 0.05}}),
     list(read_rows(metrics.path)),
@@ -65,6 +65,9 @@ for step in range(start + 1, end + 1):
         time.sleep(0.5)
 if fault == "image":
     sink.image("augmented_pairs", np.zeros((8, 16, 1), np.uint8), "pairs")
+if fault == "encoder":
+    (run_dir / "encoder.safetensors").write_bytes(b"weights")
+    sink.encoder(run_dir / "encoder.safetensors", {"images": 10, "classes": 2, "digest": "0123456789abcdef"})
 if fault == "alert":
     sink.alert("health: at_chance begins at step 6", "the loss is 6.2; change optim.lr=0.01")
     sink.log({"step": 6, "epoch": 0, "finding": "at_chance", "state": "begins", "evidence": "the loss is 6.2"})
@@ -80,7 +83,7 @@ if fault == "stop":
         time.sleep(0.05)
     print("stops", stops)
 began = time.monotonic()
-sink.finish(75 if fault == "preempted" else 0, preempted=fault == "preempted")
+sink.finish({"preempted": 75, "failed": 1}.get(fault, 0), preempted=fault == "preempted")
 print("seconds", time.monotonic() - began)
 """
 
@@ -155,7 +158,7 @@ def test_a_finding_is_an_alert_and_no_figure(tmp_path: Path) -> None:
     job(tmp_path, "offline", 0, 6, "alert")
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
     content = wandb_file.read(segment)
-    [alert] = content.alerts
+    alert, _ = content.alerts
     assert alert["title"] == "health: at_chance begins at step 6" and alert["level"] == "WARN"
     assert "optim.lr=0.01" in alert["text"]
     assert not any("finding" in key for row in content.history for key in row)
@@ -181,7 +184,7 @@ def test_offline_rows_of_a_killed_start_follow(tmp_path: Path) -> None:
     """A killed trainer's W&B loses what it has not flushed; only its file tells how much that is."""
     job(tmp_path, "offline", 0, 10, "die", status=-signal.SIGKILL)
     before = offline_steps(tmp_path)
-    assert before == counts(8)
+    assert before == counts(len(before)) and len(before) >= 8
     job(tmp_path, "offline", 9, 12)
     assert offline_steps(tmp_path) == counts(12)
     assert offline_steps(tmp_path, "eval/knn_top1") == [5, 10]
@@ -204,6 +207,55 @@ def test_online_run_arrives_whole(server: FakeWandb, tmp_path: Path) -> None:
     assert any("augmented_pairs" in upload for upload in run.uploads)
     assert len(result.lines("say")) == 1 and name in result.lines("say")[0] and not result.lines("warn")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_a_run_tells_what_it_is_and_which_job_trains_it(server: FakeWandb, tmp_path: Path) -> None:
+    of_slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]", "WORLD_SIZE": "4"}
+    job(tmp_path, "online", 0, 5, "preempted", env={**server.env(), **of_slurm})
+    (run,) = server.runs.values()
+    assert run.about == {"tags": ["tried"], "notes": "a note", "groupName": "few", "jobType": "pretrain"}
+    assert run.config["job"] == {"slurm_job": "17", "nodes": "n[1-2]", "ranks": "4"}
+    job(tmp_path, "online", 5, 6, env={**server.env(), **of_slurm, "SLURM_JOB_ID": "18"})
+    assert run.config["job"]["slurm_job"] == "18" and run.about["tags"] == ["tried"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "title", "text"),
+    [
+        ("", "INFO", "digits: done", "done at step 5, knn_top1 0.05"),
+        ("failed", "ERROR", "digits: failed", "exit status 1 at step 5"),
+        ("preempted", "INFO", "digits: stopped", "told to stop at step 5; the run goes on from there"),
+    ],
+)
+def test_an_alert_at_each_end(server: FakeWandb, tmp_path: Path, fault: str, level: str, title: str, text: str) -> None:
+    job(tmp_path, "online", 0, 5, fault, env=server.env())
+    [alert] = server.alerts
+    assert (alert["severity"], alert["title"], alert["text"]) == (level, title, text)
+
+
+def test_evaluations_are_a_table_and_in_the_summary(server: FakeWandb, tmp_path: Path) -> None:
+    job(tmp_path, "online", 0, 7, "preempted", env=server.env())
+    job(tmp_path, "online", 6, 12, env=server.env())
+    (run,) = server.runs.values()
+    assert run.summary["eval/knn_top1"] == 0.1
+    [table] = [json.loads(data) for name, data in server.stored.items() if name.endswith("evaluations.table.json")]
+    assert table["columns"] == ["step", "knn_top1"] and table["data"] == [[5, 0.05], [10, 0.1]]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_the_encoder_is_an_artifact_that_refers_to_its_file(server: FakeWandb, tmp_path: Path, mode: str) -> None:
+    job(tmp_path, mode, 0, 3, "encoder", env=server.env())
+    if mode == "offline":  # it has no inputs there
+        assert offline_steps(tmp_path) == counts(3)
+        return
+    artifacts = {one["artifactTypeName"]: one for one in server.artifacts}
+    about = {"source": "digits", "images": 10, "classes": 2, "digest": "0123456789abcdef"}
+    assert json.loads(artifacts["dataset"]["metadata"]) == about
+    assert json.loads(artifacts["model"]["metadata"]) == {"data": about}
+    assert server.used == [artifacts["dataset"]["artifactCollectionName"]] == ["digits-0123456789ab"]
+    manifest = json.loads(server.stored[f"manifests/{artifacts['model']['id']}"])
+    assert manifest["contents"]["encoder.safetensors"]["ref"] == f"file://{tmp_path}/encoder.safetensors"
+    assert not [data for data in server.stored.values() if data == b"weights"]
 
 
 def test_online_resume_after_an_older_checkpoint(server: FakeWandb, tmp_path: Path) -> None:
