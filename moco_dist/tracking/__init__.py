@@ -145,7 +145,7 @@ class Tracker:
         return self._metrics.sync()
 
     def finish(self, exit_code: int, preempted: bool = False) -> None:
-        """Close everything, within about 40 seconds.
+        """Close everything, within about 30 seconds.
 
         Args:
             exit_code: of the run.

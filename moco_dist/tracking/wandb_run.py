@@ -57,7 +57,7 @@ class WandbRun:
     """Seconds for a TCP connection to the server before W&B tries."""
     init_timeout: float = 20.0
     """Seconds for W&B to start online."""
-    finish_timeout: float = 30.0
+    finish_timeout: float = 20.0
     """Seconds for W&B to send the rest at the end."""
     name: str = "W&B"
     _last: int = field(default=0, init=False)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import wandb_file
+from tests import jobs, wandb_file
 from tests.fake_wandb import KEY, FakeWandb
+from tests.wandb_faults import fill_disk
 from tests.without import without
 
 JOB = """
@@ -56,6 +57,9 @@ for step in range(start + 1, end + 1):
         evaluation = {"step": step, "knn_top1": step / 100}
         metrics.append(evaluation)
         sink.log(evaluation)
+    if step == end - 2 and fault == "wait":
+        print("ready", flush=True)
+        sys.stdin.readline()
     if step == end - 2 and fault == "die":  # the first rows get to the file, the last do not
         time.sleep(2.5)
     if step == end - 2 and fault in ("SIGKILL", "SIGSTOP"):  # to wandb-core, with two steps to go
@@ -74,9 +78,6 @@ if fault == "alert":
 if fault == "die":
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)
-if fault == "wait":
-    print("ready", flush=True)
-    sys.stdin.readline()
 if fault == "stop":
     for _ in range(100):
         if stops: break
@@ -279,8 +280,9 @@ def test_offline_spell_is_made_up_for_online(server: FakeWandb, tmp_path: Path) 
     assert len(list((tmp_path / "wandb/superseded").iterdir())) == 1
 
 
-def test_server_error_falls_back_to_offline(server: FakeWandb, tmp_path: Path) -> None:
-    server.fail["UpsertBucket"] = 500
+@pytest.mark.parametrize("status", [500, 429, 403])
+def test_server_error_falls_back_to_offline(server: FakeWandb, tmp_path: Path, status: int) -> None:
+    server.fail_all = status
     result = job(tmp_path, "online", 0, 3, env=server.env())
     (warning,) = result.lines("warn")
     assert "W&B is offline" in warning and f"wandb sync {tmp_path}/wandb/offline-run-*" in warning
@@ -315,7 +317,9 @@ def test_core_process_dies_or_hangs(tmp_path: Path, fault: str) -> None:
     assert result.seconds[-1] < 20
 
 
-def test_server_gone_amid_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["gone", "500", "429", "403", "slow", "full disk"])
+def test_a_fault_amid_the_run(tmp_path: Path, fault: str) -> None:
+    """W&B's process tries again for hours; the end waits for it only as long as the limits say."""
     with FakeWandb() as server:
         command = [sys.executable, "-c", JOB, str(tmp_path), "online", "0", "5", "wait"]
         env = environment(server.env())
@@ -323,8 +327,32 @@ def test_server_gone_amid_the_run(tmp_path: Path) -> None:
         assert process.stdout is not None
         while process.stdout.readline() != "ready\n":
             assert process.poll() is None
-    began = time.monotonic()
-    process.communicate("\n", timeout=40)
-    assert process.returncode == 0 and time.monotonic() - began < 20
+        match fault:
+            case "gone":
+                server.go()
+            case "slow":
+                server.delay = 10
+            case "full disk":
+                fill_disk(process.pid)
+            case status:
+                server.fail_all = int(status)
+        began = time.monotonic()
+        process.communicate("\n", timeout=40)
+    assert process.returncode == 0 and time.monotonic() - began < 30
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == counts(5)
+
+
+def test_online_by_the_command_line_over_a_kill(server: FakeWandb, tmp_path: Path) -> None:
+    """The trainer as a user starts it; the server has each step once, with the loss of metrics.jsonl."""
+    settings = {"optim.steps": 30, "track.wandb": "online", "eval.knn_every": 1}
+    with jobs.Job(tmp_path / "run", 0, settings, environment=server.env()) as first:
+        assert first.until_step(12), first.log
+        first.kill_all()
+    with jobs.Job(tmp_path / "run", 0, settings, environment=server.env()) as second:
+        assert second.wait() == 0, second.log
+    (run,) = server.runs.values()
+    sent = [(row["train/step"], row["train/loss"]) for row in run.history if "train/loss" in row]
+    assert sent == list(jobs.losses(tmp_path / "run").items()) and len(sent) == 30
+    assert [alert["title"] for alert in server.alerts] == ["run: done"]
+    assert run.exit_code == 0 and run.summary["eval/knn_top1"] == max(jobs.knn(tmp_path / "run").items())[1]
