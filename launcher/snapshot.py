@@ -13,7 +13,7 @@ import moco_dist
 import slurm
 from moco_dist import files
 from moco_dist.errors import masked
-from moco_dist.run.directory import git_revision
+from moco_dist.run.code import git_revision
 
 _PACKAGES = (moco_dist, launcher, slurm)
 _MOST_OF_A_DIFF = 4_000_000  # bytes: a checkout with data in it must not fill the run directory

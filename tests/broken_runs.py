@@ -21,6 +21,7 @@ from typing import Any
 
 from moco_dist import health, train, why
 from moco_dist.health import reading
+from moco_dist.health.course import SECONDS
 from moco_dist.health.learning import pace_of
 from moco_dist.run import directory
 from moco_dist.run.rows import read_rows
@@ -109,11 +110,21 @@ HEALTHY_DIGITS = [Run(f"digits_{name}", settings, config="configs/digits.yaml") 
 HEALTHY_MNIST = [Run(f"mnist_{name}", settings, config="configs/mnist.yaml") for name, settings in VARIANTS.items()]
 
 
-def make(run: Run, run_dir: Path, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Train a run, on two ranks where one of them is to be broken, and return what `why --json` tells of it."""
+def make(
+    run: Run, run_dir: Path, further: Mapping[str, Any] | None = None, *, minute_seconds: float = SECONDS
+) -> dict[str, Any]:
+    """Train a run, on two ranks where one of them is to be broken, and return what `why --json` tells of it.
+
+    Args:
+        run: what to train.
+        run_dir: where it stays.
+        further: more settings.
+        minute_seconds: how long a broken rank is watched until its speed is judged.
+    """
     settings = {"track.wandb": "disabled", **run.settings, **(further or {})}
     if run.fault:
-        with Pair(run_dir, settings, environment={"FAULT": run.fault}, module="tests.faulty", config=LEARNS) as pair:
+        environment = {"FAULT": run.fault, "MINUTE": str(minute_seconds)}
+        with Pair(run_dir, settings, environment=environment, module="tests.faulty", config=LEARNS) as pair:
             pair.exits(600)
     else:
         overrides = [f"{key}={value}" for key, value in {**settings, "run.dir": run_dir}.items()]
@@ -183,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.mnist:
         runs, further = HEALTHY_MNIST, {"data.root": options.mnist}
         if not options.whole:
-            further["optim.epochs"] = 2
+            further |= {"optim.epochs": 2, "track.log_every": 1}
     if options.names:
         every_run = {run.name: run for run in [*BROKEN, *HEALTHY, *HEALTHY_DIGITS, *HEALTHY_MNIST]}
         runs = [every_run[name] for name in options.names]

@@ -1,7 +1,7 @@
 """The trainer with one fault in one rank, for the tests: started by torchrun instead of moco_dist.train.
 
 FAULT=kind:rank:step in the environment; the fault shows in torchrun's first start alone. `slow` and `slow-batch` last
-from that step on.
+from that step on. MINUTE=seconds shortens the minute over which the run's health judges speed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from moco_dist import train
 from moco_dist.data.stream import Batch, BatchStream
 from moco_dist.engine.engine import Engine
+from moco_dist.health import monitor
 
 
 def _break(kind: str) -> None:
@@ -94,6 +95,7 @@ def install(kind: str, step: int) -> None:
 
 if __name__ == "__main__":
     kind, rank, step = os.environ["FAULT"].split(":")
+    monitor.SECONDS = float(os.environ.get("MINUTE", monitor.SECONDS))
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if first and os.environ.get("RANK", "0") == rank:
         install(kind, int(step))

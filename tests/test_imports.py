@@ -136,7 +136,9 @@ def test_the_launcher_needs_no_torch_where_it_is_typed(module: str) -> None:
         assert not [name for name in imported if name.startswith(("submitit", "launcher.executors"))]
 
 
-RUN_FILES = re.compile(r"metrics\.jsonl|summary\.json|status\.json|encoder\.safetensors|evaluation\.json|step_[*{\d]")
+RUN_FILES = re.compile(
+    r"metrics\.jsonl|summary\.json|status\.json|provenance\.jsonl|encoder\.safetensors|evaluation\.json|step_[*{\d]"
+)
 """Names of files in a run directory, which `moco_dist.run` alone spells."""
 
 
@@ -161,7 +163,8 @@ def test_a_run_directory_has_one_owner(module: str) -> None:
 
 
 TORCH_FREE = ("moco_dist.config", "moco_dist.run.directory", "moco_dist.run.checkpoints", "moco_dist.run.rows")
-TORCH_FREE += ("moco_dist.train", "launcher.__main__")
+TORCH_FREE += ("moco_dist.run.provenance", "moco_dist.diff.command", "moco_dist.verify.command")
+TORCH_FREE += ("moco_dist.train", "moco_dist.rows", "moco_dist.why", "moco_dist.run.figures", "launcher.__main__")
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
@@ -233,4 +236,4 @@ def test_the_rank_is_compared_in_few_places(module: str) -> None:
     """Sinks, the loop and the ranks' own file ask who is first; the algorithm never does."""
     comparisons = [ast.unparse(n) for n in ast.walk(TREES[module]) if isinstance(n, ast.Compare)]
     who = [c for c in comparisons if re.search(r"\brank (==|!=|>) 0$", c)]
-    assert not who or module.split(".")[1] in ("train", "tracking", "ranks"), who
+    assert not who or module.split(".")[1] in ("train", "tracking", "ranks", "verify"), who

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import signal
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.run.figures import is_measured
 from moco_dist.train import loop
+from moco_dist.verify import command as verify
 from tests import standin
 from tests.jobs import EPOCH_STEPS, FAST, Job, Pair, send
 from tests.ranks import Ranks
@@ -216,7 +218,7 @@ def steps(world: World, config: Config) -> Outcome:
         with standin.strictly() if settled else nullcontext():
             lr = schedule.learning_rate(config.optim, step, 10)
             of_step = engine.step(views, step, lr, SUMS, Details(compare_ranks=True) if step != 1 else None)
-        told.append(of_step.numbers() | of_step.spreads())
+        told.append({**of_step.numbers(), **of_step.spreads(), **dict.fromkeys(SUMS, 0.0)})
         figures.append(of_step.values)
         skipped.append(engine.skipped)
     state = {**engine.method.encoder_q.state_dict(prefix="q."), **engine.method.encoder_k.state_dict(prefix="k.")}
@@ -308,8 +310,9 @@ def test_an_overflow_skips_the_step() -> None:
 RUN = [str(FAST), "device.type=cuda", "optim.schedule=constant", "checkpoint.every_steps=100"]
 
 
-def run(folder: Path, *overrides: str) -> int:
-    """The trainer on the stand-in. Its loop waits for the device only where the code says so."""
+@contextmanager
+def on_standin() -> Iterator[None]:
+    """Within it, the trainer's loop is on the stand-in, and may wait for it only where the code says so."""
     steps_of_the_loop = loop.Training._loop
 
     def strict_loop(self: loop.Training, start: int) -> None:
@@ -317,6 +320,12 @@ def run(folder: Path, *overrides: str) -> int:
             steps_of_the_loop(self, start)
 
     with standin.present(), mock.patch.object(loop.Training, "_loop", strict_loop):
+        yield
+
+
+def run(folder: Path, *overrides: str) -> int:
+    """The trainer on the stand-in. Its loop waits for the device only where the code says so."""
+    with on_standin():
         return train.run([*RUN, f"run.dir={folder}", *overrides])
 
 
@@ -365,6 +374,23 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(whole: Path, tmp_path:
     assert resumed == [row for row in rows(whole) if "loss" in row]
     files = [(folder / "encoder.safetensors").read_bytes() for folder in (whole, tmp_path / "run")]
     assert files[0] == files[1]
+
+
+def test_a_run_is_verified_where_it_was_made_and_on_the_cpu(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+
+    def verified(*overrides: str) -> tuple[int, dict[str, Any]]:
+        arguments = [str(whole), "--steps", "6", "--out", str(out), "--from", "0", *overrides]
+        return verify.run(arguments), json.loads(out.read_text())
+
+    with on_standin():
+        code, result = verified()
+    assert code == 0 and result["training"]["rows"] == 6 and result["here"]["device"] == standin.NAME
+    code, result = verified("device.type=cpu")  # another engine
+    assert result["training"]["rows"] == 6 and result["here"]["device"] == "cpu"
+    assert code == (1 if result["training"]["differ"] else 0)
+    reasons = " ".join(result["expected_since"])
+    assert not code or ("the replay had device.type=cpu" in reasons and "the run was on" in reasons)
 
 
 def test_ranks_of_torchrun_killed_and_started_again(tmp_path: Path) -> None:

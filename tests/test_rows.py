@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moco_dist import packages, rows
@@ -66,6 +66,8 @@ def test_parquet_has_every_row_and_every_bit(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=30)
+@example([2**53 + 1, 0.5])
+@example([2**70, 0.5])
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(), min_size=1, max_size=9))
 def test_numbers_keep_their_bits(tmp_path_factory: pytest.TempPathFactory, numbers: list[float]) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")

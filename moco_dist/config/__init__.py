@@ -3,6 +3,7 @@
 Every mistake in it is told in one line that names key, value, rule and fix.
 """
 
+from moco_dist.config.effects import Effect, effect_of
 from moco_dist.config.environment import overruled
 from moco_dist.config.layout import Layout, layout
 from moco_dist.config.load import (
@@ -25,9 +26,11 @@ __all__ = [
     "DEFAULT_CONFIG",
     "SHIPPED_CONFIGS",
     "Config",
+    "Effect",
     "Layout",
     "check_resumable",
     "dump",
+    "effect_of",
     "expanded",
     "layout",
     "literal",

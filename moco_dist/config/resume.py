@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moco_dist.config.effects import effect_of
 from moco_dist.config.layout import Layout
 from moco_dist.config.schema import Config
 from moco_dist.errors import UserError, shown
 
-_FREE = {"run", "data.root", "data.download", "data.workers", "data.cache", "data.enlarge", "moco.bn_groups"}
-_FREE |= {"optim.accumulate", "device", "checkpoint", "eval.knn_every", "eval.online_images", "eval.knn_k"}
-_FREE |= {"eval.knn_temperature", "track"}
+_FREE = frozenset({"run.init_from", "moco.bn_groups"})
+"""Keys that may change although they can change a curve: the first has had its effect, the second is compared below."""
 
 _EARLIER = {"data.decode": "pillow"}
 """What runs did that were begun before there was a key for it, where that is not the key's default."""
@@ -45,24 +45,18 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
         free |= {"optim.epochs", "optim.steps"}  # the learning rate of a step does not depend on the length
     elif config.optim.steps is not None:
         free.add("optim.epochs")  # it does not count
-    if "none" not in (config.moco.shuffle, begun["moco"]["shuffle"]):
-        free.add("moco.shuffle")  # the two ways to shuffle give equal keys
     now, default = config.model_dump(mode="json"), Config().model_dump(mode="json")
     watches = [section["eval"]["knn_every"] > 0 for section in (begun, now)]
-    if config.eval.knn_split == "validation" and watches[0] != watches[1]:
-        free.remove("eval.knn_every")  # only a run that evaluates cuts its validation images off
+    # Only a run that evaluates cuts its validation images off.
+    counted = {"eval.knn_every"} if config.eval.knn_split == "validation" and watches[0] != watches[1] else set()
     changed = [
         f"{key} = {shown(new)} (was {shown(old)})"
         for section, keys in now.items()
         for name, new in keys.items()
-        if section not in free
         if (key := f"{section}.{name}") not in free
         if (old := begun[section].get(name, _EARLIER.get(key, default[section][name]))) != new  # a key that came later
+        if key in counted or effect_of(key, old, new) == "curve"
     ]
-    for key in ("run.seed", "device.precision"):
-        section, name = key.split(".")
-        if begun[section][name] != now[section][name]:
-            changed.append(f"{key} = {shown(now[section][name])} (was {shown(begun[section][name])})")
     if plan.group_size != group_size:
         groups = config.optim.global_batch // group_size
         changed.append(f"moco.bn_groups = {shown(config.moco.bn_groups)} on {plan.ranks} ranks (was {groups})")

@@ -24,6 +24,6 @@ def _parts(course: Course) -> Iterator[str]:
             yield f"the accuracy of the pretext task from {first.mean('top1'):.1%} to {last.mean('top1'):.1%}"
     begun, now, best = course.first_evaluation, course.evaluation, course.best_evaluation
     if now:
-        went = "" if now is begun else f"from {begun['knn_top1']:.1%} (step {begun['step']}) "
+        went = "is " if now is begun else f"from {begun['knn_top1']:.1%} (step {begun['step']}) to "
         at_best = "" if best is now or best is begun else f", {best['knn_top1']:.1%} at best (step {best['step']})"
-        yield f"kNN {went}to {now['knn_top1']:.1%} (step {now['step']}){at_best}"
+        yield f"kNN {went}{now['knn_top1']:.1%} (step {now['step']}){at_best}"

@@ -17,7 +17,7 @@ SOLVED = 0.95
 """Accuracy of the pretext task that counts as solved."""
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.03, 0.5
 """Temperatures beyond which learning fails: SimCLR's contrast worked from 0.05 to 0.5 (Chen et al. 2020, table 5)."""
-UNLIKE = 0.15
+UNLIKE = 0.1
 """Mean cosine of a query and its key below which two views have too little in common."""
 SMALL_CROPS, NEAR_CHANCE = 0.3, 0.95
 """Area of the largest crop, as a share of the image, below which two crops seldom meet; and a loss near chance."""
@@ -82,8 +82,8 @@ def batchnorm_leak(course: Course) -> Judgement | None:
     groups = f"{facts.bn_groups} BatchNorm groups" if facts.bn_groups else "a BatchNorm group for each rank"
     knn = "kNN has not been measured"
     if now:
-        begun = f"{first['knn_top1']:.1%} (step {first['step']})"
-        knn = f"kNN has gone from {begun} to {now['knn_top1']:.1%} (step {now['step']})"
+        went = "is" if now is first else f"has gone from {first['knn_top1']:.1%} (step {first['step']}) to"
+        knn = f"kNN {went} {now['knn_top1']:.1%} (step {now['step']})"
     evidence = (
         f"with moco.shuffle=none and {groups}, a query and its positive key share the statistics of their group, and "
         f"the negatives have others; the accuracy of the pretext task is {top1:.1%} over {window.steps}, and {knn}"

@@ -69,7 +69,7 @@ RULES = (
     ),
     Rule(
         "batchnorm_leak",
-        "BatchNorm tells which key is the positive, so that the encoder need not look at the images",
+        "BatchNorm can tell which key is the positive, instead of the images",
         representation.batchnorm_leak,
         ("top1",),
     ),

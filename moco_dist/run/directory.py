@@ -1,14 +1,15 @@
 """The run directory as one job writes it: its lease, its config, its status."""
 
-import platform
-import subprocess
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moco_dist import __version__, config, packages
+from moco_dist import config
 from moco_dist.errors import UserError, masked
 from moco_dist.files import write_text
-from moco_dist.run import figures, lease, paths, status
+from moco_dist.run import code, figures, lease, paths, provenance, status
+
+log = logging.getLogger(__name__)
 
 
 def load_config(file: Path | None, overrides: Sequence[str] = ()) -> config.Config:
@@ -62,7 +63,16 @@ class RunDirectory:
         """Write the resolved config with the versions that run it."""
         if self._lease:
             schema = f"{paths.METRICS}: schema {figures.SCHEMA}"
-            write_text(self.paths.config, f"# {versions()}\n# {schema}\n{config.dump(run)}")
+            write_text(self.paths.config, f"# {code.headline()}\n# {schema}\n{config.dump(run)}")
+
+    def note_start(self, describe: Callable[[], provenance.Start]) -> None:
+        """Note what this start runs on; where that cannot be read or written, training goes on without the note."""
+        if not self._lease:
+            return
+        try:
+            provenance.add(self.folder, describe())
+        except (OSError, ValueError) as error:
+            log.warning("%s: %s; training goes on without it", self.paths.provenance, error)
 
     def status(self, state: status.State, step: int, reason: str = "", **lengths: int) -> None:
         """Tell launchers and scripts how the run stands; the arguments are those of `status.write`."""
@@ -105,23 +115,3 @@ def cause(error: BaseException) -> str:
     if any(line.startswith("Original Traceback") for line in lines):
         return masked(lines[-1][-500:])
     return masked(f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}")
-
-
-def versions() -> str:
-    """Tell what runs here: packages, Python, git revision of this checkout."""
-    of_packages = packages.versions("torch", "torchvision", "numpy", "pillow", "simplejpeg", "wandb")
-    here = ", ".join([f"python {platform.python_version()}", *of_packages])
-    return f"moco-dist {__version__}, git {git_revision()}; {here}"
-
-
-def git_revision() -> str:
-    """Return the revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells."""
-    package = Path(__file__).parents[1]
-    copied_from = package.parent / "REVISION"
-    if copied_from.is_file():
-        return copied_from.read_text(encoding="utf-8").strip()
-    command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

@@ -21,6 +21,7 @@ class RunPaths:
         summary: file of the final figures of a run that is done.
         encoder: file of the trained encoder without its head.
         pairs_picture: picture of the two views of the first images, as the encoders see them.
+        provenance: file of what each start ran on, one JSON object a line.
         lease: file that names the job that writes to the directory.
         checkpoints: folder of the checkpoints.
         wandb: folder of W&B's own files.
@@ -38,6 +39,7 @@ class RunPaths:
         self.summary = folder / SUMMARY
         self.encoder = folder / ENCODER
         self.pairs_picture = folder / "augmented_pairs.png"
+        self.provenance = folder / "provenance.jsonl"
         self.lease = folder / "lease.json"
         self.checkpoints = folder / "checkpoints"
         self.wandb = folder / "wandb"
@@ -48,7 +50,8 @@ class RunPaths:
 
     def remove_unfinished(self) -> None:
         """Remove what a start that was killed while it wrote a file has left. Raises OSError."""
-        for path in (self.config, self.metrics, self.status, self.summary, self.encoder, self.pairs_picture):
+        written = (self.config, self.metrics, self.status, self.summary, self.encoder, self.pairs_picture)
+        for path in (*written, self.provenance):
             for unfinished in self.folder.glob(f".{path.name}.*"):
                 unfinished.unlink(missing_ok=True)
 

@@ -51,7 +51,7 @@ class Tracker:
             UserError: metrics.jsonl cannot be opened or read.
         """
         if rank:
-            return _Silent()
+            return Silent()
         return Tracker(config, RunPaths(run_dir), start_step, total_steps, facts or health.Facts(config))
 
     def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int, facts: health.Facts) -> None:
@@ -73,10 +73,12 @@ class Tracker:
         self.stop_requested = False  # by the stop button at W&B; it stops nothing by itself
         tellers = sinks.Tellers(self.say, self.warn, self._request_stop)
         self._sinks = sinks.open_all(config, paths, rows, start_step, tellers)
-        self._monitor: health.Monitor | None = health.Monitor(facts)
+        self._monitor: health.Monitor | None = None
         with self._health_may_fail():
+            monitor = health.Monitor(facts)
             for row in rows:
-                self._monitor.push(row)
+                monitor.push(row)
+            self._monitor = monitor
 
     def log_step(self, row: Row) -> None:
         """Take a training row, which has `step`, `loss` and `lr` at least.
@@ -206,8 +208,8 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Take whatever there is to tell, and tell nothing."""
 
 
-class _Silent(Tracker):
-    """The tracker of the ranks other than 0 tells nothing; what it answers, nobody reads."""
+class Silent(Tracker):
+    """A silent tracker tells nothing; it is that of the ranks other than 0, and what it answers, nobody reads."""
 
     def __init__(self) -> None:
         self.stop_requested = False

@@ -23,7 +23,7 @@ from moco_dist.networks import resnet, weights
 from moco_dist.ranks import collectives, devices, watchdog
 from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
-from moco_dist.train import books, ends, meters, readout
+from moco_dist.train import books, ends, meters, readout, start_note
 
 MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
@@ -55,6 +55,10 @@ class Training:
         )
         self.readout = readout.Readout(world.device)
         self.meters = meters.Meters(world)
+        self.open_tracker: Callable[..., Tracker] = Tracker.open
+        """Opens what takes the figures; `moco_dist.verify` compares them instead of writing them."""
+        self.replay_to: int | None = None
+        """A replay ends after this step, and leaves no results; None: the run goes on to its end."""
         self.done = 0
         """Steps done."""
 
@@ -75,11 +79,12 @@ class Training:
             self.done = start
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
+        start_note.note_start(self.run_dir, self.config, self.world, self.data, start)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
         groups = self.config.optim.global_batch // self.plan.group_size
         self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores(), bn_groups=groups)
         self.tracker = self.world.agreed(
-            lambda: Tracker.open(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
+            lambda: self.open_tracker(self.config, self.run_dir.folder, self.world.rank, start, self.total, self.facts)
         )
         self.books = books.Books(
             self.config, self.world, self.data, self.tracker, self.checkpoints, self.meters, self.epoch_steps
@@ -89,7 +94,8 @@ class Training:
         try:
             with self._stopping_alone():
                 self._loop(start)
-            self.world.from_first(self._conclude)
+            if self.replay_to is None:
+                self.world.from_first(self._conclude)
             code = 0
         except ends.Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
             code = status.EXIT_CODES[end.state]
@@ -106,7 +112,8 @@ class Training:
         own_places = self.engine.method.own_places
         pairs = stream.pretraining(self.data.train, config, self.world, own_places)
         workers = self.facts.workers = self._workers(pairs, start)
-        batches = loader.make_loader(pairs, range(start, self.total), workers, self.world.device)
+        steps = range(start, self.replay_to or self.total)
+        batches = loader.make_loader(pairs, steps, workers, self.world.device)
         on_device = stream.on_device(
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )

@@ -62,7 +62,7 @@ def test_text_on_the_command_line_is_as_typed(text: str) -> None:
 
 @given(st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1))
 def test_any_text_without_quotes_around_it_is_as_typed(text: str) -> None:
-    if text.strip() not in ("", "~") and text.strip()[0] not in "'\"":
+    if text.strip() not in ("", "~", "null", "Null", "NULL") and text.strip()[0] not in "'\"":
         assert read_value(text) == text
 
 

@@ -55,7 +55,8 @@ def test_features_of_many_dimensions_have_no_rank() -> None:
 
 
 def test_details_of_a_contrast() -> None:
-    q, k, queue = features(16, seed=1), features(16, seed=2), features(QUEUE, seed=3)
+    q, queue = features(16, seed=1), features(QUEUE, seed=3)
+    k = torch.nn.functional.normalize(q + 0.1 * features(16, seed=2))  # nearer than any key of the queue
     logits = losses.contrast_logits(q, k, queue, temperature := 0.2)
     details = {name: value.item() for name, value in losses.contrast_details(logits, temperature).items()}
     p = torch.softmax(logits, dim=1)

@@ -11,7 +11,8 @@ from tests.broken_runs import BROKEN, HEALTHY, Run, fault_of, main, make
 
 @pytest.mark.parametrize("run", BROKEN, ids=lambda run: run.name)
 def test_what_is_broken_is_found(run: Run, tmp_path: Path) -> None:
-    told = make(run, tmp_path / "run")
+    slow = {"optim.steps": 9} if run.fault.startswith("slow") else None  # a minute of 12 seconds
+    told = make(run, tmp_path / "run", slow, minute_seconds=12)
     assert not fault_of(run, told)
     assert not told["healthy"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +73,17 @@ def test_what_was_told_in_training_counts() -> None:
     assert by_name["data_bound"].override == "data.workers=7" and not by_name["data_bound"].ended
     other = by_name["of_another_version"]
     assert (other.first_step, other.last_step, other.ended) == (30, 60, True)
+
+
+def test_only_the_books_end_what_they_have() -> None:
+    """Training knew of the groups that a run with unset groups has; who reads its rows does not."""
+    config = config_of(moco__shuffle="none", moco__bn_groups=None)
+    made, training = rows(STEPS), monitor_of(config, bn_groups=4)
+    whole = [row for some in made for row in (some, *events_of(training, [some]))]
+    tree = config.model_dump(mode="json")
+    [finding] = health.diagnose(whole, tree, images=IMAGES).findings
+    assert finding.name == "batchnorm_leak" and not finding.ended
+    assert health.diagnose(made, tree, images=IMAGES).healthy
 
 
 def test_notes_are_no_findings() -> None:
@@ -163,6 +173,9 @@ class TestInTraining:
         written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert written == [dict(row) for row in books(made)]
         assert tracker.summary()["loss"] == made[-2]["loss"]  # a finding is neither a step nor an evaluation
+        tracker = self.tracker(tmp_path, 240)  # the last row that is kept is that of a finding
+        assert "loss" in tracker.summary() and "finding" not in tracker.summary()
+        tracker.finish(1)
         capsys.readouterr()
 
     def test_no_fault_of_health_stops_training(
@@ -189,11 +202,3 @@ class TestInTraining:
     def write(tracker: Tracker, some_rows: list[Row]) -> None:
         for row in some_rows:
             tracker.log_step(row) if is_training(row) else tracker.log_evaluation(row)
-
-
-def test_health_needs_no_torch() -> None:
-    import subprocess
-
-    script = "import sys, moco_dist.health, moco_dist.why\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert not {"torch", "wandb", "numpy", "matplotlib"} & set(done.stdout.split())

@@ -58,7 +58,7 @@ CASES = [
         {"positive_similarity": 0.9},
         config={"data__augmentation": "crop_blur", "data__crop_scale": "1.0,1.0"},
     ),
-    Case("augmentation_too_strong", "data.crop_scale=0.6,1.0", {"positive_similarity": 0.1}),
+    Case("augmentation_too_strong", "data.crop_scale=0.6,1.0", {"positive_similarity": 0.05}),
     Case("probe_overfits", "eval.online_images=20000", evaluations={"linear_train_top1": 1.0, "linear_top1": 0.5}),
     Case("data_bound", "data.workers=7", {"data_wait": 0.5}),
     Case("ranks_apart", "device.engine=exact", {"ranks_apart": 1.0}),
@@ -127,11 +127,19 @@ def test_a_queue_larger_than_the_data_is_found_at_the_first_row() -> None:
     assert events_of(monitor_of(images=512), rows(1)) == []
 
 
+def test_a_run_is_judged_once_its_queue_is_filled() -> None:
+    large = config_of(moco__queue_size=2048)  # filled after 32 steps, which is an epoch
+    [begins] = events_of(monitor_of(large), rows(STEPS, lambda step: {"q_std": 0.01}))
+    assert begins["finding"] == "collapsed" and begins["step"] == 120  # windows of steps 81 to 100, and up to 120
+    [begins] = events_of(monitor_of(), rows(STEPS, lambda step: {"q_std": 0.01}))
+    assert begins["step"] == 80
+
+
 def test_overflow_is_judged_beyond_the_first_steps() -> None:
     """fp16 looks for its scale in the first steps, and leaves some of them out."""
     config = config_of(device__precision="fp16")
     finds = monitor_of(config)
-    assert events_of(finds, rows(STEPS, lambda step: {"skipped_steps": min(step, 12)})) == []
+    assert events_of(finds, rows(STEPS, lambda step: {"skipped_steps": min(step, 40)})) == []
     assert "overflow" in finds.diagnosis().checked
     monitor = monitor_of(config)
     begins, ends = events_of(monitor, rows(STEPS, lambda step: {"skipped_steps": max(0, min(step, 400) - 200)}))

@@ -13,7 +13,7 @@ import pytest
 
 import moco_dist
 from launcher import snapshot
-from moco_dist.run import directory
+from moco_dist.run import code
 from tests.launcher.made import earlier
 
 
@@ -126,19 +126,19 @@ def test_a_job_runs_the_copy_alone(folder: Path, tmp_path: Path) -> None:
     """All packages with their data, started as the batch script does: in the copy, by these two variables."""
     copy = snapshot.take(folder)
     script = "import launcher.job.task, moco_dist, slurm; from moco_dist import config; config.load();"
-    script += "from moco_dist.run import directory;"
-    script += "print(*(m.__path__[0] for m in (launcher, moco_dist, slurm)), directory.git_revision(), sep='\\n')"
+    script += "from moco_dist.run import code;"
+    script += "print(*(m.__path__[0] for m in (launcher, moco_dist, slurm)), code.git_revision(), sep='\\n')"
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
     printed = subprocess.run(
         [sys.executable, "-c", script], cwd=copy, env=environment, capture_output=True, text=True, check=True
     ).stdout.split("\n")
     assert printed[:3] == [str(copy / name) for name in ("launcher", "moco_dist", "slurm")]
-    assert printed[3] == directory.git_revision()
+    assert printed[3] == code.git_revision()
 
 
 def test_what_the_code_and_its_packages_were(folder: Path) -> None:
     snapshot.describe([folder])
-    assert (folder / "revision.txt").read_text() == directory.git_revision() + "\n"
+    assert (folder / "revision.txt").read_text() == code.git_revision() + "\n"
     packages = (folder / "packages.txt").read_text().splitlines()
     assert packages == sorted(packages, key=str.lower)
     assert {line.partition("==")[0] for line in packages} >= {"torch", "submitit", "pytest"}

@@ -31,3 +31,5 @@ def test_a_toy_method_is_killed_and_goes_on(engine: str, tmp_path: Path) -> None
     for row in training:
         assert row["attraction"] + row["repulsion"] == pytest.approx(row["loss"], abs=1e-5)
         assert "top5" not in row and 0 <= row["top1"] <= 1
+        assert {"gradient_norm", "k_std", "k_rank"} <= row.keys()  # which the engine computes for any method
+        assert not {"entropy", "momentum", "queue_filled", "q_std"} & row.keys()

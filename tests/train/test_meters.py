@@ -126,6 +126,19 @@ def test_on_a_device_nobody_waits_to_measure() -> None:
         assert measure.take_seconds() == 0.001
 
 
+def test_what_has_not_passed_on_a_device_is_read_later() -> None:
+    with standin.present(strict=True) as device:
+        measure = BusyTime(World(0, 2, 0, device))
+        measure.begin_step()
+        torch.ones(2, device=device).to("cpu", non_blocking=True)  # under way until somebody waits
+        for _ in range(3):
+            measure.begin_step()
+        assert measure.take_seconds() == 0
+        measure._events[1].synchronize()
+        measure.begin_step()
+        assert measure.take_seconds() == 0.001
+
+
 def test_use_of_a_gpu_is_left_out_where_nobody_tells_it() -> None:
     with standin.present() as device:
         assert devices.use(device) is None

@@ -1,0 +1,154 @@
+"""Compare two runs: the first step at which their rows part, what differs between them, and the probable cause.
+
+python -m moco_dist.diff RUN RUN [--json]
+
+Rows are compared bit for bit at the steps that both runs have; figures of time and of memory do not count. Exits with 0
+where all are equal, 1 where some differ, 2 after a mistake. It needs no torch, and changes no run.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from moco_dist.arguments import Parser, path_of
+from moco_dist.diff import cause, side
+from moco_dist.diff.differences import SECTIONS, Difference, differences
+from moco_dist.errors import UserError, masked, shown
+from moco_dist.run import comparison, paths, status
+
+EQUAL, DIFFERENT = 0, 1
+"""What the command exits with."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Compare as the arguments of the command line say. Returns the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+        one, other = (side.read(paths.run_of(folder) or folder) for folder in options.runs)
+        result = compare(one, other)
+    except UserError as error:
+        print(f"moco_dist.diff: {error}", file=sys.stderr, flush=True)
+        return status.EXIT_CODES["user_error"]
+    print(json.dumps(result, indent=1) if options.json else masked("\n".join(_lines(result))))
+    return EQUAL if result["equal"] else DIFFERENT
+
+
+def compare(one: side.Side, other: side.Side) -> dict[str, Any]:
+    """Compare two runs. Returns what `--json` prints. Raises UserError where they have no step in common."""
+    trained = comparison.compare(one.training, other.training)
+    evaluated = comparison.compare(one.evaluations, other.evaluations)
+    if not trained.steps:
+        fix = "compare runs with a common multiple of track.log_every"
+        raise UserError.of("RUN", other.folder, f"has a row of no step that {one.folder} has", fix)
+    listed = differences(one, other)
+    first = next((c for c in (trained, evaluated) if c.first is not None), None)
+    drift = first.drifts[first.first] if first and first.first else None
+    causes = cause.probable_causes(listed, trained.drifts, drift, one, other) if drift else []
+    return {
+        "equal": first is None,
+        "verdict": _verdict(one, other, trained, evaluated, causes),
+        "causes": causes,
+        "runs": [str(one.folder), str(other.folder)],
+        "last_steps": [one.last_step, other.last_step],
+        "rows": {"training": _figures(trained), "evaluation": _figures(evaluated)},
+        "differs": {s: [_entry(d) for d in listed if d.section == s and _matters(d)] for s in SECTIONS},
+        "cannot_matter": [_entry(d) for d in listed if d.recorded and not _matters(d)],
+        "not_recorded": [_entry(d) for d in listed if not d.recorded],
+    }
+
+
+def _matters(difference: Difference) -> bool:
+    """Return whether a difference is told among those that may matter."""
+    return difference.recorded and (difference.effect != "none" or difference.section in ("evaluation", "ranks"))
+
+
+def _verdict(
+    one: side.Side,
+    other: side.Side,
+    trained: comparison.Comparison,
+    evaluated: comparison.Comparison,
+    causes: list[str],
+) -> str:
+    """Say in one sentence whether the runs are equal, or where they part and why."""
+    names = f"{one.folder} and {other.folder}"
+    common = f"{len(trained.steps)} step{'s' * (len(trained.steps) > 1)}"
+    if trained.first is None and evaluated.first is None:
+        longer = max(one, other, key=lambda side: side.last_step)
+        more = f"; {longer.folder} goes on to step {longer.last_step}" if one.last_step != other.last_step else ""
+        return f"{names} are equal to the bit over {common}, to step {min(one.last_step, other.last_step)}{more}"
+    if trained.first is None:
+        parted = f"have equal rows over {common}, but {evaluated.first} differs after step {evaluated.first_step}"
+    elif trained.first != "loss" and "loss" not in trained.drifts:
+        parted = f"have equal losses over {common}, but {trained.first} differs from step {trained.first_step}"
+    else:
+        before = f"after {trained.equal_before} equal" if trained.equal_before else "the first that both have"
+        parted = f"part at step {trained.first_step}, {before}"
+    why = f"most probably since {causes[0]}" if causes else "for no reason that both of them record"
+    return f"{names} {parted}: {why}"
+
+
+def _figures(compared: comparison.Comparison) -> dict[str, Any]:
+    drifts = {
+        name: {
+            "first_step": drift.first_step,
+            "values": list(drift.first),
+            "largest": drift.largest,
+            "largest_step": drift.largest_step,
+            "last": drift.last,
+        }
+        for name, drift in sorted(compared.drifts.items(), key=lambda item: (item[0] != "loss", item[1].first_step))
+    }
+    return {
+        "compared": len(compared.steps),
+        "equal_before": compared.equal_before,
+        "first_step": compared.first_step,
+        "figures": sorted(compared.figures),
+        "in_one_run_alone": sorted(compared.one_sided),
+        "differ": drifts,
+    }
+
+
+def _entry(difference: Difference) -> dict[str, Any]:
+    values = [difference.one, difference.other]
+    return {"section": difference.section, "name": difference.name, "values": values, "effect": difference.effect}
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    """Write the result for people: the verdict first, then a line for each thing that differs."""
+    lines = [result["verdict"]]
+    for kind, compared in result["rows"].items():
+        if compared["compared"]:
+            equal = f"{compared['equal_before']} of them equal before the first that is not"
+            lines.append(
+                f"rows of {kind}: {compared['compared']} compared, {equal if compared['differ'] else 'all equal'}"
+            )
+        for name, drift in compared["differ"].items():
+            values = " and ".join(f"{value:.9g}" for value in drift["values"])
+            largest = f"at most {drift['largest']:.3g} apart, at step {drift['largest_step']}"
+            lines.append(
+                f"  {name} from step {drift['first_step']}: {values}; {largest}; {drift['last']:.3g} at the end"
+            )
+    for number, why in enumerate(result["causes"][1:]):
+        lines += ["also possible:"] * (number == 0) + [f"  {why}"]
+    for section, entries in result["differs"].items():
+        lines += [f"{section}:"] * bool(entries) + [_line(entry) for entry in entries]
+    lines += ["cannot move a number:"] * bool(result["cannot_matter"]) + [_line(e) for e in result["cannot_matter"]]
+    lines += ["not recorded:"] * bool(result["not_recorded"]) + [_line(e) for e in result["not_recorded"]]
+    same = [section for section in SECTIONS if not result["differs"][section] and section != "evaluation"]
+    unknown = {entry["section"] for entry in result["not_recorded"]}
+    return [*lines, f"equal: {', '.join(s for s in same if s not in unknown) or 'nothing else'}"]
+
+
+def _line(entry: dict[str, Any]) -> str:
+    one, other = entry["values"]
+    return f"  {entry['name']}: {shown(one)} | {shown(other)}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    name, layout = "python -m moco_dist.diff", argparse.RawDescriptionHelpFormatter
+    parser = Parser(name, description=__doc__, formatter_class=layout, allow_abbrev=False)
+    parser.add_argument("runs", nargs=2, metavar="RUN", type=path_of("RUN"), help="a run directory")
+    parser.add_argument("--json", action="store_true", help="print all of it as an object")
+    return parser

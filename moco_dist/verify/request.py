@@ -1,0 +1,101 @@
+"""The command line of a verification, and what can be checked of it without torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moco_dist import config as configs
+from moco_dist.arguments import Parser, path_of
+from moco_dist.errors import UserError
+from moco_dist.ranks.rank import Rank
+from moco_dist.run import paths, provenance, status
+from moco_dist.run.directory import load_config
+from moco_dist.verify import plan as plans
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be replayed, and how; it is valid as far as that can be told without torch."""
+
+    recorded: configs.Config
+    """The config of the run."""
+    config: configs.Config
+    """The config of the replay: that of the run with the overrides of the command line."""
+    layout: configs.Layout
+    plan: plans.Plan
+    out: Path
+    """The file that gets the result."""
+
+
+def refuse(rank: Rank, error: UserError, *, met: bool = False) -> int:
+    """Print a mistake of the user's once, and return the exit status for it."""
+    if rank.speaks(met=met):
+        print(f"moco_dist.verify: {error}", file=sys.stderr, flush=True)
+    else:
+        rank.let_rank_0_end_first()
+    return status.EXIT_CODES["user_error"]
+
+
+def parse(arguments: Sequence[str], rank: Rank, description: str) -> Request:
+    """Parse the command line, whose --help begins with the description, and check it against the run.
+
+    Raises:
+        UserError: a mistake in it, a run that cannot be replayed, or an override that would change its curve.
+    """
+    options = _parser(description).parse_intermixed_args(arguments)
+    folder = paths.run_of(options.run) or options.run
+    file = paths.RunPaths(folder).config
+    if not file.is_file():
+        rule = f"holds no {file.name}" if folder.is_dir() else "no such folder"
+        raise UserError.of("RUN", folder, rule, "give the directory of a run")
+    named, overrides = configs.parse_arguments(options.overrides)
+    if named is not None:
+        raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")
+    recorded = load_config(file).at(folder)
+    config = load_config(file, ["data.download=false", *overrides]).at(folder)
+    plan = plans.choose(folder, options.steps, options.from_step)
+    layout = configs.layout(config, rank.size)
+    configs.check_resumable(recorded.model_dump(mode="json"), _group_size(recorded, folder, layout), config, layout)
+    out = options.out or Path(f"verified_{recorded.run.name}.json")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError.of("--out", out, "cannot be written", "name a file in a folder that you may write to")
+    return Request(recorded, config, layout, plan, out)
+
+
+def _group_size(recorded: configs.Config, folder: Path, now: configs.Layout) -> int:
+    """Return the images of a BatchNorm group of the run; where nothing tells, as many as the replay has."""
+    starts = provenance.read(folder)
+    if recorded.moco.bn_groups is None and not starts:
+        return now.group_size
+    ranks = 1 if recorded.moco.bn_groups else int(starts[-1].get("ranks", now.ranks))
+    return configs.layout(recorded, ranks).group_size
+
+
+def _number(name: str, least: int) -> Callable[[str], int]:
+    """Return what reads a whole number of at least so much; it raises UserError."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and int(text) >= least):
+            raise UserError.of(name, text, f"must be a whole number, {least} or more", f"use {name} {max(least, 50)}")
+        return int(text)
+
+    return read
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    name, style = "python -m moco_dist.verify", argparse.RawDescriptionHelpFormatter
+    parser = Parser(name, description=description, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=path_of("RUN"), help="a run directory")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for the trainer")
+    text = f"steps to replay; default: {plans.STEPS}, or to a later checkpoint that is near"
+    parser.add_argument("--steps", type=_number("--steps", 1), metavar="N", help=text)
+    text = "checkpoint to begin from, or 0 for the start of the run; default: the last one with as many steps after it"
+    parser.add_argument("--from", dest="from_step", type=_number("--from", 0), metavar="STEP", help=text)
+    text = "file of the result; default: verified_<run.name>.json"
+    parser.add_argument("--out", type=path_of("--out"), metavar="PATH", help=text)
+    return parser
