@@ -80,6 +80,8 @@ class WandbRun:
 
     def start(self) -> None:
         """Start W&B."""
+        # Its process would send reports about itself, and print where the server refuses them.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         online = self.config.track.wandb == "online"

@@ -354,5 +354,5 @@ def test_online_by_the_command_line_over_a_kill(server: FakeWandb, tmp_path: Pat
     (run,) = server.runs.values()
     sent = [(row["train/step"], row["train/loss"]) for row in run.history if "train/loss" in row]
     assert sent == list(jobs.losses(tmp_path / "run").items()) and len(sent) == 30
-    assert [alert["title"] for alert in server.alerts] == ["run: done"]
+    assert [alert["title"] for alert in server.alerts] == ["fast: done"]
     assert run.exit_code == 0 and run.summary["eval/knn_top1"] == max(jobs.knn(tmp_path / "run").items())[1]
