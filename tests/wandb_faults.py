@@ -158,7 +158,7 @@ def line(fault: Fault, folder: Path, steps: int, reference: dict[int, float], un
     late = [took.start - undisturbed.start, took.steps - undisturbed.steps, took.exit - undisturbed.exit]
     seconds = " | ".join(f"{max(0.0, value):.1f}" for value in late)
     if fault.killed:  # neither begins at the first row
-        seconds = f"– | – | {max(0.0, late[-1]):.1f}"
+        seconds = f"- | - | {max(0.0, late[-1]):.1f}"
     return f"| {fault.name} | {equal} | {rows} | {len(sent)}{doubled} | {in_files(run_dir)} | {seconds} |"
 
 

@@ -24,6 +24,7 @@ from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
+from moco_dist.tracking import wandb_results
 
 LIBRARIES = "torch", "scipy", "scikit-learn"
 """Libraries whose versions all figures depend on."""
@@ -61,6 +62,8 @@ def run(options: Options, config: Config, rank: Rank) -> int:
 
 def evaluate(options: Options, config: Config, world: World) -> None:
     """Evaluate on ranks that have met. Raises UserError."""
+    if options.wandb:
+        world.from_first(lambda: wandb_results.check(options.path))
     evaluation = Evaluation(options, open_subject(options.path, config, world, options.features))
     out = options.out or (options.path if options.path.is_dir() else options.path.parent)
     with writing(out):
@@ -68,6 +71,9 @@ def evaluate(options: Options, config: Config, world: World) -> None:
     cells = [evaluation.cells_of(method, cache) for method in evaluation.methods]
     with writing(out):
         world.from_first(lambda: report(options.path, evaluation, cells, out))
+    if options.wandb:
+        table = [results.row(of_method) for of_method in cells]
+        world.from_first(lambda: wandb_results.show(options.path, table, evaluation.subject.split, print))
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:

@@ -113,8 +113,7 @@ class WandbRun:
         self._run.define_metric("train/step")
         self._run.define_metric("eval/step", hidden=True)
         self._run.define_metric("*", step_metric="train/step")
-        if of_job := job_of(os.environ):
-            self._run.config.update({"job": of_job}, allow_val_change=True)
+        self._tell_job()
         place = self._run.url if online else f"offline, look with: wandb leet {folder}"
         self.say(f"W&B: {place}")
 
@@ -191,6 +190,10 @@ class WandbRun:
         for process in core_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+
+    def _tell_job(self) -> None:
+        if of_job := job_of(os.environ):
+            self._run.config.update({"job": of_job}, allow_val_change=True)
 
     def _alert(self, title: str, text: str, level: str) -> None:
         self._run.alert(title[:_MOST_TITLE], text, level=level)
