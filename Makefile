@@ -5,7 +5,7 @@ NPROC ?= 4
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup slurm train test check clean
+.PHONY: setup slurm browser train test check clean
 
 setup: .venv/.installed
 
@@ -25,7 +25,10 @@ check: setup
 slurm: setup  # who may not install says so; the tests then skip, but in CI they fail
 	-$(BIN)/python -m slurm.devcluster install
 
-test: check slurm
+browser: setup  # the same of the browser that pages are tested in
+	-$(BIN)/python -m tests.browser install
+
+test: check slurm browser
 	place=$$(mktemp -d /tmp/XXXXXX) && { $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --basetemp=$$place; \
 	code=$$?; rm -rf $$place; exit $$code; }  # short: messages show paths of a hundred characters whole, sockets too
 

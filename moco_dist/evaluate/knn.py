@@ -1,5 +1,7 @@
 """Classify by weighted kNN, over a bank that is spread over all ranks (Wu et al. 2018, "InstDisc", section 3.4)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,8 +67,27 @@ def _candidates(q: Tensor, bank: Features, count: int) -> tuple[Tensor, Tensor, 
     return similarity, key, classes
 
 
-def accuracy(queries: Features, bank: Features, *, k: int, temperature: float, world: World) -> float:
-    """Return the fraction of the queries that the kNN classifies rightly.
+class Classified(NamedTuple):
+    """Queries that kNN has classified; the same on all ranks."""
+
+    queries: Features
+    """Of all ranks, in the order of ranks."""
+    predicted: Tensor
+    """[Q] classes, on the device."""
+
+    @property
+    def right(self) -> Tensor:
+        """Return which queries are classified rightly, [Q], on the CPU."""
+        return self.predicted.cpu() == self.queries.labels
+
+    @property
+    def accuracy(self) -> float:
+        """Return the fraction of the queries that are classified rightly."""
+        return float(self.right.double().mean())
+
+
+def classify(queries: Features, bank: Features, *, k: int, temperature: float, world: World) -> Classified:
+    """Classify the queries of all ranks.
 
     Args:
         queries: this rank's share.
@@ -75,6 +96,6 @@ def accuracy(queries: Features, bank: Features, *, k: int, temperature: float, w
         temperature: of the votes.
         world: the ranks.
     """
-    rows, labels = gather_rows(queries.rows, world), gather_rows(queries.labels, world)
+    rows, labels, indices = (gather_rows(share, world) for share in queries)
     predicted = predict(rows, bank, k=k, temperature=temperature, world=world)
-    return float((predicted == labels.to(predicted.device)).double().mean())
+    return Classified(Features(rows, labels.cpu(), indices.cpu()), predicted)

@@ -1,6 +1,7 @@
 """Evaluate during training, by kNN and a linear probe on the features of the query encoder."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from moco_dist.data.decode import Unreadable
 from moco_dist.data.sources import Data
 from moco_dist.data.store import Source
 from moco_dist.engine.engine import Engine
-from moco_dist.evaluate import features, knn, ridge
+from moco_dist.evaluate import features, knn, ridge, view
 from moco_dist.evaluate.features import Features
 from moco_dist.networks.resnet import Encoder
 
@@ -38,11 +39,27 @@ def _some(source: Source, count: int, number: int) -> Source:
 
 @torch.no_grad()
 def accuracies(
-    config: Config, engine: Engine, encoder: Encoder, data: Data, augmentation: Augment
+    config: Config,
+    engine: Engine,
+    encoder: Encoder,
+    data: Data,
+    augmentation: Augment,
+    *,
+    view_file: Path | None = None,
+    step: int = 0,
 ) -> tuple[dict[str, float], list[Unreadable]]:
     """Compute the accuracy of kNN and of a linear probe on the data's queries, the same on all ranks.
 
     One extraction of features serves both. Leaves the encoder in training mode.
+
+    Args:
+        config: of the run.
+        engine: that trains.
+        encoder: of the queries.
+        data: with labelled images to learn from and to be judged on.
+        augmentation: of the run, for its pixel statistics.
+        view_file: where a view of the features is left to be looked at; None: nowhere.
+        step: steps done.
 
     Returns:
         `knn_top1`, `linear_top1`, and `linear_train_top1` on images that the probe has learnt, 0 to 1; and the images
@@ -66,5 +83,8 @@ def accuracies(
     stride = -(-len(data.bank) // len(data.queries))  # as many images of the bank as there are queries
     learnt = Features(*(share[bank.indices % stride == 0] for share in bank))
     linear, linear_train = ridge.accuracies([queries, learnt], bank, world=world)
-    neighbours = knn.accuracy(queries, bank, k=k, temperature=temperature, world=world)
-    return {"knn_top1": neighbours, "linear_top1": linear, "linear_train_top1": linear_train}, unreadable
+    classified = knn.classify(queries, bank, k=k, temperature=temperature, world=world)
+    if view_file is not None:
+        images = view.Images(data.queries, data.bank, config.data.image_size, config.eval.knn_split)
+        view.leave(view_file, classified, bank, images, world, step=step, may_fail=True)
+    return {"knn_top1": classified.accuracy, "linear_top1": linear, "linear_train_top1": linear_train}, unreadable

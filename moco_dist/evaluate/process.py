@@ -6,25 +6,29 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from moco_dist import packages
 from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
 from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.errors import UserError
-from moco_dist.evaluate import all_labels, features, few, results
-from moco_dist.evaluate.options import Options, refuse
+from moco_dist.evaluate import all_labels, features, few, knn, results, view
+from moco_dist.evaluate.options import Layer, Options, refuse
 from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
+from moco_dist.run import features_view, status
 from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
 from moco_dist.tracking import wandb_results
+
+Shares = Callable[[Layer], tuple[features.Features, features.Features]]
 
 LIBRARIES = "torch", "scipy", "scikit-learn"
 """Libraries whose versions all figures depend on."""
@@ -69,11 +73,39 @@ def evaluate(options: Options, config: Config, world: World) -> None:
     with writing(out):
         cache = world.from_first(lambda: Cells(RunPaths(out).evaluation))
     cells = [evaluation.cells_of(method, cache) for method in evaluation.methods]
+    leave_view(evaluation, cells, options, RunPaths(out).features_view)
     with writing(out):
         world.from_first(lambda: report(options.path, evaluation, cells, out))
     if options.wandb:
         table = [results.row(of_method) for of_method in cells]
         world.from_first(lambda: wandb_results.show(options.path, table, evaluation.subject.split, print))
+
+
+def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options: Options, file: Path) -> None:
+    """Leave a view of the features beside the table, where kNN was tried; an equal one stays. All ranks call it.
+
+    Args:
+        evaluation: what was tried.
+        cells: of each method, one a draw.
+        options: of the command line.
+        file: what is written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    subject, world = evaluation.subject, evaluation.world
+    of_knn = [of_method[0] for of_method in cells if of_method[0].key.method.startswith("kNN")]
+    before = world.from_first(lambda: features_view.read(file))
+    if not of_knn or (before and before.digest == of_knn[0].key.settings):
+        return
+    bank, share = evaluation.shares(options.features)
+    queries = share.gathered(world)
+    predicted = torch.tensor(of_knn[0].predicted)
+    images = view.Images(subject.held_out, subject.train, subject.config.data.image_size, subject.split)
+    step = world.from_first(lambda: status.read(options.path).step)
+    classified, made_of = knn.Classified(queries, predicted), of_knn[0].key.settings
+    with writing(file):
+        view.leave(file, classified, bank, images, world, step=step, projection="t-SNE", digest=made_of)
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
@@ -118,7 +150,9 @@ class Evaluation:
 
     def __init__(self, options: Options, subject: Subject) -> None:
         self.subject, self.world = subject, subject.world
-        self.methods = list(_methods(options, subject))
+        self.shares = functools.cache(subject.shares)
+        """Computes this rank's features of the images to learn from and of the held-out ones, once for each layer."""
+        self.methods = list(_methods(options, subject, self.shares))
 
     def cells_of(self, method: EvaluationMethod, cache: Cells) -> list[Cell]:
         """Compute the cells that are missing. Returns all of the method, one a draw, the same on all ranks."""
@@ -168,9 +202,9 @@ class Evaluation:
         return digest(self.settings, section.knn_k, section.knn_temperature, all_labels.REVISIONS, few.REVISIONS)
 
 
-def _methods(options: Options, subject: Subject) -> Iterator[EvaluationMethod]:
+def _methods(options: Options, subject: Subject, shares: Shares) -> Iterator[EvaluationMethod]:
     """Yield the methods that the options ask for, the cheap ones first. Raises UserError."""
-    shares, count = functools.cache(subject.shares), _label_count(options, subject)
+    count = _label_count(options, subject)
     on_all = all_labels.AllLabels(subject, options.features, functools.partial(shares, options.features))
     yield from on_all.methods(options, default=not (options.knn or options.linear or count))
     if count is not None:

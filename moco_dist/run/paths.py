@@ -1,5 +1,6 @@
 """Name all that a run directory contains. No other package spells these names."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 CONFIG = "config.yaml"
@@ -8,6 +9,7 @@ SUMMARY = "summary.json"
 ENCODER = "encoder.safetensors"
 EVALUATION = "evaluation"
 EVALUATION_TABLE = "evaluation.json"
+REPORT = "report.html"
 
 
 class RunPaths:
@@ -29,6 +31,8 @@ class RunPaths:
         trackio: folder of Trackio's database.
         evaluation: folder of the evaluation's cells and pictures.
         evaluation_table: file of the evaluation's table.
+        features_view: file of what the last evaluation left of the features to be looked at.
+        report: page that shows the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,11 +51,22 @@ class RunPaths:
         self.trackio = folder / "trackio"
         self.evaluation = folder / EVALUATION
         self.evaluation_table = folder / EVALUATION_TABLE
+        self.features_view = folder / "features_view.json"
+        self.report = folder / REPORT
+
+    @staticmethod
+    def holds_run(names: Iterable[str]) -> bool:
+        """Tell by the names in a folder whether it is the directory of a run that has begun."""
+        return not {METRICS, "status.json"}.isdisjoint(names)
+
+    def of_the_report(self) -> list[Path]:
+        """Return the files that the page of the run is made from."""
+        return [self.config, self.metrics, self.status, self.features_view, self.pairs_picture]
 
     def remove_unfinished(self) -> None:
         """Remove what a start that was killed while it wrote a file has left. Raises OSError."""
         written = (self.config, self.metrics, self.status, self.summary, self.encoder, self.pairs_picture)
-        for path in (*written, self.provenance):
+        for path in (*written, self.provenance, self.features_view, self.report):
             for unfinished in self.folder.glob(f".{path.name}.*"):
                 unfinished.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from moco_dist.networks import resnet, weights
 from moco_dist.ranks import collectives, devices, watchdog
 from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
-from moco_dist.train import books, ends, meters, readout, start_note
+from moco_dist.train import books, ends, meters, page, readout, start_note
 
 MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
@@ -100,6 +100,8 @@ class Training:
         except ends.Ended as end:  # told before the sinks are closed, which may take longer than a cluster waits
             code = status.EXIT_CODES[end.state]
             self.run_dir.status(end.state, end.step, str(end))
+            if end.state == "diverged" and self.world.rank == 0:
+                page.leave(self.run_dir.folder, self.tracker.warn)
             raise
         finally:
             self.tracker.finish(code, preempted=code == status.EXIT_CODES["stopped"])
@@ -207,10 +209,18 @@ class Training:
             raise OSError("the rows of its steps could not be written")
 
     def _evaluate(self, done: int) -> None:
-        images = None if done == self.total else self.config.eval.online_images
-        data = online.part(self.data, images)
+        is_last = done == self.total
+        data = online.part(self.data, None if is_last else self.config.eval.online_images)
         with devices.may_wait(self.world.device):
-            figures, unreadable = online.accuracies(self.config, self.engine, self.encoder, data, self.augmentation)
+            figures, unreadable = online.accuracies(
+                self.config,
+                self.engine,
+                self.encoder,
+                data,
+                self.augmentation,
+                view_file=self.run_dir.paths.features_view if is_last and self.replay_to is None else None,
+                step=done,
+            )
         self.tracker.unreadable([str(image) for image in unreadable])
         self.tracker.log_evaluation(rows.evaluation_row(done, done // self.epoch_steps, figures))
         watchdog.beat()
@@ -248,7 +258,10 @@ class Training:
         accuracies = [f"{name} {100 * summary[key]:.2f} %" for key, name in names.items() if key in summary]
         if accuracies:
             self.tracker.say(f"accuracy on held-out images: {', '.join(accuracies)}")
-        self.tracker.say(f"results: {paths.folder} ({paths.metrics.name}, {paths.summary.name}, {paths.encoder.name})")
+        results = [paths.metrics.name, paths.summary.name, paths.encoder.name]
+        if page.leave(paths.folder, self.tracker.warn):
+            results.append(paths.report.name)
+        self.tracker.say(f"results: {paths.folder} ({', '.join(results)})")
         if self.config.data.source == "digits":
             mnist = "configs/mnist.yaml data.root=data data.download=true"
             self.tracker.say(f"next, MNIST: torchrun --nproc_per_node=2 -m moco_dist.train {mnist}")

@@ -3,11 +3,14 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from slurm.devcluster.errors import ClusterError, Misuse
 
-PACKAGES = {
+Programs = Mapping[str, Sequence[str]]
+"""Debian packages, and the programs that each brings."""
+
+PACKAGES: Programs = {
     "slurm-wlm": ("slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"),
     "munge": ("munged",),
     "slurmdbd": ("slurmdbd",),
@@ -40,18 +43,22 @@ def require(accounting: bool) -> None:
         raise _not_installed(lacking)
 
 
-def missing(packages: Iterable[str] = tuple(PACKAGES)) -> list[str]:
+def missing(packages: Iterable[str] = tuple(PACKAGES), programs: Programs = PACKAGES) -> list[str]:
     """List the programs of these packages that are not installed."""
-    names = [name for package in packages for name in PACKAGES[package]]
+    names = [name for package in packages for name in programs[package]]
     return [name for name in names if shutil.which(name, path=search_path()) is None]
 
 
-def install() -> str:
-    """Install the missing packages with apt-get; says what was done. Raises Misuse where this user cannot."""
-    lacking = missing()
+def install(programs: Programs = PACKAGES) -> str:
+    """Install the missing packages with apt-get; says what was done. Raises Misuse where this user cannot.
+
+    Args:
+        programs: of each package, those that it brings.
+    """
+    lacking = missing(programs, programs)
     if not lacking:
         return "everything is installed already"
-    packages = sorted({package for package, names in PACKAGES.items() if set(names) & set(lacking)})
+    packages = sorted({package for package, names in programs.items() if set(names) & set(lacking)})
     apt = shutil.which("apt-get", path=search_path())
     if apt is None:
         fix = f"install what brings these programs: {' '.join(lacking)}"

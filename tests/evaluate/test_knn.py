@@ -148,13 +148,13 @@ def uneven(world: World) -> dict[str, Any]:
     return {
         "rows": features.gather_rows(mine, world).tolist(),
         "labels": features.gather_rows(labels, world).tolist(),
-        "accuracy": knn.accuracy(
+        "accuracy": knn.classify(
             Features(queries[few], truth[few], few),
             Features(bank[turns], bank_labels[turns], turns),
             k=7,
             temperature=0.1,
             world=world,
-        ),
+        ).accuracy,
     }
 
 

@@ -100,7 +100,7 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
     query_features = Features(queries, torch.from_numpy(data.queries.labels), torch.arange(359))
     every_fifth = Features(*(share[torch.arange(0, 1438, 5)] for share in learnt))  # 1438 / 359 is just over 4
     assert accuracies == {
-        "knn_top1": knn.accuracy(query_features, learnt, k=7, temperature=0.1, world=ALONE),
+        "knn_top1": knn.classify(query_features, learnt, k=7, temperature=0.1, world=ALONE).accuracy,
         "linear_top1": ridge.accuracy(query_features, learnt, world=ALONE),
         "linear_train_top1": ridge.accuracy(every_fifth, learnt, world=ALONE),
     }

@@ -1,0 +1,1 @@
+"""Show runs on one page of HTML that needs no network: verdict, findings, curves, pictures, config."""

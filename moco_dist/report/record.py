@@ -1,0 +1,127 @@
+"""Read what a run directory holds of a run into one value, with its curves thinned."""
+
+import base64
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moco_dist import files, health
+from moco_dist.errors import UserError, masked, printable
+from moco_dist.report import judge, settings
+from moco_dist.report.columns import Curve
+from moco_dist.run import features_view, lease, provenance, status
+from moco_dist.run.paths import RunPaths
+
+_MOST_POINTS, _POINTS_OF_A_PAGE, _FIGURES = 1000, 100_000, 30
+"""Points of a curve at most; points of all curves of a page, about, where a run has so many figures."""
+_LARGE = 8 << 20
+"""Bytes of rows from which on several runs are read by several processes."""
+_LARGEST_PICTURE = 4 << 20
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A record is what the page shows of a run."""
+
+    folder: Path
+    name: str
+    status: status.Status
+    versions: str
+    settings: dict[str, Any]
+    """Values of the config by `section.key`."""
+    curves: dict[str, Curve]
+    diagnosis: health.Diagnosis | None
+    """None where the config cannot be judged by."""
+    not_judged: str = ""
+    """Why there is no diagnosis."""
+    features: features_view.FeaturesView | None = None
+    pairs_picture: str = ""
+    """The picture of the two views of the first images, in base64; empty where there is none."""
+    rows: int = 0
+    starts: Sequence[provenance.Start] = ()
+    """What each start ran on, in their order; empty in a run of an earlier version."""
+    writer: str = ""
+    """The process that writes to the directory; empty where there is none."""
+
+    @property
+    def step(self) -> int:
+        """Return the last step that is known to be done."""
+        last_rows = [curve.steps[-1] for curve in self.curves.values()]
+        return max([self.status.step, *last_rows])
+
+
+def read_all(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read runs, in their order. Raises UserError for a folder that holds no run."""
+    most_points = max(48, min(_MOST_POINTS, _POINTS_OF_A_PAGE // (_FIGURES * len(folders))))
+    sizes = []
+    for folder in folders:
+        _check(folder)
+        with suppress(OSError):
+            sizes.append(RunPaths(folder).metrics.stat().st_size)
+    processes = min(len(folders), len(os.sched_getaffinity(0)))
+    if processes == 1 or sum(sizes) < _LARGE:
+        return [read(folder, most_points) for folder in folders]
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(read, folders, [most_points] * len(folders)))
+
+
+def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
+    """Read a run; what is missing or damaged is left out.
+
+    Args:
+        folder: a run directory.
+        most_points: of a curve.
+    """
+    paths = RunPaths(folder)
+    tree, versions = settings.read(paths.config)
+    state = status.read(folder)
+    columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state)
+    values = settings.flat(tree)
+    return RunRecord(
+        folder,
+        masked(printable(str(values.get("run.name") or folder.resolve().name))),
+        state,
+        versions,
+        values,
+        columns.curves(most_points),
+        diagnosis,
+        not_judged,
+        features_view.read(paths.features_view),
+        _picture(paths.pairs_picture),
+        columns.rows,
+        provenance.read(folder),
+        lease.held_by(folder),
+    )
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Return the run directories in a folder, at any depth, by name; those within a run directory are left out."""
+    runs = []
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        if RunPaths.holds_run(names):
+            runs.append(Path(root))
+            folders.clear()
+    return runs
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder that holds no run. Raises UserError."""
+    if not folder.is_dir():
+        raise UserError.of("RUN", folder, "no such folder", "give the directory of a run")
+    if not RunPaths.holds_run(path.name for path in folder.iterdir()):
+        raise UserError.of(
+            "RUN", folder, "holds no run", "give the directory of a run, or --sweep for a folder of them"
+        )
+
+
+def _picture(file: Path) -> str:
+    try:
+        content = files.read_bytes(file)
+    except OSError:
+        return ""
+    return base64.b64encode(content).decode() if len(content) <= _LARGEST_PICTURE else ""

@@ -1,0 +1,88 @@
+"""Lay the configs of runs side by side: which keys differ, from each other and from a shipped config."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moco_dist import config as configs
+from moco_dist import files
+from moco_dist.errors import UserError, masked, shown
+
+Settings = Mapping[str, Any]
+"""Values of a config by `section.key`, as its file has them."""
+
+_OF_THE_PLACE = {"run.name", "run.dir", "data.root", "data.download", "data.decode", "data.workers", "track.wandb"}
+"""Keys of where a run lies and what it is called."""
+
+
+def read(file: Path) -> tuple[dict[str, Any], str]:
+    """Read the resolved config of a run.
+
+    Returns:
+        The tree of its sections, and the comment of the versions that ran it. Both are empty where the file is
+        missing or damaged, since a page shows what there is.
+    """
+    try:
+        text = files.read_text(file, errors="replace")
+        tree = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError, RecursionError, ValueError):
+        return {}, ""
+    first = text.partition("\n")[0]
+    versions = first.removeprefix("#").strip() if first.startswith("#") else ""
+    if not isinstance(tree, dict):
+        return {}, versions
+    return {str(name): section for name, section in tree.items() if isinstance(section, dict)}, masked(versions)
+
+
+def flat(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a config's values by `section.key`."""
+    return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
+
+
+def is_of_the_place(key: str) -> bool:
+    """Tell whether a key differs from place to place, and tells nothing of how a run learns."""
+    return key in _OF_THE_PLACE
+
+
+def text(value: Any) -> str:
+    """Write a value as a person would type it, with passwords masked."""
+    return shown(value)
+
+
+@functools.cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    """Return the values of all shipped configs by their names."""
+    values = {}
+    for file in sorted(configs.SHIPPED_CONFIGS.glob("*.yaml")):
+        try:
+            shipped = configs.load(file, ["data.root=DATA"] if file != configs.DEFAULT_CONFIG else [])
+            values[file.stem] = flat(shipped.model_dump(mode="json", context=True))
+        except UserError:  # it needs what this place lacks, such as a variable
+            continue
+    return values
+
+
+def nearest_shipped(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Return the name and the values of the shipped config that differs from a run's in the fewest keys."""
+
+    def distance(name: str) -> tuple[bool, int]:
+        shipped = _shipped()[name]
+        keys = shipped.keys() - _OF_THE_PLACE
+        other_source = shipped["data.source"] != settings.get("data.source")
+        return other_source, sum(shipped[key] != settings.get(key) for key in keys)
+
+    name = min(_shipped(), key=distance)
+    return name, _shipped()[name]
+
+
+def differing(runs: Sequence[Settings]) -> list[str]:
+    """Return the keys in which runs differ, but for their names and places, in the order of the first config."""
+    keys = dict.fromkeys(key for settings in runs for key in settings)
+    return [
+        key
+        for key in keys
+        if key not in ("run.name", "run.dir") and len({text(settings.get(key, "")) for settings in runs}) > 1
+    ]

@@ -1,0 +1,101 @@
+"""Keep what an evaluation leaves of the features to be looked at: a map, the confusions, neighbours with thumbnails."""
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moco_dist.files import read_text, write_text
+
+VERSION = 1
+"""Version of the file: another one is not read."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A thumbnail is a small picture of an image."""
+
+    label: int
+    picture: str
+    """The PNG or JPEG in base64."""
+    kind: str
+    """`png` or `jpeg`."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The neighbours are the training images whose features are nearest to those of a held-out image."""
+
+    query: Thumbnail
+    predicted: int
+    """Class that kNN gives the query."""
+    images: list[Thumbnail]
+    """The nearest first."""
+    similarities: list[float]
+    """Cosines, one for each image."""
+
+
+@dataclass(frozen=True)
+class FeaturesView:
+    """A view of the features of the held-out images."""
+
+    step: int
+    """Steps that the encoder has learnt; 0 where that is not known."""
+    split: str
+    """What the held-out images are: test or validation."""
+    images: int
+    """Held-out images."""
+    classes: list[str]
+    """Names of the classes."""
+    projection: str
+    """How the map is made: `PCA` or `t-SNE`."""
+    points: list[tuple[float, float]]
+    """[n] places on the map of some of the held-out images, 0 to 1."""
+    labels: list[int]
+    """[n] their classes."""
+    right: list[int]
+    """[n] 1 where kNN classifies the image rightly, else 0."""
+    confusions: list[tuple[int, int, int]]
+    """True class, class given by kNN, number of images, for each pair that occurs."""
+    neighbours: list[Neighbours]
+    digest: str
+    """Digest of what the view is made from, weights and images; empty where training has left it."""
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of the held-out images that kNN classifies rightly."""
+        return sum(count for true, given, count in self.confusions if true == given) / max(1, self.images)
+
+
+def write(file: Path, view: FeaturesView) -> None:
+    """Write the view. Raises OSError."""
+    write_text(file, json.dumps({"version": VERSION, **asdict(view)}, separators=(",", ":")) + "\n")
+
+
+def read(file: Path) -> FeaturesView | None:
+    """Read the view; None where there is none, or none that can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        content = json.loads(read_text(file))
+        if content.pop("version") != VERSION:
+            return None
+        content["neighbours"] = [_neighbours(**neighbours) for neighbours in content["neighbours"]]
+        for name in ("points", "confusions"):
+            content[name] = [tuple(entry) for entry in content[name]]
+        view = FeaturesView(**content)
+        return view if _is_whole(view) else None
+    return None
+
+
+def _neighbours(query: Any, images: Any, **others: Any) -> Neighbours:
+    return Neighbours(query=Thumbnail(**query), images=[Thumbnail(**image) for image in images], **others)
+
+
+def _is_whole(view: FeaturesView) -> bool:
+    """Tell whether all classes that the view names are there, and its lists fit together."""
+    pictures = [picture for near in view.neighbours for picture in (near.query, *near.images)]
+    used = [*view.labels, *(picture.label for picture in pictures), *(near.predicted for near in view.neighbours)]
+    used += [which for true, given, _ in view.confusions for which in (true, given)]
+    fits = len(view.points) == len(view.labels) == len(view.right) and all(len(point) == 2 for point in view.points)
+    kinds = {picture.kind for picture in pictures}
+    return fits and all(0 <= which < len(view.classes) for which in used) and kinds <= {"png", "jpeg"}
