@@ -7,10 +7,23 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher import slurm
-from launcher.commands import cancel, evaluate, logs, preflight, requeue, shell, stacks, status, submit, sweep, top
+from launcher.commands import (
+    cancel,
+    evaluate,
+    logs,
+    preflight,
+    requeue,
+    shell,
+    stacks,
+    status,
+    submit,
+    sweep,
+    top,
+    workspace,
+)
 from moco_dist.errors import UserError, masked
 
-_MODULES = (submit, status, logs, cancel, requeue, evaluate, sweep, preflight, top, stacks, shell)
+_MODULES = (submit, status, logs, cancel, requeue, evaluate, sweep, preflight, top, stacks, shell, workspace)
 _COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 

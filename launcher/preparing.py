@@ -62,7 +62,7 @@ def refuse_taken(launches: Sequence[Launch], cluster: str | None) -> None:
 def write(launch: Launch, config: configs.Config) -> None:
     """Write the config, the id at W&B, and a status that lets the job start. Raises OSError."""
     if config.track.wandb != "disabled":
-        from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
+        from moco_dist.tracking.wandb_files import fixed_id  # its package is slow to import
 
         fixed_id(launch.paths.wandb)
     if not _is_config(launch.config_file, config):

@@ -1,4 +1,4 @@
-"""A W&B server for tests: as much of the protocol as online runs, resuming and images need, all in memory.
+"""A W&B server for tests: as much of the protocol as runs, resuming, alerts and artifacts need, all in memory.
 
 with FakeWandb() as server:
     subprocess.run(..., env={**os.environ, **server.env()})
@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,6 +30,8 @@ class Run:
     summary_json: str = "{}"
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
     uploads: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    """Tags, notes, group and job type."""
     preempting: bool = False
     exit_code: int | None = None
 
@@ -62,11 +65,24 @@ _COUNTED = {"history": "wandb-history.jsonl", "events": "wandb-events.jsonl", "l
 
 
 class FakeWandb:
-    """The server; a context manager. `fail[operation] = status` makes a GraphQL operation fail."""
+    """The server; a context manager.
+
+    `fail[operation] = status` makes a GraphQL operation fail, `fail_all = status` every request, and `delay` is how
+    many seconds each answer takes.
+    """
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.stored: dict[str, bytes] = {}
+        """Files and manifests of artifacts."""
+        self.views: list[dict[str, Any]] = []
         self.fail: dict[str, int] = {}
+        self.alerts: list[dict[str, Any]] = []
+        self.artifacts: list[dict[str, Any]] = []
+        self.used: list[str] = []
+        """Artifacts that a run has as its input, by their names."""
+        self.fail_all = 0
+        self.delay = 0.0
         self.stop_runs = False
         self.lock = threading.Lock()
         self._http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
@@ -109,12 +125,65 @@ class FakeWandb:
                 run.display_name = variables.get("displayName") or run.display_name
                 run.config_json = variables.get("config") or run.config_json
                 run.summary_json = variables.get("summaryMetrics") or run.summary_json
+                about = {key: variables.get(key) for key in ("tags", "notes", "groupName", "jobType")}
+                run.about |= {key: value for key, value in about.items() if value is not None}
                 return {"upsertBucket": {"bucket": run.bucket(), "inserted": inserted}}
             case "CreateRunFiles":
                 names = variables["files"]
                 files = [{"name": n, "uploadUrl": f"{self.url}/storage/{variables['run']}/{n}"} for n in names]
                 return {"createRunFiles": {"runID": "storage", "uploadHeaders": [], "files": files}}
+            case "NotifyScriptableRunAlert":
+                self.alerts.append(variables)
+                return {"notifyScriptableRunAlert": {"success": True}}
+            case "UpsertView2":
+                self.views.append(variables)
+                view = {"id": f"view-{len(self.views)}", "name": variables["name"]}
+                return {"upsertView": {"view": view, "inserted": True}}
+        return self._artifacts(operation, variables)
+
+    def _artifacts(self, operation: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+        """The data that answers an operation about artifacts; None for one unknown here."""
+        match operation:
+            case "ArtifactType":
+                return {"project": {"artifact": None}}
+            case "OrganizationCoreWeaveOrganizationID":
+                return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+            case "CreateArtifact":
+                request = variables["input"]
+                identity = f"artifact-{len(self.artifacts)}"
+                self.artifacts.append({"id": identity, "state": "PENDING", **request})
+                sequence = {"id": "sequence", "latestArtifact": None}
+                return {
+                    "createArtifact": {"artifact": {"id": identity, "state": "PENDING", "artifactSequence": sequence}}
+                }
+            case "CreateArtifactManifest" | "UpdateArtifactManifest":
+                identity = variables.get("artifactID") or variables["artifactManifestID"]
+                file = {"id": "file", "uploadUrl": f"{self.url}/storage/manifests/{identity}", "uploadHeaders": []}
+                return {operation[0].lower() + operation[1:]: {"artifactManifest": {"id": identity, "file": file}}}
+            case "CreateArtifactFiles":
+                return {
+                    "createArtifactFiles": {"files": {"edges": [self._artifact_file(v) for v in _specs(variables)]}}
+                }
+            case "CommitArtifact":
+                [artifact] = [one for one in self.artifacts if one["id"] == variables["artifactID"]]
+                artifact["state"] = "COMMITTED"
+                return {"commitArtifact": {"artifact": {"id": artifact["id"], "digest": artifact.get("digest")}}}
+            case "ArtifactByID":
+                [artifact] = [one for one in self.artifacts if one["id"] == variables["id"]]
+                return {"artifact": _artifact(artifact)}
+            case "ClientIDMapping":
+                ids = [one["id"] for one in self.artifacts if one.get("clientID") == variables["clientID"]]
+                return {"clientIDMapping": {"serverID": ids[0]} if ids else None}
+            case "UseArtifact":
+                identity = variables["input"]["artifactID"]
+                self.used += [one["artifactCollectionName"] for one in self.artifacts if one["id"] == identity]
+                return {"useArtifact": {"artifact": {"id": identity}}}
         return None
+
+    def _artifact_file(self, spec: dict[str, Any]) -> dict[str, Any]:
+        place = f"{spec['artifactID']}/{spec['name']}"
+        node = {"storagePath": place, "uploadUrl": f"{self.url}/storage/{place}", "uploadHeaders": []}
+        return {"node": {**node, "uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}}
 
     def file_stream(self, run: Run, body: dict[str, Any]) -> None:
         """Take lines of history, the summary, and the end of the run."""
@@ -127,6 +196,24 @@ class FakeWandb:
         run.preempting |= bool(body.get("preempting"))
         if body.get("complete"):
             run.exit_code = body.get("exitcode")
+
+
+def _artifact(request: dict[str, Any]) -> dict[str, Any]:
+    """A committed artifact, as GraphQL's Artifact."""
+    project = {"id": "project", "internalId": "1", "name": request["projectName"], "entity": {"name": "lab"}}
+    sequence = {"__typename": "ArtifactSequence", "name": request["artifactCollectionName"], "project": project}
+    nothing = dict.fromkeys(("description", "historyStep", "commitHash", "updatedAt"))
+    return {
+        **{"__typename": "Artifact", "id": request["id"], "artifactSequence": sequence, "versionIndex": 0},
+        **{"artifactType": {"name": request["artifactTypeName"]}, "metadata": request["metadata"], **nothing},
+        **{"ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [], "state": request["state"], "size": 0},
+        **{"digest": request["digest"], "fileCount": 0, "createdAt": "2026-01-01T00:00:00Z", "aliases": []},
+    }
+
+
+def _specs(variables: dict[str, Any]) -> list[dict[str, Any]]:
+    specs: list[dict[str, Any]] = variables.get("artifactFiles") or variables["input"]["artifactFiles"]
+    return specs
 
 
 class _Server(ThreadingHTTPServer):
@@ -160,6 +247,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self._body()
+        time.sleep(self.fake.delay)
+        if self.fake.fail_all:
+            return self._reply(self.fake.fail_all, {"error": "injected"})
         if self.path.startswith("/graphql"):
             query = json.loads(data)
             operation = query.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", query["query"])[0]
@@ -176,10 +266,16 @@ class _Handler(BaseHTTPRequestHandler):
         return self._reply(404 if "otel" not in self.path else 200, {})
 
     def do_PUT(self) -> None:
-        self._body()
-        _, _, run, name = self.path.split("/", 3)
-        self.fake.runs[run].uploads.append(name)
-        self._reply(200, {})
+        data = self._body()
+        time.sleep(self.fake.delay)
+        if self.fake.fail_all:
+            return self._reply(self.fake.fail_all, {})
+        _, _, owner, name = self.path.split("/", 3)
+        if owner in self.fake.runs:
+            self.fake.runs[owner].uploads.append(name)
+        else:
+            self.fake.stored[f"{owner}/{name}"] = data
+        return self._reply(200, {})
 
     def _body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):

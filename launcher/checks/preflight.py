@@ -125,8 +125,13 @@ def _check_shell() -> Iterator[Finding]:
 
 
 def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
-    """Check whether the job will have wandb, and W&B will know who we are."""
+    """Check whether the job will have the packages of sinks, and W&B will know who we are."""
     yield from map(finding.note, configs.overruled(config.track))
+    for package in ("tensorboard", "trackio"):
+        if getattr(config.track, package) and profile.container is None and not packages.installed(package):
+            rule = f"{package} is not installed here, and the job runs this Python"
+            fix = f"install it (pip install {package}), or use track.{package}=false"
+            yield finding.error(f"track.{package}", True, rule, fix)
     mode = config.track.wandb
     if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
         rule = "wandb is not installed here, and the job runs this Python"

@@ -67,7 +67,7 @@ def _announce(launch: Launch, config: configs.Config, submission: Submission) ->
 
 def _wandb_place(launch: Launch, config: configs.Config) -> str:
     """Return the place where the run is found at W&B."""
-    from moco_dist.tracking.wandb_run import fixed_id  # its package is slow to import
+    from moco_dist.tracking.wandb_files import fixed_id  # its package is slow to import
 
     run_id = fixed_id(launch.paths.wandb)
     if config.track.wandb == "offline":

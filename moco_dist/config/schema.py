@@ -139,6 +139,16 @@ class TrackSection(Section):
     """Project at W&B; unset, WANDB_PROJECT where that is set."""
     group: str | None = None
     """Group of the run at W&B: the members of a sweep share one."""
+    tags: tuple[str, ...] = ()
+    """Tags of the run at W&B, for its filters."""
+    notes: str | None = None
+    """What the run is for, as W&B shows it beside the run."""
+    artifact: bool = False
+    """Show the final encoder at W&B as an artifact that refers to the file, with the training images as its input."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files into the run directory; needs the package tensorboard."""
+    trackio: bool = False
+    """Write a database of Trackio's into the run directory; needs the package trackio."""
     log_every: Positive = 10
     """Steps between rows of metrics."""
     compare_ranks_every: Natural = 100

@@ -34,6 +34,7 @@ class Options:
     semi: bool
     split: Literal["test", "validation"]
     out: Path | None
+    wandb: bool = False
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -57,6 +58,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=path_of("--out"), metavar="DIR", help="where results go; RUN_DIR, or beside the weights"
     )
+    text = "add the results to the run at W&B, as its track.wandb says, when its training is done"
+    p.add_argument("--wandb", action="store_true", help=text)
     return p
 
 

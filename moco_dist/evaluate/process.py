@@ -26,6 +26,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import features_view, status
 from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
+from moco_dist.tracking import wandb_results
 
 Shares = Callable[[Layer], tuple[features.Features, features.Features]]
 
@@ -65,6 +66,8 @@ def run(options: Options, config: Config, rank: Rank) -> int:
 
 def evaluate(options: Options, config: Config, world: World) -> None:
     """Evaluate on ranks that have met. Raises UserError."""
+    if options.wandb:
+        world.from_first(lambda: wandb_results.check(options.path))
     evaluation = Evaluation(options, open_subject(options.path, config, world, options.features))
     out = options.out or (options.path if options.path.is_dir() else options.path.parent)
     with writing(out):
@@ -73,6 +76,9 @@ def evaluate(options: Options, config: Config, world: World) -> None:
     leave_view(evaluation, cells, options, RunPaths(out).features_view)
     with writing(out):
         world.from_first(lambda: report(options.path, evaluation, cells, out))
+    if options.wandb:
+        table = [results.row(of_method) for of_method in cells]
+        world.from_first(lambda: wandb_results.show(options.path, table, evaluation.subject.split, print))
 
 
 def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options: Options, file: Path) -> None:

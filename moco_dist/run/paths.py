@@ -27,6 +27,8 @@ class RunPaths:
         lease: file that names the job that writes to the directory.
         checkpoints: folder of the checkpoints.
         wandb: folder of W&B's own files.
+        tensorboard: folder of TensorBoard's event files.
+        trackio: folder of Trackio's database.
         evaluation: folder of the evaluation's cells and pictures.
         evaluation_table: file of the evaluation's table.
         features_view: file of what the last evaluation left of the features to be looked at.
@@ -45,6 +47,8 @@ class RunPaths:
         self.lease = folder / "lease.json"
         self.checkpoints = folder / "checkpoints"
         self.wandb = folder / "wandb"
+        self.tensorboard = folder / "tensorboard"
+        self.trackio = folder / "trackio"
         self.evaluation = folder / EVALUATION
         self.evaluation_table = folder / EVALUATION_TABLE
         self.features_view = folder / "features_view.json"

@@ -1,10 +1,10 @@
-"""Tell how a run goes: `metrics.jsonl`, Weights & Biases, and lines for people. Rank 0 speaks, others are silent."""
+"""Tell how a run goes: `metrics.jsonl`, other sinks, and lines for people. Rank 0 speaks, others are silent."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from moco_dist import health, packages
-from moco_dist.config import Config, overruled
+from moco_dist import health
+from moco_dist.config import Config
 from moco_dist.errors import UserError, masked, reason, some_names
 from moco_dist.files import replacing
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import MetricsFile, Row, is_evaluation, is_finding, is_training, read_rows, row_is_due
-from moco_dist.tracking import progress, wandb, wandb_run
+from moco_dist.tracking import guard, progress, sinks
+from moco_dist.tracking.sinks import check
 
-
-def check(config: Config, rank: int) -> None:
-    """Import what the tracker of this rank needs, so that a missing package is named before anything slow begins.
-
-    Rank 0 tells on stderr which of W&B's variables do not count.
-
-    Raises:
-        UserError: the run is to be shown at W&B, and wandb is missing or broken.
-    """
-    mode = config.track.wandb
-    if rank == 0 and mode != "disabled" and (rule := packages.fault("wandb")):
-        fix = "install it (pip install wandb), or use track.wandb=disabled"
-        raise UserError.of("track.wandb", mode, rule, fix)
-    for line in overruled(config.track) if rank == 0 else ():
-        print(f"moco_dist.train: {line}", file=sys.stderr, flush=True)
+__all__ = ["Tracker", "check"]
 
 
 class Tracker:
@@ -84,8 +71,8 @@ class Tracker:
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._progress = progress.Progress(total_steps, start_step, config.run.name)
         self.stop_requested = False  # by the stop button at W&B; it stops nothing by itself
-        run = wandb_run.WandbRun(paths.folder, config, rows, self.say, self.warn, self._request_stop)
-        self._wandb = wandb.WandbSink(run)
+        tellers = sinks.Tellers(self.say, self.warn, self._request_stop)
+        self._sinks = sinks.open_all(config, paths, rows, start_step, tellers)
         self._monitor: health.Monitor | None = None
         with self._health_may_fail():
             monitor = health.Monitor(facts)
@@ -96,8 +83,8 @@ class Tracker:
     def log_step(self, row: Row) -> None:
         """Take a training row, which has `step`, `loss` and `lr` at least.
 
-        It goes to metrics.jsonl and W&B every `track.log_every` steps and at the last one. A figure other than the
-        loss that is NaN or infinite is left out of them.
+        It goes to metrics.jsonl and the other sinks every `track.log_every` steps and at the last one. A figure other
+        than the loss that is NaN or infinite is left out of them.
 
         Raises:
             ValueError: the loss is NaN or infinite.
@@ -121,14 +108,20 @@ class Tracker:
         return step in self._evaluated
 
     def pairs(self, images: NDArray[np.uint8]) -> None:
-        """Keep a picture of augmented pairs, [H, W, C], as `augmented_pairs.png` in the run directory and at W&B."""
+        """Keep a picture of augmented pairs, [H, W, C], as `augmented_pairs.png` in the run directory, and in sinks."""
         picture = self._paths.pairs_picture
         try:
             with replacing(picture) as file:
                 Image.fromarray(images.squeeze(-1) if images.shape[-1] == 1 else images).save(file, format="png")
         except OSError as error:
             self.warn(f"{picture}: {error.strerror or error}; training goes on without the picture")
-        self._wandb.image("augmented_pairs", images, "the two views of the first images, as the encoders see them")
+        for sink in self._sinks:
+            sink.image("augmented_pairs", images, "the two views of the first images, as the encoders see them")
+
+    def encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Tell sinks where the final encoder lies, and of its training images their number and digest."""
+        for sink in self._sinks:
+            sink.encoder(file, data)
 
     def unreadable(self, images: Sequence[str]) -> None:
         """Name images that cannot be decoded, each once, in a warning."""
@@ -154,7 +147,7 @@ class Tracker:
         return self._metrics.sync()
 
     def finish(self, exit_code: int, preempted: bool = False) -> None:
-        """Close everything, within about 40 seconds.
+        """Close everything, within about 30 seconds.
 
         Args:
             exit_code: of the run.
@@ -162,7 +155,7 @@ class Tracker:
         """
         self._progress.close()
         self._metrics.close()
-        self._wandb.finish(exit_code, preempted)
+        guard.finish_all(self._sinks, exit_code, preempted)
 
     def _request_stop(self) -> None:
         self.stop_requested = True
@@ -175,24 +168,29 @@ class Tracker:
                 self._warned.add(key)
                 self.warn(f"{key} is {row[key]} at step {row['step']}; left out, and further ones in silence")
         finite = {key: value for key, value in row.items() if key not in bad}
-        self._metrics.append(finite)
-        self._wandb.log(finite)
+        self._write(finite)
         self._last[kind] = finite
         with self._health_may_fail():
             self._judge(finite)
         return finite
 
+    def _write(self, row: Row) -> None:
+        self._metrics.append(row)
+        for sink in self._sinks:
+            sink.log(row)
+
     def _judge(self, row: Row) -> None:
-        """Judge the run by one more row. What begins or ends is told once: to people, in metrics.jsonl, and at W&B."""
+        """Judge the run by one more row. What begins or ends is told once: to people, in rows, and by alerts."""
         if self._monitor is None:
             return
         self._monitor.push(row)
         for event in self._monitor.events():
-            self._metrics.append(event)
+            self._write(event)
             title, text = health.told(event)
             if event["state"] == "begins":
                 self.warn(f"{title}: {text}")
-                self._wandb.alert(title, text)
+                for sink in self._sinks:
+                    sink.alert(title, text)
             else:
                 self.say(f"{title}")
 
@@ -216,7 +214,7 @@ class Silent(Tracker):
     def __init__(self) -> None:
         self.stop_requested = False
 
-    log_step = log_evaluation = pairs = unreadable = say = warn = finish = _nothing
+    log_step = log_evaluation = pairs = encoder = unreadable = say = warn = finish = _nothing
 
     def writes(self, step: int) -> bool:
         return False

@@ -1,16 +1,13 @@
 """One run at W&B for a run directory, however often the job starts: a fixed id, and each row is sent once.
 
-All but `fixed_id`, which needs no wandb, is called by the thread of `WandbSink`. Whatever goes wrong here may raise.
+One thread calls all but `kill`. Whatever goes wrong here may raise.
 """
 
 import contextlib
-import json
 import logging
 import os
-import re
-import secrets
+import signal
 import socket
-import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +18,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moco_dist import files
 from moco_dist.config import Config
-from moco_dist.errors import masked
 from moco_dist.run.paths import RunPaths
-from moco_dist.run.rows import Row, is_finding, is_training
+from moco_dist.run.rows import Row, is_evaluation, is_finding, is_training
+from moco_dist.tracking import wandb_files
+from moco_dist.tracking.guard import reason
 
-_KINDS = ("train", "eval")
+_MOST_TITLE = 63
+"""Characters of an alert's title at most."""
+_JOB = {"slurm_job": "SLURM_JOB_ID", "nodes": "SLURM_JOB_NODELIST", "ranks": "WORLD_SIZE"}
+"""What is told of the job of each start, and the variables that have it."""
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +57,37 @@ class WandbRun:
     """Seconds for a TCP connection to the server before W&B tries."""
     init_timeout: float = 20.0
     """Seconds for W&B to start online."""
-    finish_timeout: float = 30.0
+    finish_timeout: float = 20.0
     """Seconds for W&B to send the rest at the end."""
+    name: str = "W&B"
+    _last: int = field(default=0, init=False)
+    """The step of the last row."""
     _run: Any = field(default=None, init=False)
+    _evaluations: dict[int, Row] = field(default_factory=dict, init=False)
+    """Rows of evaluations by their steps."""
     _arrived: dict[str, int] = field(default_factory=dict, init=False)
     """The last step of training and of evaluation that W&B has from earlier starts."""
 
+    @property
+    def start_seconds(self) -> float:
+        """The time that its start takes at most: a try online and one offline."""
+        return self.probe_timeout + self.init_timeout + 30
+
+    @property
+    def finish_seconds(self) -> float:
+        """The time that its end takes at most."""
+        return self.finish_timeout + 5
+
     def start(self) -> None:
-        """Start W&B, and send the rows that it lacks."""
+        """Start W&B."""
+        # Its process would send reports about itself, and print where the server refuses them.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         online = self.config.track.wandb == "online"
         folder = RunPaths(self.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
-        run_id = fixed_id(folder)
+        run_id = wandb_files.fixed_id(folder)
         # Silent also means: no question for a key on a terminal.
         settings = wandb.setup(_settings(silent=True, quiet=True, login_timeout=self.init_timeout)).settings
         if online:
@@ -83,21 +100,25 @@ class WandbRun:
                 command = f"wandb sync {folder}/offline-run-*"
                 self.warn(f"W&B is offline ({reason(error)}); send the run later with: {command}")
         if online:
-            self._arrived = _last_steps(dict(self._run.summary))
-            _retire(folder, run_id)
+            self._arrived = wandb_files.last_steps(dict(self._run.summary))
+            wandb_files.retire(folder, run_id)
         else:
             try:  # before init opens a file of its own
-                self._arrived = _arrived(folder, run_id)
+                self._arrived = wandb_files.arrived(folder, run_id)
             except Exception as error:  # another wandb, another format: rather a gap at W&B than rows twice
                 self.warn(f"W&B's files of earlier starts cannot be read ({reason(error)}); rows may be missing there")
-                self._arrived = dict.fromkeys(_KINDS, max((int(r["step"]) for r in self.rows), default=0))
+                self._arrived = dict.fromkeys(wandb_files.KINDS, max((int(r["step"]) for r in self.rows), default=0))
             self._run = self._init(run_id, "offline")
         # Steps of our own on every x axis: wandb's count changes meaning after a resume.
         self._run.define_metric("train/step")
         self._run.define_metric("eval/step", hidden=True)
         self._run.define_metric("*", step_metric="train/step")
+        self._tell_job()
         place = self._run.url if online else f"offline, look with: wandb leet {folder}"
         self.say(f"W&B: {place}")
+
+    def catch_up(self) -> None:
+        """Send the rows that it lacks."""
         for row in self.rows:
             self.send(row)
         self.rows = ()
@@ -107,6 +128,9 @@ class WandbRun:
         if is_finding(row):  # an alert tells it
             return
         kind = "train" if is_training(row) else "eval"
+        self._last = int(row["step"])
+        if is_evaluation(row):
+            self._evaluations[int(row["step"])] = row
         if int(row["step"]) > self._arrived[kind]:
             self._run.log({"train/step": row["step"], **{f"{kind}/{key}": value for key, value in row.items()}})
 
@@ -118,14 +142,75 @@ class WandbRun:
 
     def send_alert(self, title: str, text: str) -> None:
         """Send an alert."""
-        self._run.alert(title, text, level="WARN")
+        self._alert(title, text, "WARN")
+
+    def send_encoder(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Show the encoder as an artifact that refers to its file, with its training images as input; no file is sent.
+
+        Offline, W&B keeps no inputs, so that the images are told by the artifact's metadata alone.
+        """
+        if self.config.track.artifact:
+            try:
+                self._send_encoder(file, {"source": self.config.data.source, **data})
+            except Exception as error:  # anything of W&B's: the run itself may well arrive
+                self.warn(f"W&B does not show the encoder as an artifact ({reason(error)})")
+
+    def _send_encoder(self, file: Path, about: Mapping[str, Any]) -> None:
+        import wandb
+
+        if not self._run.offline:
+            name = f"{about['source']}-{str(about['digest'])[:12]}"
+            self._run.use_artifact(wandb.Artifact(name, type="dataset", metadata=dict(about)))
+        encoder = wandb.Artifact(f"encoder-{self._run.id}", type="model", metadata={"data": dict(about)})
+        encoder.add_reference(file.resolve().as_uri(), name=file.name)
+        self._run.log_artifact(encoder)
 
     def end(self, exit_code: int, preempted: bool) -> None:
-        """Send the rest and end the run."""
+        """Send the rest and an alert, and end the run."""
+        last = f"step {self._last}" if self._last else "its first step"
         if preempted:
+            self._alert(
+                f"{self.config.run.name}: stopped", f"told to stop at {last}; the run goes on from there", "INFO"
+            )
             self._run.mark_preempting()
+        elif exit_code:
+            self._alert(f"{self.config.run.name}: failed", f"exit status {exit_code} at {last}", "ERROR")
+        else:
+            self._show_evaluations()
+            self._alert(f"{self.config.run.name}: done", f"done at {last}{self._accuracies()}", "INFO")
         self._run.finish(exit_code=exit_code)
         teardown()
+
+    def tear_down(self) -> None:
+        """End W&B in this process."""
+        teardown()
+
+    def kill(self) -> None:
+        """Kill W&B's process: its exit handler would wait for it for ever."""
+        for process in core_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def _tell_job(self) -> None:
+        if of_job := job_of(os.environ):
+            self._run.config.update({"job": of_job}, allow_val_change=True)
+
+    def _alert(self, title: str, text: str, level: str) -> None:
+        self._run.alert(title[:_MOST_TITLE], text, level=level)
+
+    def _show_evaluations(self) -> None:
+        """Show the evaluations during training as a table."""
+        if self._evaluations:
+            import wandb
+
+            columns: list[str | int] = list(dict.fromkeys(name for row in self._evaluations.values() for name in row))
+            rows = [[row.get(str(name)) for name in columns] for _, row in sorted(self._evaluations.items())]
+            self._run.log({"evaluations": wandb.Table(columns=columns, data=rows)})
+
+    def _accuracies(self) -> str:
+        """Word the figures of the last evaluation."""
+        last = self._evaluations[max(self._evaluations)] if self._evaluations else {}
+        return "".join(f", {name} {value:.4g}" for name, value in last.items() if name not in ("step", "epoch"))
 
     def _init(self, run_id: str, mode: Literal["online", "offline"]) -> Any:
         import wandb
@@ -145,6 +230,9 @@ class WandbRun:
         return wandb.init(
             project=self.config.track.project,
             group=self.config.track.group,
+            job_type="pretrain",
+            tags=list(self.config.track.tags),
+            notes=self.config.track.notes,
             name=self.config.run.name,
             id=run_id,
             resume="allow",
@@ -155,17 +243,9 @@ class WandbRun:
         )
 
 
-def fixed_id(folder: Path) -> str:
-    """Return the run's id, in `folder/id`, made once for all its starts; the launcher makes it. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "id"
-    with contextlib.suppress(FileExistsError), file.open("x") as new:
-        new.write(secrets.token_hex(4))
-    run_id = files.read_text(file).strip()
-    if not re.fullmatch(r"[\w-]+", run_id):  # killed between making the file and writing it
-        run_id = secrets.token_hex(4)
-        files.write_text(file, run_id)
-    return run_id
+def job_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what the environment tells of the job that this start belongs to, by names that W&B's config shows."""
+    return {name: environment[variable] for name, variable in _JOB.items() if environment.get(variable)}
 
 
 def core_processes() -> list[int]:
@@ -187,56 +267,6 @@ def teardown() -> None:
         wandb.teardown()
     except (Exception, SystemExit) as error:  # its process is dead already, or it could not even be imported
         log.debug("wandb.teardown: %s", reason(error))
-
-
-def reason(error: BaseException) -> str:
-    """Return the text of an error on one line, without the key."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    key = os.environ.get("WANDB_API_KEY")
-    return masked(text.replace(key, "***") if key else text)[:200]
-
-
-def _last_steps(summary: Mapping[str, Any]) -> dict[str, int]:
-    """Return the last step of training and of evaluation by a run's summary at W&B; 0 for none."""
-    return {kind: int(summary.get(f"{kind}/step", 0)) for kind in _KINDS}
-
-
-def _arrived(folder: Path, run_id: str) -> dict[str, int]:
-    """Return the last step of training and of evaluation in the files of earlier starts; 0 for none.
-
-    Files of online starts count as arrived: they very nearly are.
-
-    Raises:
-        OSError, subprocess.SubprocessError, ValueError: W&B's reader is missing, or cannot read a file.
-    """
-    steps = [_last_steps(_summary(file)) for file in folder.glob(f"*run-*/run-{run_id}.wandb")]
-    return {kind: max((of_file[kind] for of_file in steps), default=0) for kind in _KINDS}
-
-
-def _retire(folder: Path, run_id: str) -> None:
-    """Put offline runs away from `wandb sync`: what the server lacked of them is sent again from metrics.jsonl."""
-    for segment in folder.glob(f"offline-run-*-{run_id}"):
-        (folder / "superseded").mkdir(exist_ok=True)
-        segment.rename(folder / "superseded" / segment.name)
-
-
-def _summary(file: Path) -> dict[str, Any]:
-    """Read the last figures in a `.wandb` file, up to where a kill has cut it, by `wandb leet inspect --summary`."""
-    from wandb.util import get_core_path
-
-    command = [get_core_path(), "leet", "inspect", "--summary", "--json", "--no-observability", "--run-file", str(file)]
-    done = subprocess.run(
-        [*command, str(file.parent)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # without a terminal: an older wandb would open a view on it
-        env={**os.environ, "HOME": os.devnull, "XDG_CONFIG_HOME": os.devnull},  # it would leave its settings there
-    )
-    if done.returncode:
-        raise OSError(f"{file.name}: {done.stderr}")
-    return dict(json.loads(done.stdout)["summary"])
 
 
 def _settings(**values: Any) -> Any:

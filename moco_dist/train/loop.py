@@ -254,6 +254,7 @@ class Training:
         """Leave the encoder and the final figures, then say where they are. Rank 0 alone."""
         paths = self.run_dir.paths
         weights.save_backbone(self.encoder, paths.encoder)
+        self.tracker.encoder(paths.encoder, self.data.identity._asdict())
         summary = {"name": self.config.run.name, "ranks": self.world.size, **self.tracker.summary()}
         write_text(paths.summary, json.dumps(summary, indent=1) + "\n")
         self.run_dir.status("done", self.total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +13,7 @@ from moco_dist import health
 from moco_dist.health.course import ROWS
 from moco_dist.run.rows import Row, finding_row, is_evaluation, is_finding, is_training
 from moco_dist.tracking import Tracker
+from moco_dist.tracking.guard import Guard
 from tests.health.made import IMAGES, config_of, events_of, monitor_of, rows
 
 STEPS = 640
@@ -145,24 +147,25 @@ class TestInTraining:
     """The tracker judges what it writes."""
 
     def test_findings_are_printed_written_and_alerted_once(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        alerts: list[tuple[str, str]] = []
-        monkeypatch.setattr("moco_dist.tracking.wandb.WandbSink.alert", lambda self, *alert: alerts.append(alert))
+        sink = Mock(spec=Guard)
         tracker = self.tracker(tmp_path)
+        tracker._sinks = [sink]
         self.write(tracker, rows(STEPS, broken))
         tracker.finish(0)
         out, err = capsys.readouterr()
         assert err.count("warning: health: ranks_apart begins at step 100: the ranks do not have the same") == 1
         assert err.count("health: ") == 3 and "; change device.engine=exact" in err
         assert out.count("health: ranks_apart ends at step 102\n") == 1 and out.count("health: ") == 3
-        assert [title for title, _ in alerts] == [
+        assert [call.args[0] for call in sink.alert.call_args_list] == [
             "health: ranks_apart begins at step 100",
             "health: collapsed begins at step 240",
             "health: ranks_apart begins at step 250",
         ]
         written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert written == [dict(row) for row in books(rows(STEPS, broken))]
+        assert [call.args[0] for call in sink.log.call_args_list] == written
 
     def test_a_start_goes_on_with_what_the_books_have(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         made = rows(STEPS, broken)

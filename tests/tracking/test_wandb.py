@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import wandb_file
+from tests import jobs, wandb_file
 from tests.fake_wandb import KEY, FakeWandb
+from tests.wandb_faults import fill_disk
 from tests.without import without
 
 JOB = """
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from moco_dist import config
 from moco_dist.run.rows import MetricsFile, read_rows
-from moco_dist.tracking.wandb import WandbSink
+from moco_dist.tracking.guard import Guard
 from moco_dist.tracking.wandb_run import WandbRun, core_processes
 
 run_dir, mode, start, end, fault = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
@@ -38,14 +39,15 @@ if fault == "stop":  # wandb asks every 15 seconds
 metrics = MetricsFile(run_dir / "metrics.jsonl")
 metrics.rewind(start)
 stops, began = [], time.monotonic()
-track = {"wandb": mode, "project": "moco"}
+track = {"wandb": mode, "project": "moco", "tags": ["tried"], "notes": "a note", "group": "few", "artifact": True}
 run = WandbRun(
     run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": 0.05}}),
     list(read_rows(metrics.path)),
     say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
     probe_timeout=1, init_timeout=3, finish_timeout=2,
 )
-sink = WandbSink(run)
+sink = Guard(run, run.warn)
+sink.wait_for_start()
 print("seconds", time.monotonic() - began)
 for step in range(start + 1, end + 1):
     row = {"step": step, "loss": 1 / step, "lr": 0.03}
@@ -55,6 +57,9 @@ for step in range(start + 1, end + 1):
         evaluation = {"step": step, "knn_top1": step / 100}
         metrics.append(evaluation)
         sink.log(evaluation)
+    if step == end - 2 and fault == "wait":
+        print("ready", flush=True)
+        sys.stdin.readline()
     if step == end - 2 and fault == "die":  # the first rows get to the file, the last do not
         time.sleep(2.5)
     if step == end - 2 and fault in ("SIGKILL", "SIGSTOP"):  # to wandb-core, with two steps to go
@@ -64,22 +69,22 @@ for step in range(start + 1, end + 1):
         time.sleep(0.5)
 if fault == "image":
     sink.image("augmented_pairs", np.zeros((8, 16, 1), np.uint8), "pairs")
+if fault == "encoder":
+    (run_dir / "encoder.safetensors").write_bytes(b"weights")
+    sink.encoder(run_dir / "encoder.safetensors", {"images": 10, "classes": 2, "digest": "0123456789abcdef"})
 if fault == "alert":
     sink.alert("health: at_chance begins at step 6", "the loss is 6.2; change optim.lr=0.01")
     sink.log({"step": 6, "epoch": 0, "finding": "at_chance", "state": "begins", "evidence": "the loss is 6.2"})
 if fault == "die":
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)
-if fault == "wait":
-    print("ready", flush=True)
-    sys.stdin.readline()
 if fault == "stop":
     for _ in range(100):
         if stops: break
         time.sleep(0.05)
     print("stops", stops)
 began = time.monotonic()
-sink.finish(75 if fault == "preempted" else 0, preempted=fault == "preempted")
+sink.finish({"preempted": 75, "failed": 1}.get(fault, 0), preempted=fault == "preempted")
 print("seconds", time.monotonic() - began)
 """
 
@@ -154,16 +159,11 @@ def test_a_finding_is_an_alert_and_no_figure(tmp_path: Path) -> None:
     job(tmp_path, "offline", 0, 6, "alert")
     (segment,) = (tmp_path / "wandb").glob("offline-run-*")
     content = wandb_file.read(segment)
-    [alert] = content.alerts
+    alert, _ = content.alerts
     assert alert["title"] == "health: at_chance begins at step 6" and alert["level"] == "WARN"
     assert "optim.lr=0.01" in alert["text"]
     assert not any("finding" in key for row in content.history for key in row)
     assert offline_steps(tmp_path) == counts(6) and offline_steps(tmp_path, "eval/knn_top1") == [5]
-
-
-def test_disabled_beats_the_variable_and_imports_nothing(tmp_path: Path) -> None:
-    job(tmp_path, "disabled", 0, 3, env={"WANDB_MODE": "online"})
-    assert not (tmp_path / "wandb").exists()
 
 
 def test_a_missing_wandb_stops_nothing_here(tmp_path: Path) -> None:
@@ -211,6 +211,55 @@ def test_online_run_arrives_whole(server: FakeWandb, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
+def test_a_run_tells_what_it_is_and_which_job_trains_it(server: FakeWandb, tmp_path: Path) -> None:
+    of_slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]", "WORLD_SIZE": "4"}
+    job(tmp_path, "online", 0, 5, "preempted", env={**server.env(), **of_slurm})
+    (run,) = server.runs.values()
+    assert run.about == {"tags": ["tried"], "notes": "a note", "groupName": "few", "jobType": "pretrain"}
+    assert run.config["job"] == {"slurm_job": "17", "nodes": "n[1-2]", "ranks": "4"}
+    job(tmp_path, "online", 5, 6, env={**server.env(), **of_slurm, "SLURM_JOB_ID": "18"})
+    assert run.config["job"]["slurm_job"] == "18" and run.about["tags"] == ["tried"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "title", "text"),
+    [
+        ("", "INFO", "digits: done", "done at step 5, knn_top1 0.05"),
+        ("failed", "ERROR", "digits: failed", "exit status 1 at step 5"),
+        ("preempted", "INFO", "digits: stopped", "told to stop at step 5; the run goes on from there"),
+    ],
+)
+def test_an_alert_at_each_end(server: FakeWandb, tmp_path: Path, fault: str, level: str, title: str, text: str) -> None:
+    job(tmp_path, "online", 0, 5, fault, env=server.env())
+    [alert] = server.alerts
+    assert (alert["severity"], alert["title"], alert["text"]) == (level, title, text)
+
+
+def test_evaluations_are_a_table_and_in_the_summary(server: FakeWandb, tmp_path: Path) -> None:
+    job(tmp_path, "online", 0, 7, "preempted", env=server.env())
+    job(tmp_path, "online", 6, 12, env=server.env())
+    (run,) = server.runs.values()
+    assert run.summary["eval/knn_top1"] == 0.1
+    [table] = [json.loads(data) for name, data in server.stored.items() if name.endswith("evaluations.table.json")]
+    assert table["columns"] == ["step", "knn_top1"] and table["data"] == [[5, 0.05], [10, 0.1]]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_the_encoder_is_an_artifact_that_refers_to_its_file(server: FakeWandb, tmp_path: Path, mode: str) -> None:
+    job(tmp_path, mode, 0, 3, "encoder", env=server.env())
+    if mode == "offline":  # it has no inputs there
+        assert offline_steps(tmp_path) == counts(3)
+        return
+    artifacts = {one["artifactTypeName"]: one for one in server.artifacts}
+    about = {"source": "digits", "images": 10, "classes": 2, "digest": "0123456789abcdef"}
+    assert json.loads(artifacts["dataset"]["metadata"]) == about
+    assert json.loads(artifacts["model"]["metadata"]) == {"data": about}
+    assert server.used == [artifacts["dataset"]["artifactCollectionName"]] == ["digits-0123456789ab"]
+    manifest = json.loads(server.stored[f"manifests/{artifacts['model']['id']}"])
+    assert manifest["contents"]["encoder.safetensors"]["ref"] == f"file://{tmp_path}/encoder.safetensors"
+    assert not [data for data in server.stored.values() if data == b"weights"]
+
+
 def test_online_resume_after_an_older_checkpoint(server: FakeWandb, tmp_path: Path) -> None:
     job(tmp_path, "online", 0, 10, "preempted", env=server.env())
     (run,) = server.runs.values()
@@ -232,8 +281,9 @@ def test_offline_spell_is_made_up_for_online(server: FakeWandb, tmp_path: Path) 
     assert len(list((tmp_path / "wandb/superseded").iterdir())) == 1
 
 
-def test_server_error_falls_back_to_offline(server: FakeWandb, tmp_path: Path) -> None:
-    server.fail["UpsertBucket"] = 500
+@pytest.mark.parametrize("status", [500, 429, 403])
+def test_server_error_falls_back_to_offline(server: FakeWandb, tmp_path: Path, status: int) -> None:
+    server.fail_all = status
     result = job(tmp_path, "online", 0, 3, env=server.env())
     (warning,) = result.lines("warn")
     assert "W&B is offline" in warning and f"wandb sync {tmp_path}/wandb/offline-run-*" in warning
@@ -268,7 +318,9 @@ def test_core_process_dies_or_hangs(tmp_path: Path, fault: str) -> None:
     assert result.seconds[-1] < 20
 
 
-def test_server_gone_amid_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["gone", "500", "429", "403", "slow", "full disk"])
+def test_a_fault_amid_the_run(tmp_path: Path, fault: str) -> None:
+    """W&B's process tries again for hours; the end waits for it only as long as the limits say."""
     with FakeWandb() as server:
         command = [sys.executable, "-c", JOB, str(tmp_path), "online", "0", "5", "wait"]
         env = environment(server.env())
@@ -276,8 +328,32 @@ def test_server_gone_amid_the_run(tmp_path: Path) -> None:
         assert process.stdout is not None
         while process.stdout.readline() != "ready\n":
             assert process.poll() is None
-    began = time.monotonic()
-    process.communicate("\n", timeout=40)
-    assert process.returncode == 0 and time.monotonic() - began < 20
+        match fault:
+            case "gone":
+                server.go()
+            case "slow":
+                server.delay = 10
+            case "full disk":
+                fill_disk(process.pid)
+            case status:
+                server.fail_all = int(status)
+        began = time.monotonic()
+        process.communicate("\n", timeout=40)
+    assert process.returncode == 0 and time.monotonic() - began < 30
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == counts(5)
+
+
+def test_online_by_the_command_line_over_a_kill(server: FakeWandb, tmp_path: Path) -> None:
+    """The trainer as a user starts it; the server has each step once, with the loss of metrics.jsonl."""
+    settings = {"optim.steps": 30, "track.wandb": "online", "eval.knn_every": 1}
+    with jobs.Job(tmp_path / "run", 0, settings, environment=server.env()) as first:
+        assert first.until_step(12), first.log
+        first.kill_all()
+    with jobs.Job(tmp_path / "run", 0, settings, environment=server.env()) as second:
+        assert second.wait() == 0, second.log
+    (run,) = server.runs.values()
+    sent = [(row["train/step"], row["train/loss"]) for row in run.history if "train/loss" in row]
+    assert sent == list(jobs.losses(tmp_path / "run").items()) and len(sent) == 30
+    assert [alert["title"] for alert in server.alerts] == ["fast: done"]
+    assert run.exit_code == 0 and run.summary["eval/knn_top1"] == max(jobs.knn(tmp_path / "run").items())[1]

@@ -773,6 +773,16 @@ def test_a_job_that_would_miss_wandb(
     assert at(findings, "track.wandb") == [("error", line)] * missing
 
 
+@pytest.mark.parametrize("package", ["tensorboard", "trackio"])
+def test_a_sink_whose_package_is_missing(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moco_dist.packages.installed", lambda name: name != package)
+    findings = local(load("digits", f"track.{package}=true"), tmp_path / "run")
+    rule = f"{package} is not installed here, and the job runs this Python"
+    line = f"track.{package} = true: {rule}; install it (pip install {package}), or use track.{package}=false"
+    assert at(findings, f"track.{package}") == [("error", line)]
+    assert not at(local(load("digits"), tmp_path / "run"), f"track.{package}")
+
+
 def test_wandb_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
