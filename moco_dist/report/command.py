@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moco_dist.arguments import Parser, path_of
+from moco_dist.arguments import Parser, check_out, path_of
 from moco_dist.errors import UserError, printable
 from moco_dist.run import status
 from moco_dist.run.paths import REPORT, RunPaths, run_of
@@ -50,12 +50,13 @@ def _run(options: argparse.Namespace) -> int:
     from moco_dist.report import page, record
 
     file = options.out or _file_for(options, folders)
+    check_out(file)
     try:
         page.write(record.read_all(folders), file, title=title)
     except OSError as error:
         rule = f"cannot be written: {error.strerror}"
         raise UserError.of("--out", file, rule, "give another --out PATH") from None
-    print(f"report: {file}")
+    print(f"report: {printable(str(file))}")
     return 0
 
 
@@ -68,8 +69,6 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError.of("--port", options.port, "must be 0 to 65535", "drop it for a free port")
     if options.out and options.watch:
         raise UserError.of("--out", options.out, "--watch writes no file", "drop one of them")
-    if options.out and options.out.is_dir():
-        raise UserError.of("--out", options.out, "is a folder", f"give a file, such as {options.out / REPORT}")
     if options.sweep and not options.sweep.is_dir():
         raise UserError.of("--sweep", options.sweep, "no such folder", "give the folder of a sweep's runs")
 

@@ -4,6 +4,7 @@ All figures count but those of the speed and of the nodes (`figures.FIGURES`), w
 """
 
 import bisect
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ def equal_bits(one: object, other: object) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return struct.pack("d", one) == struct.pack("d", other)
     return one == other
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and infinity."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass
@@ -71,7 +77,7 @@ class Comparison:
         values = (_number(one), _number(other))
         drift = self.drifts.setdefault(name, Drift(step, values))
         drift.last = abs(values[0] - values[1])
-        if drift.last >= drift.largest:
+        if drift.last >= drift.largest or math.isnan(drift.last):  # one of them is no number: that counts most
             drift.largest, drift.largest_step = drift.last, step
 
     @property
@@ -109,4 +115,10 @@ def compare(one: Mapping[int, Row], other: Mapping[int, Row]) -> Comparison:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    """Return a number as a float; NaN for what is none, infinity for a whole number beyond all floats."""
+    if not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value > 0 or -1)
