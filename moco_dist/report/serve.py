@@ -155,8 +155,8 @@ def serve(folders: Callable[[], Sequence[Path]], title: str, port: int) -> int:
     pages = Pages(folders, title)
     pages.now()
     with Server(pages, port) as server:
-        print(f"serving {server.url} until Ctrl-C", flush=True)
         try:
+            print(f"serving {server.url} until Ctrl-C", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
