@@ -1,14 +1,21 @@
 """Read a command line: a mistake in it is one line, and paths are expanded as in a config."""
 
 import argparse
+import errno
+import io
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from moco_dist import config as configs
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, print_masked, printable
 from moco_dist.run import status
+from moco_dist.run.paths import RunPaths
+
+_CLOSED_PIPE = 141
+"""What a process exits with whose reader has gone, as a shell counts it; 1 would say that two runs differ."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,3 +45,49 @@ def refused(command: str, mistake: UserError) -> int:
 def path_of(name: str) -> Callable[[str], Path]:
     """Return what reads the path that is the argument of that name; it raises UserError."""
     return lambda text: Path(configs.expanded(name, text))
+
+
+def run_command(run: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a command with the arguments of this process, and exit with its status.
+
+    Whatever a name holds can be printed; a closed folder is a mistake like others; `| head` and Ctrl-C end it quietly.
+    """
+    sys.excepthook = print_masked
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not fit the terminal's encoding
+    try:
+        exit_status = run(sys.argv[1:])
+        if sys.stdout is not None:  # None: it was closed from the start
+            sys.stdout.flush()
+    except PermissionError as error:
+        print(f"{printable(str(error.filename))}: {error.strerror}; use what you may read", file=sys.stderr)
+        exit_status = 2
+    except KeyboardInterrupt:
+        exit_status = 130
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
+        exit_status = _CLOSED_PIPE
+        if error.errno != errno.EPIPE:
+            print(f"standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
+            exit_status = 2
+    sys.exit(exit_status)
+
+
+def check_out(file: Path) -> None:
+    """Refuse a file for a result that would take the place of a run's own file, of a device or of a folder.
+
+    Raises:
+        UserError: names the file.
+    """
+    fix = "name a new file by --out"
+    try:
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError.of("--out", file, "is a folder" if file.is_dir() else "is not a regular file", fix)
+        place = Path(os.path.realpath(file))
+        if RunPaths.is_own(place) or RunPaths.is_own(Path(os.path.realpath(file.parent), file.name)):
+            raise UserError.of("--out", file, "is a file that the run itself needs", fix)
+    except OSError as error:
+        raise UserError.of("--out", file, f"cannot be written: {error.strerror}", fix) from None

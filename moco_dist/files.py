@@ -10,7 +10,10 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
+
+MOST_BYTES = 64 << 20
+"""A file that is read as text has no more; a larger one is damaged, and would fill the memory."""
 
 
 def descriptor(path: str | Path, flags: int, mode: int = 0o666) -> int:
@@ -36,16 +39,23 @@ def open_bytes(path: Path) -> BinaryIO:
     return open(path, "rb", opener=descriptor)
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
-    """Read the UTF-8 text of a regular file. Raises OSError, UnicodeDecodeError."""
+def read_text(path: Path, errors: str = "strict", most_bytes: int = MOST_BYTES) -> str:
+    """Read the UTF-8 text of a regular file. Raises OSError, also for a larger file, and UnicodeDecodeError."""
     with open_text(path, errors=errors) as file:
+        _refuse_larger(file, path, most_bytes)
         return file.read()
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a regular file. Raises OSError."""
+def read_bytes(path: Path, most_bytes: int | None = None) -> bytes:
+    """Read a regular file. Raises OSError, also for a larger file than is to be read."""
     with open_bytes(path) as file:
+        _refuse_larger(file, path, most_bytes)
         return file.read()
+
+
+def _refuse_larger(file: IO[Any], path: Path, most_bytes: int | None) -> None:
+    if most_bytes is not None and os.fstat(file.fileno()).st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"{path.name} is larger than {most_bytes} bytes; remove it", str(path))
 
 
 def read_end(path: Path, most_bytes: int) -> bytes:

@@ -10,16 +10,15 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from moco_dist import files, packages
-from moco_dist.arguments import parser_of, path_of, refused
-from moco_dist.errors import UserError
+from moco_dist.arguments import check_out, parser_of, path_of, refused, run_command
+from moco_dist.errors import UserError, printable
 from moco_dist.run.figures import SCHEMA
-from moco_dist.run.paths import RunPaths
+from moco_dist.run.paths import RunPaths, run_of
 from moco_dist.run.rows import read_rows
 
 Rows = Sequence[dict[str, Any]]
@@ -31,8 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     """Write the table that the command line asks for. Returns the exit status."""
     try:
         options = _parser().parse_args(arguments)
-        paths = RunPaths(options.run)
+        paths = RunPaths(run_of(options.run) or options.run)
         out = options.out or paths.metrics.with_suffix(f".{options.to}")
+        check_out(out)
         if options.to == "parquet" and (rule := packages.fault("pyarrow")):
             fix = "install it (pip install 'moco-dist[parquet]'), or use --to csv"
             raise UserError.of("--to", options.to, rule, fix)
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         _write(out, rows, options.to)
     except UserError as error:
         return refused("moco_dist.rows", error)
-    print(f"{len(rows)} rows: {out}")
+    print(f"{len(rows)} rows: {printable(str(out))}")
     return 0
 
 
@@ -84,7 +84,7 @@ def as_csv(rows: Rows, file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     names = columns(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow(map(_text, names))
     writer.writerows([[_text(row[name]) if name in row else "" for name in names] for row in rows])
     text.detach()
 
@@ -94,7 +94,7 @@ def as_parquet(rows: Rows, file: BinaryIO) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    arrays = {name: pyarrow.array(*_column([row.get(name) for row in rows])) for name in columns(rows)}
+    arrays = {_text(name): pyarrow.array(*_column([row.get(name) for row in rows])) for name in columns(rows)}
     table = pyarrow.table(arrays).replace_schema_metadata({"moco_dist.schema": str(SCHEMA)})
     parquet.write_table(table, file)
 
@@ -111,8 +111,9 @@ def _column(values: list[Any]) -> tuple[list[Any], str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """Write a value as text: halves of characters, which no encoding has, become escapes."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else json.dumps(value)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    run_command(run)

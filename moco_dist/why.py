@@ -9,13 +9,12 @@ import argparse
 import json
 import shlex
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moco_dist import health
-from moco_dist.arguments import parser_of, path_of, refused
+from moco_dist.arguments import parser_of, path_of, refused, run_command
 from moco_dist.errors import UserError, printable
 from moco_dist.health import reading
 from moco_dist.run import paths
@@ -69,8 +68,9 @@ def screen(run_read: reading.Reading) -> Iterator[str]:
         )
         yield from _wrapped(f"{finding.name}, {when}: {health.TITLES.get(finding.name, finding.kind)}")
         yield from _wrapped(finding.evidence, "  ")
-        yield from _wrapped(f"change: {finding.override}", "  ")
-    if diagnosis.findings:
+        if finding.key:
+            yield from _wrapped(f"change: {finding.override}", "  ")
+    if any(finding.key for finding in diagnosis.findings):
         yield ""
         yield f"Another run with all changes: {_command(run_read)}"
     for note in diagnosis.notes:
@@ -122,7 +122,7 @@ def _state(run_read: reading.Reading) -> str:
 def _command(run_read: reading.Reading) -> str:
     """Return a command that begins another run with all the changes; of two of one key, the first finding's counts."""
     assert run_read.diagnosis is not None and run_read.config is not None
-    overrides = {finding.key: finding.override for finding in reversed(run_read.diagnosis.findings)}
+    overrides = {finding.key: finding.override for finding in reversed(run_read.diagnosis.findings) if finding.key}
     config = paths.RunPaths(run_read.folder).config
     name = f"run.name={run_read.config.run.name}_2"
     return shlex.join(["python", "-m", "moco_dist.train", str(config), name, *reversed(overrides.values())])
@@ -154,4 +154,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    run_command(run)

@@ -18,12 +18,13 @@ from moco_dist.config.load import (
     validate,
 )
 from moco_dist.config.paths import expanded, literal
-from moco_dist.config.read import flat, read_tree
+from moco_dist.config.read import MOST_BYTES, flat, read_tree
 from moco_dist.config.resume import check_resumable, with_decoder
 from moco_dist.config.schema import Config
 
 __all__ = [
     "DEFAULT_CONFIG",
+    "MOST_BYTES",
     "SHIPPED_CONFIGS",
     "Config",
     "Effect",

@@ -21,6 +21,8 @@ _PLAIN = (_NULL, *(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")
 _NO_CHARACTER = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 """Zero, and halves of characters but those by which Python names a file whose name is no UTF-8."""
 _MOST_VALUES, _MOST_LEVELS = 100_000, 20
+MOST_BYTES = 1 << 20
+"""Bytes of a config, at most: YAML is read slowly."""
 
 
 class _Refused(Exception):
@@ -79,7 +81,7 @@ def read_tree(file: Path) -> dict[str, Any]:
         UserError: it is no such file, a key stands twice, or aliases make it grow without end.
     """
     try:
-        tree = copy.deepcopy(_load(files.read_text(file)))
+        tree = copy.deepcopy(_load(files.read_text(file, most_bytes=MOST_BYTES)))
     except _Refused as error:
         raise UserError(f"config {file}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 from moco_dist.arguments import parser_of, path_of, refused
 from moco_dist.diff import cause, side
 from moco_dist.diff.differences import SECTIONS, Difference, differences
-from moco_dist.errors import UserError, masked, shown
+from moco_dist.errors import UserError, masked, printable, shown
 from moco_dist.run import comparison, paths
 
 EQUAL, DIFFERENT = 0, 1
@@ -70,11 +70,15 @@ def _verdict(
     causes: list[str],
 ) -> str:
     """Say in one sentence whether the runs are equal, or where they part and why."""
-    names = f"{one.folder} and {other.folder}"
+    names = f"{printable(str(one.folder))} and {printable(str(other.folder))}"
     common = f"{len(trained.steps)} step{'s' * (len(trained.steps) > 1)}"
     if trained.first is None and evaluated.first is None:
         longer = max(one, other, key=lambda run: run.last_step)
-        more = f"; {longer.folder} goes on to step {longer.last_step}" if one.last_step != other.last_step else ""
+        more = (
+            f"; {printable(str(longer.folder))} goes on to step {longer.last_step}"
+            if one.last_step != other.last_step
+            else ""
+        )
         return f"{names} are equal to the bit over {common}, to step {min(one.last_step, other.last_step)}{more}"
     if trained.first is None:
         parted = f"have equal rows over {common}, but {evaluated.first} differs after step {evaluated.first_step}"
@@ -89,7 +93,7 @@ def _verdict(
 
 def _figures(compared: comparison.Comparison) -> dict[str, Any]:
     drifts = {
-        name: {**drift.as_json(), "last": drift.last}
+        name: {**drift.as_json(), "last": comparison.finite(drift.last)}
         for name, drift in sorted(compared.drifts.items(), key=lambda item: (item[0] != "loss", item[1].first_step))
     }
     return {
@@ -117,11 +121,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
                 f"rows of {kind}: {compared['compared']} compared, {equal if compared['differ'] else 'all equal'}"
             )
         for name, drift in compared["differ"].items():
-            values = " and ".join(f"{value:.9g}" for value in drift["values"])
-            largest = f"at most {drift['largest']:.3g} apart, at step {drift['largest_step']}"
-            lines.append(
-                f"  {name} from step {drift['first_step']}: {values}; {largest}; {drift['last']:.3g} at the end"
-            )
+            values = " and ".join("no number" if value is None else f"{value:.9g}" for value in drift["values"])
+            lines.append(f"  {printable(name)} from step {drift['first_step']}: {values}{_apart(drift)}")
     for number, why in enumerate(result["causes"][1:]):
         lines += ["also possible:"] * (number == 0) + [f"  {why}"]
     for section, entries in result["differs"].items():
@@ -131,6 +132,13 @@ def _lines(result: dict[str, Any]) -> list[str]:
     same = [section for section in SECTIONS if not result["differs"][section] and section != "evaluation"]
     unknown = {entry["section"] for entry in result["not_recorded"]}
     return [*lines, f"equal: {', '.join(s for s in same if s not in unknown) or 'nothing else'}"]
+
+
+def _apart(drift: dict[str, Any]) -> str:
+    """Say how far the values of a figure are apart; nothing where one of them is no number."""
+    if drift["largest"] is None or drift["last"] is None:
+        return ""
+    return f"; at most {drift['largest']:.3g} apart, at step {drift['largest_step']}; {drift['last']:.3g} at the end"
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -101,9 +101,10 @@ class Side:
     def final_figures(self) -> dict[str, float]:
         """Return the accuracies of the evaluation after training, by method and labels."""
         figures = {}
-        for row in _json(RunPaths(self.folder).evaluation_table).get("rows", ()):
-            for name, value in row.items():
-                if name.endswith("_accuracy_mean"):
+        rows = _json(RunPaths(self.folder).evaluation_table).get("rows")
+        for row in rows if isinstance(rows, list) else ():
+            for name, value in row.items() if isinstance(row, dict) else ():
+                if name.endswith("_accuracy_mean") and isinstance(value, float | int):
                     figures[f"{row.get('method')}, {row.get('labels') or 'all'} labels, {name[:-5]}"] = value
         return figures
 
@@ -117,7 +118,7 @@ def read(folder: Path) -> Side:
     paths = RunPaths(folder)
     fix = "give the directory of a run"
     try:
-        headline = read_text(paths.config, errors="replace").partition("\n")[0]
+        headline = read_text(paths.config, errors="replace", most_bytes=configs.MOST_BYTES).partition("\n")[0]
         tree, rows = configs.read_tree(paths.config), list(read_rows(paths.metrics))
     except OSError as error:
         name = Path(error.filename or paths.config).name
@@ -148,7 +149,7 @@ def over_starts(starts: tuple[provenance.Start, ...], words: Callable[[provenanc
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(file))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

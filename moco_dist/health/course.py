@@ -36,11 +36,23 @@ SPEED_FIGURES = ("data_wait", "slowest_lag")
 
 NUMBERS = (float, int)
 """Types of a figure; a truth value is none."""
+_TYPES = frozenset(NUMBERS)
+_LARGEST = 1e100
+"""Numbers of this size or beyond are no figures: they would overflow in a sum or a product."""
 
 ROWS, FEW_ROWS, STEPS = 20, 5, 200
 """A window closes after so many rows; after a few, where they span so many steps."""
 SECONDS = 60.0
 """A window of the rules about speed closes after so long: the start of data workers takes seconds, a step may too."""
+
+
+def numbers_of(row: Row) -> Row:
+    """Return the row without what is no number: text, nested values, NaN, infinity, and what would overflow."""
+    values = row.values()
+    are_numbers = _TYPES.issuperset(map(type, values)) and -_LARGEST < min(values) <= max(values) < _LARGEST
+    if are_numbers and math.isfinite(sum(values)):  # min and max may pass over a NaN
+        return row
+    return {name: value for name, value in row.items() if type(value) in NUMBERS and abs(value) < _LARGEST}
 
 
 @dataclass
@@ -213,4 +225,5 @@ class Course:
 
     def chance_share(self) -> float:
         """Return the loss in the window as a share of what an encoder gets that sees nothing."""
-        return self.window.mean("loss") / self.window.mean("loss_at_chance")
+        chance = self.window.mean("loss_at_chance")
+        return self.window.mean("loss") / chance if chance > 0 else math.nan

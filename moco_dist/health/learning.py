@@ -133,7 +133,9 @@ def overflow(course: Course) -> Judgement | None:
     """Judge how many steps were left out, since their fp16 gradients overflowed."""
     first, last = course.window.first, course.window.last
     steps = last["step"] - first["step"]
-    if "skipped_steps" not in first or not steps or first["step"] <= 2 * steps:  # the scale is found in the first steps
+    if steps <= 0 or any("skipped_steps" not in row for row in (first, last)):
+        return None
+    if first["step"] <= 2 * steps:  # the scale is found in the first steps
         return None
     share = (last["skipped_steps"] - first["skipped_steps"]) / steps
     if not share > SKIPPED:

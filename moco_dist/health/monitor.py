@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moco_dist import config as configs
+from moco_dist.errors import printable
 from moco_dist.health import notes, progress, rules
-from moco_dist.health.course import FEW_ROWS, SECONDS, SPEED_FIGURES, Course, Facts, Row, Window
-from moco_dist.health.finding import Finding, Judgement
+from moco_dist.health.course import (
+    FEW_ROWS,
+    SECONDS,
+    SPEED_FIGURES,
+    Course,
+    Facts,
+    Row,
+    Window,
+    numbers_of,
+)
+from moco_dist.health.finding import Finding, Judgement, Value
 from moco_dist.run.rows import finding_row, is_evaluation, is_finding, is_training
 from moco_dist.run.status import Status
 
@@ -84,16 +95,20 @@ class Monitor:
     def push(self, row: Row) -> None:
         """Take a row of any kind; what is no whole row is passed over.
 
-        A row of a finding says what was told in training, and counts before all else.
+        A row of a finding says what was told in training, and counts before all else. Figures that are no numbers are
+        left out.
         """
-        if not isinstance(row.get("step"), int) or not isinstance(row.get("epoch", 0), int):
+        if type(row.get("step")) is not int or type(row.get("epoch", 0)) is not int:
             return
         if is_finding(row):
             self._take_over(row)
-        elif is_training(row) and isinstance(row["loss"], float):
-            self._push_training(row)
-        elif is_evaluation(row):
-            self._push_evaluation(row)
+            return
+        row = {"epoch": 0, **row} if "epoch" not in row else row
+        figures = numbers_of(row)
+        if is_training(figures):
+            self._push_training(figures)
+        elif is_evaluation(figures) and not is_training(row):
+            self._push_evaluation(figures)
 
     def push_divergence(self, step: int, reason: str) -> None:
         """Take note that the loss was no number any more at a step, of which there is no row."""
@@ -181,15 +196,25 @@ class Monitor:
 
     def _take_over(self, row: Row) -> None:
         """Let a finding stand as the books have it: training knew the machine, and may have been of another version."""
-        standing = self._standings.setdefault(str(row["finding"]), _Standing())
-        step = int(row["step"])
+        name, step = printable(str(row["finding"])), int(row["step"])
+        standing = self._standings.setdefault(name, _Standing())
         standing.in_books = row.get("state") == "begins"
         if standing.in_books:
-            proposal, evidence = (row.get("key"), row.get("value")), str(row.get("evidence", ""))
-            standing.finding = Finding(str(row["finding"]), *proposal, step, step, evidence)
+            evidence = printable(str(row.get("evidence", "")))
+            standing.finding = Finding(name, *_proposal(row), step, step, evidence)
             standing.judged, standing.streak = True, 0
         elif standing.finding:
             standing.end(step)
+
+
+def _proposal(row: Row) -> tuple[str | None, Value | None]:
+    """Return the key and the value that the row of a finding proposes; None twice where it proposes nothing."""
+    key, value = row.get("key"), row.get("value")
+    if not isinstance(key, str) or isinstance(value, bool) or not isinstance(value, Value):
+        return None, None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, None
+    return printable(key), value
 
 
 def diagnose(

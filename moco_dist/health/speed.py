@@ -71,6 +71,8 @@ def slow_rank(course: Course) -> Judgement | None:
     minute, facts = course.minute, course.facts
     if minute.mean("data_wait") > DATA_BOUND:
         return None
+    if not minute.slowest:
+        return None
     [(rank, rows)] = minute.slowest.most_common(1)
     seconds, lag = minute.seconds / minute.steps_taken, minute.mean("slowest_lag")
     if not (rows > SAME_RANK * minute.rows and lag > SLOW_RANK * seconds):

@@ -1,8 +1,7 @@
 """Run `python -m moco_dist.report`."""
 
-import sys
-
+from moco_dist.arguments import run_command
 from moco_dist.report.command import run
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    run_command(run)

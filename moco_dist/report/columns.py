@@ -12,6 +12,8 @@ from moco_dist.run import figures
 from moco_dist.run.rows import Row
 
 _NO_FIGURES = {"step", "epoch"}
+_LARGEST = 1e100
+"""Numbers of this size or beyond are no figures: their sums would overflow."""
 _DIGITS = 6
 """Significant digits of what is drawn."""
 
@@ -62,7 +64,7 @@ class Columns:
             table = _table(rows)  # [rows, names]
             for name, column in zip(names, table.T, strict=True):
                 if name not in _NO_FIGURES:
-                    finite = np.isfinite(column)
+                    finite = np.abs(column) < _LARGEST  # false for NaN
                     parts[name].append((table[finite, names.index("step")], column[finite]))
         joined = {name: [np.concatenate(both) for both in zip(*pairs, strict=True)] for name, pairs in parts.items()}
         return {name: _curve(both[0], both[1], most_points) for name, both in joined.items() if len(both[0])}
@@ -71,13 +73,15 @@ class Columns:
 def _table(rows: Sequence[tuple[Any, ...]]) -> Numbers:
     """Return the values of rows with equal names as numbers, [rows, names]; NaN for what is none."""
     try:
-        return np.array(rows, dtype=np.float64)
+        if not any(str in map(type, row) for row in rows):  # numpy would read a text as a number
+            return np.array(rows, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):  # something else stands among the numbers
-        return np.array([[_number(value) for value in row] for row in rows])
+        pass
+    return np.array([[_number(value) for value in row] for row in rows])
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, float | int) and abs(value) < 1e300 else np.nan
+    return float(value) if type(value) in (float, int) and abs(value) < _LARGEST else np.nan
 
 
 def _curve(steps: Numbers, values: Numbers, most_points: int) -> Curve:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moco_dist.arguments import parser_of, path_of, refused
+from moco_dist.arguments import check_out, parser_of, path_of, refused
 from moco_dist.errors import UserError, printable
 from moco_dist.run.paths import REPORT, RunPaths, run_of
 
@@ -46,12 +46,13 @@ def _make(options: argparse.Namespace) -> int:
     from moco_dist.report import page, record
 
     file = options.out or _file_for(options, folders)
+    check_out(file)
     try:
         page.write(record.read_all(folders), file, title=title)
     except OSError as error:
         rule = f"cannot be written: {error.strerror}"
         raise UserError.of("--out", file, rule, "give another --out PATH") from None
-    print(f"report: {file}")
+    print(f"report: {printable(str(file))}")
     return 0
 
 
@@ -64,8 +65,6 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError.of("--port", options.port, "must be 0 to 65535", "drop it for a free port")
     if options.out and options.watch:
         raise UserError.of("--out", options.out, "--watch writes no file", "drop one of them")
-    if options.out and options.out.is_dir():
-        raise UserError.of("--out", options.out, "is a folder", f"give a file, such as {options.out / REPORT}")
     if options.sweep and not options.sweep.is_dir():
         raise UserError.of("--sweep", options.sweep, "no such folder", "give the folder of a sweep's runs")
 

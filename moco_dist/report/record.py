@@ -122,7 +122,6 @@ def _check(folder: Path) -> None:
 
 def _picture(file: Path) -> str:
     try:
-        content = files.read_bytes(file)
+        return base64.b64encode(files.read_bytes(file, _LARGEST_PICTURE)).decode()
     except OSError:
         return ""
-    return base64.b64encode(content).decode() if len(content) <= _LARGEST_PICTURE else ""

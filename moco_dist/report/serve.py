@@ -81,6 +81,12 @@ class Server(ThreadingHTTPServer):
             raise UserError.of("--port", port, rule, "choose another, or drop it for a free one") from None
         self.names = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that has gone before its answer was whole; tell all else in a line."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError | TimeoutError):
+            print(f"moco_dist.report: {reason(error)}", file=sys.stderr, flush=True)
+
     @property
     def url(self) -> str:
         """Return the address of the page, with the token."""

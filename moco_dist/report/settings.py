@@ -1,7 +1,7 @@
 """Lay the configs of runs side by side: which keys differ, from each other and from a shipped config."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ Settings = Mapping[str, Any]
 
 _OF_THE_PLACE = {"run.name", "run.dir", "data.root", "data.download", "data.decode", "data.workers", "track.wandb"}
 """Keys of where a run lies and what it is called."""
+_MOST_VALUES, _MOST_LEVELS = 10_000, 20
+"""Values of a config that are shown, at most, and how deep they may be nested."""
 
 
 def read(file: Path) -> tuple[dict[str, Any], str]:
@@ -26,8 +28,10 @@ def read(file: Path) -> tuple[dict[str, Any], str]:
         missing or damaged, since a page shows what there is.
     """
     try:
-        text = files.read_text(file, errors="replace")
+        text = files.read_text(file, errors="replace", most_bytes=configs.MOST_BYTES)
         tree = yaml.safe_load(text)
+        if any(count > _MOST_VALUES or level > _MOST_LEVELS for count, level in enumerate(_levels(tree))):
+            return {}, ""
     except (OSError, yaml.YAMLError, RecursionError, ValueError):
         return {}, ""
     first = text.partition("\n")[0]
@@ -35,6 +39,14 @@ def read(file: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(tree, dict):
         return {}, versions
     return {str(name): section for name, section in tree.items() if isinstance(section, dict)}, masked(versions)
+
+
+def _levels(value: Any, level: int = 0) -> Iterator[int]:
+    """Yield the level of each value, as if aliases were written out; that of a value within itself has no end."""
+    yield level
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        yield from _levels(part, level + 1)
 
 
 def is_of_the_place(key: str) -> bool:

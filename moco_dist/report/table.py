@@ -1,5 +1,6 @@
 """Lay runs side by side in a table: their state, their figures, and the keys in which they differ."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Table:
             run.cells = [*_standing(run), *(_figure(run, name) for name, _ in figures)]
             run.cells += [Cell(run.settings.get(key, "")) for key in keys]
             page = RunPaths(run.record.folder).report
-            run.link = quote(relative(page, beside)) if beside and page.is_file() else ""
+            run.link = quote(os.fsencode(relative(page, beside))) if beside and page.is_file() else ""
         facets: list[tuple[str, list[str]]] = []
         for key in keys:
             values = sorted({run.settings[key] for run in runs if key in run.settings}, key=_natural)

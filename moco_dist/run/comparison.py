@@ -4,6 +4,7 @@ All figures count but those of the speed and of the nodes (`figures.FIGURES`), w
 """
 
 import bisect
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ def equal_bits(one: object, other: object) -> bool:
     return one == other
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and infinity."""
+    return value if math.isfinite(value) else None
+
+
 @dataclass
 class Drift:
     """A drift says how one figure differs between two runs."""
@@ -42,8 +48,8 @@ class Drift:
 
     def as_json(self) -> dict[str, Any]:
         """Return where and how far the figure differs, as results tell it."""
-        largest = {"largest": self.largest, "largest_step": self.largest_step}
-        return {"first_step": self.first_step, "values": list(self.first), **largest}
+        largest = {"largest": finite(self.largest), "largest_step": self.largest_step}
+        return {"first_step": self.first_step, "values": [finite(value) for value in self.first], **largest}
 
 
 @dataclass
@@ -77,7 +83,7 @@ class Comparison:
         values = (_number(one), _number(other))
         drift = self.drifts.setdefault(name, Drift(step, values))
         drift.last = abs(values[0] - values[1])
-        if drift.last >= drift.largest:
+        if drift.last >= drift.largest or math.isnan(drift.last):  # one of them is no number: that counts most
             drift.largest, drift.largest_step = drift.last, step
 
     @property
@@ -115,4 +121,10 @@ def compare(one: Mapping[int, Row], other: Mapping[int, Row]) -> Comparison:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
+    """Return a number as a float; NaN for what is none, infinity for a whole number beyond all floats."""
+    if not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value > 0 or -1)

@@ -1,10 +1,13 @@
 """Keep what an evaluation leaves of the features to be looked at: a map, the confusions, neighbours with thumbnails."""
 
 import contextlib
+import functools
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from moco_dist.files import read_text, write_text
 
@@ -75,27 +78,32 @@ def write(file: Path, view: FeaturesView) -> None:
 
 def read(file: Path) -> FeaturesView | None:
     """Read the view; None where there is none, or none that can be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        content = json.loads(read_text(file))
-        if content.pop("version") != VERSION:
-            return None
-        content["neighbours"] = [_neighbours(**neighbours) for neighbours in content["neighbours"]]
-        for name in ("points", "confusions"):
-            content[name] = [tuple(entry) for entry in content[name]]
-        view = FeaturesView(**content)
-        return view if _is_whole(view) else None
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # pydantic's error is a ValueError
+        text = read_text(file)
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("version") == VERSION:
+            view = _type().validate_json(text, strict=True)
+            return view if _is_whole(view) else None
     return None
 
 
-def _neighbours(query: Any, images: Any, **others: Any) -> Neighbours:
-    return Neighbours(query=Thumbnail(**query), images=[Thumbnail(**image) for image in images], **others)
+@functools.cache
+def _type() -> TypeAdapter[FeaturesView]:
+    return TypeAdapter(FeaturesView)
 
 
 def _is_whole(view: FeaturesView) -> bool:
-    """Tell whether all classes that the view names are there, and its lists fit together."""
+    """Tell whether all classes that the view names are there, its numbers make sense, and its lists fit together."""
     pictures = [picture for near in view.neighbours for picture in (near.query, *near.images)]
     used = [*view.labels, *(picture.label for picture in pictures), *(near.predicted for near in view.neighbours)]
     used += [which for true, predicted, _ in view.confusions for which in (true, predicted)]
-    fits = len(view.points) == len(view.labels) == len(view.right) and all(len(point) == 2 for point in view.points)
+    fits = len(view.points) == len(view.labels) == len(view.right) and all(
+        len(near.images) == len(near.similarities) for near in view.neighbours
+    )
+    counts = [view.step, view.images, *(count for *_, count in view.confusions)]
+    places = [coordinate for point in view.points for coordinate in point]
+    similarities = [cosine for near in view.neighbours for cosine in near.similarities]
+    fits = fits and all(count in range(2**53) for count in counts) and set(view.right) <= {0, 1}
+    fits = fits and all(0 <= place <= 1 for place in places) and all(map(math.isfinite, similarities))
     kinds = {picture.kind for picture in pictures}
     return fits and all(0 <= which < len(view.classes) for which in used) and kinds <= {"png", "jpeg"}

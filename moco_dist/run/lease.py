@@ -145,6 +145,6 @@ def _boot(owner: dict[str, Any]) -> str:
 def _read(file: Path) -> dict[str, Any]:
     try:
         owner = json.loads(read_text(file))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -59,6 +59,13 @@ class RunPaths:
         """Tell by the names in a folder whether it is the directory of a run that has begun."""
         return not {METRICS, "status.json"}.isdisjoint(names)
 
+    @classmethod
+    def is_own(cls, file: Path) -> bool:
+        """Tell whether a file in a run directory is one that the run writes, and nobody else. Raises OSError."""
+        paths = cls(file.parent)
+        own = set(vars(paths).values()) - {paths.folder, paths.report}
+        return file in own and file.parent.is_dir() and cls.holds_run(path.name for path in file.parent.iterdir())
+
     def of_the_report(self) -> list[Path]:
         """Return the files that the page of the run is made from."""
         return [self.config, self.metrics, self.status, self.features_view, self.pairs_picture]

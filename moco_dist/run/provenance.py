@@ -19,6 +19,21 @@ from moco_dist.run.paths import RunPaths
 Start = Mapping[str, Any]
 """What one start ran on; a key is missing where it was not recorded."""
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "time": (str,),
+    "ranks": (int,),
+    "hosts": (list, str),
+    "device": (str,),
+    "devices": (dict, int),
+    "cpus": (dict, int),
+    "exact": (bool,),
+    "deterministic": (bool,),
+    "data": (dict, int, str),
+    "code": (dict, str),
+    "versions": (dict, str),
+}
+"""Type of each key, and the types of what it holds: what is of another one is damaged, and counts as not recorded."""
+
 
 def describe(machines: Sequence[Mapping[str, str]], libraries: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """Describe what a start runs on.
@@ -75,4 +90,13 @@ def _parse(line: str) -> dict[str, Any] | None:
         start = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return start if isinstance(start, dict) and isinstance(start.get("step"), int) else None
+    if not isinstance(start, dict) or type(start.get("step")) is not int or not 0 <= start["step"] < 2**53:
+        return None
+    return {key: value for key, value in start.items() if key not in _KINDS or _is_of(value, _KINDS[key])}
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Tell whether a value is of the first kind, and all its values, where it has some, of the second."""
+    kind, *of_parts = kinds
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return type(value) is kind and all(type(part) in of_parts for part in parts)

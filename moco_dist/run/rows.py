@@ -1,17 +1,23 @@
 """`metrics.jsonl`: one JSON object a line, the books of a run. What W&B shows is made from these rows."""
 
+import functools
 import json
 import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from moco_dist.files import descriptor, open_bytes, replacing
 
 Row = Mapping[str, float | int | str]
 """One line of the file: figures by name. `step` is in every row, counted from 1."""
+
+_STEPS = range(2**53)
+"""Steps that a row can have: whole numbers that a float holds too."""
+_LONGEST_LINE = 16 << 20
+"""Bytes of a line, at most: what is longer is damage, such as blocks of zeros."""
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +146,7 @@ class MetricsFile:
         """
         with self._lock, open_bytes(self.path) as file:
             self._unsent.clear()
-            kept = [line for line in file if (row := _parse(line)) is not None and row["step"] <= step]
+            kept = [line for line in _lines(file) if (row := _parse(line)) is not None and row["step"] <= step]
             length = sum(map(len, kept))
             file.seek(0)
             if file.read(length) == b"".join(kept):  # what goes is a suffix, but for damage amid good rows
@@ -180,7 +186,15 @@ class MetricsFile:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a metrics.jsonl without damaged lines. Raises OSError."""
     with open_bytes(path) as file:
-        yield from filter(None, map(_parse, file))
+        yield from filter(None, map(_parse, _lines(file)))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; one that is too long to be a row is cut, and so is none."""
+    for line in iter(functools.partial(file.readline, _LONGEST_LINE), b""):
+        yield line
+        while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            line = file.readline(_LONGEST_LINE)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -189,6 +203,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and row["step"] in _STEPS else None

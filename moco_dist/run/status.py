@@ -56,11 +56,11 @@ def read(run_dir: Path) -> Status:
         if content["state"] not in get_args(State):
             return Status()
         lengths = (_length(content.get(name)) for name in ("total_steps", "epoch_steps"))
-        return Status(content["state"], int(content["step"]), str(content["reason"]), *lengths)
+        return Status(content["state"], _length(content["step"]) or 0, str(content["reason"]), *lengths)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Status()
 
 
 def _length(value: Any) -> int | None:
     """Return a number of steps, or None for what is none: a status of an earlier revision, or a damaged one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if type(value) is int and 0 < value < 2**53 else None

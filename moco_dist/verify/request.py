@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco_dist import config as configs
-from moco_dist.arguments import parser_of, path_of
+from moco_dist.arguments import check_out, parser_of, path_of
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import paths, provenance, status
@@ -62,7 +62,8 @@ def parse(arguments: Sequence[str], rank: Rank, description: str) -> Request:
     layout = configs.layout(config, rank.size)
     configs.check_resumable(recorded.model_dump(mode="json"), _group_size(recorded, folder, layout), config, layout)
     out = options.out or Path(f"verified_{recorded.run.name}.json")
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
+    check_out(out)
+    if not os.access(out.parent, os.W_OK):
         raise UserError.of("--out", out, "cannot be written", "name a file in a folder that you may write to")
     return Request(recorded, config, layout, plan, out)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moco_dist import config as configs
-from moco_dist.errors import shown
+from moco_dist.errors import printable, shown
 from moco_dist.files import read_bytes, read_text
 from moco_dist.run import code, provenance
-from moco_dist.run.comparison import Comparison
+from moco_dist.run.comparison import Comparison, finite
 from moco_dist.run.paths import RunPaths
 from moco_dist.verify.plan import Plan
 from moco_dist.verify.replay import Outcome, StateComparison
@@ -90,9 +90,10 @@ def lines(content: Mapping[str, Any]) -> Iterator[str]:
     yield content["verdict"]
     for name in ("training", "evaluations"):
         for figure, drift in content[name]["differ"].items():
-            values = " recorded, ".join(f"{value:.9g}" for value in drift["values"])
-            largest = f"at most {drift['largest']:.3g} apart, at step {drift['largest_step']}"
-            yield f"  {figure} at step {drift['first_step']}: {values} replayed; {largest}"
+            values = " recorded, ".join("no number" if value is None else f"{value:.9g}" for value in drift["values"])
+            largest = "" if drift["largest"] is None else f"; at most {drift['largest']:.3g} apart"
+            at = f", at step {drift['largest_step']}" if largest else ""
+            yield f"  {printable(figure)} at step {drift['first_step']}: {values} replayed{largest}{at}"
     for state in content["checkpoints"]:
         if state["problem"] or state["unequal"]:
             names = list(state["unequal"])
@@ -135,7 +136,8 @@ def _first_difference(plan: Plan, outcome: Outcome) -> str:
     for comparison in (outcome.training, outcome.evaluations):
         if name := comparison.first:
             drift, equal = comparison.drifts[name], comparison.equal_before
-            return f"{name} from step {drift.first_step}, after {equal} equal rows; at most {drift.largest:.3g} apart"
+            apart = "" if finite(drift.largest) is None else f"; at most {drift.largest:.3g} apart"
+            return f"{printable(name)} from step {drift.first_step}, after {equal} equal rows{apart}"
     if outcome.diverged:
         return outcome.diverged
     if doubled := _doubled(plan):
