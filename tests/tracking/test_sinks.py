@@ -27,7 +27,6 @@ from moco_dist.tracking.trackio import Trackio
 from tests import jobs
 from tests.without import without
 
-WITH_TRACKIO = pytest.mark.skipif(not packages.installed("trackio"), reason="trackio is not installed")
 FINDING = {"step": 4, "epoch": 0, "finding": "at_chance", "state": "begins", "kind": "finding", "evidence": "6.2"}
 
 
@@ -103,7 +102,6 @@ def test_tensorboard_over_kill_and_resume(tmp_path: Path) -> None:
     assert scalars(run_dir, "evaluation/knn_top1") == accuracies and accuracies
 
 
-@WITH_TRACKIO
 def test_trackio_over_kill_and_resume(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     killed_and_resumed(run_dir, {"track.trackio": True})
@@ -162,7 +160,6 @@ def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
     assert scalars(tmp_path, "learning/loss").keys() == set(range(1, 50)) and len(lines) == 1
 
 
-@WITH_TRACKIO
 def test_trackio_has_findings_once_as_alerts(tmp_path: Path) -> None:
     lines: list[str] = []
     for start in range(2):
@@ -175,7 +172,6 @@ def test_trackio_has_findings_once_as_alerts(tmp_path: Path) -> None:
     assert alert["title"] == "health: at_chance begins at step 4" and alert["step"] == 4 and not lines
 
 
-@WITH_TRACKIO
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_trackios_process_dies_or_hangs(tmp_path: Path, number: signal.Signals) -> None:
     lines: list[str] = []
@@ -192,7 +188,6 @@ def test_trackios_process_dies_or_hangs(tmp_path: Path, number: signal.Signals) 
     assert sink._process.wait() == -signal.SIGKILL
 
 
-@WITH_TRACKIO
 def test_trackio_that_writes_nothing_is_told(tmp_path: Path) -> None:
     """Trackio itself warns, and goes on: a directory stands where its database belongs."""
     lines: list[str] = []
