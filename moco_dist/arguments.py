@@ -13,7 +13,6 @@ from moco_dist import config as configs
 from moco_dist.errors import UserError, print_masked, printable
 from moco_dist.run.paths import RunPaths
 
-
 _CLOSED_PIPE = 141
 """What a process exits with whose reader has gone, as a shell counts it; 1 would say that two runs differ."""
 
@@ -69,8 +68,9 @@ def check_out(file: Path) -> None:
     try:
         if os.path.lexists(file) and not file.is_file():
             raise UserError.of("--out", file, "is a folder" if file.is_dir() else "is not a regular file", fix)
-        place = Path(os.path.realpath(file))
-        if RunPaths.is_own(place) or RunPaths.is_own(Path(os.path.realpath(file.parent), file.name)):
+        if file.is_symlink():  # such as /dev/stdout: the link itself would be replaced
+            raise UserError.of("--out", file, "is a symbolic link", fix)
+        if RunPaths.is_own(Path(os.path.realpath(file.parent), file.name)):
             raise UserError.of("--out", file, "is a file that the run itself needs", fix)
     except OSError as error:
         raise UserError.of("--out", file, f"cannot be written: {error.strerror}", fix) from None
