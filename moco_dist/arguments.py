@@ -86,8 +86,9 @@ def check_out(file: Path) -> None:
     try:
         if os.path.lexists(file) and not file.is_file():
             raise UserError.of("--out", file, "is a folder" if file.is_dir() else "is not a regular file", fix)
-        place = Path(os.path.realpath(file))
-        if RunPaths.is_own(place) or RunPaths.is_own(Path(os.path.realpath(file.parent), file.name)):
+        if file.is_symlink():  # such as /dev/stdout: the link itself would be replaced
+            raise UserError.of("--out", file, "is a symbolic link", fix)
+        if RunPaths.is_own(Path(os.path.realpath(file.parent), file.name)):
             raise UserError.of("--out", file, "is a file that the run itself needs", fix)
     except OSError as error:
         raise UserError.of("--out", file, f"cannot be written: {error.strerror}", fix) from None

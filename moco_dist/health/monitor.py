@@ -214,7 +214,7 @@ def _proposal(row: Row) -> tuple[str | None, Value | None]:
         return None, None
     if isinstance(value, float) and not math.isfinite(value):
         return None, None
-    return printable(key), value
+    return printable(key), printable(value) if isinstance(value, str) else value
 
 
 def diagnose(

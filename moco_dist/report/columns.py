@@ -81,7 +81,7 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> Numbers:
 
 
 def _number(value: Any) -> float:
-    return float(value) if type(value) in (float, int) and abs(value) < _LARGEST else np.nan
+    return float(value) if isinstance(value, float | int) and abs(value) < _LARGEST else np.nan
 
 
 def _curve(steps: Numbers, values: Numbers, most_points: int) -> Curve:

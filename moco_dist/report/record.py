@@ -112,9 +112,15 @@ def runs_below(folder: Path) -> list[Path]:
 
 def _check(folder: Path) -> None:
     """Refuse a folder that holds no run. Raises UserError."""
-    if not folder.is_dir():
+    try:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else None
+    except OSError as error:
+        raise UserError.of(
+            "RUN", folder, f"{error.strerror}", "give the directory of a run that you may read"
+        ) from None
+    if names is None:
         raise UserError.of("RUN", folder, "no such folder", "give the directory of a run")
-    if not RunPaths.holds_run(path.name for path in folder.iterdir()):
+    if not RunPaths.holds_run(names):
         raise UserError.of(
             "RUN", folder, "holds no run", "give the directory of a run, or --sweep for a folder of them"
         )

@@ -16,7 +16,7 @@ Row = Mapping[str, float | int | str]
 
 _STEPS = range(2**53)
 """Steps that a row can have: whole numbers that a float holds too."""
-_LONGEST_LINE = 16 << 20
+_LONGEST_LINE = 1 << 20
 """Bytes of a line, at most: what is longer is damage, such as blocks of zeros."""
 
 log = logging.getLogger(__name__)
@@ -193,8 +193,11 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines of a file; one that is too long to be a row is cut, and so is none."""
     for line in iter(functools.partial(file.readline, _LONGEST_LINE), b""):
         yield line
-        while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-            line = file.readline(_LONGEST_LINE)
+        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            while block := file.read(_LONGEST_LINE):  # many times faster than by lines
+                if (end := block.find(b"\n")) >= 0:
+                    file.seek(end + 1 - len(block), os.SEEK_CUR)
+                    break
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

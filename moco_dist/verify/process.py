@@ -97,11 +97,15 @@ def _check_data(request: Request, plan: Plan, state: dict[str, Any], now: identi
     """Refuse other training images than the run's, as far as it records them. Raises UserError."""
     start = provenance.of_step(provenance.read(plan.folder), plan.start + 1) or {}
     begun = state.get("data") or start.get("data")
-    if begun is None or identity.Identity(**begun) == now:
+    fields = identity.Identity._fields
+    if begun is None or not begun.keys() >= set(fields):  # not recorded, or damaged
+        return
+    before = identity.Identity(*(begun[name] for name in fields))
+    if before == now:
         return
     data = request.config.data
     key, value = ("data.root", data.root) if data.root else ("data.source", data.source)
-    rule = f"has {now}, and the run learned from {identity.Identity(**begun)}"
+    rule = f"has {now}, and the run learned from {before}"
     raise UserError.of(key, value, rule, "name the folder of those images by data.root=FOLDER")
 
 

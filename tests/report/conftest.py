@@ -34,7 +34,7 @@ def picture(side: int = 8, value: int = 90) -> str:
 def a_view(classes: int = 4, images: int = 60, name: str = "class {}") -> FeaturesView:
     labels = [number % classes for number in range(images)]
     thumb = Thumbnail(1, picture(), "png")
-    wrong = classes - 1
+    wrong, errors = classes - 1, min(3, images // classes)
     return FeaturesView(
         step=STEPS,
         split="test",
@@ -44,7 +44,8 @@ def a_view(classes: int = 4, images: int = 60, name: str = "class {}") -> Featur
         points=[((7 * n % images) / images, (3 * n % images) / images) for n in range(images)],
         labels=labels,
         right=[int(n > 2) for n in range(images)],
-        confusions=[(c, c, images // classes - (3 if c == 0 else 0)) for c in range(classes)] + [(0, wrong, 3)],
+        confusions=[(c, c, images // classes - (errors if c == 0 else 0)) for c in range(classes)]
+        + [(0, wrong, errors)],
         neighbours=[Neighbours(thumb, 0, [thumb] * 6, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])] * 3,
         digest="",
     )
