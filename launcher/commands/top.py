@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.options import add_run
@@ -30,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError.of("--watch", options.watch, "must be a number of seconds", "use --watch 5")
     while True:
         now = inside.running(options.run_dir)
-        _print(now, sorted(inside.rows(now, "use"), key=lambda row: str(row["host"])), as_json=options.json)
+        nodes = sorted(inside.rows(now, "use"), key=lambda row: str(row["host"]))
+        _print(now, _with_data_waits(nodes, now.figures.node_data_waits), as_json=options.json)
         if options.watch is None:
             return 0
         time.sleep(float(options.watch))
@@ -45,7 +47,22 @@ def _print(now: runs.Run, nodes: list[dict[str, Any]], *, as_json: bool) -> None
     parts = [f"step {now.step}", *([f"{speed:.3g} images/s"] if speed else [])]
     parts += [f"{100 * wait:.0f} % of the time waited for data, as a mean of all ranks"] if wait is not None else []
     print(f"{time.strftime('%H:%M:%S')} {now.name}: {', '.join(parts)}")
-    show_rows(("node", "ranks", "cores", "memory GiB", "node's GiB", "GPU use %", "GPU GiB"), map(_cells, nodes))
+    heads = ("node", "ranks", "data wait %", "cores", "memory GiB", "node's GiB", "GPU use %", "GPU GiB")
+    show_rows(heads, (_cells(node) for node in nodes))
+
+
+def _with_data_waits(nodes: list[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:
+    """Add to each node its share of time waited for data, None where the rows do not tell it of just these nodes.
+
+    Args:
+        nodes: in any order; each has the numbers of its ranks.
+        shares: by node, in the order of their ranks.
+    """
+    if len(shares) != len(nodes) or not all(node["ranks"] for node in nodes):
+        return [{**node, "data_wait": None} for node in nodes]
+    in_order = sorted(nodes, key=lambda node: min(node["ranks"]))
+    by_host = {node["host"]: share for node, share in zip(in_order, shares, strict=True)}
+    return [{**node, "data_wait": by_host[node["host"]]} for node in nodes]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -56,6 +73,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["host"],
         f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else ", ".join(map(str, ranks)) or "none yet",
+        "-" if row["data_wait"] is None else f"{100 * row['data_wait']:.0f}",
         f"{row['cores']:.1f} of {row['cores_allowed']}",
         f"{row['memory_bytes'] / _GIB:.1f}",
         f"{row['node_memory_used_bytes'] / _GIB:.0f} of {row['node_memory_bytes'] / _GIB:.0f}",

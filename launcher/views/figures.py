@@ -1,11 +1,12 @@
 """The latest figures of a run, from the end of its rows, which may be many."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, BinaryIO
@@ -44,6 +45,8 @@ class Latest:
     """Checkpoints that were not saved in the start that wrote the last row."""
     data_wait: float | None = None
     """Share of the time that was waited for data, as a mean of all ranks, by the last row that tells it."""
+    node_data_waits: tuple[float, ...] = ()
+    """The same of each node, in the order of their ranks, by the last row."""
 
 
 NOTHING = Latest()
@@ -57,7 +60,7 @@ def read(launch: Launch) -> Latest:
             file.seek(max(0, size - _TAIL_BYTES))
             lines = reversed(file.read(_TAIL_BYTES).splitlines())  # what is half a line at the ends is no row
             rows = (row for row in map(_row, lines) if "loss" in row and _whole(row, "step") is not None)
-            training = list(islice(rows, _SPEED_ROWS))  # the last one first
+            training = list(itertools.islice(rows, _SPEED_ROWS))  # the last one first
             evaluation = _last_evaluation(file, size)
     except OSError:
         training, evaluation = [], {}
@@ -70,7 +73,17 @@ def read(launch: Launch) -> Latest:
     epoch, loss, knn_top1 = _whole(last, "epoch"), number(last, "loss"), number(evaluation, "knn_top1")
     unsaved = _whole(last, "checkpoint_failures") or 0
     wait = next((share for row in training if (share := number(row, "data_wait")) is not None), None)
-    return Latest(step, epoch, loss, speed, knn_top1, total, left, unsaved, wait)
+    waits = tuple(_data_waits_of_nodes(last))
+    return Latest(step, epoch, loss, speed, knn_top1, total, left, unsaved, wait, waits)
+
+
+def _data_waits_of_nodes(row: Row) -> Iterator[float]:
+    """Yield the share of time that each node has waited for data, as far as the row has it."""
+    for node in itertools.count():
+        share = number(row, f"node/{node}/data_wait")
+        if share is None:
+            return
+        yield share
 
 
 def number(row: Row, key: str) -> float | None:

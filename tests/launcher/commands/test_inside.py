@@ -102,12 +102,33 @@ def test_top_shows_each_node(launch: Launch, programs: Programs, capfd: pytest.C
     head, columns, *nodes = capfd.readouterr().out.splitlines()
     assert "a: step 30, 640 images/s, 25 % of the time waited for data, as a mean of all ranks" in head
     assert columns.split("  ")[0] == "node"
-    assert nodes[0].split() == ["n0", "none", "yet", "3.3", "of", "8", "6.0", "10", "of", "64", "none", "none"]
-    assert nodes[1].split() == ["n1", "0-3", "3.3", "of", "8", "6.0", "10", "of", "64", "97", "-", "40/80", "-"]
+    assert nodes[0].split() == ["n0", "none", "yet", "-", "3.3", "of", "8", "6.0", "10", "of", "64", "none", "none"]
+    assert nodes[1].split() == ["n1", "0-3", "-", "3.3", "of", "8", "6.0", "10", "of", "64", "97", "-", "40/80", "-"]
     assert main(["top", "a", "--json"]) == 0
     printed = json.loads(capfd.readouterr().out)
-    assert (printed["run"], printed["step"], printed["data_wait"]) == ("a", 30, 0.25) and printed["nodes"][1] == USE
+    assert (printed["run"], printed["step"], printed["data_wait"]) == ("a", 30, 0.25) and printed["nodes"][1] == {
+        **USE,
+        "data_wait": None,
+    }
     assert main(["top", "a", "--watch", "often"]) == 2
+
+
+def test_top_shows_the_data_wait_of_each_node(
+    tmp_path: Path, programs: Programs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The rows number the nodes by their ranks, and names of hosts may come in another order."""
+    waits = {"node/0/data_wait": 0.5, "node/1/data_wait": 0.0}
+    rows = [train_row(step, data_wait=0.25, **waits) for step in range(1, 31)]
+    launch = make_run(tmp_path / "runs" / "a", state="running", step=20, starts=1, rows=rows)
+    launch.add_start(job="12", restart=1, step=20, time=0, nodes=["n2", "n1"])
+    in_queue(programs, launch, "RUNNING")
+    prints(programs, [{**USE, "host": "n1", "ranks": [4, 5, 6, 7]}], [{**USE, "host": "n2"}])
+    assert main(["top", "a"]) == 0
+    n1, n2 = (line.split() for line in capfd.readouterr().out.splitlines()[2:])
+    assert (n1[:3], n2[:3]) == (["n1", "4-7", "0"], ["n2", "0-3", "50"])
+    prints(programs, [USE])  # the other node does not answer
+    assert main(["top", "a", "--json"]) == 0
+    assert [node["data_wait"] for node in json.loads(capfd.readouterr().out)["nodes"]] == [None]
 
 
 def test_a_shell_or_a_command_is_opened_on_a_node(launch: Launch, programs: Programs) -> None:
