@@ -9,6 +9,7 @@ other panels is taken.
 import argparse
 import os
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,12 +24,13 @@ from moco_dist.run.rows import MetricsFile
 EPOCH_STEPS = 100
 
 
-def main() -> None:
-    """Make the runs, their page, and open it."""
-    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
+def main(arguments: list[str]) -> int:
+    """Make the runs, their page, and open it. Returns the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__, formatter_class=raw)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--rows", type=int, default=100_000)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), options.runs, options.rows)
         began = time.perf_counter()
@@ -39,6 +41,7 @@ def main() -> None:
         opened, others = seconds_to_open(page)
     print(f"{options.runs} runs of {options.rows:,} rows: made in {made:.1f} s, {size:.1f} MB")
     print(f"opened in {opened:.2f} s; all other panels drawn in {others:.2f} s more")
+    return 0
 
 
 def make(folder: Path, runs: int, rows: int) -> None:
@@ -87,4 +90,4 @@ def seconds_to_open(page: Path) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -447,5 +447,6 @@ def present(*, strict: bool = False) -> Iterator[torch.device]:
         with pinned, _Mode(), strictly() if strict else contextlib.nullcontext():
             yield DEVICE
     finally:
+        _backend.current.arriving.clear()  # what nobody has waited for is not under way when the device comes again
         devices.ACCELERATOR = accelerator
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)

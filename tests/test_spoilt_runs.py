@@ -56,7 +56,7 @@ def ask_all(run: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (diff.run, run, other),
         (diff.run, other, run, "--json"),
         (rows.run, run, "--to", "csv", "--out", out),
-        (report.main, run, "--out", out),
+        (report.run, run, "--out", out),
     ):
         exit_status = command([str(option) for option in options])  # type: ignore[operator]
         text, errors = capsys.readouterr()
@@ -142,7 +142,7 @@ def ask_all_but_its_bytes(run: Path, other: Path, capsys: pytest.CaptureFixture[
     for command, *options in (
         (why.run, run),
         (diff.run, run, other),
-        (report.main, run, "--out", other.parent / "out"),
+        (report.run, run, "--out", other.parent / "out"),
     ):
         assert command([str(option) for option in options]) in (0, 1, 2)  # type: ignore[operator]
         assert capsys.readouterr().err.count("\n") <= 1
@@ -205,7 +205,7 @@ def test_a_features_view_is_whole_or_not_read(tmp_path: Path) -> None:
         assert features_view.read(file) is None, wrong
 
 
-@pytest.mark.parametrize("command", [[rows.run, "--to", "csv"], [report.main]])
+@pytest.mark.parametrize("command", [[rows.run, "--to", "csv"], [report.run]])
 def test_a_result_takes_the_place_of_nothing_that_matters(command: list[Any], tmp_path: Path, capsys: Any) -> None:
     run = a_run(tmp_path / "run")
     before = files_of(run)
@@ -261,13 +261,12 @@ def test_names_that_the_terminal_cannot_show(encoding: str, tmp_path: Path) -> N
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     for module, *options in (("why", run), ("diff", run, run), ("rows", run, "--to", "csv"), ("report", run)):
         place = module if module in ("why", "rows") else f"{module}.command"
-        function = "main" if module == "report" else "run"
-        code = f"from moco_dist.{place} import {function}\nrun_command({function})"
+        code = f"from moco_dist.{place} import run\nrun_command(run)"
         process = in_a_process(code, *options, env=environment, stdout=subprocess.PIPE)
         assert process.returncode == 0 and process.stderr == b"" and process.stdout.count(b"\n<b>") == 0
     sweep = (
-        report.main(["--sweep", str(tmp_path)]),
-        report.main([str(run), str(a_run(tmp_path / "b")), "--out", str(tmp_path / "o")]),
+        report.run(["--sweep", str(tmp_path)]),
+        report.run([str(run), str(a_run(tmp_path / "b")), "--out", str(tmp_path / "o")]),
     )
     assert sweep == (0, 0)  # the page of the first links that of the run
 
@@ -310,7 +309,7 @@ def test_a_closed_folder_is_no_fault_of_the_page(tmp_path: Path, monkeypatch: An
         raise PermissionError(errno.EACCES, "Permission denied", str(folder))
 
     monkeypatch.setattr(Path, "iterdir", closed)
-    assert report.main([str(run), "--out", str(tmp_path / "o")]) == 2
+    assert report.run([str(run), "--out", str(tmp_path / "o")]) == 2
     assert "RUN = " in capsys.readouterr().err
 
 

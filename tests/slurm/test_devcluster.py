@@ -25,7 +25,7 @@ from slurm.devcluster import (
 )
 from slurm.devcluster.__main__ import main
 from slurm.devcluster.daemons import marks, taken_port
-from slurm.devcluster.directory import configuration
+from slurm.devcluster.directory import Record, configuration
 
 ROOT = Path(__file__).parents[2]
 DIRTY = {"SLURM_JOB_ID": "1", "SLURM_CONF": "/x", "SBATCH_PARTITION": "x", "SUBMITIT_X": "1", "MOCO_X": "1"}
@@ -312,5 +312,5 @@ def test_missing_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_preempt_signal_is_a_setting() -> None:
     for wanted in (True, False):
-        text = configuration(Path("/x"), Settings(preempt_signal=wanted), 20000)["slurm.conf"]
+        text = configuration(Path("/x"), Record(Settings(preempt_signal=wanted), 20000))["slurm.conf"]
         assert ("SlurmctldParameters=preempt_send_user_signal" in text.splitlines()) == wanted

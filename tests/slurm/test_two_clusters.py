@@ -51,7 +51,7 @@ def is_preempted_and_cancelled(home: Cluster, other: Cluster, sent: Sent) -> Non
     assert (shown["state"], shown["job"], shown["nodes"]) == ("running", sent.job, "127.0.0.11")
     inside = json.loads(launcher(home, "top", str(sent.run_dir), "--json", cwd=sent.run_dir.parent.parent).stdout)
     assert len(inside["nodes"]) == 1
-    other.call("sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
+    other.call("sbatch", "--clusters=gpu", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
     sent.until_start(2)
     saved = jobs.last_step(sent.run_dir)
     sent.until_step(saved + 3)

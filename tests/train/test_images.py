@@ -12,6 +12,7 @@ from PIL import Image
 
 from moco_dist import config, train
 from moco_dist.evaluate import command
+from moco_dist.run.rows import is_training, read_rows
 from tests.jobs import FAST, losses
 
 
@@ -84,7 +85,7 @@ def test_a_run_of_photographs_keeps_its_decoder(tmp_path: Path, capsys: pytest.C
     assert re.search(r"^data\.workers = auto: \d+ of each rank, for ", capsys.readouterr().out, re.MULTILINE)
     recorded = config.load(run_dir / "config.yaml").data
     assert (recorded.decode, recorded.workers) == ("cpu", "auto")
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in read_rows(run_dir / "metrics.jsonl") if is_training(row)]
     assert [row["step"] for row in rows] == [1, 2] and all(0 <= row["data_wait"] <= 1 for row in rows)
     assert train.run([*run, "optim.steps=3", "data.decode=pillow"]) == 2
     assert "data.decode = pillow (was cpu): would change the curve" in capsys.readouterr().err
