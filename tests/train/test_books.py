@@ -19,4 +19,4 @@ def test_a_row_tells_of_all_waits_since_the_last_one(log_every: int) -> None:
     writer = books.Books(config_of(), nothing, nothing, tracker, nothing, nothing, epoch_steps=1)
     shares = [writer._share_waited(step, 2.0, 1.0 if step % 10 == 0 else 0.0) for step in range(1, 101)]
     written = shares[log_every - 1 :: log_every]
-    assert written == ([0.0] * 9 + [0.5]) * 10 if log_every == 1 else [0.05] * 10
+    assert written == (([0.0] * 9 + [0.5]) * 10 if log_every == 1 else [0.05] * 10)
