@@ -15,8 +15,6 @@ takes 20 MB a second. Exits 1 where the stall is 2 % or more.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -27,20 +25,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.runs import command_of, config_of, machine
+from benchmarks.runs import config_of, parser_of, write_rows
+from benchmarks.training import endless
 from moco_dist import config as configs
-from moco_dist import files
-from moco_dist.data import sources, stream
-from moco_dist.data.augment import Augment, Recipe
-from moco_dist.data.loader import make_loader
-from moco_dist.engine import schedule
-from moco_dist.engine.build import build
+from moco_dist.data import sources
 from moco_dist.engine.checkpoint import Checkpoints, _HashingFile
 from moco_dist.engine.engine import Engine
-from moco_dist.methods import moco
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
-from moco_dist.train.loop import first_encoder
 
 BLOCK_STEPS = 10
 BOUND = 0.02
@@ -48,15 +40,9 @@ BOUND = 0.02
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.checkpoint", __doc__)
     parser.add_argument("--saves", type=int, default=15, metavar="N", help="how many are measured (15)")
     parser.add_argument("--disk", type=float, metavar="MB", help="megabytes a second that the disk takes")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml, section.key=value", help="changes of the setting")
     options = parser.parse_args(arguments)
     config = config_of(options.words, "benchmarks.checkpoint", __doc__)
     world = World(0, 1, 0, devices.pick(config, local_rank=0))
@@ -94,9 +80,7 @@ def main(arguments: list[str]) -> int:
             {"what": f"{name}, {what}", "median %": percent(statistics.median(values)), "most %": percent(max(values))}
             for name, values in shares.items()
         ]
-        command = command_of("benchmarks.checkpoint", arguments)
-        results = {"command": command, "machine": machine(world.device.type), "rows": rows}
-        files.write_text(options.json, json.dumps(results, indent=1) + "\n")
+        write_rows(options.json, "benchmarks.checkpoint", arguments, world.device.type, rows)
     return 0 if statistics.median(shares["stall"]) < BOUND else 1
 
 
@@ -120,18 +104,11 @@ def slow_disk(megabytes: float | None) -> AbstractContextManager[Any]:
 
 def training(config: configs.Config, data: sources.Data, world: World) -> tuple[Engine, Iterator[float]]:
     """Return an engine, and an endless iterator that takes its steps and yields the seconds of each."""
-    plan = configs.layout(config, 1)
-    engine = build(moco.MoCo(config, world, first_encoder(config, data, world)), config, plan, world)
-    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
-    pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
-    loader = make_loader(pairs, range(10**6), config.data.workers, world.device)
-    images = stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
+    engine, batches = endless(config, data, world)
 
     def steps() -> Iterator[float]:
         began = time.perf_counter()
-        for step, (views, _) in enumerate(images):
-            lr = schedule.learning_rate(config.optim, min(step, 1000), epoch_steps)
+        for views, step, lr in batches:
             engine.step(views, step, lr).values.tolist()  # the loop reads the loss too
             yield time.perf_counter() - began
             began = time.perf_counter()

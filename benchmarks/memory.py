@@ -9,7 +9,6 @@ built. The setting is that of `benchmarks.throughput` on the CPU, configs/imagen
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import steps
-from benchmarks.runs import HERE, command_of, config_of, machine
+from benchmarks.runs import HERE, command_of, config_of, machine, parser_of
 from benchmarks.throughput import SETTING
 from moco_dist import files
 
@@ -39,15 +38,11 @@ SETTINGS = {"cpu": str(SETTING), "cuda": "configs/imagenet_v2.yaml"}
 
 def main(arguments: Sequence[str]) -> int:
     """Measure each way, print, write. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("benchmarks.memory", __doc__)
     parser.add_argument("--device", choices=tuple(SETTINGS), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     parser.add_argument(
         "--way", choices=tuple(WAYS), help="measure this one in this process, and print its bytes alone"
     )
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml, section.key=value", help="changes of the setting")
     options = parser.parse_args(arguments)
     own_file = any(word.endswith(".yaml") for word in options.words)
     data = ("data.source=synthetic", "data.root=null", f"device.type={options.device}")

@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,24 @@ def config_of(arguments: Sequence[str], module: str, description: str | None) ->
     except UserError as error:
         print(f"{module}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that takes a config, and `--json` for what `write_rows` writes."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml, section.key=value", help="changes of the setting")
+    return parser
+
+
+def write_rows(
+    file: Path, module: str, arguments: Sequence[str], device: str, rows: Sequence[Mapping[str, object]]
+) -> None:
+    """Write rows as a result that `benchmarks.performance` makes a table of, with its command and machine."""
+    results = {"command": command_of(module, arguments), "machine": machine(device), "rows": rows}
+    files.write_text(file, json.dumps(results, indent=1) + "\n")
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:

@@ -11,8 +11,6 @@ and the speed of a run without rows over that of one with them. Exits 1 where th
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -20,21 +18,15 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from benchmarks.runs import command_of, config_of, machine
+from benchmarks.runs import config_of, parser_of, write_rows
+from benchmarks.training import endless
 from moco_dist import config as configs
-from moco_dist import files
-from moco_dist.data import sources, stream
-from moco_dist.data.augment import Augment, Recipe
-from moco_dist.data.loader import make_loader
-from moco_dist.engine import schedule
-from moco_dist.engine.build import build
+from moco_dist.data import sources
 from moco_dist.engine.engine import Details
-from moco_dist.methods import moco
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import MetricsFile
-from moco_dist.train.loop import first_encoder
 from moco_dist.train.meters import Meters
 
 KINDS = ("plain", "row", "comparison")
@@ -43,14 +35,8 @@ BOUND = 1.01
 
 def main(arguments: list[str]) -> int:
     """Measure, print, write. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tracking",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("benchmarks.tracking", __doc__)
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="how many are measured (40)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml, section.key=value", help="changes of the setting")
     options = parser.parse_args(arguments)
     config = config_of(options.words, "benchmarks.tracking", __doc__)
     world = World(0, 1, 0, devices.pick(config, local_rank=0))
@@ -76,9 +62,7 @@ def main(arguments: list[str]) -> int:
         rows = [
             {"what": what, "step ms": round(1e3 * plain, 2), "row ms": round(1e3 * row, 2), "ratio": round(ratio, 4)}
         ]
-        command = command_of("benchmarks.tracking", arguments)
-        results = {"command": command, "machine": machine(world.device.type), "rows": rows}
-        files.write_text(options.json, json.dumps(results, indent=1) + "\n")
+        write_rows(options.json, "benchmarks.tracking", arguments, world.device.type, rows)
     return 0 if ratio < BOUND else 1
 
 
@@ -97,14 +81,9 @@ def measure(config: configs.Config, world: World, folder: Path, rounds: int) -> 
 
 def training(config: configs.Config, world: World, folder: Path) -> Callable[[str], float]:
     """Return what takes the next step of a training in one of the kinds, and returns its seconds."""
-    data, plan = sources.load(config), configs.layout(config, 1)
+    data = sources.load(config)
     devices.prepare(config, world.device)
-    engine = build(moco.MoCo(config, world, first_encoder(config, data, world)), config, plan, world)
-    augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
-    epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
-    pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
-    loader = make_loader(pairs, range(10**6), config.data.workers, world.device)
-    images = stream.on_device(loader, data.train, augmentation, world.device, engine.image_dtype)
+    engine, batches = endless(config, data, world)
     meters, rows = Meters(world), MetricsFile(RunPaths(folder).metrics)
     on_cpu = not devices.runs_ahead(world.device)
     clock = time.process_time if on_cpu else time.perf_counter
@@ -112,8 +91,7 @@ def training(config: configs.Config, world: World, folder: Path) -> Callable[[st
     def steps() -> Generator[float, str, None]:
         kind = yield 0.0
         began = clock()
-        for step, (views, _) in enumerate(images):
-            lr = schedule.learning_rate(config.optim, min(step, 1000), epoch_steps)
+        for views, step, lr in batches:
             details = None
             if kind != "plain":
                 meters.begin_step(0.0)
@@ -123,8 +101,7 @@ def training(config: configs.Config, world: World, folder: Path) -> Callable[[st
                 devices.of(world.device).synchronize(world.device)
             row = figures.numbers()
             if details:
-                of_ranks = {name: figures.by_rank()[name] for name in details.of_rank}
-                rows.append({"step": step + 1, **row, **figures.spreads(), **meters.figures(of_ranks)})
+                rows.append({"step": step + 1, **row, **figures.spreads(), **meters.figures(figures.by_rank())})
             kind = yield clock() - began
             began = clock()
 
