@@ -38,6 +38,7 @@ from moco_dist.data import augment, photographs, sources
 from moco_dist.data.crops import CROP_DRAWS, placers_of
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
 from moco_dist.randomness import Stream, uniform
+from moco_dist.ranks.machine import cpu_model
 
 SIDES, BYTES, SIZE = (500, 375), 78_000, 224
 CONFIG = Path("configs/imagenet_v2.yaml")
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     ratios = [one / other for one, other in zip(authors, ours, strict=True)]
     results = {
         "command": "python -m benchmarks.loader",
-        "machine": {"processor": processor(), "packages": list(packages.versions(*PACKAGES))},
+        "machine": {"processor": cpu_model(), "packages": list(packages.versions(*PACKAGES))},
         "rounds": options.rounds,
         "milliseconds": {
             group: {name: round(statistics.median(r[group][name] for r in rounds), 3) for name in rounds[0][group]}
@@ -234,12 +235,6 @@ def distance(name: str, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     means = [float(difference.mean()) for difference in differences]
     most = max(int(difference.max()) for difference in differences)
     return {"of": name, "mean": statistics.mean(means), "most of an image": max(means), "most of a pixel": most}
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

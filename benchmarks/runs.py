@@ -81,9 +81,9 @@ def machine(device: str) -> dict[str, object]:
     """Return what computes, and the versions that matter."""
     import torch
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    what = {"processor": models[0] if models else platform.processor(), "cores": os.cpu_count()}
+    from moco_dist.ranks.machine import cpu_model
+
+    what = {"processor": cpu_model(), "cores": os.cpu_count()}
     if device == "cuda":
         what |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return {**what, "torch": torch.__version__, "python": platform.python_version()}

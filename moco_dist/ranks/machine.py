@@ -14,7 +14,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 def here(device: torch.device) -> dict[str, str]:
     """Return the `host` of this rank, its `cpu` with the instructions that torch uses there, and its `device`."""
-    cpu = f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+    cpu = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"host": socket.gethostname(), "cpu": cpu, "device": _device_name(device) or cpu}
 
 
@@ -25,16 +25,17 @@ def libraries(device: torch.device) -> dict[str, str]:
     return {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 
-def _device_name(device: torch.device) -> str:
-    """Return the name of a GPU; "" for the CPU, and for a device that tells none."""
-    if not devices.runs_ahead(device):
-        return ""
-    return str(getattr(devices.of(device), "get_device_name", lambda _: device.type)(device))
-
-
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the processor, as far as the system tells it."""
     with suppress(OSError):
         for line in _CPU_INFO.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _device_name(device: torch.device) -> str:
+    """Return the name of a GPU; "" for the CPU, and for a device that tells none."""
+    if not devices.runs_ahead(device):
+        return ""
+    return str(getattr(devices.of(device), "get_device_name", lambda _: device.type)(device))
