@@ -28,9 +28,9 @@ class Seconds:
     """How long the parts of a run took."""
 
     start: float
-    """From the config in the run directory, which is written ahead of W&B's start, to the first row."""
+    """This part is from the config in the run directory, which is written ahead of W&B's start, to the first row."""
     exit: float
-    """From the status `done` to the end of the process."""
+    """This part is from the status `done` to the end of the process."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ def fill_disk(trainer: int) -> None:
 
 
 def core_of(trainer: int) -> list[int]:
-    """W&B's processes that a trainer has started."""
+    """Return the ids of W&B's processes that a trainer has started."""
     children = [
         int(pid) for file in Path(f"/proc/{trainer}/task").glob("*/children") for pid in file.read_text().split()
     ]

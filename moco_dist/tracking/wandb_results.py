@@ -48,7 +48,7 @@ def show(path: Path, results: Sequence[Result], split: str, say: Callable[[str],
 
 @dataclass
 class _WandbResults(WandbRun):
-    """The run at W&B of a run that is done, with a table more."""
+    """This object opens the run at W&B again when its training is done, and adds a table."""
 
     results: Sequence[Result] = ()
     split: str = "test"

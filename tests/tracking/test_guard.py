@@ -65,8 +65,8 @@ class Recorder:
         self.killed.set()
 
 
-def told(sink: Recorder) -> list[str]:
-    """Train three steps with the sink, and return what was told."""
+def lines_of(sink: Recorder) -> list[str]:
+    """Train three steps with the sink, and return the lines about failures."""
     lines: list[str] = []
     kept = Guard(sink, lines.append)
     kept.wait_for_start()
@@ -85,7 +85,7 @@ EVERYTHING += ["encoder file", "end 0 False"]
 
 def test_calls_come_in_their_order() -> None:
     sink = Recorder()
-    assert told(sink) == [] and sink.calls == EVERYTHING
+    assert lines_of(sink) == [] and sink.calls == EVERYTHING
 
 
 @pytest.mark.parametrize("wrong", ["start", "catch_up", "row 2", "alert finding", "end 0 False"])
@@ -93,14 +93,14 @@ def test_calls_come_in_their_order() -> None:
 def test_a_failure_is_told_once_and_ends_the_sink(wrong: str, error: BaseException) -> None:
     sink = Recorder(wrong, error)
     rule = "no room" if isinstance(error, OSError) else "3"
-    assert told(sink) == [f"Recorder is lost ({rule}); training goes on, metrics.jsonl has every row"]
+    assert lines_of(sink) == [f"Recorder is lost ({rule}); training goes on, metrics.jsonl has every row"]
     assert sink.calls == [*EVERYTHING[: EVERYTHING.index(wrong) + 1], "tear_down"]
 
 
 @pytest.mark.parametrize("wrong", ["start", "row 2", "end 0 False"])
 def test_a_hang_is_waited_for_no_longer_than_the_limits(wrong: str) -> None:
     sink = Recorder(wrong)
-    lines = told(sink)
+    lines = lines_of(sink)
     slow = ["Recorder is slow to start; training goes on, its rows follow when it has"] if wrong == "start" else []
     assert lines == [*slow, "Recorder is lost (it does not end); training goes on, metrics.jsonl has every row"]
     assert sink.killed.is_set() and sink.calls[-1] == wrong

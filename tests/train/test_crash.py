@@ -16,7 +16,7 @@ from moco_dist.train import process
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> RunDirectory:
-    """Of a run that has begun to train."""
+    """Make the directory of a run that has begun to train."""
     run_dir = RunDirectory(tmp_path / "run")
     run_dir.open()
     run_dir.ours = True

@@ -42,8 +42,8 @@ def test_five_channels_from_training_to_evaluation(tmp_path: Path, capsys: pytes
     images, run_dir = two_classes(tmp_path / "images", "npy", values), tmp_path / "run"
     run = arguments(images, run_dir, "data.channels=5", "data.workers=2")
     assert train.run([*run, "optim.steps=2"]) == 0, capsys.readouterr().err
-    told = capsys.readouterr().err
-    assert told.count("saturation, hue and grayscale are for colour, and are left out") == 1
+    error = capsys.readouterr().err
+    assert error.count("saturation, hue and grayscale are for colour, and are left out") == 1
     kept = config.load(run_dir / "config.yaml").data
     assert kept.mean == pytest.approx([10000 / 65535] * 4 + [30000 / 65535], abs=0.01)
     assert kept.std and len(kept.std) == 5

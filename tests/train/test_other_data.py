@@ -42,7 +42,7 @@ def place(finished: Path, tmp_path: Path) -> Path:
 
 
 def interrupt(place: Path) -> None:
-    """As if the run had been stopped after its first epoch and a step."""
+    """Leave the run as if it had been stopped after its first epoch and a step."""
     (place / "run/checkpoints/step_000000006.pt").unlink()
     (place / "run/summary.json").unlink()
     status.write(place / "run", "stopped", 4, "on request")

@@ -84,8 +84,8 @@ def test_a_run_leaves_what_the_contract_names(digits: tuple[Path, subprocess.Com
     assert list((run_dir / "wandb").glob("offline-run-*")) and not (run_dir / "lease.json").exists()
     with Image.open(run_dir / "augmented_pairs.png") as pairs:
         assert pairs.size == (8 * 8, 2 * 8)
-    told = f"kNN {100 * summary['knn_top1']:.2f} %, linear probe {100 * summary['linear_top1']:.2f} %"
-    assert told in result.stdout and str(run_dir) in result.stdout
+    accuracies = f"kNN {100 * summary['knn_top1']:.2f} %, linear probe {100 * summary['linear_top1']:.2f} %"
+    assert accuracies in result.stdout and str(run_dir) in result.stdout
     assert run_dir.stat().st_mode & 0o077 == 0  # private to its user
 
 
@@ -146,10 +146,10 @@ def test_a_mistake_is_told_in_one_line(name: str, tmp_path: Path, capsys: pytest
     (tmp_path / "text" / "a.txt").touch()
     write_images(tmp_path / "strange" / "train" / "cat", 2)
     write_images(tmp_path / "strange" / "val" / "cow", 2)
-    arguments, told = BAD[name]
+    arguments, pattern = BAD[name]
     code = train.run([f"run.dir={tmp_path}/run", *(a.format(tmp=tmp_path) for a in arguments)])
     error = capsys.readouterr().err
-    assert code == 2 and re.search(told, error) and error.count("\n") == 1
+    assert code == 2 and re.search(pattern, error) and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -177,7 +177,7 @@ def test_without_wandb_it_trains_and_evaluates_where_that_is_disabled(tmp_path: 
 def test_a_missing_wandb_is_told_by_one_rank_before_the_data_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a run that was begun, on two ranks."""
+    """The run was begun by an earlier start, and goes on on two ranks."""
     monkeypatch.setenv("PYTHONPATH", without(tmp_path / "bare", "wandb")["PYTHONPATH"])
     (tmp_path / "run").mkdir()
     status.write(tmp_path / "run", "stopped", 7, "on request")
@@ -214,11 +214,11 @@ def test_cuda_without_cuda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_ranks_that_do_not_divide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for ranks, told in (("3", r"optim\.global_batch = 128: .*3 ranks"), ("8", r"moco\.bn_groups = 4: .*8 ranks")):
+    for ranks, pattern in (("3", r"optim\.global_batch = 128: .*3 ranks"), ("8", r"moco\.bn_groups = 4: .*8 ranks")):
         for name, value in {**ONE_OF_TWO, "WORLD_SIZE": ranks, "RANK": "0", "LOCAL_RANK": "0"}.items():
             monkeypatch.setenv(name, value)
         assert train.run([]) == 2
-        assert re.search(told, capsys.readouterr().err)
+        assert re.search(pattern, capsys.readouterr().err)
 
 
 def test_under_torchrun_one_rank_tells_the_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

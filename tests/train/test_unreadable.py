@@ -48,12 +48,12 @@ def test_an_image_counts_once_an_epoch(
     assert "000.png: " in capsys.readouterr().err
 
     (images / "train" / "c" / "050.png").write_bytes(b"")
-    told = rf"data\.root = .*: 6 of 500 images cannot be decoded, more than 1 %; {images}/train/a/000\.png: \w.*;"
+    pattern = rf"data\.root = .*: 6 of 500 images cannot be decoded, more than 1 %; {images}/train/a/000\.png: \w.*;"
     assert train.run([*command, f"run.dir={tmp_path}/worse"]) == 2
-    assert re.search(rf"moco_dist\.train: {told}".replace(r"a/000\.png", r"./\d+\.png"), capsys.readouterr().err)
+    assert re.search(rf"moco_dist\.train: {pattern}".replace(r"a/000\.png", r"./\d+\.png"), capsys.readouterr().err)
     assert status(tmp_path / "worse")["state"] == "user_error"
     assert evaluate.run([str(run), "--knn", "--out", f"{tmp_path}/anew"]) == 2
-    assert re.search(rf"moco_dist\.evaluate: {told}", capsys.readouterr().err)
+    assert re.search(rf"moco_dist\.evaluate: {pattern}", capsys.readouterr().err)
 
 
 def test_a_held_out_image_that_is_replaced_is_named(
