@@ -52,7 +52,7 @@ class Books:
             Diverged: the loss is no number any more.
             UserError: too many images cannot be decoded.
         """
-        step, figures = reading.step, dict(reading.figures)
+        step, figures = reading.step, reading.figures.numbers()
         loss, epoch = figures.pop("loss"), (step - 1) // self._epoch_steps
         stop, save, replaced, waited = (figures.pop(name) for name in (STOP, SAVE, UNREADABLE, WAITED))
         if not math.isfinite(loss):
@@ -80,7 +80,7 @@ class Books:
 
     def _details(self, reading: Reading) -> dict[str, float]:
         """Work out what takes a while, for the rank that writes the row."""
-        details, of_ranks = reading.values.spreads(), reading.values.by_rank()
+        details, of_ranks = reading.figures.spreads(), reading.figures.by_rank()
         if any(name in of_ranks for name in PIECES):
             details["ranks_apart"] = float(are_apart(of_ranks[name] for name in PIECES))
         details["checkpoint_stall"] = round(self.stalled_seconds, 4)

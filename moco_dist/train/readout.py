@@ -19,9 +19,8 @@ class Reading(NamedTuple):
 
     step: int
     """Counted from 1."""
-    figures: dict[str, float]
-    values: Figures
-    """The same on the host, with what only the rank works out that writes the row."""
+    figures: Figures
+    """They are on the host, and can be read without a wait."""
     unreadable: list[Unreadable]
     """This rank's images that were replaced."""
 
@@ -46,7 +45,7 @@ class Readout:
             step, figures, unreadable, ready = self._waiting.pop(0)
             if ready:
                 ready.synchronize()
-            yield Reading(step, figures.numbers(), figures, unreadable)
+            yield Reading(step, figures, unreadable)
 
 
 def pairs_picture(views: Views, statistics: PixelStatistics, count: int = 8) -> NDArray[np.uint8]:
