@@ -8,7 +8,6 @@ prints the CPU seconds that a core takes for the views of an image; a process of
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 import subprocess
@@ -31,6 +30,7 @@ from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.config import Config
 from moco_dist.run import checkpoints
+from moco_dist.run.rows import is_training, read_rows
 
 NODES = (1, 2, 4)
 """Numbers of nodes that are measured, where batch and groups divide by their ranks."""
@@ -172,10 +172,10 @@ def _read(config: Config, launch: Launch, submission: Submission, data_seconds: 
 
 def _training_rows(launch: Launch) -> list[dict[str, float]]:
     try:
-        rows = [json.loads(line) for line in files.read_text(launch.paths.metrics).splitlines()]
-    except (OSError, ValueError):
+        rows = list(read_rows(launch.paths.metrics))
+    except OSError:
         return []
-    return [row for row in rows if "loss" in row and "images_per_second" in row]
+    return [row for row in rows if is_training(row) and "images_per_second" in row]
 
 
 def _images(config: Config) -> int | None:

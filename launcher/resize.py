@@ -37,7 +37,8 @@ def release(launch: Launch, job: str, allocated: int, nodes: int) -> str:
     """
     # scontrol leaves scripts where it runs.
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        slurm.call("scontrol", "update", f"JobId={slurm_jobs.raw_id(job)}", f"NumNodes={nodes}")
+        number, *_ = slurm_jobs.raw_words(job)
+        slurm.call("scontrol", "update", f"JobId={number}", f"NumNodes={nodes}")
     left = slurm_jobs.queue([job])[job].nodes
     launch.say(f"job {job} keeps {nodes} of {allocated} nodes, which its batch divides into, and releases the others")
     return left

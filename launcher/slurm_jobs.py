@@ -24,7 +24,7 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or one member of an array, as the queue or the accounting has it."""
+    """This is a job, or one member of an array, as the queue or the accounting has it."""
 
     id: str
     """`12`, or `12_3` for a member of an array; with the name of a cluster that was named to SLURM, `12@gpu`."""
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """Whether it waits or runs."""
+        """Return whether it waits or runs."""
         return self.state in _WAITS | _RUNS
 
 
@@ -167,16 +167,16 @@ def words(job: str) -> list[str]:
     return [number, *job_ids.on_cluster(cluster)]
 
 
-def raw_id(job: str) -> str:
-    """Return the number that SLURM itself has for a job, which for a member of an array is no `12_3`.
+def raw_words(job: str) -> list[str]:
+    """Return the words as `words` does, with the number of SLURM's own, which for a member of an array is no `12_3`.
 
     Raises:
         Unavailable, Refused: SLURM does not tell.
     """
     number, *place = words(job)
-    if "_" not in number:
-        return number
-    return slurm.call("squeue", "--noheader", f"--jobs={number}", "--format=%A", *place).strip()
+    if "_" in number:
+        number = slurm.call("squeue", "--noheader", f"--jobs={number}", "--format=%A", *place).strip()
+    return [number, *place]
 
 
 def may_requeue(job: str) -> bool:
@@ -205,7 +205,7 @@ def redirect_dependents(old: str, new: str) -> None:
     what = (f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E", *cluster)
     lines = slurm.call("squeue", *what).splitlines()
     for job, _, dependency in (line.strip().partition("|") for line in lines):
-        words = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
-        redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, words)
-        if redirected != words and job != new:
+        before = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
+        redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, before)
+        if redirected != before and job != new:
             slurm.call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}", *cluster)

@@ -1,6 +1,5 @@
 """Read and write the files about starts of a run's jobs, a line of JSON for each row."""
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,8 @@ def read(file: Path) -> list[dict[str, Any]]:
         lines = files.read_text(file, errors="replace").splitlines()
     except OSError:
         return []
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and "job" in row and isinstance(row.get("step"), int)]
+    rows = map(files.parse_object, lines)
+    return [row for row in rows if "job" in row and isinstance(row.get("step"), int)]
 
 
 def of_start(rows: Sequence[dict[str, Any]], job: str, restart: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from moco_dist import config as configs
 from moco_dist.errors import UserError, print_masked, printable
+from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
 
@@ -39,6 +40,21 @@ def parser_of(command: str, description: str | None) -> Parser:
 def refused(command: str, mistake: UserError) -> int:
     """Print a user's mistake behind the name of the command, and return the exit status for it."""
     print(f"{command}: {mistake}", file=sys.stderr, flush=True)
+    return status.EXIT_CODES["user_error"]
+
+
+def refused_once(command: str, mistake: UserError, rank: Rank, *, met: bool = False) -> int:
+    """Print a user's mistake as `refused` does, once for all ranks, and return the exit status for it.
+
+    Args:
+        command: its name.
+        mistake: what was wrong.
+        rank: this process.
+        met: whether the ranks have met; before, the mistake may be one node's.
+    """
+    if rank.speaks(met=met):
+        return refused(command, mistake)
+    rank.let_rank_0_end_first()
     return status.EXIT_CODES["user_error"]
 
 

@@ -5,6 +5,7 @@ device read without end: what is not a regular file is an error at once.
 """
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -44,6 +45,23 @@ def read_text(path: Path, errors: str = "strict", most_bytes: int = MOST_BYTES) 
     with open_text(path, errors=errors) as file:
         _refuse_larger(file, path, most_bytes)
         return file.read()
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object that a file holds; {} where there is none, or it is damaged."""
+    try:
+        return parse_object(read_text(path))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object; {} for a text that is none, such as a damaged one."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_bytes(path: Path, most_bytes: int | None = None) -> bytes:

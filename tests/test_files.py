@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import start_rows
 from moco_dist import files, train
 from moco_dist.run import checkpoints, lease, status
 from moco_dist.run.rows import MetricsFile
@@ -85,3 +86,20 @@ def test_a_run_whose_rows_are_no_file_is_refused_in_one_line(
     line = f"moco_dist.train: run.dir = {tmp_path}/metrics.jsonl: metrics.jsonl is not a regular file; remove it; mend"
     assert line in capsys.readouterr().err
     assert status.read(tmp_path).state == "user_error"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": ' * 100_000, '{"a": "\udc80"', b"\xff\xfe{"])
+def test_what_is_no_object_is_an_empty_one(tmp_path: Path, text: str | bytes) -> None:
+    assert files.parse_object(text) == {}
+    file = tmp_path / "a.json"
+    assert files.read_object(file) == {}
+    file.write_bytes(text if isinstance(text, bytes) else text.encode(errors="surrogateescape"))
+    assert files.read_object(file) == {}
+    file.write_text('{"a": [1]}')
+    assert files.read_object(file) == {"a": [1]}
+
+
+def test_a_line_about_a_start_that_is_nested_without_end_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "starts.jsonl"
+    file.write_text('{"job": "12", "step": 0}\n' + '{"job": ' * 100_000 + "\n")
+    assert start_rows.read(file) == [{"job": "12", "step": 0}]

@@ -1,8 +1,7 @@
-"""The latest figures of a run, from the end of its rows, which may be many."""
+"""Read the latest figures of a run from the end of its rows, which may be many."""
 
 import contextlib
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import yaml
 from launcher.record import Launch
 from moco_dist import files
 from moco_dist.config.schema import OptimSection
+from moco_dist.run.rows import is_training
 
 _TAIL_BYTES = 2**16
 _EVALUATION_BYTES = 2**21  # an epoch of 5000 rows fits
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Latest:
-    """What its rows and its status tell of a run so far; None is what they do not tell."""
+    """These figures are what the rows and the status of a run tell so far; None is what they do not tell."""
 
     step: int = 0
     """Of the last training row."""
@@ -53,14 +53,15 @@ NOTHING = Latest()
 
 
 def read(launch: Launch) -> Latest:
-    """The figures of a run; none where nothing can be read."""
+    """Read the figures of a run; none where nothing can be read."""
     try:
         with files.open_bytes(launch.paths.metrics) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - _TAIL_BYTES))
             lines = reversed(file.read(_TAIL_BYTES).splitlines())  # what is half a line at the ends is no row
-            rows = (row for row in map(_row, lines) if "loss" in row and _whole(row, "step") is not None)
-            training = list(itertools.islice(rows, _SPEED_ROWS))  # the last one first
+            rows = map(files.parse_object, lines)
+            trained = (row for row in rows if is_training(row) and _whole(row, "step") is not None)
+            training = list(itertools.islice(trained, _SPEED_ROWS))  # the last one first
             evaluation = _last_evaluation(file, size)
     except OSError:
         training, evaluation = [], {}
@@ -87,7 +88,7 @@ def _data_waits_of_nodes(row: Row) -> Iterator[float]:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A finite number of a row, else None."""
+    """Return a finite number of a row, else None."""
     value = row.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -101,28 +102,19 @@ def _whole(row: Row, key: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _row(line: bytes) -> Row:
-    """The row of a line; empty where it is damaged."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
 def _last_evaluation(file: BinaryIO, size: int) -> Row:
-    """The last evaluation row not too far from the end; empty for none."""
+    """Read the last evaluation row not too far from the end; empty for none."""
     for length in (_TAIL_BYTES, _EVALUATION_BYTES):
         file.seek(max(0, size - length))
         data = file.read(length)
         at = data.rfind(b'"knn_top1"')
         if at >= 0:
-            return _row(data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)])
+            return files.parse_object(data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)])
     return {}
 
 
 def _optim(config: Path) -> OptimSection | None:
-    """The section of the config that tells the run's length. Only it is checked: this is asked for many runs."""
+    """Read the section of the config that tells the run's length. Only it is checked: this is done for many runs."""
     try:
         tree = yaml.load(files.read_text(config), Loader=_SafeLoader)
         return OptimSection.model_validate(tree.get("optim") or {})

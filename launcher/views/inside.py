@@ -50,11 +50,11 @@ def rows(run: runs.Run, what: str, nodes: Sequence[str] = ()) -> list[dict[str, 
 def step(run: runs.Run, nodes: Sequence[str] = ()) -> list[str]:
     """Return srun's words for a step beside the job's own, with one task on each node, or on some of them."""
     assert run.job is not None
-    _, *cluster = slurm_jobs.words(run.job.id)
+    number, *cluster = slurm_jobs.raw_words(run.job.id)
     words = [
         "srun",
         *cluster,
-        f"--jobid={slurm_jobs.raw_id(run.job.id)}",
+        f"--jobid={number}",
         "--overlap",
         "--mem=0",
         "--cpus-per-task=1",

@@ -25,7 +25,7 @@ READERS = 16  # on a network disk each file takes milliseconds
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as it stands."""
+    """This is a run as it stands."""
 
     launch: Launch
     state: verdict.State
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """How long it has waited or run, or how long the last start of an ended run has run; None for unknown."""
+        """Return how long it has waited or run, or the last start of an ended one has run; None for unknown."""
         begin, end = self.since, time.time()
         if not self.live:
             begin, end = self.evidence.began_at, self.evidence.changed_at
@@ -67,22 +67,22 @@ class Run:
 
     @property
     def live(self) -> bool:
-        """Whether it waits or runs. If it is neither live nor ended, nobody could tell."""
+        """Return whether it waits or runs. If it is neither live nor ended, nobody could tell."""
         return self.confirmed and self.state in get_args(verdict.Live)
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended. SLURM ends a job whose node died for some seconds, before it requeues it."""
+        """Return whether it has ended. SLURM ends a job whose node died for some seconds, before it requeues it."""
         return self.confirmed and self.state in get_args(verdict.Ended)
 
     @property
     def confirmed(self) -> bool:
-        """Whether the state is sure; else it is what the directory shows, and SLURM did not answer."""
+        """Return whether the state is sure; else it is what the directory shows, and SLURM did not answer."""
         return not self.slurm_error or self.evidence.settled or bool(self.evidence.writer)
 
     @property
     def name(self) -> str:
-        """What to call it on a command line from here."""
+        """Return what to call it on a command line from here."""
         path, here = self.launch.run_dir.resolve(), Path.cwd()
         if path.parent == here / "runs":
             return path.name
@@ -90,39 +90,39 @@ class Run:
 
     @property
     def job_id(self) -> str:
-        """Id of its last job, or of the local one's process; empty where nobody knows it."""
+        """Return the id of its last job, or of the local one's process; empty where nobody knows it."""
         return self.submission.job if self.submission else self.job.id if self.job else ""
 
     @property
     def step(self) -> int:
-        """The last step that is known of."""
+        """Return the last step that is known of."""
         return max(self.figures.step, self.evidence.step)
 
     @property
     def trainer_state(self) -> str:
-        """The state in status.json; empty while the last start has not begun to train."""
+        """Return the state in status.json; empty while the last start has not begun to train."""
         return (self.evidence.state or "") if self.evidence.fresh else ""
 
     @property
     def local(self) -> bool:
-        """Whether it runs without SLURM."""
+        """Return whether it runs without SLURM."""
         return self.submission is not None and self.submission.executor == "local"
 
     @property
     def waits(self) -> bool:
-        """Whether its job is in the queue, to be started."""
+        """Return whether its job is in the queue, to be started."""
         return self.job is not None and self.job.waits
 
     @property
     def nodes(self) -> str:
-        """Where it runs or has run last, in SLURM's words or as a list of names; may be empty."""
+        """Return where it runs or has run last, in SLURM's words or as a list of names; may be empty."""
         if self.waits:
             return ""
         return (self.job.nodes if self.job else "") or ",".join(self.evidence.nodes)
 
     @property
     def saved(self) -> str:
-        """Which checkpoint there is to go on from, in words."""
+        """Return which checkpoint there is to go on from, in words."""
         step = self.launch.checkpoint_step()
         return f"saved at step {step}" if step else "no checkpoint yet"
 

@@ -1,6 +1,5 @@
 """Read what a run directory records of how its numbers came about."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -9,7 +8,7 @@ from typing import Any
 
 from moco_dist import config as configs
 from moco_dist.errors import UserError
-from moco_dist.files import read_text
+from moco_dist.files import read_object, read_text
 from moco_dist.run import code, comparison, provenance
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, read_rows
@@ -50,7 +49,8 @@ class Side:
             nodes = len(start["hosts"])
             return f"{start['ranks']} on {nodes} nodes" if nodes > 1 else str(start["ranks"])
 
-        return over_starts(self.starts, words) or str(_json(RunPaths(self.folder).summary).get("ranks", NOT_RECORDED))
+        summary = RunPaths(self.folder).summary
+        return over_starts(self.starts, words) or str(read_object(summary).get("ranks", NOT_RECORDED))
 
     @cached_property
     def hardware(self) -> str:
@@ -101,7 +101,7 @@ class Side:
     def final_figures(self) -> dict[str, float]:
         """Return the accuracies of the evaluation after training, by method and labels."""
         figures = {}
-        rows = _json(RunPaths(self.folder).evaluation_table).get("rows")
+        rows = read_object(RunPaths(self.folder).evaluation_table).get("rows")
         for row in rows if isinstance(rows, list) else ():
             for name, value in row.items() if isinstance(row, dict) else ():
                 if name.endswith("_accuracy_mean") and isinstance(value, float | int):
@@ -144,14 +144,6 @@ def over_starts(starts: tuple[provenance.Start, ...], words: Callable[[provenanc
         if not parts or parts[-1][1] != text:
             parts.append((start["step"], text))
     return ", ".join(f"from step {step + 1} {text}" if number else text for number, (step, text) in enumerate(parts))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 @cache

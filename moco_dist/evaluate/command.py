@@ -10,6 +10,7 @@ evaluation goes on) in the run directory. Ranks share the work, and change no fi
 
 from collections.abc import Sequence
 
+from moco_dist.arguments import refused_once
 from moco_dist.errors import UserError
 from moco_dist.evaluate import options as command_line
 from moco_dist.ranks.rank import Rank
@@ -23,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
         options = command_line.parse(arguments, __doc__)
         config = command_line.load_config(options)
     except UserError as error:
-        return command_line.refuse(rank, error)
+        return refused_once("moco_dist.evaluate", error, rank)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from moco_dist.evaluate import process

@@ -1,7 +1,6 @@
 """The options of the evaluation's command line, their checks, and the config that they lead to. It needs no torch."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Literal
 from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
 from moco_dist.errors import UserError
-from moco_dist.ranks.rank import Rank
-from moco_dist.run import directory, paths, status
+from moco_dist.run import directory, paths
 
 Layer = Literal["backbone", "head"]
 
@@ -101,12 +99,3 @@ def load_config(options: Options) -> configs.Config:
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
     fixed = [f"eval.knn_split={options.split}", "eval.knn_every=1"]
     return directory.load_config(file, ["data.download=false", *overrides, *fixed])
-
-
-def refuse(rank: Rank, error: UserError, *, met: bool = False) -> int:
-    """Print the user's mistake once, and return the exit status for it."""
-    if rank.speaks(met=met):
-        print(f"moco_dist.evaluate: {error}", file=sys.stderr, flush=True)
-    else:
-        rank.let_rank_0_end_first()
-    return status.EXIT_CODES["user_error"]

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from moco_dist import packages
+from moco_dist.arguments import refused_once
 from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
 from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.errors import UserError
 from moco_dist.evaluate import all_labels, features, few, knn, results, view
-from moco_dist.evaluate.options import Layer, Options, refuse
+from moco_dist.evaluate.options import Layer, Options
 from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
@@ -61,7 +62,7 @@ def run(options: Options, config: Config, rank: Rank) -> int:
             world.leave()
         return 0
     except UserError as error:
-        return refuse(rank, error, met=world is not None)
+        return refused_once("moco_dist.evaluate", error, rank, met=world is not None)
 
 
 def evaluate(options: Options, config: Config, world: World) -> None:

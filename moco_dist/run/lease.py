@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist.errors import UserError
-from moco_dist.files import read_text, write_text
+from moco_dist.files import read_object, write_text
 from moco_dist.run.paths import RunPaths
 
 SECONDS = 30.0
@@ -70,7 +70,7 @@ class Lease:
 
     def _take_from_the_dead(self) -> None:
         """Remove a dead owner's file. Raises UserError for a live one's."""
-        owner = _read(self._file)
+        owner = read_object(self._file)
         if not self._file.exists():
             return
         if (owner.get("host"), _boot(owner)) == (self._mine["host"], _boot(self._mine)):  # names alone may be alike
@@ -85,7 +85,7 @@ class Lease:
         grave = self._file.with_name(f".lease.{self._mine['token']}.dead")
         with contextlib.suppress(FileNotFoundError):
             self._file.rename(grave)
-            if _read(grave).get("token") == owner.get("token"):
+            if read_object(grave).get("token") == owner.get("token"):
                 grave.unlink()
             else:  # it was renewed or replaced meanwhile: not the dead one's
                 os.link(grave, self._file)
@@ -96,7 +96,7 @@ class Lease:
         deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._seconds / 10))
-            now = _read(self._file)
+            now = read_object(self._file)
             if now != owner:
                 return bool(now)
         return False
@@ -104,7 +104,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._released.wait(self._seconds / 3):
             with contextlib.suppress(OSError):  # a full or absent disk: the lease is kept alive again when it can be
-                owner = _read(self._file)
+                owner = read_object(self._file)
                 if owner.get("token", self._mine["token"]) != self._mine["token"] or not self._file.exists():
                     self._lost = True
                     return
@@ -117,7 +117,7 @@ class Lease:
 def held_by(run_dir: Path) -> str:
     """Name the process that writes to a run directory; "" for none. An owner on another host lives while it renews."""
     file = RunPaths(run_dir).lease
-    owner = _read(file)
+    owner = read_object(file)
     try:
         age = time.time() - file.stat().st_mtime
         host, pid, started = str(owner["host"]), int(owner["pid"]), str(owner["started"])
@@ -140,11 +140,3 @@ def process_start(pid: int) -> str:
 
 def _boot(owner: dict[str, Any]) -> str:
     return str(owner.get("started", "")).partition(" ")[0]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        owner = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return owner if isinstance(owner, dict) else {}

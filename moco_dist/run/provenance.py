@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_dist.files import read_text, write_text
+from moco_dist.files import parse_object, read_text, write_text
 from moco_dist.run import code
 from moco_dist.run.paths import RunPaths
 
@@ -86,11 +86,8 @@ def of_step(starts: Sequence[Start], step: int) -> Start | None:
 
 
 def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        start = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(start, dict) or type(start.get("step")) is not int or not 0 <= start["step"] < 2**53:
+    start = parse_object(line)
+    if type(start.get("step")) is not int or not 0 <= start["step"] < 2**53:
         return None
     return {key: value for key, value in start.items() if key not in _KINDS or _is_of(value, _KINDS[key])}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from moco_dist.files import descriptor, open_bytes, replacing
+from moco_dist.files import descriptor, open_bytes, parse_object, replacing
 
 Row = Mapping[str, float | int | str]
 """One line of the file: figures by name. `step` is in every row, counted from 1."""
@@ -204,8 +204,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the row of a line, or None where it is torn or damaged."""
     if not line.endswith(b"\n"):
         return None
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int and row["step"] in _STEPS else None
+    row = parse_object(line)
+    return row if type(row.get("step")) is int and row["step"] in _STEPS else None

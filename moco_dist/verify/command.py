@@ -10,6 +10,7 @@ is equal, 1 where something differs, 2 after a mistake. docs/reproducibility.md 
 
 from collections.abc import Sequence
 
+from moco_dist.arguments import refused_once
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.verify import request as requests
@@ -22,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
         rank = Rank.from_environment(arguments)
         request = requests.parse(arguments, rank, __doc__)
     except UserError as error:
-        return requests.refuse(rank, error)
+        return refused_once("moco_dist.verify", error, rank)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from moco_dist.verify import process

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist import config as configs
+from moco_dist.arguments import refused_once
 from moco_dist.data import identity, loader, sources
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
@@ -20,7 +21,7 @@ from moco_dist.run.directory import RunDirectory
 from moco_dist.train import ends, loop
 from moco_dist.verify import replay, result
 from moco_dist.verify.plan import Plan
-from moco_dist.verify.request import Request, refuse
+from moco_dist.verify.request import Request
 
 
 @loader.no_workers_left()
@@ -40,7 +41,7 @@ def run(request: Request, rank: Rank) -> int:
         world = collectives.World.start(config, rank, config.run.hang_timeout_seconds)
         return _verify(request, world)
     except UserError as error:
-        return refuse(rank, error, met=world is not None)
+        return refused_once("moco_dist.verify", error, rank, met=world is not None)
     except ends.Stopped:
         rank.tell("moco_dist.verify: stopped on request; nothing is written")
         return status.EXIT_CODES["stopped"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from moco_dist import config as configs
 from moco_dist.arguments import check_out, parser_of, path_of
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-from moco_dist.run import paths, provenance, status
+from moco_dist.run import paths, provenance
 from moco_dist.run.directory import load_config
 from moco_dist.verify import plan as plans
 
@@ -30,15 +29,6 @@ class Request:
     plan: plans.Plan
     out: Path
     """The file that gets the result."""
-
-
-def refuse(rank: Rank, error: UserError, *, met: bool = False) -> int:
-    """Print a mistake of the user's once, and return the exit status for it."""
-    if rank.speaks(met=met):
-        print(f"moco_dist.verify: {error}", file=sys.stderr, flush=True)
-    else:
-        rank.let_rank_0_end_first()
-    return status.EXIT_CODES["user_error"]
 
 
 def parse(arguments: Sequence[str], rank: Rank, description: str) -> Request:

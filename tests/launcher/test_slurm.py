@@ -134,8 +134,8 @@ def test_a_federation_has_begun_a_job_on_another_cluster(programs: Programs) -> 
 def test_jobs_that_the_queue_has_forgotten_are_looked_up(programs: Programs) -> None:
     programs.says("squeue", {"--states=all": QUEUE})
     programs.says("sacct", {"--allocations --noheader --parsable2 --jobs=14,15 ": "14|CANCELLED by 0|n1\n15||\n"})
-    found = slurm_jobs.jobs(["12", "14", "15"])
-    assert {job.id: job.state for job in found.values()} == {"12": "RUNNING", "14": "CANCELLED", "15": ""}
+    jobs = slurm_jobs.jobs(["12", "14", "15"])
+    assert {job.id: job.state for job in jobs.values()} == {"12": "RUNNING", "14": "CANCELLED", "15": ""}
     programs.keeps("sacct", code=1)
     assert slurm_jobs.jobs(["12", "14"]).keys() == {"12"}  # a site without accounts
     programs.runs("squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
