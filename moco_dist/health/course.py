@@ -21,16 +21,12 @@ FIGURES = (
     "positive_similarity",
     "hardest_similarity",
     "entropy",
-    "gradient_norm",
-    "queue_filled",
     "queue_age_steps",
-    "queue_age_epochs",
     "q_std",
     "q_rank",
     "encoder_distance",
-    "skipped_steps",
 )
-"""Figures that the rules take from training rows; all others are passed over."""
+"""Figures of which the rules take the mean over a window; all others are passed over."""
 SPEED_FIGURES = ("data_wait", "slowest_lag")
 """Figures of the rules about speed, which are averaged over a time of their own."""
 
