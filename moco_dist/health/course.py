@@ -33,7 +33,7 @@ SPEED_FIGURES = ("data_wait", "slowest_lag")
 NUMBERS = (float, int)
 """Types of a figure; a truth value is none."""
 _TYPES = frozenset(NUMBERS)
-_LARGEST = 1e100
+LARGEST = 1e100
 """Numbers of this size or beyond are no figures: they would overflow in a sum or a product."""
 
 ROWS, FEW_ROWS, STEPS = 20, 5, 200
@@ -45,10 +45,10 @@ SECONDS = 60.0
 def numbers_of(row: Row) -> Row:
     """Return the row without what is no number: text, nested values, NaN, infinity, and what would overflow."""
     values = row.values()
-    are_numbers = _TYPES.issuperset(map(type, values)) and -_LARGEST < min(values) <= max(values) < _LARGEST
+    are_numbers = _TYPES.issuperset(map(type, values)) and -LARGEST < min(values) <= max(values) < LARGEST
     if are_numbers and math.isfinite(sum(values)):  # min and max may pass over a NaN
         return row
-    return {name: value for name, value in row.items() if type(value) in NUMBERS and abs(value) < _LARGEST}
+    return {name: value for name, value in row.items() if type(value) in NUMBERS and abs(value) < LARGEST}
 
 
 @dataclass
