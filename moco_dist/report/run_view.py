@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moco_dist import health
-from moco_dist.errors import printable
+from moco_dist.errors import printable, shown
 from moco_dist.report import drawings, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
@@ -52,7 +52,7 @@ class RunView:
         self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
         self.status, self.versions = record.status, record.versions
-        self.settings = {key: settings.text(value) for key, value in record.settings.items()}
+        self.settings = {key: shown(value) for key, value in record.settings.items()}
         self.cells: list[Cell] = []
         """Cells of the run in the table of several runs."""
         self.link = ""
@@ -178,7 +178,7 @@ class RunView:
     def config(self) -> list[tuple[str, str, str, bool]]:
         """Return each key with its value, that of the shipped config, and whether they differ."""
         _, shipped = self._shipped
-        texts = {key: settings.text(value) for key, value in shipped.items()}
+        texts = {key: shown(value) for key, value in shipped.items()}
         return [
             (key, value, texts.get(key, ""), texts.get(key) != value and not settings.is_of_the_place(key))
             for key, value in self.settings.items()
