@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moco_dist import health
 from moco_dist.errors import printable, shown
 from moco_dist.report import drawings, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
-from moco_dist.run import features_view
 
 _STATES = {
     "running": "It runs",
@@ -52,27 +50,13 @@ class RunView:
         self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
         self.status, self.versions = record.status, record.versions
+        self.diagnosis, self.not_judged = record.diagnosis, record.not_judged
+        self.features, self.pairs_picture = record.features, record.pairs_picture
         self.settings = {key: shown(value) for key, value in record.settings.items()}
         self.cells: list[Cell] = []
         """Cells of the run in the table of several runs."""
         self.link = ""
         """Address of the run's own page, from a page of several runs."""
-
-    @property
-    def diagnosis(self) -> health.Diagnosis | None:
-        return self.record.diagnosis
-
-    @property
-    def not_judged(self) -> str:
-        return self.record.not_judged
-
-    @property
-    def features(self) -> features_view.FeaturesView | None:
-        return self.record.features
-
-    @property
-    def pairs_picture(self) -> str:
-        return self.record.pairs_picture
 
     @property
     def is_broken_off(self) -> bool:
@@ -188,7 +172,7 @@ class RunView:
     def changed(self) -> int:
         return sum(differs for *_, differs in self.config)
 
-    @property
+    @functools.cached_property
     def course(self) -> list[list[drawings.Span]]:
         return drawings.course(self.record)
 
