@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from moco_dist.errors import printable, shown
@@ -219,11 +218,3 @@ def number(value: float) -> str:
 def _data_of(curve: Curve) -> dict[str, Any]:
     points, smooth = [curve.steps, curve.values], [curve.smooth_steps, curve.smooth_values]
     return {"points": points, "smooth": smooth, "last": curve.last, "low": curve.low, "high": curve.high}
-
-
-def relative(target: Path, folder: Path) -> str:
-    """Return the address of a file in a page that lies in a folder; empty where the file is not below it."""
-    try:
-        return target.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        return ""
