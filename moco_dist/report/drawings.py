@@ -130,8 +130,8 @@ def course(run: RunRecord) -> list[list[Span]]:
 
     lines: dict[tuple[str, str], list[Span]] = defaultdict(list)
     steps = [*(start["step"] for start in run.starts), run.step]
-    for start, end in itertools.pairwise(steps):
-        lines["start", ""].append(span(where(run.starts[len(lines["start", ""])]), "start", start, max(start, end)))
+    for start, (first, last) in zip(run.starts, itertools.pairwise(steps), strict=True):
+        lines["start", ""].append(span(where(start), "start", first, max(first, last)))
     for finding in [*run.diagnosis.findings, *run.diagnosis.notes] if run.diagnosis else ():
         name = finding.name.replace("_", " ")
         lines[finding.kind, name].append(span(name, finding.kind, finding.first_step, finding.last_step))
