@@ -56,10 +56,14 @@ def stale(course: Course) -> Judgement | None:
     way = way_in_queue(course)
     if not way > STALE:
         return GOOD
-    distance, age = window.mean("encoder_distance"), window.mean("queue_age_steps")
+    distance, age, momentum = (
+        window.mean("encoder_distance"),
+        window.mean("queue_age_steps"),
+        facts.config.moco.momentum,
+    )
     evidence = (
         f"the key encoder has changed by about {way:.0%} of its weights since the oldest key of the queue, which is "
-        f"{age:.0f} steps old (momentum {facts.config.moco.momentum:g}, encoders {distance:.2g} apart, over {window.steps}): such keys "
+        f"{age:.0f} steps old (momentum {momentum:g}, encoders {distance:.2g} apart, over {window.steps}): such keys "
         "are not comparable"
     )
     return Judgement(True, evidence, steadier_keys(facts))
