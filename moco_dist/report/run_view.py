@@ -32,9 +32,9 @@ class Cell(NamedTuple):
 
     text: str
     sort: float | None = None
-    """What rows are ordered by, where that is not the text."""
+    """Rows are ordered by this, where it is not None, else by the text."""
     state: bool = False
-    """Whether it is the state of a run."""
+    """This says whether the cell is the state of a run."""
 
 
 class RunView:
