@@ -37,7 +37,7 @@ def as_json(run_read: reading.Reading) -> dict[str, Any]:
     """Return what the command tells for programs; `healthy` is null where nothing could be judged."""
     diagnosis = run_read.diagnosis
     return {
-        "healthy": diagnosis.healthy if diagnosis else None,
+        "healthy": diagnosis.healthy if diagnosis and diagnosis.checked else None,
         "findings": [_finding(finding) for finding in diagnosis.findings] if diagnosis else [],
         "notes": [_finding(note) for note in diagnosis.notes] if diagnosis else [],
         "fine": diagnosis.fine if diagnosis else [],

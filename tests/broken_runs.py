@@ -23,6 +23,7 @@ from moco_dist import health, train, why
 from moco_dist.health import reading
 from moco_dist.health.course import SECONDS
 from moco_dist.health.learning import pace_of
+from moco_dist.health.queue import way_in_queue
 from moco_dist.run import directory
 from moco_dist.run.rows import read_rows
 from tests.jobs import Pair
@@ -146,7 +147,6 @@ def fault_of(run: Run, answer: Mapping[str, Any]) -> str:
 def judged(course: health.Course) -> dict[str, float]:
     """Return what the rules compare with their thresholds, of the last window."""
     window, facts = course.window, course.facts
-    age, momentum = window.mean("queue_age_steps"), facts.config.moco.momentum
     return {
         "share of chance": course.chance_share(),
         "q_std": window.mean("q_std"),
@@ -157,7 +157,7 @@ def judged(course: health.Course) -> dict[str, float]:
         "loss / entropy": window.mean("loss") / facts.directions / window.mean("entropy"),
         "distance": window.mean("encoder_distance"),
         "pace": pace_of(course),
-        "way in queue": (1 - momentum) * window.mean("encoder_distance") * age,
+        "way in queue": way_in_queue(course),
     }
 
 

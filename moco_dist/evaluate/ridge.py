@@ -113,8 +113,9 @@ def accuracy(queries: Features, bank: Features, *, world: World) -> float:
 def accuracies(images: Sequence[Features], bank: Features, *, world: World) -> list[float]:
     """Return what `accuracy` does for each of some sets of images, by one probe."""
     weights = fit(bank.rows, bank.labels, world)
-    right = [int((predict(weights, of.rows) == of.labels.to(of.rows.device)).sum()) for of in images]
-    shares = torch.tensor(world.gather_objects((right, [len(of.labels) for of in images])))  # [size, 2, sets]
+    right = [int((predict(weights, rows) == labels.to(rows.device)).sum()) for rows, labels, _ in images]
+    counts = [len(labels) for _, labels, _ in images]
+    shares = torch.tensor(world.gather_objects((right, counts)))  # [size, 2, sets]
     if not weights.isfinite().all():
         return [math.nan] * len(images)
     of_sets: list[list[int]] = shares.sum(dim=0).T.tolist()

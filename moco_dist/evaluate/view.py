@@ -38,13 +38,13 @@ class Images:
     """These are the images that a view shows."""
 
     held_out: Source
-    """Those that were classified."""
+    """These were classified."""
     train: Source
-    """Those whose features they are compared with."""
+    """The held-out images are compared with the features of these."""
     size: int
     """Side at which both are encoded, in pixels."""
     split: str
-    """What the held-out images are: test or validation."""
+    """The held-out images are of this split: test or validation."""
 
 
 def leave(

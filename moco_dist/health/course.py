@@ -21,23 +21,19 @@ FIGURES = (
     "positive_similarity",
     "hardest_similarity",
     "entropy",
-    "gradient_norm",
-    "queue_filled",
     "queue_age_steps",
-    "queue_age_epochs",
     "q_std",
     "q_rank",
     "encoder_distance",
-    "skipped_steps",
 )
-"""Figures that the rules take from training rows; all others are passed over."""
+"""Figures of which the rules take the mean over a window; all others are passed over."""
 SPEED_FIGURES = ("data_wait", "slowest_lag")
 """Figures of the rules about speed, which are averaged over a time of their own."""
 
 NUMBERS = (float, int)
 """Types of a figure; a truth value is none."""
 _TYPES = frozenset(NUMBERS)
-_LARGEST = 1e100
+LARGEST = 1e100
 """Numbers of this size or beyond are no figures: they would overflow in a sum or a product."""
 
 ROWS, FEW_ROWS, STEPS = 20, 5, 200
@@ -49,10 +45,10 @@ SECONDS = 60.0
 def numbers_of(row: Row) -> Row:
     """Return the row without what is no number: text, nested values, NaN, infinity, and what would overflow."""
     values = row.values()
-    are_numbers = _TYPES.issuperset(map(type, values)) and -_LARGEST < min(values) <= max(values) < _LARGEST
+    are_numbers = _TYPES.issuperset(map(type, values)) and -LARGEST < min(values) <= max(values) < LARGEST
     if are_numbers and math.isfinite(sum(values)):  # min and max may pass over a NaN
         return row
-    return {name: value for name, value in row.items() if type(value) in NUMBERS and abs(value) < _LARGEST}
+    return {name: value for name, value in row.items() if type(value) in NUMBERS and abs(value) < LARGEST}
 
 
 @dataclass
@@ -67,7 +63,7 @@ class Facts:
     cores: int | None = None
     """CPU cores of a rank."""
     bn_groups: int | None = None
-    """BatchNorm groups of the global batch; unset, the config's, which may leave it to the ranks."""
+    """BatchNorm groups of the global batch. Where it is unset, the config says it, or leaves it to the ranks."""
 
     def __post_init__(self) -> None:
         self.bn_groups = self.bn_groups or self.config.moco.bn_groups
@@ -185,7 +181,7 @@ class Course:
     """The last evaluation."""
     first_evaluation: Row = field(default_factory=dict)
     best_evaluation: Row = field(default_factory=dict)
-    """The one with the highest accuracy of kNN."""
+    """It has the highest accuracy of kNN."""
     best_share: float = math.inf
     """The least loss of a settled window before the last one, as a share of the loss at chance."""
 

@@ -32,7 +32,7 @@ class Finding:
 
     name: str
     key: str | None
-    """Key of the config to change; None in a note."""
+    """This key of the config is to be changed; it is None in a note."""
     value: Value | None
     first_step: int
     """The step at which it was told."""

@@ -10,16 +10,7 @@ from typing import Any, Literal
 from moco_dist import config as configs
 from moco_dist.errors import printable
 from moco_dist.health import notes, progress, rules
-from moco_dist.health.course import (
-    FEW_ROWS,
-    SECONDS,
-    SPEED_FIGURES,
-    Course,
-    Facts,
-    Row,
-    Window,
-    numbers_of,
-)
+from moco_dist.health.course import FEW_ROWS, SECONDS, SPEED_FIGURES, Course, Facts, Row, Window, numbers_of
 from moco_dist.health.finding import Finding, Judgement, Value
 from moco_dist.run.rows import finding_row, is_evaluation, is_finding, is_training
 from moco_dist.run.status import Status
@@ -56,7 +47,7 @@ class Diagnosis:
     """A diagnosis is what the rows of a run tell."""
 
     findings: list[Finding]
-    """In the order in which they began; those that have ended among them."""
+    """They are in the order in which they began, and those that have ended are among them."""
     notes: list[Finding]
     checked: list[str]
     """Rules that were judged, by name, in the order of the documents."""

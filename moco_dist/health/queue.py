@@ -38,23 +38,29 @@ def smaller_queue(facts: Facts) -> int:
     return max(1, 1 << (max(1, most).bit_length() - 1))
 
 
-def stale(course: Course) -> Judgement | None:
-    """Judge how far the key encoder has moved since it made the oldest keys of the queue.
+def way_in_queue(course: Course) -> float:
+    """Return by which share of its weights the key encoder has moved since it made the oldest key of the queue.
 
     An update moves it by `(1 - m) |theta_q - theta_k|` (He et al. 2020, equation 2); the queue's age times that is
     the way since its oldest key.
     """
+    window, momentum = course.window, course.facts.config.moco.momentum
+    return (1 - momentum) * window.mean("encoder_distance") * window.mean("queue_age_steps")
+
+
+def stale(course: Course) -> Judgement | None:
+    """Judge how far the key encoder has moved since it made the oldest keys of the queue."""
     if not course.is_settled:
         return None
     window, facts = course.window, course.facts
+    way = way_in_queue(course)
+    if not way > STALE:
+        return GOOD
     distance, age, momentum = (
         window.mean("encoder_distance"),
         window.mean("queue_age_steps"),
         facts.config.moco.momentum,
     )
-    way = (1 - momentum) * distance * age
-    if not way > STALE:
-        return GOOD
     evidence = (
         f"the key encoder has changed by about {way:.0%} of its weights since the oldest key of the queue, which is "
         f"{age:.0f} steps old (momentum {momentum:g}, encoders {distance:.2g} apart, over {window.steps}): such keys "

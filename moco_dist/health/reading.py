@@ -16,12 +16,12 @@ class Reading:
 
     folder: Path
     config: Config | None
-    """None where the run ended before it wrote one."""
+    """It is None where the run ended before it wrote one."""
     status: status.Status
     writer: str
     """The process that writes to the directory; empty where there is none."""
     diagnosis: Diagnosis | None
-    """None where there is no config to judge the rows by."""
+    """It is None where there is no config to judge the rows by."""
 
 
 def read(folder: Path) -> Reading:

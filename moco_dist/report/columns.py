@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from moco_dist.health.course import LARGEST
 from moco_dist.report.thin import Numbers, smoothed, thinned
 from moco_dist.run import figures
 from moco_dist.run.rows import Row
 
 _NO_FIGURES = {"step", "epoch"}
-_LARGEST = 1e100
-"""Numbers of this size or beyond are no figures: their sums would overflow."""
 _DIGITS = 6
 """Significant digits of what is drawn."""
 
@@ -64,7 +63,7 @@ class Columns:
             table = _table(rows)  # [rows, names]
             for name, column in zip(names, table.T, strict=True):
                 if name not in _NO_FIGURES:
-                    finite = np.abs(column) < _LARGEST  # false for NaN
+                    finite = np.abs(column) < LARGEST  # false for NaN
                     parts[name].append((table[finite, names.index("step")], column[finite]))
         joined = {name: [np.concatenate(both) for both in zip(*pairs, strict=True)] for name, pairs in parts.items()}
         return {name: _curve(both[0], both[1], most_points) for name, both in joined.items() if len(both[0])}
@@ -81,7 +80,7 @@ def _table(rows: Sequence[tuple[Any, ...]]) -> Numbers:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, float | int) and abs(value) < _LARGEST else np.nan
+    return float(value) if isinstance(value, float | int) and abs(value) < LARGEST else np.nan
 
 
 def _curve(steps: Numbers, values: Numbers, most_points: int) -> Curve:

@@ -27,7 +27,7 @@ class Dots:
     name: str
     colour: int
     right: str
-    """Path of those that kNN classifies rightly."""
+    """This is the path of those that kNN classifies rightly."""
     wrong: str
     count: int
 
@@ -59,7 +59,7 @@ class Cell:
     share: float
     """The share of the images of the true class."""
     shade: int
-    """0 to 9, by the root of the share, so that rare errors show; none on the diagonal."""
+    """It goes from 0 to 9 by the root of the share, so that rare errors show, and is 0 on the diagonal."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Confusion:
     """The confusions are the whole matrix; where there are many classes, only what matters in it."""
 
     cells: list[list[Cell]]
-    """[true][predicted]; empty where there are too many classes to be drawn."""
+    """They lie at [true][predicted]; there are none where there are too many classes to be drawn."""
     pairs: list[Cell]
     """The most frequent errors, the worst first."""
     worst: list[tuple[int, float, int]]
@@ -110,7 +110,7 @@ class Span:
     left: float
     width: float
     kind: str
-    """`finding`, `note` or `start`."""
+    """It is `finding`, `note` or `start`."""
     first_step: int
     last_step: int
 
@@ -130,8 +130,8 @@ def course(run: RunRecord) -> list[list[Span]]:
 
     lines: dict[tuple[str, str], list[Span]] = defaultdict(list)
     steps = [*(start["step"] for start in run.starts), run.step]
-    for start, end in itertools.pairwise(steps):
-        lines["start", ""].append(span(where(run.starts[len(lines["start", ""])]), "start", start, max(start, end)))
+    for start, (first, last) in zip(run.starts, itertools.pairwise(steps), strict=True):
+        lines["start", ""].append(span(where(start), "start", first, max(first, last)))
     for finding in [*run.diagnosis.findings, *run.diagnosis.notes] if run.diagnosis else ():
         name = finding.name.replace("_", " ")
         lines[finding.kind, name].append(span(name, finding.kind, finding.first_step, finding.last_step))

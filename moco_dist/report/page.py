@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("uplot.min.js", "curves.js", "page.js")
 _STYLES = ("uplot.min.css", "colours.css", "page.css", "figures.css")
 WATCH_SECONDS = 4.0
-"""How often a watched page looks for new rows."""
+"""A watched page looks for new rows each time that this has passed."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Section:
     name: str
     title: str
     panels: list[tuple[int, panels.Panel]]
-    """Each with its number."""
+    """Each panel comes with its number."""
     facts: list[tuple[str, str]]
-    """What is told in numbers above them."""
+    """They are names and values that stand above the panels."""
     open: bool
 
 

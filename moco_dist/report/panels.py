@@ -6,16 +6,8 @@ from dataclasses import dataclass
 
 from moco_dist.run import figures
 
-SECTIONS = {
-    "learning": "Learning",
-    "evaluation": "Evaluation",
-    "representation": "Representation",
-    "health": "Health",
-    "speed": "Speed and data",
-    "nodes": "Nodes",
-    "other": "Other figures",
-}
-"""Sections of the figures, and of those that no list names."""
+SECTIONS: dict[str, str] = dict(figures.SECTIONS.items(), other="Other figures")
+"""These are the sections of the listed figures, and one of those that no list names."""
 
 _TOGETHER = (
     ("Loss", ("loss", "loss_at_chance")),

@@ -2,15 +2,12 @@
 
 import functools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from moco_dist import health
-from moco_dist.errors import printable
+from moco_dist.errors import printable, shown
 from moco_dist.report import drawings, settings
 from moco_dist.report.columns import Curve, is_share
 from moco_dist.report.record import RunRecord
-from moco_dist.run import features_view
 
 _STATES = {
     "running": "It runs",
@@ -35,9 +32,9 @@ class Cell(NamedTuple):
 
     text: str
     sort: float | None = None
-    """What rows are ordered by, where that is not the text."""
+    """Rows are ordered by this, where it is not None, else by the text."""
     state: bool = False
-    """Whether it is the state of a run."""
+    """This says whether the cell is the state of a run."""
 
 
 class RunView:
@@ -52,27 +49,13 @@ class RunView:
         self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
         self.status, self.versions = record.status, record.versions
-        self.settings = {key: settings.text(value) for key, value in record.settings.items()}
+        self.diagnosis, self.not_judged = record.diagnosis, record.not_judged
+        self.features, self.pairs_picture = record.features, record.pairs_picture
+        self.settings = {key: shown(value) for key, value in record.settings.items()}
         self.cells: list[Cell] = []
         """Cells of the run in the table of several runs."""
         self.link = ""
         """Address of the run's own page, from a page of several runs."""
-
-    @property
-    def diagnosis(self) -> health.Diagnosis | None:
-        return self.record.diagnosis
-
-    @property
-    def not_judged(self) -> str:
-        return self.record.not_judged
-
-    @property
-    def features(self) -> features_view.FeaturesView | None:
-        return self.record.features
-
-    @property
-    def pairs_picture(self) -> str:
-        return self.record.pairs_picture
 
     @property
     def is_broken_off(self) -> bool:
@@ -178,7 +161,7 @@ class RunView:
     def config(self) -> list[tuple[str, str, str, bool]]:
         """Return each key with its value, that of the shipped config, and whether they differ."""
         _, shipped = self._shipped
-        texts = {key: settings.text(value) for key, value in shipped.items()}
+        texts = {key: shown(value) for key, value in shipped.items()}
         return [
             (key, value, texts.get(key, ""), texts.get(key) != value and not settings.is_of_the_place(key))
             for key, value in self.settings.items()
@@ -188,7 +171,7 @@ class RunView:
     def changed(self) -> int:
         return sum(differs for *_, differs in self.config)
 
-    @property
+    @functools.cached_property
     def course(self) -> list[list[drawings.Span]]:
         return drawings.course(self.record)
 
@@ -235,11 +218,3 @@ def number(value: float) -> str:
 def _data_of(curve: Curve) -> dict[str, Any]:
     points, smooth = [curve.steps, curve.values], [curve.smooth_steps, curve.smooth_values]
     return {"points": points, "smooth": smooth, "last": curve.last, "low": curve.low, "high": curve.high}
-
-
-def relative(target: Path, folder: Path) -> str:
-    """Return the address of a file in a page that lies in a folder; empty where the file is not below it."""
-    try:
-        return target.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        return ""

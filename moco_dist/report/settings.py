@@ -54,11 +54,6 @@ def is_of_the_place(key: str) -> bool:
     return key in _OF_THE_PLACE
 
 
-def text(value: Any) -> str:
-    """Write a value as a person would type it, with passwords masked."""
-    return shown(value)
-
-
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
     """Return the values of all shipped configs by their names."""
@@ -91,5 +86,5 @@ def differing(runs: Sequence[Settings]) -> list[str]:
     return [
         key
         for key in keys
-        if key not in ("run.name", "run.dir") and len({text(settings.get(key, "")) for settings in runs}) > 1
+        if key not in ("run.name", "run.dir") and len({shown(settings.get(key, "")) for settings in runs}) > 1
     ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from moco_dist.report import settings
-from moco_dist.report.run_view import Cell, RunView, relative
+from moco_dist.report.run_view import Cell, RunView
 from moco_dist.run.paths import RunPaths
 
 _MOST_VALUES, _MOST_FACETS = 12, 8
@@ -53,7 +53,7 @@ class Table:
             run.cells = [*_standing(run), *(_figure(run, name) for name, _ in figures)]
             run.cells += [Cell(run.settings.get(key, "")) for key in keys]
             page = RunPaths(run.record.folder).report
-            run.link = quote(os.fsencode(relative(page, beside))) if beside and page.is_file() else ""
+            run.link = quote(os.fsencode(_relative(page, beside))) if beside and page.is_file() else ""
         facets: list[tuple[str, list[str]]] = []
         for key in keys:
             values = sorted({run.settings[key] for run in runs if key in run.settings}, key=_natural)
@@ -72,6 +72,14 @@ def _standing(run: RunView) -> list[Cell]:
 def _figure(run: RunView, name: str) -> Cell:
     curve = run.record.curves.get(name)
     return Cell(run.shown(name, curve.last), curve.last) if curve else Cell("")
+
+
+def _relative(target: Path, folder: Path) -> str:
+    """Return the address of a file in a page that lies in a folder; empty where the file is not below it."""
+    try:
+        return target.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return ""
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -107,7 +107,8 @@ def test_a_run_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Nothing to judge yet" in screen(run_dir, capsys)
     (run_dir / "metrics.jsonl").unlink()
     assert "Not checked, no rows yet: at_chance" in screen(run_dir, capsys)
-    assert as_json(run_dir, capsys)["notes"] == []
+    content = as_json(run_dir, capsys)
+    assert content["notes"] == [] and content["healthy"] is None
 
 
 def test_a_run_that_ended_before_its_config_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
