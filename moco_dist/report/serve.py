@@ -15,11 +15,12 @@ from pathlib import Path
 
 from moco_dist.errors import UserError, reason
 from moco_dist.report import page, record
+from moco_dist.run import lease
 from moco_dist.run.paths import RunPaths
 
 HOST = "127.0.0.1"
 
-Signature = tuple[tuple[str, int, int], ...]
+Signature = tuple[tuple[str, int, int] | tuple[str, str], ...]
 
 
 class Pages:
@@ -47,9 +48,10 @@ class Pages:
 
 
 def _signature(folders: Sequence[Path]) -> Signature:
-    """Return sizes and times of the files that a page is made of."""
-    entries = []
+    """Return who writes each run, since a killed process changes no file, and sizes and times of the page's files."""
+    entries: list[tuple[str, int, int] | tuple[str, str]] = []
     for folder in folders:
+        entries.append((str(folder), lease.held_by(folder)))
         for file in RunPaths(folder).of_the_report():
             try:
                 state = file.stat()

@@ -68,7 +68,7 @@ class RunPaths:
 
     def of_the_report(self) -> list[Path]:
         """Return the files that the page of the run is made from."""
-        return [self.config, self.metrics, self.status, self.features_view, self.pairs_picture]
+        return [self.config, self.metrics, self.status, self.features_view, self.pairs_picture, self.provenance]
 
     def remove_unfinished(self) -> None:
         """Remove what a start that was killed while it wrote a file has left. Raises OSError."""

@@ -15,6 +15,7 @@ import pytest
 
 from moco_dist.report import command
 from moco_dist.report.serve import Pages, Server
+from moco_dist.run import lease
 from moco_dist.run.paths import RunPaths
 from tests.report.conftest import STEPS, a_run
 
@@ -72,6 +73,16 @@ def test_an_unchanged_page_is_not_sent_again(server: Server, tmp_path: Path) -> 
         file.write(json.dumps({"step": STEPS + 1, "loss": 0.5}) + "\n")
     code, headers, content = ask(server, f"/{server.token}/", If_None_Match=tag)
     assert code == 200 and headers["ETag"] != tag and b"step 641" in content
+
+
+def test_a_killed_run_is_told_although_no_file_changes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as alive:
+        alive.setattr(lease, "held_by", lambda folder: "process 7 on n1")
+        tag = ask(server, f"/{server.token}/")[1]["ETag"]
+    code, headers, _ = ask(server, f"/{server.token}/", If_None_Match=tag)
+    assert code == 200 and headers["ETag"] != tag
 
 
 def test_a_run_that_has_gone_is_told_and_the_server_goes_on(server: Server, tmp_path: Path) -> None:
