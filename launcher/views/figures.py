@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -46,7 +45,7 @@ class Latest:
     data_wait: float | None = None
     """Share of the time that was waited for data, as a mean of all ranks, by the last row that tells it."""
     node_data_waits: tuple[float, ...] = ()
-    """The same of each node, in the order of their ranks, by the last row."""
+    """The same of each node, in the order of their ranks, by the last row that tells it."""
 
 
 NOTHING = Latest()
@@ -74,17 +73,16 @@ def read(launch: Launch) -> Latest:
     epoch, loss, knn_top1 = _whole(last, "epoch"), number(last, "loss"), number(evaluation, "knn_top1")
     unsaved = _whole(last, "checkpoint_failures") or 0
     wait = next((share for row in training if (share := number(row, "data_wait")) is not None), None)
-    waits = tuple(_data_waits_of_nodes(last))
-    return Latest(step, epoch, loss, speed, knn_top1, total, left, unsaved, wait, waits)
+    of_nodes = next(filter(None, map(_data_waits_of_nodes, training)), ())
+    return Latest(step, epoch, loss, speed, knn_top1, total, left, unsaved, wait, of_nodes)
 
 
-def _data_waits_of_nodes(row: Row) -> Iterator[float]:
-    """Yield the share of time that each node has waited for data, as far as the row has it."""
-    for node in itertools.count():
-        share = number(row, f"node/{node}/data_wait")
-        if share is None:
-            return
-        yield share
+def _data_waits_of_nodes(row: Row) -> tuple[float, ...]:
+    """Return each node's share of time waited for data, by their ranks; the row after a checkpoint has none."""
+    shares: list[float] = []
+    while (share := number(row, f"node/{len(shares)}/data_wait")) is not None:
+        shares.append(share)
+    return tuple(shares)
 
 
 def number(row: Row, key: str) -> float | None:

@@ -118,7 +118,8 @@ def test_top_shows_the_data_wait_of_each_node(
 ) -> None:
     """The rows number the nodes by their ranks, and names of hosts may come in another order."""
     waits = {"node/0/data_wait": 0.5, "node/1/data_wait": 0.0}
-    rows = [train_row(step, data_wait=0.25, **waits) for step in range(1, 31)]
+    rows = [train_row(step, data_wait=0.25, **waits) for step in range(1, 30)]
+    rows.append(train_row(30, data_wait=0.25))  # the row after a checkpoint
     launch = make_run(tmp_path / "runs" / "a", state="running", step=20, starts=1, rows=rows)
     launch.add_start(job="12", restart=1, step=20, time=0, nodes=["n2", "n1"])
     in_queue(programs, launch, "RUNNING")
