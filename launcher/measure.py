@@ -79,25 +79,39 @@ def measure(config: Config, submission: Submission, patience_minutes: float) -> 
         Refused, Unavailable: SLURM takes no job, or does not answer.
     """
     scratch = config.run_dir.parent / f".measure-{config.run_dir.name}"
+    starts, measured = dict[int, str](), list[Measured]()
+    for nodes in _sizes(config, submission):
+        sized = submission.model_copy(update={"nodes": nodes, "least_nodes": None})
+        try:
+            starts[nodes] = _expected_start(config, sized)
+        except slurm.Refused as error:  # its short job would wait for nodes that there are not
+            measured.append(Measured(nodes, sized.ranks, trouble=f"SLURM refuses such a job ({error})"))
     try:
-        with _jobs(config, submission, scratch) as sent:
+        with _jobs(config, submission, scratch, [*starts]) as sent:
             _wait([launch for launch, _ in sent], patience_minutes)
-            seconds = _data_seconds(config, scratch)
-            starts = [_expected_start(config, submission, one.nodes) for _, one in sent]
-            measured = [_read(config, *one, seconds, start) for one, start in zip(sent, starts, strict=True)]
+            seconds = _data_seconds(config, scratch) if sent else None
+            measured += [_read(config, *one, seconds, starts[one[1].nodes]) for one in sent]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return sorted(measured, key=lambda one: (one.gpu_hours is None, one.gpu_hours or 0.0, one.nodes))
 
 
-@contextlib.contextmanager
-def _jobs(config: Config, submission: Submission, scratch: Path) -> Iterator[list[tuple[Launch, Submission]]]:
-    """Send a short job of each size; at the end cancel those that are left."""
+def _sizes(config: Config, submission: Submission) -> list[int]:
+    """Return the numbers of nodes to measure: those that the batch divides into, or else that of the submission."""
+    if submission.executor == "local":
+        return [1]
     widest = submission.model_copy(update={"least_nodes": 1, "nodes": max(NODES)})
-    fitting = [1] if submission.executor == "local" else [n for n in NODES if n in elastic.sizes(config, widest)]
+    return [nodes for nodes in NODES if nodes in elastic.sizes(config, widest)] or [submission.nodes]
+
+
+@contextlib.contextmanager
+def _jobs(
+    config: Config, submission: Submission, scratch: Path, sizes: Sequence[int]
+) -> Iterator[list[tuple[Launch, Submission]]]:
+    """Send a short job of each size; at the end cancel those that are left."""
     sent = list[tuple[Launch, Submission]]()
     try:
-        for nodes in fitting or [submission.nodes]:
+        for nodes in sizes:
             short = _short(config, scratch / f"{nodes}_nodes")
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             profile = submission.profile
@@ -188,17 +202,16 @@ def _images(config: Config) -> int | None:
     return config.optim.epochs * (images.count // config.optim.global_batch) * config.optim.global_batch
 
 
-def _expected_start(config: Config, submission: Submission, nodes: int) -> str:
-    """Ask SLURM when the run itself would start on so many nodes; empty where it does not tell, or there is none."""
+def _expected_start(config: Config, submission: Submission) -> str:
+    """Ask SLURM when the run itself would start; empty where it does not tell. Raises slurm.Refused."""
     from launcher.executors import Sbatch
 
     if submission.executor == "local":
         return ""
-    sized = submission.model_copy(update={"nodes": nodes, "least_nodes": None})
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
-        script.write(Sbatch(Launch(config.run_dir), sized).text())
+        script.write(Sbatch(Launch(config.run_dir), submission).text())
         script.flush()
-        with contextlib.suppress(slurm.Refused, slurm.Unavailable):
+        with contextlib.suppress(slurm.Unavailable):
             return slurm.expected_start(Path(script.name))
     return ""
 

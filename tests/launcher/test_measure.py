@@ -116,6 +116,22 @@ def test_a_size_whose_job_does_not_start_is_named_and_its_job_cancelled(
     assert cluster.cancelled == ["104"]
 
 
+def test_a_size_that_slurm_refuses_is_not_sent(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its job would wait for nodes that the partition does not have."""
+    lines = [
+        'case "$(cat "$2")" in *nodes=4*) echo "sbatch: error: Node count specification invalid" >&2; exit 1 ;; esac'
+    ]
+    programs.runs("sbatch", "\n".join([*lines, 'echo "sbatch: Job 13 to start at 2026-11-28T07:00:00" >&2']))
+    cluster = Cluster(monkeypatch)
+    assert main(["preflight", *WORDS, "--measure", "--gpus-per-node", "2", "--cpus-per-gpu", "1"]) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    refusal = "sbatch: sbatch: error: Node count specification invalid"
+    assert last == f"4 nodes: not measured, SLURM refuses such a job ({refusal})"
+    assert [submission.nodes for _, submission in cluster.sent] == [1, 2]
+
+
 def test_sizes_that_the_batch_does_not_divide_into_are_not_measured(
     programs: Programs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
