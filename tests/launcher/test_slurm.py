@@ -123,6 +123,13 @@ def test_a_federation_has_begun_a_job_on_another_cluster(programs: Programs) -> 
     assert slurm_jobs.queue()[str(number)] == Job(str(number), "RUNNING", "None", "n1", "1:00", "/runs/a")
     assert slurm_jobs.queue([str(number)])[str(number)].nodes == "n1"
     assert slurm_jobs.words(str(number)) == [str(number), "--clusters=gpu"]
+    member = f"{number}_3"
+    of_array = everywhere.replace(f"{number}|", f"{member}|")
+    programs.says("squeue", {"--states=all": "", "--clusters=all": of_array})
+    assert slurm_jobs.queue([member]).keys() == slurm_jobs.queue([str(number)]).keys() == {member}
+    assert slurm_jobs.words(member) == [member, "--clusters=gpu"]
+    programs.runs("squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    assert slurm_jobs.queue([member]) == {} and slurm_jobs.words(member) == [member]  # no cluster has it any more
     assert slurm_jobs.words("12") == ["12"]  # the job of a site without a federation costs no question
     programs.says("squeue", {"--clusters=all": everywhere.replace("RUNNING", "PENDING")})
     assert slurm_jobs.words(str(number)) == [str(number)]  # the cluster that it was sent to answers for one that waits
