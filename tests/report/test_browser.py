@@ -119,6 +119,7 @@ def test_axe_finds_no_serious_fault(chromium: Browser, pages: dict[str, str], wh
 
 
 def range_of(page: Page, number: int = 0) -> list[float]:
+    until(page, f"state.panels.has(document.querySelectorAll('.panel')[{number}])")  # drawn once it is in sight
     script = (
         "(n) => { const s = state.panels.get(document.querySelectorAll('.panel')[n]).scales.x; return [s.min, s.max] }"
     )
@@ -169,6 +170,7 @@ def test_axes_may_be_logarithmic_and_in_epochs(watched: Watched, pages: dict[str
     page = watched.open(pages["one"])
     before = page.locator(".panel canvas").first.evaluate("(canvas) => canvas.toDataURL()")
     page.get_by_label("Log axis").check()
+    until(page, "state.panels.has(document.querySelector('.panel'))")
     assert page.evaluate("state.panels.get(document.querySelector('.panel')).scales.y.distr") == 3
     assert page.locator(".panel canvas").first.evaluate("(canvas) => canvas.toDataURL()") != before
     page.get_by_text("Epochs", exact=True).click()

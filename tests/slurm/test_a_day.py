@@ -105,6 +105,7 @@ def test_the_same_run_with_fresh_code(cluster: Cluster, tmp_path: Path) -> None:
     says(cluster, tmp_path, "cancel", "again")
     last = jobs.last_step(run.run_dir)
     assert [*jobs.losses(run.run_dir)] == [*range(1, last + 1)]
+    run.wait()  # SLURM may still end the job, which no second one can join
     text = says(cluster, tmp_path, "requeue", "again")
     assert re.search(
         rf"^again: was cancelled, saved at step {last}; sent again as job \d+, with its own copy", text, re.M
