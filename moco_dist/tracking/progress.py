@@ -21,16 +21,19 @@ class Progress:
         initial: steps done before this start.
         description: name of the run.
         plain_seconds: where stderr is no terminal, the least time between two lines.
+        quiet: whether only what goes to a stream by name is shown, as warnings do.
     """
 
-    def __init__(self, total: int, initial: int, description: str, plain_seconds: float = PLAIN_SECONDS) -> None:
+    def __init__(
+        self, total: int, initial: int, description: str, plain_seconds: float = PLAIN_SECONDS, *, quiet: bool = False
+    ) -> None:
         self.total, self.initial, self.description = total, initial, description
-        self.plain_seconds = plain_seconds
+        self.plain_seconds, self.quiet = plain_seconds, quiet
         self._step, self._started, self._printed = initial, time.monotonic(), -plain_seconds
         self._figures: dict[str, float] = {}
-        tqdm.monitor_interval = 0  # no thread of tqdm's: it would outlive a fork
+        self._others_interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # its thread would outlive a fork
         self._bar: tqdm | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             self._bar = tqdm(total=total, initial=initial, desc=description, unit="step", dynamic_ncols=True)
 
     def update(self, step: int, **figures: float) -> None:
@@ -40,11 +43,13 @@ class Progress:
             if self._bar is not None:
                 self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
                 self._bar.update(advance)
-            elif time.monotonic() - self._started - self._printed >= self.plain_seconds:
+            elif not self.quiet and time.monotonic() - self._started - self._printed >= self.plain_seconds:
                 self._print()
 
     def write(self, line: str, stream: TextIO | None = None) -> None:
         """Print a line without tearing the bar, on stdout unless another stream is named."""
+        if self.quiet and stream is None:
+            return
         stream = stream or sys.stdout
         with contextlib.suppress(*_GONE):
             if self._bar is not None:
@@ -55,10 +60,11 @@ class Progress:
 
     def close(self) -> None:
         """Show the last step, and end the bar."""
+        tqdm.monitor_interval = self._others_interval
         with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 self._bar.close()
-            elif self._step > self.initial:
+            elif not self.quiet and self._step > self.initial:
                 self._print()
 
     def _print(self) -> None:
