@@ -3,6 +3,7 @@
 import functools
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -146,6 +147,7 @@ def call(
     except UserError as error:
         if rank.speaks(met=start.world is not None):
             run_dir.refused(str(error))
+        traceback.clear_frames(error.__traceback__)  # who keeps the error, as a notebook does, keeps no network by it
         raise
     except ends.Ended as end:
         end.run_dir = run_dir.folder
@@ -153,6 +155,7 @@ def call(
             run_dir.stopped_alone(end.step, str(end))
         elif start.world is not None:
             start.world.barrier()
+        traceback.clear_frames(end.__traceback__)
         raise
     except BaseException as error:
         _hides_traceback(run_dir, rank, error, tell=lambda line: None)
