@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from moco_dist.config import Config
+from moco_dist.errors import UserError
 from moco_dist.evaluate import options as evaluation
 from moco_dist.library.settings import ConfigLike, Overrides, config_of, path_of, values_of
 from moco_dist.ranks.rank import Rank
@@ -83,9 +85,9 @@ def assess(
             linear=linear,
             solver=solver,
             features=features,
-            labels=labels,
+            labels=_whole("--labels", labels),
             label_fraction=label_fraction,
-            draws=draws,
+            draws=_whole("--draws", draws),
             finetune=finetune,
             supervised=supervised,
             semi=semi,
@@ -105,3 +107,13 @@ def assess(
 
     with borrowed("moco_dist.assess"):
         return process.call(options, loaded, rank)
+
+
+def _whole(name: str, number: int | None) -> int | None:
+    """Return a whole number as Python's, NumPy's too, which JSON does not know. Raises UserError for any other."""
+    if number is None:
+        return None
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise UserError.of(name, number, "must be a whole number", "write it without quotes and point") from None
