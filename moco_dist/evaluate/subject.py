@@ -184,8 +184,8 @@ def open_subject(path: Path, config: Config, world: World, layer: options.Layer)
     elif path.is_dir():
         world.agreed(lambda: weights.load_backbone_(encoder, paths.RunPaths(path).encoder, key="RUN_DIR"))
     else:
-        taken = world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS"))
-        world.tell(f"moco_dist.evaluate: {taken}")
+        for line in world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS")):
+            world.tell(f"moco_dist.evaluate: {line}")
     digests = _digest(encoder, head=False), _digest(encoder, head=True)
     return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
 

@@ -275,7 +275,8 @@ def first_encoder(config: configs.Config, data: sources.Data, world: collectives
     """Build the query encoder as the run begins. Raises UserError."""
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     if config.run.init_from:
-        world.tell(f"moco_dist.train: {weights.load_backbone_(encoder, Path(config.run.init_from))}")
+        for line in weights.load_backbone_(encoder, Path(config.run.init_from)):
+            world.tell(f"moco_dist.train: {line}")
     return encoder
 
 
