@@ -19,10 +19,11 @@ from safetensors import safe_open
 from moco_dist.errors import UserError, printable
 from moco_dist.files import read_object, read_text
 from moco_dist.run.checkpoints import MARK, verify
+from moco_dist.run.paths import ENCODER
 
 _OF_TORCH = (b"PK", b"\x80\x02")
 """What a file of torch.save begins with: an archive, or a pickle as before torch 1.6."""
-_IN_FOLDER = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")
+_IN_FOLDER = ("model.safetensors", ENCODER, "pytorch_model.bin")
 """Names of the weights in a folder, as Hugging Face and timm write it, and a run directory of ours."""
 _INDEX = "model.safetensors.index.json"
 """The file that says in which files of a folder the tensors of a large model lie."""

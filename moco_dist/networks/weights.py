@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def save_backbone(encoder: Encoder, path: Path, metadata: Mapping[str, str] = {}
         file.write(save(backbone_of(encoder), metadata={"format": "pt", **metadata}))
 
 
+def digest(encoder: Encoder, *, head: bool) -> str:
+    """Return the sha256 of the weights of an encoder, of its head or of all else."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if name.startswith("fc.") == head and "num_batches" not in name:
+            sha256.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
+
+
 def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> list[str]:
     """Load all but the head, in place, from the weights of any program whose layout is known.
 
@@ -55,9 +65,12 @@ def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> 
     Raises:
         UserError: no such file, not weights of one ResNet, or layers that do not fit.
     """
-    file = weight_files.read(path, key)
-    recognised = layouts.recognise(file.values, key, path)
-    check_config(file, key, path)
+    return take_backbone_(encoder, weight_files.read(path, key), path, key)
+
+
+def take_backbone_(encoder: Encoder, file: WeightFile, path: Path, key: str) -> list[str]:
+    """Load all but the head, in place, from a file that was read already; all else as `load_backbone_`."""
+    recognised = recognise(file, path, key)
     own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
     layers = layers_of(file, recognised, own, key, path)
     _check_layers(own, layers, key, path)
@@ -87,7 +100,13 @@ def layers_of(
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def check_config(file: WeightFile, key: str, path: Path) -> None:
+def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
+    """Find the one encoder in a file. Raises UserError where it has none, several, or one that computes otherwise."""
+    _check_config(file, key, path)
+    return layouts.recognise(file.values, key, path)
+
+
+def _check_config(file: WeightFile, key: str, path: Path) -> None:
     """Refuse a folder whose config.json tells of a network that has our layers and computes something else.
 
     Raises:
