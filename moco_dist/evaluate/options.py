@@ -121,16 +121,15 @@ def config_of(
     path = options.path
     if not path.exists():
         raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
+    if (own := paths.RunPaths(path).config).is_file():
+        if named is not None:
+            raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")
+    elif path.is_dir() and named is None:
+        rule = f"holds no {own.name}"
+        raise UserError.of("RUN_DIR", path, rule, "give the directory of a run, or weights and a CONFIG")
     if "eval.knn_split" in values:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", values["eval.knn_split"], rule, "use --split test or validation")
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
     values = {"data.download": False, **values, "eval.knn_split": options.split, "eval.knn_every": 1}
-    if not path.is_dir():
-        return load(values)
-    if named is not None:
-        raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")
-    file = paths.RunPaths(path).config
-    if not file.is_file():
-        raise UserError.of("RUN_DIR", path, f"holds no {file.name}", "give the directory of a run, or its weights")
-    return directory.load_config(file, values=values)
+    return directory.load_config(own, values=values) if own.is_file() else load(values)

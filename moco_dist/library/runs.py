@@ -159,6 +159,8 @@ class Run:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    __str__ = __fspath__
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.path == other.path
 
