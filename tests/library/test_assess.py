@@ -67,7 +67,7 @@ def test_weights_take_their_config_in_any_form(run: moco_dist.Run, tmp_path: Pat
     own = moco_dist.assess(run, out=tmp_path / "own", labels=20, semi=False)
     model = {"model.width": 8, "device.type": "cpu"}
     tree = run.config.model_dump(mode="json")
-    for config, overrides in ((None, model), ("digits", model), (run.config, {}), (tree, {}), (run.path, {})):
+    for config, overrides in (("digits", model), (tree, {})):  # test_settings has the other forms
         rows = moco_dist.assess(weights, labels=20, semi=False, config=config, overrides=overrides)
         assert rows[0]["accuracies"] == own[0]["accuracies"]
     assert (tmp_path / "evaluation.json").is_file()  # beside the weights
