@@ -235,8 +235,8 @@ def test_what_is_told_goes_where_a_notebook_shows_it(tmp_path: Path) -> None:
     """Such streams are no files, and no terminals."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
         run = moco_dist.fit("digits", {**TINY, "run.dir": tmp_path / "run"})
-        moco_dist.assess(run, knn=True, verbose=True)
-    assert out.getvalue().count(f"results: {run.path}") == 2 and "kNN" in out.getvalue()
+        moco_dist.assess(run, labels=20, semi=False, verbose=True)
+    assert out.getvalue().count(f"results: {run.path}") == 2 and "test accuracy" in out.getvalue()
     assert "step 4/4" in errors.getvalue()
 
 
