@@ -24,6 +24,7 @@ class RunPaths:
         encoder: file of the trained encoder without its head.
         pairs_picture: picture of the two views of the first images, as the encoders see them.
         provenance: file of what each start ran on, one JSON object a line.
+        converted: file of what a run began from whose first steps another program took.
         lease: file that names the job that writes to the directory.
         checkpoints: folder of the checkpoints.
         wandb: folder of W&B's own files.
@@ -44,6 +45,7 @@ class RunPaths:
         self.encoder = folder / ENCODER
         self.pairs_picture = folder / "augmented_pairs.png"
         self.provenance = folder / "provenance.jsonl"
+        self.converted = folder / "converted.json"
         self.lease = folder / "lease.json"
         self.checkpoints = folder / "checkpoints"
         self.wandb = folder / "wandb"
