@@ -30,10 +30,10 @@ class Options:
     finetune: bool
     supervised: bool
     semi: bool
-    epochs: int | None
     split: Literal["test", "validation"]
     out: Path | None
     wandb: bool = False
+    epochs: int | None = None
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
