@@ -19,6 +19,7 @@ from moco_dist.evaluate.subject import open_subject
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
+from tests import standin
 from tests.ranks import Ranks
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -210,3 +211,13 @@ def test_too_few_images_for_the_ranks_are_a_mistake_on_all_of_them(run_dir: Path
     lines = ranks.run(2, on_few_images, str(run_dir), images)
     rule = "40 images are less than a BatchNorm group of 32 for each of 2 ranks"
     assert lines == [f"--labels = all: {rule}; use at most --nproc_per_node=1"] * 2
+
+
+@pytest.mark.standin
+def test_a_device_gives_the_cpus_figures(run_dir: Path, tmp_path: Path) -> None:
+    arguments = [str(run_dir), *FULL, "--supervised", "device.compile=false"]
+    with standin.present():
+        assert command.run([*arguments, "--out", str(tmp_path / "there"), "device.type=cuda"]) == 0
+    assert command.run([*arguments, "--out", str(tmp_path / "here"), "device.type=cpu"]) == 0
+    there, here = ([row["test_accuracy_mean"] for row in rows(tmp_path / folder)] for folder in ("there", "here"))
+    assert len(there) == 3 and there == pytest.approx(here, abs=0.03)  # the groups are computed at once, or one by one
