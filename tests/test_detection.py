@@ -10,7 +10,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 import yaml
 from torch import Tensor
 
@@ -86,6 +88,19 @@ def test_the_detector_sees_what_the_encoder_sees(example: ModuleType, encoder: P
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert [tuple(one.shape[1:]) for one in maps.values()] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
     assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+
+
+def test_the_files_of_a_run_fit_torchvisions_own_detector(tmp_path: Path) -> None:
+    """The two lines of docs/detection.md; no BatchNorm is frozen."""
+    run_dir = write_run(tmp_path / "run", "model.arch=resnet50")
+    lines = re.findall(r"^    (detector.*)$", (DOCS / "detection.md").read_text(), re.M)
+    assert len(lines) == 2
+    names: dict[str, object] = {"torchvision": torchvision, "safetensors": safetensors}
+    exec("\n".join(lines).replace("RUN_DIR", str(run_dir)), names)
+    body = names["detector"].backbone.body  # type: ignore[attr-defined]
+    taken = load_encoder(run_dir).network.state_dict()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in body.state_dict().items())
+    assert isinstance(body.bn1, torch.nn.BatchNorm2d) and all(p.requires_grad for p in body.parameters())
 
 
 def test_it_learns(example: ModuleType, encoder: PretrainedEncoder) -> None:

@@ -65,13 +65,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     return p
 
 
-def _labels(text: str) -> int | Literal["all"]:
-    if text == "all":
-        return "all"
+def _labels(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise UserError.of("--labels", text, "must be a number of images, or all", "use --labels 100") from None
+        return text  # which is checked with all else
 
 
 def parse(arguments: Sequence[str], description: str = "") -> Options:
@@ -89,6 +87,8 @@ def parse(arguments: Sequence[str], description: str = "") -> Options:
 
 def _check_labels(options: Options) -> None:
     """Refuse options about labels that do not fit together. Raises UserError."""
+    if not (options.labels is None or options.labels == "all" or isinstance(options.labels, int)):
+        raise UserError.of("--labels", options.labels, "must be a number of images, or all", "use --labels 100")
     if options.draws is not None and options.draws < 1:
         raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
     if options.epochs is not None and options.epochs < 1:
