@@ -45,10 +45,11 @@ class FullTraining:
     def _method(
         self, name: str, begin: Callable[[], Classifier], recipe: TrainingRecipe, options: Options
     ) -> EvaluationMethod:
-        s = self.subject
+        s, whole = self.subject, recipe
         recipe = recipe.fitted(len(s.train), s.world.size, s.augmentation.recipe.flip, options.epochs)
         network = f"supervised {s.config.model.arch}" if name == "supervised" else name
-        shown = f"{network} ({recipe.name})"
+        length = f", {recipe.epochs} epoch{'s' * (recipe.epochs > 1)}" if recipe.epochs != whole.epochs else ""
+        shown = f"{network} ({recipe.name}{length})"
 
         def run(draw: int) -> Outcome:
             return self._learnt(shown, begin(), recipe)

@@ -25,7 +25,8 @@ from tests.ranks import Ranks
 ALONE = World(0, 1, 0, torch.device("cpu"))
 CONFIG = configs.load(None, ["model.width=8"])
 FULL = ["--finetune", "--labels", "all", "--epochs", "1"]
-FINE_TUNED, FROM_SCRATCH, SMALL = "fine-tuned (SimCLR)", "supervised resnet18 (torchvision)", "supervised small net"
+FINE_TUNED, FROM_SCRATCH = "fine-tuned (SimCLR, 1 epoch)", "supervised resnet18 (torchvision, 1 epoch)"
+SMALL = "supervised small net (torchvision, 1 epoch)"
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Pat
         ranks.run(size, on_ranks, str(run_dir), str(tmp_path), timeout_seconds=240)
     one, two = ([{**row, "seconds": 0} for row in rows(tmp_path / str(size))] for size in (1, 2))
     assert one == two
-    assert [row["method"] for row in one] == [FINE_TUNED, FROM_SCRATCH, f"{SMALL} (torchvision)"]
+    assert [row["method"] for row in one] == [FINE_TUNED, FROM_SCRATCH, SMALL]
     assert all(row["labels"] is None and row["draws"] == 1 for row in one)
     fine_tuned, from_scratch = one[0]["recipe"], one[1]["recipe"]
     assert (fine_tuned["name"], fine_tuned["epochs"], fine_tuned["flip"]) == ("SimCLR", 1, 0.0)  # no digit is mirrored
@@ -71,7 +72,9 @@ def test_a_broken_off_evaluation_goes_on_and_another_recipe_is_computed_anew(
 ) -> None:
     assert command.run([str(run_dir), *FULL]) == 0
     told = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"moco_dist\.evaluate: fine-tuned \(SimCLR\), epoch 1 of 1, loss \d\.\d+", told[0]), told
+    assert re.fullmatch(r"moco_dist\.evaluate: fine-tuned \(SimCLR, 1 epoch\), epoch 1 of 1, loss \d\.\d+", told[0]), (
+        told
+    )
     assert len(told) == 2 and FROM_SCRATCH in told[1]
     begun: list[str] = []
     fresh = build_encoder(CONFIG.model, 1, CONFIG.run.seed)
@@ -111,6 +114,16 @@ def test_fine_tuning_begins_as_the_encoder_and_leaves_it_alone(run_dir: Path) ->
     assert moved == [name for name in dict(classifier.net.named_parameters()) if not name.startswith("fc.")]
     assert subject.accuracy(outcome.predicted) > 0.3  # of ten classes
     assert not torch.equal(classifier.net.bn1.running_mean, held["bn1.running_mean"])
+
+
+def test_the_table_names_the_recipe_and_a_length_that_is_not_its_own(run_dir: Path) -> None:
+    def names(*arguments: str) -> list[str]:
+        parsed = options.parse([str(run_dir), "--finetune", "--labels", "all", *arguments])
+        subject = open_subject(run_dir, options.load_config(parsed), ALONE, "backbone")
+        return [method.name for method in full_training.FullTraining(subject).methods(parsed)]
+
+    assert names() == ["fine-tuned (SimCLR)", "supervised resnet18 (torchvision)"]
+    assert names("--epochs", "30") == ["fine-tuned (SimCLR)", "supervised resnet18 (torchvision, 30 epochs)"]
 
 
 def test_weights_from_elsewhere(run_dir: Path, tmp_path: Path) -> None:
@@ -167,7 +180,10 @@ def test_a_training_that_diverges_is_told(
     monkeypatch.setattr(training.TrainingRecipe, "learning_rate", lambda self, step, epoch_steps: 1e30)
     assert command.run([str(run_dir), *FULL]) == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "--labels = all: fine-tuned (SimCLR) has diverged by epoch 1 of 1; try" in told
+    assert (
+        told.count("\n") == 1
+        and "--labels = all: fine-tuned (SimCLR, 1 epoch) has diverged by epoch 1 of 1; try" in told
+    )
     assert not (run_dir / "evaluation.json").exists()
 
 
