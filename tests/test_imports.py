@@ -21,6 +21,7 @@ FLOORS = (
     ("networks", "data"),
     ("methods",),
     ("engine",),
+    ("encoders",),
     ("health", "tracking", "report", "evaluate"),
     ("train", "why", "diff", "rows"),
     ("verify",),

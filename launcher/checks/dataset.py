@@ -87,7 +87,7 @@ def check(config: Config, stage: str | None) -> Iterator[Finding]:
         rule = f"the images of {data.source} have {side} pixels a side"
         yield finding.error("data.image_size", data.image_size, rule, _smaller(side))
     start = config.run.init_from
-    if start and not _is(Path.is_file, start):
+    if start and not (_is(Path.is_file, start) or _is(Path.is_dir, start)):
         yield finding.error("run.init_from", start, "no such file", "give a .safetensors or .pt")
     elif start and not os.access(start, os.R_OK):
         yield finding.error("run.init_from", start, "cannot be read by you", "ask for access, or copy it")

@@ -121,8 +121,7 @@ class Augment:
 
     def __init__(self, recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> None:
         self.recipe = recipe
-        self.mean = torch.tensor(mean, dtype=torch.float64)[:, None, None]  # [C, 1, 1]
-        self.std = torch.tensor(std, dtype=torch.float64)[:, None, None]
+        self.mean, self.std = of_channels(mean), of_channels(std)
 
     def __call__(self, images: Tensor, draws: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make one view of each image.
@@ -141,7 +140,7 @@ class Augment:
         sigma = _between(*r.blur_sigma, draws[:, _SIGMA])  # [B]
         _apply_(x, draws[:, _BLUR] < r.blur, lambda part, s: blur(part, s, radius), sigma)
         _apply_(x, draws[:, _FLIP] < r.flip, flip)
-        return self._normalise_(x)
+        return normalise_(x, self.mean, self.std)
 
     def _warped(self, x: Tensor, draws: Tensor) -> Tensor:
         """Warp the images by their draws [B, COLOUR_DRAWS]; without a warp in the recipe, return them as they are."""
@@ -156,12 +155,18 @@ class Augment:
 
     def plain(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale the evaluation's images, uint8 [B, C, H, W], to [0, 1] and normalise them, no more."""
-        return self._normalise_(images.to(dtype).div_(255))
+        return normalise_(images.to(dtype).div_(255), self.mean, self.std)
 
-    def _normalise_(self, x: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation, in place."""
-        mean, std = (t.to(x.device, x.dtype, non_blocking=True) for t in (self.mean, self.std))
-        return x.sub_(mean).div_(std)
+
+def of_channels(values: Sequence[float]) -> Tensor:
+    """Return a number of each channel as `normalise_` takes them: float64 [C, 1, 1]."""
+    return torch.tensor(values, dtype=torch.float64)[:, None, None]
+
+
+def normalise_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Subtract the mean and divide by the standard deviation of each channel, in place."""
+    mean, std = (t.to(x.device, x.dtype, non_blocking=True) for t in (mean, std))
+    return x.sub_(mean).div_(std)
 
 
 def _between(low: float, high: float, draws: Tensor) -> Tensor:

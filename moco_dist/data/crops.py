@@ -115,30 +115,31 @@ def crop_file(image: Image.Image, box: Sequence[int] | NDArray[np.int64], size: 
     return _tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def centre(image: Image.Image, size: int) -> Tensor:
+def centre(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
     """Cut the evaluation's view out of a decoded image: shorter side to size * 256/224, then the central square.
 
     Args:
         image: mode RGB or L.
         size: side of the result in pixels.
+        resize: the shorter side in pixels, where another one is wanted.
 
     Returns:
         uint8 [C, size, size]
     """
-    (left, width, new_width, first_col), (top, height, new_height, first_row) = central(image.size, size)
+    (left, width, new_width, first_col), (top, height, new_height, first_row) = central(image.size, size, resize)
     middle = image.crop((left, top, left + width, top + height))
     resized = middle.resize((new_width, new_height), Image.Resampling.BILINEAR)
     return _tensor(resized.crop((first_col, first_row, first_col + size, first_row + size)))
 
 
-def central(sides: Sequence[int], size: int) -> list[tuple[int, int, int, int]]:
+def central(sides: Sequence[int], size: int, resize: int | None = None) -> list[tuple[int, int, int, int]]:
     """Return for each axis what `centre` takes of an image: the first pixel, how many, resized to how many, and the
     first of the resized ones.
 
     Both ends of an image that is many times as long as it is wide are cut off. Resized whole, a line of 60000 pixels
     would be a gigabyte of which a square is seen.
     """
-    shorter, short = min(sides), round(size * 256 / 224)
+    shorter, short = min(sides), resize or round(size * 256 / 224)
     kept = [min(side, _LONGEST * shorter + side % 2) for side in sides]
     resized = [short * length // shorter for length in kept]
     return [

@@ -69,20 +69,28 @@ def decode(path: ImageFile, channels: int, value_range: Interval | None) -> Plan
         Exception: whatever else the decoder of a damaged file raises.
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
-        pixels = eight_bits(_array(path, channels), value_range)  # [H, W, C]
-        planes = planes_of(pixels)
-        return _with_channels(planes[0], channels) if len(planes) == 1 else planes
+        return planes_of_array(read_array(path), channels, value_range)
     with opened(path) as image:
-        if value_range and is_deep_colour(image):
-            raise RangeError("has 16 bits a channel, of which PIL reads 8 alone in colour; save it as .npy [H, W, 3]")
-        image.load()
-        # A TIFF turns itself and drops its tag while it is loaded, so that the tag is read after that.
-        turn = TURNS.get(orientation(image))
-        if image.mode in _DEEP:
-            planes = _with_channels(Image.fromarray(eight_bits(np.asarray(image), value_range)), channels)
-        else:
-            planes = _with_channels(image, channels)
+        return planes_of_image(image, channels, value_range)
+
+
+def planes_of_image(image: Image.Image, channels: int, value_range: Interval | None) -> Planes:
+    """Convert a PIL image as `decode` does a file, whose arguments and errors are the same."""
+    if value_range and is_deep_colour(image):
+        raise RangeError("has 16 bits a channel, of which PIL reads 8 alone in colour; save it as .npy [H, W, 3]")
+    image.load()
+    # A TIFF turns itself and drops its tag while it is loaded, so that the tag is read after that.
+    turn = TURNS.get(orientation(image))
+    if image.mode in _DEEP:
+        image = Image.fromarray(eight_bits(np.asarray(image), value_range))
+    planes = _with_channels(image, channels)
     return [plane.transpose(turn) for plane in planes] if turn is not None else planes
+
+
+def planes_of_array(values: NDArray[Any], channels: int, value_range: Interval | None) -> Planes:
+    """Convert an array as `decode` does a file of NumPy's: [H, W], [H, W, C] or else [C, H, W]. Raises as `decode`."""
+    planes = planes_of(eight_bits(_channels_last(values, channels), value_range))
+    return _with_channels(planes[0], channels) if len(planes) == 1 else planes
 
 
 def planes_of(pixels: NDArray[np.uint8]) -> Planes:
@@ -134,7 +142,7 @@ def deep_values(path: ImageFile, channels: int) -> NDArray[Any] | None:
     Of 16-bit colour, PIL reads the upper 8 bits; they are scaled back.
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
-        values = _array(path, channels)
+        values = _channels_last(read_array(path), channels)
         return None if values.dtype in (np.uint8, np.bool_) else values
     with opened(path) as image:
         if is_deep_colour(image):
@@ -142,9 +150,8 @@ def deep_values(path: ImageFile, channels: int) -> NDArray[Any] | None:
         return np.asarray(image) if image.mode in _DEEP else None
 
 
-def _array(path: ImageFile, channels: int) -> NDArray[Any]:
-    """Read a NumPy array as [H, W, C], from [H, W], [H, W, C] or else [C, H, W]. Raises as `read_array`."""
-    values = read_array(path)
+def _channels_last(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Return an array as [H, W, C], from [H, W], [H, W, C] or else [C, H, W]. Raises ValueError."""
     values = values[:, :, None] if values.ndim == 2 else values
     fitting = (1, 3) if channels in (1, 3) else (channels,)
     if values.shape[2] not in fitting and values.shape[0] in fitting:

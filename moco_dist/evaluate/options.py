@@ -87,12 +87,13 @@ def load_config(options: Options) -> configs.Config:
     if not path.exists():
         raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
     file, overrides = configs.parse_arguments(options.config)
-    if path.is_dir():
+    if (own := paths.RunPaths(path).config).is_file():
         if file is not None:
             raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
-        file = paths.RunPaths(path).config
-        if not file.is_file():
-            raise UserError.of("RUN_DIR", path, f"holds no {file.name}", "give the directory of a run, or its weights")
+        file = own
+    elif path.is_dir() and file is None:
+        rule = f"holds no {own.name}"
+        raise UserError.of("RUN_DIR", path, rule, "give the directory of a run, or weights and a CONFIG")
     if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")

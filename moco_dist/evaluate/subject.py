@@ -1,6 +1,5 @@
 """Open what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +13,12 @@ from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
-from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.encoders import of_run
 from moco_dist.errors import UserError, some_names
 from moco_dist.evaluate import features, labels, options
 from moco_dist.networks import resnet, weights
 from moco_dist.ranks.collectives import World
-from moco_dist.run import paths, status
+from moco_dist.run import paths
 
 
 @dataclass(frozen=True)
@@ -179,50 +178,13 @@ def open_subject(path: Path, config: Config, world: World, layer: options.Layer)
         rule = "all images are of one class, and there is nothing to tell apart"
         raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
-    if step := _checkpoint(path, layer, world):
-        world.agreed(lambda: _load_checkpoint_(encoder, *step))
-    elif path.is_dir():
-        world.agreed(lambda: weights.load_backbone_(encoder, paths.RunPaths(path).encoder, key="RUN_DIR"))
+    if paths.RunPaths(path).config.is_file():
+        step = world.from_first(lambda: of_run.choose_step(path, with_head=layer == "head"))
+        world.agreed(lambda: of_run.load_(encoder, path, step))
+    elif layer == "head":
+        raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
     else:
-        taken = world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS"))
-        world.tell(f"moco_dist.evaluate: {taken}")
-    digests = _digest(encoder, head=False), _digest(encoder, head=True)
+        for line in world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS")):
+            world.tell(f"moco_dist.evaluate: {line}")
+    digests = weights.digest(encoder, head=False), weights.digest(encoder, head=True)
     return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
-
-
-def _checkpoint(path: Path, layer: options.Layer, world: World) -> tuple[Checkpoints, int] | None:
-    """Find the checkpoint to read; None where the weights alone are enough. Raises UserError."""
-    if not path.is_dir():
-        if layer == "head":
-            raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
-        return None
-    checkpoints = Checkpoints(paths.RunPaths(path).checkpoints, keep=2, writes=False)
-
-    def look() -> tuple[int | None, bool]:
-        written = paths.RunPaths(path).encoder.is_file()
-        enough = layer == "backbone" and written and status.read(path).state in ("done", None)
-        return (None if enough else checkpoints.index.latest()), written
-
-    step, written = world.from_first(look)
-    if step is None and layer == "head":
-        raise UserError.of("RUN_DIR", path, "has no checkpoint", "train it first")
-    if step is None and not written:
-        rule = f"holds neither {paths.ENCODER} nor a checkpoint"
-        raise UserError.of("RUN_DIR", path, rule, "train it first, or give weights")
-    return None if step is None else (checkpoints, step)
-
-
-def _load_checkpoint_(encoder: resnet.Encoder, checkpoints: Checkpoints, step: int) -> None:
-    try:
-        encoder.load_state_dict(checkpoints.load(step)["encoder_q"])
-    except RuntimeError as error:  # of overrides
-        rule = f"does not fit the config: {' '.join(str(error).split())[:120]}"
-        raise UserError.of("RUN_DIR", checkpoints.index.path(step), rule, "drop the overrides of model.*") from None
-
-
-def _digest(encoder: resnet.Encoder, *, head: bool) -> str:
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        if name.startswith("fc.") == head and "num_batches" not in name:
-            sha256.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return sha256.hexdigest()

@@ -51,6 +51,19 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def make_plain_(module: nn.Module) -> None:
+    """Replace the group BatchNorms of a module by torch's own, for who does not train it by the engine.
+
+    In training, torch's own keeps running statistics by itself; where no group is set, it computes the same otherwise.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GroupBatchNorm2d):
+                plain = nn.BatchNorm2d(child.num_features, eps=child.eps, momentum=child.momentum)
+                plain.load_state_dict(child.state_dict())
+                setattr(parent, name, plain.to(child.weight))
+
+
 def normalise(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Normalise all groups of a batch at once, and keep no more for the backward pass than one BatchNorm does.
 

@@ -2,155 +2,132 @@
 
 from __future__ import annotations
 
-import io
-import os
-import re
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from moco_dist.errors import UserError, some_names
 from moco_dist.files import replacing
+from moco_dist.networks import layouts, weight_files
 from moco_dist.networks.resnet import DEPTHS, BasicBlock, Bottleneck, Encoder
-from moco_dist.run.checkpoints import MARK, verify
-
-_LANDMARK = "layer1.0.conv1.weight"
-"""A layer that every ResNet has once: what stands before its name in a file is the prefix of all of them."""
-_COPIES = ("encoder_k", "momentum", "target")
-"""What programs call the encoder that follows the trained one."""
-
-_OF_TORCH = (b"PK", b"\x80\x02")
-"""What a file of torch.save begins with: an archive, or a pickle as before torch 1.6."""
+from moco_dist.networks.weight_files import Inert, WeightFile
 
 
-class _NoWeights(Exception):
-    """A file holds something else than weights."""
-
-
-class _Inert:
-    """Stand in for an object that checkpoints of other programs hold beside the weights; it does nothing."""
-
-    def __new__(cls, *_: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-_NUMPY = [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
-_INERT: list[Any] = [
-    (_Inert, name)
-    for name in (*_NUMPY, "numpy.ndarray", "numpy.dtype", "argparse.Namespace", "pathlib.PosixPath")
-]  # fmt: skip
-"""Options of a command line and numpy's numbers, which are seldom missing beside old weights and never needed."""
-
-
-def save_backbone(encoder: Encoder, path: Path) -> None:
-    """Write the encoder without its head, in torchvision's parameter names, as safetensors."""
-    backbone = {
+def backbone_of(encoder: Encoder) -> dict[str, Tensor]:
+    """Return the layers of an encoder without its head, in torchvision's names, on the CPU and in float32."""
+    return {
         name: tensor.detach().float().cpu().contiguous() if tensor.is_floating_point() else tensor.cpu()
         for name, tensor in encoder.state_dict().items()
         if not name.startswith("fc.")
     }
+
+
+def save_backbone(encoder: Encoder, path: Path, metadata: Mapping[str, str] = {}) -> None:
+    """Write the encoder without its head, in torchvision's names, as safetensors.
+
+    Args:
+        encoder: what is written.
+        path: of the file, which is replaced.
+        metadata: text that stands beside the tensors.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with replacing(path) as file:
-        file.write(save(backbone, metadata={"format": "pt"}))
+        file.write(save(backbone_of(encoder), metadata={"format": "pt", **metadata}))
 
 
-def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> str:
-    """Load all but the head, in place, from safetensors or a file of torch's, whatever prefix the names have there.
+def digest(encoder: Encoder, *, head: bool) -> str:
+    """Return the sha256 of the weights of an encoder, of its head or of all else."""
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if name.startswith("fc.") == head and "num_batches" not in name:
+            sha256.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> list[str]:
+    """Load all but the head, in place, from the weights of any program whose layout is known.
 
     Args:
         encoder: the one to load into.
-        path: of the file.
+        path: of a file of weights, or of a folder of Hugging Face's or timm's.
         key: what named the file, for the mistake.
 
     Returns:
-        One line that says what was taken.
+        A line each that says what was taken, renamed and left out.
 
     Raises:
         UserError: no such file, not weights of one ResNet, or layers that do not fit.
     """
-    try:
-        values = dict(_values(_read(path)))
-    except Exception as error:  # bytes of any kind raise errors of any kind
-        raise UserError.of(key, path, *_unreadable(error)) from None
-    prefix = _prefix(values, key, path)
+    return take_backbone_(encoder, weight_files.read(path, key), path, key)
+
+
+def take_backbone_(encoder: Encoder, file: WeightFile, path: Path, key: str) -> list[str]:
+    """Load all but the head, in place, from a file that was read already; all else as `load_backbone_`."""
+    recognised = recognise(file, path, key)
     own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
-    theirs = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    for name in own:
-        if name in theirs and (fault := _fault(name, theirs[name])):
-            raise UserError.of(key, path, f"{prefix}{name} {fault[0]}", fault[1])
-    tensors = {n: t for n, t in theirs.items() if isinstance(t, Tensor)}
-    _check_layers(own, tensors, key, path)
-    encoder.load_state_dict({n: tensors[n] for n in own}, strict=False)
-    return f"{key} = {path}: took the {len(own)} layers of {prefix or 'the backbone, without a prefix'}"
+    layers = layers_of(file, recognised, own, key, path)
+    _check_layers(own, layers, key, path)
+    encoder.load_state_dict({name: layers[name] for name in own}, strict=False)
+    return [f"{key} = {path}: {line}" for line in recognised.lines(own)]
 
 
-def _read(path: Path) -> object:
-    """Read what a file of weights holds, by what it is and not by its suffix. Raises errors of any kind."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise _NoWeights("neither a file nor a link to one")  # a pipe or a device may have no end
-    with path.open("rb") as file:
-        start = file.read(9)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - len(MARK) - 64))
-        ours = file.read().startswith(MARK)
-    if start[8:] == b"{":  # after the length of its header in 8 bytes
-        return load_file(path)
-    if start[:2] not in _OF_TORCH:
-        raise _NoWeights("neither safetensors nor a file of torch.save" if size else "the file is empty")
-    content = io.BytesIO(verify(path) if ours else path.read_bytes())
-    with torch.serialization.safe_globals(_INERT):
-        return torch.load(content, map_location="cpu", weights_only=True)
+def layers_of(
+    file: WeightFile, recognised: layouts.Recognised, wanted: Mapping[str, object], key: str, path: Path
+) -> dict[str, Tensor]:
+    """Return the layers of an encoder in a file, by our names.
+
+    Args:
+        file: what was read.
+        recognised: the encoder in it.
+        wanted: our names of the layers that are needed, whose values must be dense tensors of finite floats.
+        key: what named the file, for the mistake.
+        path: of the file.
+
+    Raises:
+        UserError: something else stands under the name of a layer that is wanted.
+    """
+    values = {ours: file.values[theirs] for ours, theirs in recognised.theirs.items()}
+    for name in wanted:
+        if name in values and (fault := _fault(name, values[name])):
+            raise UserError.of(key, path, f"{recognised.theirs[name]} {fault[0]}", fault[1])
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _unreadable(error: Exception) -> tuple[str, str]:
-    """Return rule and fix for a file that cannot be read as weights."""
-    text = " ".join(str(error).split())
-    if runs := re.search(r"GLOBAL (\S+)", text):
-        rule = f"is a pickle that would run code, {runs[1]}, when it is read, and is refused"
-        return rule, "save the tensors alone: torch.save(model.state_dict(), FILE)"
-    if isinstance(error, OSError):
-        text = error.strerror or text
-    elif not isinstance(error, _NoWeights):
-        text = f"damaged: {text.rpartition('WeightsUnpickler error: ')[2][:100] or type(error).__name__}"
-    return f"cannot be read as weights: {text}", "give a .safetensors or .pt"
+def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
+    """Find the one encoder in a file. Raises UserError where it has none, several, or one that computes otherwise."""
+    _check_config(file, key, path)
+    return layouts.recognise(file.values, key, path)
 
 
-def _values(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield what stands in a tree of dicts, each under its names joined by dots. Raises _NoWeights for no dict."""
-    if not isinstance(tree, Mapping):
-        raise _NoWeights(f"it holds a {type(tree).__name__}, no layers by name")
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _check_config(file: WeightFile, key: str, path: Path) -> None:
+    """Refuse a folder whose config.json tells of a network that has our layers and computes something else.
 
-
-def _prefix(names: Mapping[str, object], key: str, path: Path) -> str:
-    """Return what stands before the names of the one encoder in a file. Raises UserError where there is not one."""
-    ends = [name for name in names if f".{name}".endswith(f".{_LANDMARK}")]
-    prefixes = [name.removesuffix(_LANDMARK) for name in ends]
-    prefixes = [p for p in prefixes if not any(word in p for word in _COPIES)] or prefixes
-    if not prefixes:
-        first = " ".join(", ".join(list(names)[:5]).split())[:200] or "nothing"
-        raise UserError.of(key, path, f"holds no ResNet's layers, but {first}", "give a ResNet in torchvision's names")
-    if len(prefixes) > 1:
-        rule = f"holds several encoders: {', '.join(prefix or '(no prefix)' for prefix in prefixes[:5])}"
-        raise UserError.of(key, path, rule, "save the one that you mean alone")
-    return prefixes[0]
+    Raises:
+        UserError: names what is different.
+    """
+    config = file.config
+    architecture = str(config.get("architecture", "")).partition(".")[0]  # of timm; behind the dot, what it learned
+    if architecture and architecture not in DEPTHS:
+        rule = f"is a {architecture}, which has the layers of a ResNet and may compute something else"
+        raise UserError.of(key, path, rule, f"give one of {', '.join(DEPTHS)}")
+    different = {"downsample_in_bottleneck": False, "downsample_in_first_stage": False, "hidden_act": "relu"}
+    for name, value in different.items():
+        if config.get(name, value) != value:
+            rule = f"its config.json has {name}={config[name]}, where torchvision's ResNets have {value}"
+            raise UserError.of(key, path, rule, "give a ResNet that computes what torchvision's does")
 
 
 def _fault(name: str, value: object) -> tuple[str, str] | None:
     """Return rule and fix for what stands under a layer's name and cannot be its weights; None where it can."""
     if not isinstance(value, Tensor):
-        kind = "an array of numpy" if isinstance(value, _Inert) else f"of type {type(value).__name__}"
+        kind = "an array of numpy" if isinstance(value, Inert) else f"of type {type(value).__name__}"
         return f"is {kind}, not a tensor of floats", "save a state_dict()"
     if not value.is_floating_point():
         return f"is a tensor of {value.dtype}, not a tensor of floats", "save a state_dict()"
@@ -171,14 +148,14 @@ def _check_layers(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: 
     rule = f"{len(wrong)} of {len(own)} layers do not fit: {some_names(layers)}"
     if not wrong:
         rule = f"{len(more)} layers do not fit: {more[0]} and its like are not in the model"
-    ours, needed = _settings(own), _settings(theirs)
+    ours, needed = settings_of(own), settings_of(theirs)
     changes = [f"{name}={value}" for name, value in needed.items() if value != ours[name]] if needed else []
     fix = f"set {' '.join(changes)}" if changes else "no model.arch, stem and width has these layers"
     raise UserError.of(key, path, rule, fix)
 
 
-def _settings(layers: Mapping[str, Tensor]) -> dict[str, object]:
-    """Read the settings of a ResNet off its shapes; nothing where none of ours has them."""
+def settings_of(layers: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the settings of a ResNet off the shapes of its layers; nothing where none of ours has them."""
     depths = [len({n.split(".")[1] for n in layers if n.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)]
     block = Bottleneck if "layer1.0.conv3.weight" in layers else BasicBlock
     arch = next((name for name, ours in DEPTHS.items() if ours == (block, depths)), None)

@@ -13,6 +13,7 @@ from moco_dist import health
 from moco_dist.data import augment, loader, sources, stream
 from moco_dist.data import workers as of_workers
 from moco_dist.data.identity import check_begun
+from moco_dist.encoders.description import Description
 from moco_dist.engine import build, checkpoint, schedule
 from moco_dist.engine.engine import Details
 from moco_dist.errors import UserError
@@ -253,7 +254,8 @@ class Training:
     def _conclude(self) -> None:
         """Leave the encoder and the final figures, then say where they are. Rank 0 alone."""
         paths = self.run_dir.paths
-        weights.save_backbone(self.encoder, paths.encoder)
+        described = Description.of(self.config, self.total)
+        weights.save_backbone(self.encoder, paths.encoder, described.metadata())
         self.tracker.encoder(paths.encoder, self.data.identity._asdict())
         summary = {"name": self.config.run.name, "ranks": self.world.size, **self.tracker.summary()}
         write_text(paths.summary, json.dumps(summary, indent=1) + "\n")
@@ -275,7 +277,8 @@ def first_encoder(config: configs.Config, data: sources.Data, world: collectives
     """Build the query encoder as the run begins. Raises UserError."""
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     if config.run.init_from:
-        world.tell(f"moco_dist.train: {weights.load_backbone_(encoder, Path(config.run.init_from))}")
+        for line in weights.load_backbone_(encoder, Path(config.run.init_from)):
+            world.tell(f"moco_dist.train: {line}")
     return encoder
 
 

@@ -39,7 +39,7 @@ def named(prefix: str, state: dict[str, Any] = STATE) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
-def loaded(path: Path, into: Encoder | None = None) -> tuple[Encoder, str]:
+def loaded(path: Path, into: Encoder | None = None) -> tuple[Encoder, list[str]]:
     into = into or encoder(0)
     return into, weights.load_backbone_(into, path)
 
@@ -73,8 +73,8 @@ def test_the_prefix_is_found_and_told(name: str, archive: bool, tmp_path: Path) 
     content, prefix = FILES[name]
     path = tmp_path / "weights.pth.tar"
     torch.save(content, path, _use_new_zipfile_serialization=archive)
-    theirs, line = loaded(path)
-    assert line == f"run.init_from = {path}: took the 100 layers of {prefix}"
+    theirs, lines = loaded(path)
+    assert lines[0] == f"run.init_from = {path}: took the 100 layers of {prefix}"
     assert_equal(theirs, STATE)
 
 
@@ -88,8 +88,11 @@ def assert_equal(theirs: Encoder, state: dict[str, Tensor]) -> None:
 def test_a_checkpoint_of_ours_gives_its_query_encoder(tmp_path: Path) -> None:
     path = tmp_path / "step_000000007.pt"
     checkpoint.write(path, {"step": 7, "encoder_k": OTHER, "encoder_q": STATE, "queue": torch.randn(8, 16)})
-    theirs, line = loaded(path)
-    assert line.endswith("took the 100 layers of encoder_q.")
+    theirs, lines = loaded(path)
+    assert lines == [
+        f"run.init_from = {path}: took the 100 layers of encoder_q.",
+        f"run.init_from = {path}: left out: encoder_q.fc (4), step, encoder_k (104), queue",
+    ]
     assert_equal(theirs, STATE)
 
     content = bytearray(path.read_bytes())
@@ -191,7 +194,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "variance": (changed("bn1.running_var", lambda t: -t), r"bn1\.running_var holds NaN, infinity or a variance below"),
     "sparse": (changed("conv1.weight", lambda t: t.to_sparse()), r"conv1\.weight is a tensor in a sparse layout"),
     "meta": (changed("conv1.weight", lambda t: t.to("meta")), r"conv1\.weight is a tensor without values"),
-    "a folder": (lambda path: path.mkdir(), "cannot be read as weights: Is a directory"),
+    "a folder": (lambda path: path.mkdir(), "the folder has neither model.safetensors nor pytorch_model.bin"),
     "no file": (lambda path: None, "cannot be read as weights: No such file or directory"),
 }
 

@@ -1,0 +1,69 @@
+"""Describe an encoder beside its weights, so that a file of them alone can be loaded: its network and its images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moco_dist.config import Config
+from moco_dist.config.schema import ModelSection
+from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.files import parse_object
+from moco_dist.networks.weight_files import WeightFile
+
+_METADATA = "moco_dist"
+"""Name of the description in the metadata of a safetensors file."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A description tells what weights alone do not: how the network is built, and what it takes."""
+
+    model: ModelSection
+    preprocessing: Preprocessing
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """The name of the run and the steps done; empty for weights from elsewhere."""
+
+    @classmethod
+    def of(cls, config: Config, step: int) -> Description:
+        """Describe the encoder of a run after so many steps."""
+        return cls(config.model, Preprocessing.of(config), {"name": config.run.name, "step": step})
+
+    def metadata(self) -> dict[str, str]:
+        """Return the description as the metadata of a safetensors file."""
+        content = {
+            "model": self.model.model_dump(mode="json"),
+            "preprocessing": self.preprocessing.fields(),
+            "run": dict(self.run),
+        }
+        return {_METADATA: json.dumps(content)}
+
+
+def read(file: WeightFile) -> Description | None:
+    """Read the description beside weights of ours; None where there is none, or it is damaged."""
+    content = parse_object(file.metadata.get(_METADATA, ""))
+    try:
+        model = ModelSection.model_validate(content["model"])
+        preprocessing = Preprocessing.read(content["preprocessing"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    run = content.get("run")
+    return None if preprocessing is None else Description(model, preprocessing, run if isinstance(run, dict) else {})
+
+
+def of_folder(file: WeightFile, channels: int) -> Preprocessing | None:
+    """Read the preprocessing of a folder of timm's, out of its config.json; None where that does not tell it."""
+    pretrained = file.config.get("pretrained_cfg")
+    if not isinstance(pretrained, dict):
+        return None
+    try:
+        in_channels, height, width = pretrained["input_size"]
+        fields = {"image_size": height, "mean": pretrained["mean"], "std": pretrained["std"]}
+        if in_channels != channels or height != width:
+            return None
+        return Preprocessing.read({**fields, "resize": math.floor(height / pretrained.get("crop_pct", 0.875))})
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None

@@ -1,0 +1,221 @@
+"""Load an encoder as a module that computes features, from a run or from the weights of any program."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from moco_dist import config as configs
+from moco_dist.config.schema import ModelSection
+from moco_dist.encoders import description, of_run
+from moco_dist.encoders.description import Description
+from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.errors import UserError
+from moco_dist.networks import batchnorm, resnet, weight_files, weights
+from moco_dist.networks.weight_files import WeightFile
+from moco_dist.run import directory, paths, status
+
+_LARGE, _SMALL = 224, 32
+"""Sides in pixels of the images that encoders of a large and of a small stem are customarily trained on."""
+_OF_IMAGES = ("data.image_size", "data.mean", "data.std", "data.value_range")
+"""Keys of the config that describe the images of weights from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The origin says where an encoder comes from."""
+
+    path: Path
+    which: of_run.Which = "query"
+    step: int | None = None
+    """Steps that the run had done; None for weights from elsewhere."""
+    config: configs.Config | None = None
+    """The config of the run; None for weights from elsewhere without one."""
+
+
+class PretrainedEncoder(nn.Module):
+    """A pretrained encoder computes features of images, and has the preprocessing that these need.
+
+    It begins in evaluation mode, with gradients, and its BatchNorms are torch's own, so that it can be fine-tuned as
+    any other module.
+
+    Attributes:
+        network: the ResNet, in torchvision's names; its `fc` is MoCo's head.
+        preprocess: turns an image (a path, a PIL image or an array of pixels) into float32 [C, S, S].
+        model: the section of the config that describes the network.
+        origin: where the weights come from.
+        has_head: whether the head is that of the run; else its weights are random, and `project` refuses.
+    """
+
+    def __init__(
+        self, network: resnet.Encoder, preprocess: Preprocessing, model: ModelSection, origin: Origin, *, has_head: bool
+    ) -> None:
+        super().__init__()
+        self.network, self.preprocess, self.model = network, preprocess, model
+        self.origin, self.has_head = origin, has_head
+
+    @property
+    def feature_dim(self) -> int:
+        """Return the length D of a feature."""
+        return self.network.feature_dim
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Return the sha256 of the weights as they were when it was first asked for, without the head."""
+        return weights.digest(self.network, head=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute what the evaluation uses: the pooled output of the last stage, before the head.
+
+        Args:
+            images: [N, C, S, S], each from `preprocess`.
+
+        Returns:
+            [N, D], not normalised.
+        """
+        return self.network.features(images)
+
+    def project(self, images: Tensor) -> Tensor:
+        """Compute what the contrast compares: the head's output, of length 1 (He et al. 2020, section 3.1).
+
+        Args:
+            images: [N, C, S, S], each from `preprocess`.
+
+        Returns:
+            [N, dim]
+
+        Raises:
+            ValueError: the weights have no head.
+        """
+        if not self.has_head:
+            raise ValueError(f"{self.origin.path} has no head; load a checkpoint of its run, by head=True")
+        return nn.functional.normalize(self.network(images), dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute `features`."""
+        return self.features(images)
+
+    def extra_repr(self) -> str:
+        """Describe the encoder in the module's representation."""
+        steps = "" if self.origin.step is None else f", step {self.origin.step}"
+        return f"{self.model.arch}, {self.model.stem} stem, {self.feature_dim} features, of {self.origin.path}{steps}"
+
+
+def load_encoder(
+    path: str | Path,
+    *,
+    which: of_run.Which = "query",
+    head: bool = False,
+    step: int | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | torch.device = "cpu",
+) -> PretrainedEncoder:
+    """Load an encoder with its preprocessing, from a run or from weights.
+
+    Args:
+        path: a run directory; or weights: an encoder.safetensors, a checkpoint of this or of another program, or a
+            folder of Hugging Face's or timm's. The layout of the names is detected.
+        which: the query encoder, which is trained, or the key encoder, which follows it; the latter is in runs alone.
+        head: whether to load MoCo's head too, for `project`; it is in the checkpoints of runs alone.
+        step: of the checkpoint of a run; None: the final encoder, or the last checkpoint of a run that goes on.
+        config: of weights from elsewhere, a config that tells their images; without it, what the file tells counts.
+        overrides: `section.key=value` for the config, such as `data.image_size=64`.
+        device: where the module lies.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        UserError: there is no such run or file, it is damaged, or it does not fit what it is said to be.
+    """
+    path = Path(configs.expanded("PATH", str(path)))
+    run_dir = paths.run_of(path) or (path if path.is_dir() and paths.RunPaths(path).config.is_file() else None)
+    if run_dir is not None:
+        if config is not None:
+            raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
+        encoder = _of_run(run_dir, which, head, step, overrides)
+    else:
+        for name, value, plain in (("which", which, "query"), ("head", head, False), ("step", step, None)):
+            if value != plain:
+                raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
+        encoder = _of_weights(path, config, overrides)
+    batchnorm.make_plain_(encoder)
+    return encoder.eval().to(device)
+
+
+def _of_run(
+    run_dir: Path, which: of_run.Which, head: bool, step: int | None, overrides: Sequence[str]
+) -> PretrainedEncoder:
+    config = directory.load_config(paths.RunPaths(run_dir).config, overrides)
+    chosen = of_run.choose_step(run_dir, with_head=head, which=which, step=step)
+    network = resnet.build_encoder(config.model, config.data.channel_count, config.run.seed)
+    of_run.load_(network, run_dir, chosen, which)
+    steps = status.read(run_dir).step if chosen is None else chosen
+    origin = Origin(run_dir, which, steps, config)
+    return PretrainedEncoder(network, Preprocessing.of(config), config.model, origin, has_head=chosen is not None)
+
+
+def _of_weights(path: Path, config: str | Path | None, overrides: Sequence[str]) -> PretrainedEncoder:
+    file, full = weight_files.read(path, "PATH"), None
+    if config is not None:
+        full = configs.load(Path(configs.expanded("config", str(config))), overrides)
+        described = Description(full.model, Preprocessing.of(full))
+    else:
+        described = _overridden(_describe(file, path, sure=bool(overrides)), overrides, path)
+    network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
+    weights.take_backbone_(network, file, path, key="PATH")
+    step = described.run.get("step")
+    origin = Origin(path, step=step if isinstance(step, int) else None, config=full)
+    return PretrainedEncoder(network, described.preprocessing, described.model, origin, has_head=False)
+
+
+def _describe(file: WeightFile, path: Path, *, sure: bool) -> Description:
+    """Describe weights by what stands beside them, or else by their shapes and what is customary.
+
+    Args:
+        file: the weights.
+        path: of the file.
+        sure: whether the caller says what the images are, so that no warning is needed.
+
+    Raises:
+        UserError: they are not those of a ResNet of ours.
+    """
+    if described := description.read(file):
+        return described
+    layers = weights.layers_of(file, weights.recognise(file, path, "PATH"), {}, "PATH", path)
+    settings = weights.settings_of(layers)
+    if not settings:
+        rule = "has layers that no model.arch, stem and width of ours has"
+        raise UserError.of("PATH", path, rule, "give one of torchvision's ResNets")
+    model = ModelSection(arch=settings["model.arch"], stem=settings["model.stem"], width=settings["model.width"])
+    channels = settings["data.channels"]
+    preprocessing = description.of_folder(file, channels)
+    if preprocessing is None:
+        preprocessing = Preprocessing.general(_LARGE if model.stem == "imagenet" else _SMALL, channels)
+        if not sure:
+            what = f"{preprocessing.image_size} pixels and ImageNet's statistics are assumed"
+            warnings.warn(f"{path} does not describe its images: {what}; give config or overrides", stacklevel=4)
+    return Description(model, preprocessing)
+
+
+def _overridden(described: Description, overrides: Sequence[str], path: Path) -> Description:
+    """Change what is known of the images of weights. Raises UserError for an override of anything else."""
+    before = described.preprocessing
+    for override in overrides:
+        if override.partition("=")[0] not in _OF_IMAGES:
+            rule = "weights without a config have none but these keys: " + ", ".join(_OF_IMAGES)
+            raise UserError.of("overrides", override, rule, f"give config, which describes {path.name}")
+    fixed = ["data.source=synthetic", f"data.channels={before.channels}", f"data.image_size={before.image_size}"]
+    statistics = [f"data.mean={list(before.mean)}", f"data.std={list(before.std)}"]
+    data = configs.load(None, [*fixed, *statistics, *overrides]).data
+    assert data.mean and data.std
+    value_range = data.value_range or before.value_range
+    changed = replace(before.at(data.image_size), mean=data.mean, std=data.std, value_range=value_range)
+    return replace(described, preprocessing=changed)

@@ -1,0 +1,134 @@
+"""Turn an image into what an encoder takes, as the evaluation of its run does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from moco_dist.config import Config
+from moco_dist.config.section import MOST_CHANNELS, Interval
+from moco_dist.data import augment, crops
+from moco_dist.data.decode import Planes, decode, planes_of_array, planes_of_image
+from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, general_statistics
+
+ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
+"""An image: the path of a file, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
+
+_LARGEST_SIDE = 4096
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The preprocessing resizes an image, cuts out its centre, and normalises it; call it with an image.
+
+    Pixels of 8 bits are taken as they are; values of more bits are scaled as `docs/images.md` says.
+
+    Attributes:
+        image_size: side S of the square that the encoder sees, in pixels.
+        resize: the shorter side of the image in pixels before the square is cut out of it: S, or else S * 256/224.
+        mean: of each channel, of pixels in [0, 1].
+        std: of each channel.
+        value_range: the values of more than 8 bits that become black and white; None: 0 to 65535, and 0 to 1 of floats.
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: Interval | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Preprocessing:
+        """Return the preprocessing of a run's evaluation, by its resolved config."""
+        data = config.data
+        in_memory = data.source != "imagefolder"  # whose images are of one size, and are not cut
+        statistics = PIXEL_STATISTICS.get(data.source) or general_statistics(data.channel_count)
+        if data.mean and data.std:
+            statistics = PixelStatistics(data.mean, data.std)
+        resize = data.image_size if in_memory else _resize_of(data.image_size)
+        return cls(data.image_size, resize, *statistics, data.value_range)
+
+    @classmethod
+    def general(cls, image_size: int, channels: int) -> Preprocessing:
+        """Return what is customary for an encoder whose own preprocessing is not known: ImageNet's statistics."""
+        return cls(image_size, _resize_of(image_size), *general_statistics(channels))
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Preprocessing | None:
+        """Read what `fields` has written; None where that is damaged."""
+        try:
+            numbers = [tuple(map(float, fields[name])) for name in ("mean", "std")]
+            size, resize = (int(fields[name]) for name in ("image_size", "resize"))
+            low_and_high = fields.get("value_range")
+            value_range = (float(low_and_high[0]), float(low_and_high[1])) if low_and_high else None
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError):
+            return None
+        mean, std = numbers
+        sound = 0 < size <= resize <= _LARGEST_SIDE and min(std, default=0.0) > 0
+        sound = sound and 0 < len(mean) == len(std) <= MOST_CHANNELS and bool(np.isfinite([*mean, *std]).all())
+        return cls(size, resize, mean, std, value_range) if sound else None
+
+    def fields(self) -> dict[str, Any]:
+        """Return all of it as JSON holds it."""
+        return asdict(self)
+
+    def at(self, image_size: int) -> Preprocessing:
+        """Return the same for squares of another side, with as much of the image around them."""
+        customary = self.resize == _resize_of(self.image_size)
+        resize = _resize_of(image_size) if customary else round(image_size * self.resize / self.image_size)
+        return replace(self, image_size=image_size, resize=resize)
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels of an image."""
+        return len(self.mean)
+
+    def pixels(self, image: ImageLike) -> Tensor:
+        """Resize an image and cut out its centre.
+
+        Returns:
+            uint8 [C, S, S]
+
+        Raises:
+            ValueError: it has other channels, or values out of range.
+            OSError: a file cannot be read or decoded; decoders also raise errors of their own.
+        """
+        planes = self._planes(image)
+        if self.resize != self.image_size:
+            return torch.cat([crops.centre(plane, self.image_size, self.resize) for plane in planes])
+        pixels = torch.cat([torch.from_numpy(np.array(plane)).view(*plane.size[::-1], -1) for plane in planes], dim=2)
+        return crops.centre_batch(pixels.permute(2, 0, 1)[None], self.image_size)[0].contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Scale pixels, uint8 [..., C, S, S], to [0, 1] and normalise them: float32 of the same shape."""
+        return augment.normalise_(
+            pixels.to(torch.float32, copy=True).div_(255), *map(augment.of_channels, (self.mean, self.std))
+        )
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        """Prepare an image: float32 [C, S, S]. Raises as `pixels`."""
+        return self.normalise(self.pixels(image))
+
+    def _planes(self, image: ImageLike) -> Planes:
+        """Decode an image of any kind. Raises as `pixels`."""
+        if isinstance(image, str | Path):
+            return decode(Path(image), self.channels, self.value_range)
+        if isinstance(image, Image.Image):
+            return planes_of_image(image, self.channels, self.value_range)
+        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+        if values.ndim not in (2, 3):
+            raise ValueError(f"an image has the shape [H, W], [H, W, C] or [C, H, W], not {list(values.shape)}")
+        return planes_of_array(values, self.channels, self.value_range)
+
+
+def _resize_of(image_size: int) -> int:
+    """Return the shorter side that `crops.centre` gives an image before it cuts out a square of that side."""
+    return round(image_size * 256 / 224)
