@@ -96,6 +96,6 @@ def call(*command: str, folder: Path) -> str:
     """Run a command in a folder, by an environment that says nothing of this checkout. Returns what it prints."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     variables |= {"PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
