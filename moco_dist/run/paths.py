@@ -32,6 +32,7 @@ class RunPaths:
         trackio: folder of Trackio's database.
         evaluation: folder of the evaluation's cells and pictures.
         evaluation_table: file of the evaluation's table.
+        export: folder of the encoder in the formats of other programs.
         features_view: file of what the last evaluation left of the features to be looked at.
         report: page that shows the run.
     """
@@ -53,6 +54,7 @@ class RunPaths:
         self.trackio = folder / "trackio"
         self.evaluation = folder / EVALUATION
         self.evaluation_table = folder / EVALUATION_TABLE
+        self.export = folder / "export"
         self.features_view = folder / "features_view.json"
         self.report = folder / REPORT
 
