@@ -12,7 +12,7 @@ from moco_dist import packages
 from moco_dist.arguments import check_out, parser_of, path_of
 from moco_dist.config import Config
 from moco_dist.config.schema import ModelSection
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 from moco_dist.export import manifest
 from moco_dist.run import directory
 from moco_dist.run.paths import RunPaths, run_of
@@ -29,6 +29,8 @@ _SUFFIXES: dict[Format, str] = {
     "reference": ".pth.tar",
     "package": "",
 }
+_TOLD_BY_SUFFIX = ("timm", "detectron2")
+"""Formats whose programs tell them by the ending of the file's name."""
 _WITH_HEAD = ("onnx", "torchscript")
 _THEIR_NETWORKS = ("torchvision", "timm", "detectron2")
 """Formats whose programs build the network by its name."""
@@ -123,5 +125,8 @@ def _check_place(out: Path, to: Format, *, ours: bool) -> None:
         manifest.check_replaceable(out)
         return
     check_out(out)
+    if to in _TOLD_BY_SUFFIX and out.suffix != _SUFFIXES[to]:
+        rule = f"must end in {_SUFFIXES[to]}, by which {to} tells the format"
+        raise UserError.of("--out", out, rule, f"use --out {printable(str(out))}{_SUFFIXES[to]}")
     if not ours and out.exists():
         raise UserError.of("--out", out, "is there already", "name a new file by --out, or remove it")

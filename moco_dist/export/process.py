@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
+from torch import Tensor
+
 from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.encoders import of_run
@@ -15,6 +17,7 @@ from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError, printable
 from moco_dist.export import compiled, package, state_dicts, unchanged
 from moco_dist.export.options import Options, differences
+from moco_dist.networks import weight_files
 from moco_dist.reference import write as reference
 from moco_dist.run.paths import RunPaths
 
@@ -26,6 +29,7 @@ def run(options: Options) -> str:
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
     encoder = load_encoder(path, which=options.encoder, head=options.head, step=options.step)
+    _take_counts_(encoder, options)
     description = describe(encoder, step, options)
     what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
     if options.to == "package":
@@ -35,6 +39,17 @@ def run(options: Options) -> str:
         content, loads = _content(encoder, description, options)
         _write(options, content)
     return f"{printable(str(options.out))}: {what}; {loads}"
+
+
+def _take_counts_(encoder: PretrainedEncoder, options: Options) -> None:
+    """Take BatchNorm's counts of batches out of the run's own weights, so that all of these leave as they are.
+
+    Nothing is computed by them, so that `load_encoder` leaves them out.
+    """
+    if of_run.choose_step(options.run_dir, with_head=options.head, which=options.encoder, step=options.step) is None:
+        values = weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR").values
+        counts = {name: value for name, value in values.items() if name.endswith("num_batches_tracked")}
+        encoder.network.load_state_dict({n: v for n, v in counts.items() if isinstance(v, Tensor)}, strict=False)
 
 
 def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Description:
