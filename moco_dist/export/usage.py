@@ -32,8 +32,7 @@ def in_torchvision(model: ModelSection, channels: int) -> str:
         lines += [f"model.conv1 = {convolution}"] if differences(model, channels) else []
     without = ["fc", "maxpool"] if model.stem == "small" else ["fc"]
     lines.append("".join(f"model.{name} = " for name in without) + "torch.nn.Identity()")
-    lines.append(f'model.load_state_dict(torch.load("{WEIGHTS}", weights_only=True))')
-    lines.append("model.eval()")
+    lines.append(f'model.eval().load_state_dict(torch.load("{WEIGHTS}", weights_only=True))')
     return "\n".join(lines)
 
 
