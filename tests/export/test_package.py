@@ -196,6 +196,17 @@ def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None
     assert str(tmp_path) not in card and "None" not in card and "nan" not in card.replace("finance", "")
 
 
+def test_the_hours_of_a_run_begun_elsewhere_are_those_spent_here(narrow: Path) -> None:
+    paths = RunPaths(narrow)
+    rows = "".join(f'{{"step": {step}, "loss": 1, "images_per_second": 0.16}}\n' for step in (2, 3, 4))
+    paths.metrics.write_text(rows)
+    assert "| hours | 0.22," in (package_of(narrow) / "README.md").read_text()  # 4 steps of 200 s
+    paths.converted.write_text(json.dumps({"step": 1, "sha256": "0" * 64, "checkpoint": "/home/me/a.pth.tar"}))
+    card = (package_of(narrow) / "README.md").read_text()
+    assert "| hours | 0.17," in card and "/home" not in card  # 3 of them
+    assert f"steps 1 to 1 were taken by another program, whose checkpoint has the sha256 {'0' * 64} |" in card
+
+
 def test_figures_of_other_weights_are_not_told(narrow: Path) -> None:
     """An evaluation is of the weights that it names, and the training measured the query encoder alone."""
     key = (package_of(narrow, "--encoder", "key") / "README.md").read_text()
