@@ -76,7 +76,6 @@ def _of_timm(encoder: PretrainedEncoder) -> dict[str, Any]:
         "mean": list(encoder.preprocess.mean),
         "std": list(encoder.preprocess.std),
         "num_classes": 0,
-        "pool_size": [7, 7],
         "first_conv": "conv1",
         "classifier": "fc",
     }
