@@ -162,6 +162,17 @@ def test_timm_resizes_to_the_same_pixels(size: int, resize: int) -> None:
     assert transforms.transforms[0].size == resize
 
 
+@pytest.mark.parametrize(("size", "channels"), [(224, 3), (32, 3), (28, 1)])
+def test_a_photograph_is_prepared_alike_elsewhere(size: int, channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    photograph = Image.fromarray(pixels).resize((640, 427), Image.Resampling.BICUBIC)
+    photograph.save(tmp_path / "a.jpg")
+    prepare, scope = Preprocessing.general(size, channels), dict[str, Callable[[Image.Image], torch.Tensor]]()
+    exec(usage.preprocessing_in_torchvision(prepare), scope)
+    prepared = scope["prepare"](Image.open(tmp_path / "a.jpg"))
+    assert torch.allclose(prepared, prepare(tmp_path / "a.jpg"), atol=1e-5)
+
+
 def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None:
     encoder = load_encoder(narrow)
     rows = [
