@@ -124,7 +124,7 @@ def _converted(paths: RunPaths) -> tuple[int, str] | None:
     """Read what the run was converted from."""
     origin = files.read_object(paths.converted)
     step, sha256 = origin.get("step"), origin.get("sha256")
-    return (step, sha256) if type(step) is int and step > 0 and isinstance(sha256, str) else None
+    return (step, sha256) if type(step) is int and 0 < step < 2**53 and isinstance(sha256, str) else None
 
 
 def _hours(own_rows: Sequence[Mapping[str, Any]], global_batch: int, begun: int) -> float | None:

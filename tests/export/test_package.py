@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,6 +263,7 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+BAD: list[Any] = [None, "`x`", True, [1], {}, {"`x`": 1}, float("nan"), float("inf"), 10**400, -1, "\ud800"]
 BAD_ROWS = (
     '{"step": 1, "loss": 1, "images_per_second": null}\n{"step": 4, "knn_top1": "x"}\n{"step": 4, "knn_top1": 7}\n'
 )
@@ -269,9 +271,28 @@ BAD_START = '{"step": 0, "data": {"digest": "`x`", "classes": "a"}, "devices": {
 BAD_TABLES = ["[]", "{", '{"weights": 1, "rows": 3}', '{"split": "test", "rows": [1, {"method": 2}, {"method": "a"}]}']
 
 
+def every_bad_figure(paths: RunPaths) -> None:
+    """Give rows, table, starts and status figures of every kind that they cannot have."""
+    names = ("loss", "images_per_second", "knn_top1", "linear_top1", "linear_train_top1", "evidence", "finding", "lr")
+    rows = [
+        {"step": 4, "epoch": 1, **dict.fromkeys(some, bad)} for bad in BAD for some in (names, names[2:], names[5:])
+    ]
+    paths.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = load_encoder(paths.folder).digest
+    of_table = [{"method": "kNN", "labels": bad, "draws": bad, "test_accuracy_mean": bad} for bad in BAD]
+    of_table += [{"method": bad, "labels": None, "draws": 1, "test_accuracy_mean": 0.5} for bad in BAD]
+    table = {"weights": digest, "split": "test", "held_out": "x", "rows": of_table}
+    paths.evaluation_table.write_text(json.dumps(table))
+    names = ("time", "ranks", "hosts", "device", "devices", "cpus", "data", "code", "versions")
+    starts = [{"step": 0, **dict.fromkeys(names, bad)} for bad in BAD]
+    paths.provenance.write_text("".join(json.dumps(start) + "\n" for start in starts))
+    paths.converted.write_text(json.dumps({"step": 10**400, "sha256": "`x`"}))
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        every_bad_figure,
         lambda paths: paths.metrics.unlink(),
         lambda paths: truncate(paths.metrics),
         lambda paths: paths.metrics.write_text(BAD_ROWS),
