@@ -316,6 +316,21 @@ def test_what_is_missing_is_left_out(spoil: Callable[[RunPaths], object], narrow
     assert load_encoder(folder).digest == load_encoder(narrow).digest
 
 
+def test_a_package_that_cannot_be_replaced_stays(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, true_rename = package_of(narrow), Path.rename
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(28, "No space left on device")
+        return true_rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    assert run([str(narrow), "--to", "package", "--step", "2"]) == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["package"]
+
+
 def test_a_changed_package_is_not_replaced(narrow: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = package_of(narrow)
     before = (folder / "README.md").stat().st_ino
