@@ -21,12 +21,13 @@ def assess(
     linear: bool = False,
     solver: Literal["auto", "lbfgs", "sgd"] = "auto",
     features: Literal["backbone", "head"] = "backbone",
-    labels: int | None = None,
+    labels: int | Literal["all"] | None = None,
     label_fraction: float | None = None,
     draws: int | None = None,
     finetune: bool = False,
     supervised: bool = False,
     semi: bool = True,
+    epochs: int | None = None,
     split: Literal["test", "validation"] = "test",
     out: str | os.PathLike[str] | None = None,
     wandb: bool = False,
@@ -46,12 +47,14 @@ def assess(
         linear: a linear probe on the features of all labelled images.
         solver: of the linear probe; `auto` chooses by memory.
         features: of kNN and the linear probe: of the backbone, or the output of the head.
-        labels: the methods for few labels, on so many images, equally many of each class.
+        labels: the methods for few labels, on so many images, equally many of each class; or `all`, on which `finetune`
+            and `supervised` train networks.
         label_fraction: the same, as a part of the labelled images, above 0 and at most 1.
         draws: random draws of the few labels, 1 unless it is set.
-        finetune: adds the encoder fine-tuned on the few labels.
+        finetune: adds the encoder fine-tuned on these labels.
         supervised: adds networks trained from scratch on the same labels.
         semi: whether the semi-supervised method is among those for few labels.
+        epochs: of each training on all labels; unset, its recipe's.
         split: the images that the figures are of; `validation`, cut from the training images, is for tuning.
         out: folder of the results (`evaluation.json` and `evaluation/`); unset, the run directory, or the folder of the
             weights.
@@ -85,12 +88,13 @@ def assess(
             linear=linear,
             solver=solver,
             features=features,
-            labels=_whole("--labels", labels),
+            labels="all" if labels == "all" else _whole("--labels", labels),
             label_fraction=label_fraction,
             draws=_whole("--draws", draws),
             finetune=finetune,
             supervised=supervised,
             semi=semi,
+            epochs=_whole("--epochs", epochs),
             split=split,
             out=None if out is None else path_of("--out", out),
             wandb=wandb,
