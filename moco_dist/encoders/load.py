@@ -169,6 +169,8 @@ def _of_weights(path: Path, config: str | Path | None, overrides: Sequence[str])
         described = Description(full.model, Preprocessing.of(full))
     else:
         described = _overridden(_describe(file, path, sure=bool(overrides)), overrides, path)
+    with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
+        weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, "PATH")
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
     weights.take_backbone_(network, file, path, key="PATH")
     step = described.run.get("step")

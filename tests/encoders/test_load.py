@@ -119,7 +119,7 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_encoder(tmp_path).preprocess == Preprocessing(176, 185, (0.5,) * 3, (0.2,) * 3)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetblur18"}))
-    with pytest.raises(UserError, match="is a resnetblur18, which has the layers of a ResNet and may compute"):
+    with pytest.raises(UserError, match="is a resnetblur18, which has layers of a ResNet and computes something else"):
         load_encoder(tmp_path)
 
 
