@@ -5,6 +5,7 @@ Ours are torchvision's names. A program adds a prefix to them, numbers them, or 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import NoReturn
 
 from moco_dist.errors import UserError, printable, some_names
 
+_MOST_ENCODERS = 8
+"""Encoders of a file that are looked at; a file of more is refused by these."""
 _FOLLOWERS = ("encoder_k", "momentum", "target", "key_encoder", "key_backbone")
 """What MoCo's and BYOL's programs call the encoder that follows the trained one; their own evaluation leaves it out.
 
@@ -80,6 +83,8 @@ class Layout:
     """Translates a name without its prefix into ours; None for what is no layer of the encoder."""
     network: str
     """Matches the beginning of all names, without the prefix, that change what the network computes."""
+    is_told_by: str = ""
+    """One of our names that an encoder of this layout has, and a similar sequence of layers has not; empty for none."""
     has_pool: bool = True
     """Whether the network has a pool behind a stem of 7x7."""
 
@@ -89,7 +94,12 @@ _LAYOUTS = (
     TORCHVISION,
     Layout("numbered children", "7.0.conv1.weight", _from_numbers(_NUMBERED_WITH_POOL), r"[0-7]\."),
     Layout(
-        "numbered children without a pool", "6.0.conv1.weight", _from_numbers(_NUMBERED), r"[0-6]\.", has_pool=False
+        "numbered children without a pool",
+        "3.0.conv1.weight",
+        _from_numbers(_NUMBERED),
+        r"[0-6]\.",
+        is_told_by="layer4.0.conv1.weight",
+        has_pool=False,
     ),
     Layout(
         "transformers' names",
@@ -150,12 +160,14 @@ class Recognised:
 def find(names: Iterable[str]) -> list[Recognised]:
     """Find all encoders in a file by the names in it, joined by dots."""
     names = dict.fromkeys(names)
-    return [
-        _translated(layout, match[1], names)
+    places = (
+        (layout, match[1])
         for layout in _LAYOUTS
         for name in names
         if (match := re.fullmatch(rf"((?:.*\.)?){_wrapped(layout.landmark)}", name, re.DOTALL))
-    ]
+    )
+    encoders = [_translated(layout, prefix, names) for layout, prefix in itertools.islice(places, _MOST_ENCODERS)]
+    return [encoder for encoder in encoders if encoder.layout.is_told_by in ("", *encoder.theirs)]
 
 
 def _wrapped(name: str) -> str:

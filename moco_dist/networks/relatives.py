@@ -66,7 +66,7 @@ def remarks(file: WeightFile, recognised: Recognised) -> list[str]:
     """Say what a file of a known program cannot tell, and what differs if it is so; often nothing."""
     of_lightning = "pytorch-lightning_version" in file.tree and recognised.prefix == "state_dict.backbone."
     if of_lightning and _kernel(file, recognised) == 3:
-        return ["if solo-learn made it: its 3x3 stem pads by 2 pixels, ours by 1, so that features differ somewhat"]
+        return ["if solo-learn made it: its 3x3 stem pads by 2 pixels, ours by 1, so features differ somewhat"]
     return []
 
 

@@ -131,7 +131,8 @@ def _harmless(content: IO[bytes], count: int) -> set[str]:
                 module, _, name = str(argument).partition(" ")
                 if name == "bytearray":  # of any length, out of a single number
                     raise NotWeights("it holds a bytearray")
-                module = "builtins" if module == "__builtin__" else module
+                if module == "__builtin__":  # Python 2's names, which protocol 2 has
+                    module, name = "builtins", {"long": "int", "unicode": "str"}.get(name, name)
                 if module.partition(".")[0] in _HARMLESS or (module == "builtins" and name in _PLAIN):
                     names.add(f"{module}.{name}")
     return names

@@ -20,7 +20,7 @@ _IN_FOLDER = ("model.safetensors", ENCODER, "pytorch_model.bin")
 """Names of the weights in a folder, as Hugging Face and timm write it, and a run directory of ours."""
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """The file that says in which files of a folder the tensors of a large model lie."""
-_MOST_VALUES, _MOST_LEVELS = 1_000_000, 32
+_MOST_VALUES, _MOST_LEVELS = 200_000, 32
 """Values of a file that are looked at, and how deep they may lie in dicts of dicts."""
 
 
