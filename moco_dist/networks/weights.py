@@ -96,7 +96,8 @@ def fitting_layers(
     layers = layers_of(file, recognised, own, key, path)
     _check_layers(own, layers, recognised.strays, key, path)
     for name in own:
-        if not layers[name].float().isfinite().all() or (name.endswith("running_var") and layers[name].min() < 0):
+        values = layers[name].float()
+        if not values.isfinite().all() or (name.endswith("running_var") and (values < 0).any()):
             rule = f"{layouts.short(recognised.theirs[name])} holds NaN, infinity or a variance below 0"
             raise UserError.of(key, path, rule, "give weights of a run that has not diverged")
     return recognised, {name: layers[name] for name in own}
