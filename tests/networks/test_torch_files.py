@@ -305,5 +305,5 @@ def test_a_width_that_ours_has_not_is_refused(width: int, tmp_path: Path) -> Non
     assert SMALL.width == 8
     state["conv1.weight"], state["layer1.0.conv2.weight"] = torch.ones(width, 3, 3, 3), torch.ones(width, width, 3, 3)
     torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="has layers that no model.arch, stem and width of ours has"):
+    with pytest.raises(UserError, match=r"has layers that no model\.arch, stem and width of ours has"):
         load_encoder(tmp_path / "weights.pt")
