@@ -136,7 +136,7 @@ def load_encoder(
         UserError: there is no such run or file, it is damaged, or it does not fit what it is said to be.
     """
     path = Path(configs.expanded("PATH", str(path)))
-    run_dir = paths.run_of(path) or (path if path.is_dir() and paths.RunPaths(path).config.is_file() else None)
+    run_dir = paths.run_dir_of(path)
     if run_dir is not None:
         if config is not None:
             raise UserError.of("config", config, "a run directory has its config", "give overrides alone")

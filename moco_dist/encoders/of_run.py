@@ -56,11 +56,10 @@ def weights_of(path: Path) -> Path:
     Raises:
         UserError: the run has no weights.
     """
-    run_dir = paths.run_of(path) or path
-    of_run = paths.RunPaths(run_dir)
-    if not of_run.config.is_file():
+    run_dir = paths.run_dir_of(path)
+    if run_dir is None:
         return path
-    step = choose_step(run_dir, with_head=False)
+    of_run, step = paths.RunPaths(run_dir), choose_step(run_dir, with_head=False)
     return of_run.encoder if step is None else CheckpointIndex(of_run.checkpoints).path(step)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def test_weights_of_ours_tell_of_their_images_wherever_they_lie(run_dir: Path, t
     alone, of_run = load_encoder(moved), load_encoder(run_dir)
     assert alone.preprocess == of_run.preprocess == Preprocessing(8, 8, (0.3053,), (0.3760,))
     assert alone.model == of_run.model and alone.digest == of_run.digest and alone.origin.step == 4
+
+
+def test_a_checkpoint_tells_of_its_images_wherever_it_lies(run_dir: Path, tmp_path: Path) -> None:
+    moved = shutil.copy(CheckpointIndex(RunPaths(run_dir).checkpoints).path(2), tmp_path / "weights.pth")
+    alone, of_run = load_encoder(moved), load_encoder(run_dir, step=2)
+    assert alone.preprocess == of_run.preprocess and alone.model == of_run.model
+    assert alone.digest == of_run.digest and alone.origin.step == 2
 
 
 def test_the_encoders_of_checkpoints_differ_and_have_heads(run_dir: Path) -> None:
