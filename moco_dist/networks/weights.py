@@ -134,7 +134,8 @@ def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
     relatives.check(file, key, path)
     encoders = layouts.find(file.values)
     if not encoders:
-        layouts.refuse(list(file.values), key, path)
+        tensors = [name for name, value in file.values.items() if isinstance(value, Tensor)]
+        layouts.refuse(tensors or list(file.values), key, path)
     distinct = list[layouts.Recognised]()
     for encoder in [encoder for encoder in encoders if not encoder.follows] or encoders:
         if not any(_equal(file, encoder, other) for other in distinct):  # one module may have two names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import struct
@@ -18,8 +19,10 @@ from safetensors.torch import save_file
 
 from moco_dist.encoders.load import load_encoder
 from moco_dist.errors import UserError
+from moco_dist.evaluate import command
 from moco_dist.networks import weight_files
 from tests.networks.test_weights import SMALL, STATE, encoder, loaded
+from tests.nobody import as_nobody
 
 
 def program(text: bytes) -> bytes:
@@ -195,9 +198,13 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "branching": (lambda p: torch.save(branching(30), p), "more than 200000 values"),
     "circular": (lambda p: torch.save(circular(), p), "or dicts nested 32 deep"),
     "two of a name": (lambda p: torch.save({"a.b": ONE, "a": {"b": ONE}}, p), r"two of its tensors are named a\.b"),
+    "a tensor without values": (
+        lambda p: archive(program(call("torch", "FloatTensor", b"J\xff\xff\xff\x7f\x85")), p),
+        "holds no ResNet's layers, but a;|damaged: ",
+    ),
     "odd keys": (
         lambda p: torch.save({1: ONE, None: 2, b"a": 3, ("a", 1): {"\n": 4}}, p),
-        "no ResNet's layers, but 1, None,",
+        "no ResNet's layers, but 1;",
     ),
     "long names": (lambda p: torch.save({"a\n" * 1_000_000: ONE}, p), "no ResNet's layers, but a a a"),
     "TorchScript": (
@@ -260,6 +267,36 @@ def test_each_tensor_of_a_model_in_parts_is_that_of_the_index(tmp_path: Path) ->
     assert torch.equal(loaded(tmp_path / "a")[0].layer4[1].conv2.weight, STATE["layer4.1.conv2.weight"])
 
 
+def in_a_bin(path: Path) -> None:
+    torch.save(STATE, path / "pytorch_model.bin")
+
+
+def in_bins(path: Path) -> None:
+    index = {name: f"{'xy'[number % 2]}.bin" for number, name in enumerate(STATE)}
+    for part in ("x.bin", "y.bin"):
+        torch.save({name: STATE[name] for name in STATE if index[name] == part}, path / part)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def behind_a_link(path: Path) -> None:
+    """Save as the cache of Hugging Face's does."""
+    (path / "blobs").mkdir()
+    save_file(STATE, path / "blobs" / "0123")
+    (path / "model.safetensors").symlink_to("blobs/0123")
+
+
+def beside_an_index(path: Path) -> None:
+    save_file(STATE, path / "model.safetensors")
+    (path / "model.safetensors.index.json").write_text("{}")
+
+
+@pytest.mark.parametrize("save", [in_a_bin, in_bins, behind_a_link, beside_an_index])
+def test_folders_of_other_programs_are_read(save: Callable[[Path], None], tmp_path: Path) -> None:
+    save(tmp_path)
+    for name, tensor in loaded(tmp_path)[0].state_dict().items():
+        assert name.startswith("fc.") or torch.equal(tensor, STATE[name])
+
+
 KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bfloat16": lambda t: t.bfloat16(),
     "half": lambda t: t.half(),
@@ -307,3 +344,21 @@ def test_a_width_that_ours_has_not_is_refused(width: int, tmp_path: Path) -> Non
     torch.save(state, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"has layers that no model\.arch, stem and width of ours has"):
         load_encoder(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("name", ["closed/weights.pt", "closed"])
+def test_what_is_closed_to_the_user_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(0o700)
+    torch.save(STATE, tmp_path / "closed" / "weights.pt")
+    network = encoder(0)
+    if os.getuid():
+        (tmp_path / "closed").chmod(0)
+    try:
+        with as_nobody():
+            with pytest.raises(UserError, match=r"Permission denied|the folder has neither"):
+                loaded(tmp_path / name, network)
+            with pytest.raises(UserError, match=r"Permission denied|the folder has neither"):
+                load_encoder(tmp_path / name)
+            assert command.run([str(tmp_path / name), "digits"]) == 2
+    finally:
+        (tmp_path / "closed").chmod(0o700)

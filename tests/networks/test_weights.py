@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor": (saving(torch.ones(3)), "cannot be read as weights: it holds a Tensor, no layers by name"),
     "a list": (saving([STATE]), "it holds a list, no layers by name"),
     "a number": (saving(3), "it holds a int, no layers by name"),
-    "another network": (saving({"a": {"b": torch.ones(1)}, "c": 1}), r"holds no ResNet's layers, but a\.b, c;"),
+    "another network": (saving({"a": {"b": torch.ones(1)}, "c": 1}), r"holds no ResNet's layers, but a\.b;"),
     "nothing": (saving({}), "holds no ResNet's layers, but nothing;"),
     "a list as a layer": (
         saving({"model": {**STATE, "bn1.weight": [1.0]}}),
