@@ -180,7 +180,7 @@ def _check_layers(
     more = [*more, *map(layouts.short, strays)]
     if not wrong and not more:
         return
-    layers = [f"{n} {_shape(theirs.get(n))}, the model's has {list(own[n].shape)}" for n in wrong]
+    layers = [f"{n} is {_shape(theirs.get(n))} where the model has {list(own[n].shape)}" for n in wrong]
     rule = f"{len(wrong)} of {len(own)} layers do not fit: {some_names(layers)}"
     if not wrong:
         rule = f"{len(more)} layers do not fit: {more[0]} and its like are not in the model"
@@ -191,7 +191,7 @@ def _check_layers(
 
 
 def _shape(tensor: Tensor | None) -> str:
-    return "is missing" if tensor is None else f"has {list(tensor.shape)}"
+    return "missing" if tensor is None else str(list(tensor.shape))
 
 
 def settings_of(layers: Mapping[str, Tensor]) -> dict[str, Any]:
