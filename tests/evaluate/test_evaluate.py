@@ -343,7 +343,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "two configs": (lambda r: [str(r), "digits.yaml"], r"argument = digits\.yaml: a run directory has its config"),
     "other weights": (
         lambda r: [str(r / "encoder.safetensors"), "digits"],
-        r"WEIGHTS = .*: \d+ of \d+ layers do not fit: conv1\.weight is \[8, 1, .* where the model has \[16, 1, .*; set model\.",
+        r"WEIGHTS = .*: \d+ of \d+ layers do not fit: conv1\.weight is \[8, 1, 3, 3\] where the model has \[16, "
+        r".*; set model\.",
     ),
     "no weights": (lambda r: [str(r / "metrics.jsonl"), "digits"], r"WEIGHTS = .*cannot be read as weights"),
     "no head": (lambda r: [str(r / "encoder.safetensors"), "--features", "head", "model.width=8"], "have no head"),
