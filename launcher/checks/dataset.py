@@ -31,8 +31,8 @@ _FILES = {
     "mnist": tuple(f"MNIST/raw/{s}-{kind}-ubyte" for s in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
     "cifar10": tuple(f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
 }
-_WEIGHTS = ("*.safetensors", "pytorch_model.bin", "*.index.json", "checkpoints/step_*.pt")
-"""What a folder of weights or a run directory holds one of."""
+_WEIGHTS = ("*.safetensors", "pytorch_model.bin", "*.index.json")
+"""What a folder of weights holds one of."""
 _IMAGES = {"digits": 1438, "mnist": 60_000, "cifar10": 50_000}
 _SIDES = {"digits": 8, "mnist": 28, "cifar10": 32}
 _SAMPLES = 9
@@ -101,11 +101,16 @@ def _weights(start: Path) -> Iterator[Finding]:
         yield finding.error("run.init_from", start, "no such file", "give a .safetensors or .pt")
     elif not os.access(start, os.R_OK | os.X_OK if is_folder else os.R_OK):
         yield finding.error("run.init_from", start, "cannot be read by you", "ask for access, or copy it")
-    elif is_folder and not any(next(start.glob(pattern), None) for pattern in _WEIGHTS):
-        rule = "is a folder without weights: it holds none of " + ", ".join(_WEIGHTS)
+    elif is_folder and not CheckpointIndex(RunPaths(start).checkpoints).last() and not _has(start, _WEIGHTS):
+        rule = f"is a folder without weights: it holds none of {', '.join(_WEIGHTS)} and no checkpoint"
         yield finding.error("run.init_from", start, rule, "give a run directory, a folder of weights or a file")
     elif not is_folder and not start.stat().st_size:
         yield finding.error("run.init_from", start, "is empty", "copy it again")
+
+
+def _has(folder: Path, patterns: Sequence[str]) -> bool:
+    """Return whether a folder holds something of one of the patterns."""
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def _staged(archive: Path, root: str | None) -> Iterator[Finding]:

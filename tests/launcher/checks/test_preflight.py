@@ -368,7 +368,7 @@ def test_weights_to_begin_from(tmp_path: Path) -> None:
     config = load("digits", f"run.init_from={folder}")
     assert lines(local(config, tmp_path / "run")) == [
         f"run.init_from = {folder}: is a folder without weights: it holds none of *.safetensors, pytorch_model.bin, "
-        "*.index.json, checkpoints/step_*.pt; give a run directory, a folder of weights or a file"
+        "*.index.json and no checkpoint; give a run directory, a folder of weights or a file"
     ]
     for name in ("model.safetensors", "pytorch_model.bin", "checkpoints/step_000000004.pt"):
         (folder / name).parent.mkdir(exist_ok=True)
