@@ -90,17 +90,18 @@ class Layout:
 
 
 TORCHVISION = Layout("torchvision's names", "layer1.0.conv1.weight", _as_torchvision, _NETWORK)
+NUMBERED_WITHOUT_POOL = Layout(
+    "numbered children without a pool",
+    "3.0.conv1.weight",
+    _from_numbers(_NUMBERED),
+    r"[0-6]\.",
+    is_told_by="layer4.0.conv1.weight",
+    has_pool=False,
+)
 _LAYOUTS = (
     TORCHVISION,
     Layout("numbered children", "7.0.conv1.weight", _from_numbers(_NUMBERED_WITH_POOL), r"[0-7]\."),
-    Layout(
-        "numbered children without a pool",
-        "3.0.conv1.weight",
-        _from_numbers(_NUMBERED),
-        r"[0-6]\.",
-        is_told_by="layer4.0.conv1.weight",
-        has_pool=False,
-    ),
+    NUMBERED_WITHOUT_POOL,
     Layout(
         "transformers' names",
         "embedder.embedder.convolution.weight",

@@ -96,10 +96,8 @@ def fitting_layers(
     layers = layers_of(file, recognised, own, key, path)
     _check_layers(own, layers, recognised.strays, key, path)
     for name in own:
-        values = layers[name].float()
-        if not values.isfinite().all() or (name.endswith("running_var") and (values < 0).any()):
-            rule = f"{layouts.short(recognised.theirs[name])} holds NaN, infinity or a variance below 0"
-            raise UserError.of(key, path, rule, "give weights of a run that has not diverged")
+        if fault := fault_of(name, layers[name]):
+            raise UserError.of(key, path, f"{layouts.short(recognised.theirs[name])} {fault[0]}", fault[1])
     return recognised, {name: layers[name] for name in own}
 
 
@@ -159,8 +157,19 @@ def _equal(file: WeightFile, one: layouts.Recognised, other: layouts.Recognised)
     )
 
 
-def _fault(value: object) -> tuple[str, str] | None:
+def fault_of(name: str, value: object) -> tuple[str, str] | None:
     """Return rule and fix for what stands under a layer's name and cannot be its weights; None where it can."""
+    if (fault := _fault(value)) is not None:
+        return fault
+    assert isinstance(value, Tensor)
+    values = value.float()
+    if not values.isfinite().all() or (name.endswith("running_var") and (values < 0).any()):
+        return "holds NaN, infinity or a variance below 0", "give weights of a run that has not diverged"
+    return None
+
+
+def _fault(value: object) -> tuple[str, str] | None:
+    """Return rule and fix for what is no dense tensor of floats; None for one."""
     if not isinstance(value, Tensor):
         kind = "an array of numpy" if isinstance(value, Inert) else f"of type {type(value).__name__}"
         return f"is {kind}, not a tensor of floats", "save a state_dict()"
