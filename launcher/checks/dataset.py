@@ -22,6 +22,8 @@ from moco_dist.data.image_file import ImageFile, shorter_side
 from moco_dist.data.index import Folders, listing_of, read_tree
 from moco_dist.data.tree import SHARD_INDEX, SUFFIXES, Tree, some, top_folder
 from moco_dist.errors import UserError
+from moco_dist.run.checkpoints import CheckpointIndex
+from moco_dist.run.paths import RunPaths
 
 _SECONDS = 1.5
 """For a look into a folder of a million images on a shared disk."""
@@ -29,6 +31,8 @@ _FILES = {
     "mnist": tuple(f"MNIST/raw/{s}-{kind}-ubyte" for s in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
     "cifar10": tuple(f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
 }
+_WEIGHTS = ("*.safetensors", "pytorch_model.bin", "*.index.json")
+"""What a folder of weights holds one of."""
 _IMAGES = {"digits": 1438, "mnist": 60_000, "cifar10": 50_000}
 _SIDES = {"digits": 8, "mnist": 28, "cifar10": 32}
 _SAMPLES = 9
@@ -86,11 +90,27 @@ def check(config: Config, stage: str | None) -> Iterator[Finding]:
     if side and data.image_size > side and not data.enlarge:
         rule = f"the images of {data.source} have {side} pixels a side"
         yield finding.error("data.image_size", data.image_size, rule, _smaller(side))
-    start = config.run.init_from
-    if start and not (_is(Path.is_file, start) or _is(Path.is_dir, start)):
+    if config.run.init_from and not CheckpointIndex(RunPaths(config.run_dir).checkpoints).last():
+        yield from _weights(Path(config.run.init_from))
+
+
+def _weights(start: Path) -> Iterator[Finding]:
+    """Check the weights that a run begins from: a file, a run, or a folder of weights. Only the trainer reads them."""
+    is_folder = _is(Path.is_dir, start)
+    if not is_folder and not _is(Path.is_file, start):
         yield finding.error("run.init_from", start, "no such file", "give a .safetensors or .pt")
-    elif start and not os.access(start, os.R_OK):
+    elif not os.access(start, os.R_OK | os.X_OK if is_folder else os.R_OK):
         yield finding.error("run.init_from", start, "cannot be read by you", "ask for access, or copy it")
+    elif is_folder and not CheckpointIndex(RunPaths(start).checkpoints).last() and not _has(start, _WEIGHTS):
+        rule = f"is a folder without weights: it holds none of {', '.join(_WEIGHTS)} and no checkpoint"
+        yield finding.error("run.init_from", start, rule, "give a run directory, a folder of weights or a file")
+    elif not is_folder and not start.stat().st_size:
+        yield finding.error("run.init_from", start, "is empty", "copy it again")
+
+
+def _has(folder: Path, patterns: Sequence[str]) -> bool:
+    """Return whether a folder holds something of one of the patterns."""
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def _staged(archive: Path, root: str | None) -> Iterator[Finding]:

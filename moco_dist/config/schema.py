@@ -25,7 +25,7 @@ class RunSection(Section):
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the last checkpoint in the run directory; never: refuse a directory that has one."""
     init_from: PathText | None = None
-    """Weights to begin from: an encoder.safetensors, or a .pt of torchvision's names; shapes must match."""
+    """Weights to begin from: a run, or those of a ResNet of another program (docs/weights.md); layers must fit."""
     max_minutes: Annotated[Float, Field(gt=0)] | None = None
     """Save and exit with 75 after so many minutes of this start, ahead of a time limit."""
     hang_timeout_seconds: Annotated[Float, Field(ge=5)] = 600.0

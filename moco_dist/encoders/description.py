@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.errors import UserError
 from moco_dist.files import parse_object
 from moco_dist.networks.weight_files import WeightFile
 
@@ -44,6 +46,8 @@ class Description:
 
 def read(file: WeightFile) -> Description | None:
     """Read the description beside weights of ours; None where there is none, or it is damaged."""
+    if (described := _of_checkpoint(file)) is not None:
+        return described
     content = parse_object(file.metadata.get(_METADATA, ""))
     try:
         model = ModelSection.model_validate(content["model"])
@@ -52,6 +56,17 @@ def read(file: WeightFile) -> Description | None:
         return None
     run = content.get("run")
     return None if preprocessing is None else Description(model, preprocessing, run if isinstance(run, dict) else {})
+
+
+def _of_checkpoint(file: WeightFile) -> Description | None:
+    """Describe the encoder in a checkpoint of ours by the config in it; None for any other file."""
+    content, step = file.tree.get("config"), file.tree.get("step")
+    if not isinstance(content, dict) or not isinstance(step, int) or "encoder_q" not in file.tree:
+        return None
+    try:
+        return Description.of(configs.parse(content), step)
+    except UserError:
+        return None
 
 
 def of_folder(file: WeightFile, channels: int) -> Preprocessing | None:

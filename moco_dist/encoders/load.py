@@ -136,7 +136,7 @@ def load_encoder(
         UserError: there is no such run or file, it is damaged, or it does not fit what it is said to be.
     """
     path = Path(configs.expanded("PATH", str(path)))
-    run_dir = paths.run_of(path) or (path if path.is_dir() and paths.RunPaths(path).config.is_file() else None)
+    run_dir = paths.run_dir_of(path)
     if run_dir is not None:
         if config is not None:
             raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
@@ -169,6 +169,8 @@ def _of_weights(path: Path, config: str | Path | None, overrides: Sequence[str])
         described = Description(full.model, Preprocessing.of(full))
     else:
         described = _overridden(_describe(file, path, sure=bool(overrides)), overrides, path)
+    with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
+        weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, "PATH")
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
     weights.take_backbone_(network, file, path, key="PATH")
     step = described.run.get("step")

@@ -47,6 +47,22 @@ def choose_step(run_dir: Path, *, with_head: bool, which: Which = "query", step:
     return last
 
 
+def weights_of(path: Path) -> Path:
+    """Return the file to read the weights of a path from: of a run, what it has left or its last checkpoint.
+
+    Args:
+        path: a run directory, its config, or anything else, which is returned as it is.
+
+    Raises:
+        UserError: the run has no weights.
+    """
+    run_dir = paths.run_dir_of(path)
+    if run_dir is None:
+        return path
+    of_run, step = paths.RunPaths(run_dir), choose_step(run_dir, with_head=False)
+    return of_run.encoder if step is None else CheckpointIndex(of_run.checkpoints).path(step)
+
+
 def load_(encoder: Encoder, run_dir: Path, step: int | None, which: Which = "query") -> None:
     """Load an encoder of a run in place, from what `choose_step` has chosen.
 

@@ -155,7 +155,12 @@ def config_of(
         UserError: no such path, no config, or a mistake in it.
     """
     path = options.path
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        rule = f"cannot be looked at: {error.strerror}"
+        raise UserError.of("RUN_DIR|WEIGHTS", path, rule, "ask for access, or copy it") from None
+    if not exists:
         raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
     if (own := paths.RunPaths(path).config).is_file():
         if named is not None:

@@ -5,16 +5,27 @@ Ours are torchvision's names. A program adds a prefix to them, numbers them, or 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from moco_dist.errors import UserError, some_names
+from moco_dist.errors import UserError, printable, some_names
 
-_COPIES = ("encoder_k", "momentum", "target", "key_encoder")
-"""What programs call the encoder that follows the trained one."""
+_MOST_ENCODERS = 8
+"""Encoders of a file that are looked at; a file of more is refused by these."""
+_FOLLOWERS = ("encoder_k", "momentum", "target", "key_encoder", "key_backbone")
+"""What MoCo's and BYOL's programs call the encoder that follows the trained one; their own evaluation leaves it out.
+
+Programs differ on which of a teacher and a student, or of weights and their average, is to be evaluated.
+"""
+_WRAPPERS = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)*"
+"""What torch puts before a name that lies in a module that is compiled, distributed or recomputed."""
+_NETWORK = r"(conv|bn|norm|layer|stem|attnpool|relu|act|maxpool|avgpool|pool|global_pool)\d*\."
+"""What begins the names of layers that change what an encoder computes, beside torchvision's own."""
 _NUMBERED_WITH_POOL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 """Children of torchvision's ResNet in an nn.Sequential, as lightly has them: 2 is the ReLU, 3 the pool."""
 _NUMBERED = {"0": "conv1", "1": "bn1", "3": "layer1", "4": "layer2", "5": "layer3", "6": "layer4", "9": "fc"}
@@ -70,19 +81,33 @@ class Layout:
     """A layer that an encoder of this layout has once: what stands before its name in a file is the prefix of all."""
     ours: Callable[[str], str | None]
     """Translates a name without its prefix into ours; None for what is no layer of the encoder."""
-    last: str = ""
-    """Another layer that tells the layout from others; empty where the landmark is enough."""
+    network: str
+    """Matches the beginning of all names, without the prefix, that change what the network computes."""
+    is_told_by: str = ""
+    """One of our names that an encoder of this layout has, and a similar sequence of layers has not; empty for none."""
+    has_pool: bool = True
+    """Whether the network has a pool behind a stem of 7x7."""
 
 
-TORCHVISION = Layout("torchvision's names", "layer1.0.conv1.weight", _as_torchvision)
+TORCHVISION = Layout("torchvision's names", "layer1.0.conv1.weight", _as_torchvision, _NETWORK)
 NUMBERED_WITHOUT_POOL = Layout(
-    "numbered children without a pool", "3.0.conv1.weight", _from_numbers(_NUMBERED), "6.0.conv1.weight"
+    "numbered children without a pool",
+    "3.0.conv1.weight",
+    _from_numbers(_NUMBERED),
+    r"[0-6]\.",
+    is_told_by="layer4.0.conv1.weight",
+    has_pool=False,
 )
 _LAYOUTS = (
     TORCHVISION,
-    Layout("numbered children", "7.0.conv1.weight", _from_numbers(_NUMBERED_WITH_POOL)),
+    Layout("numbered children", "7.0.conv1.weight", _from_numbers(_NUMBERED_WITH_POOL), r"[0-7]\."),
     NUMBERED_WITHOUT_POOL,
-    Layout("transformers' names", "embedder.embedder.convolution.weight", _from_transformers),
+    Layout(
+        "transformers' names",
+        "embedder.embedder.convolution.weight",
+        _from_transformers,
+        r"(embedder|encoder|pooler)\.",
+    ),
 )
 
 
@@ -97,6 +122,13 @@ class Recognised:
     """The name in the file of each layer, by ours; `fc.` begins the names of a head."""
     others: Sequence[str]
     """Names in the file that are no layers of the encoder."""
+    strays: Sequence[str] = ()
+    """Names among the encoder's own that are no layers of a ResNet of ours."""
+
+    @property
+    def follows(self) -> bool:
+        """Return whether the encoder follows another one that is trained, by its name."""
+        return any(word in self.prefix for word in _FOLLOWERS)
 
     def lines(self, taken: Iterable[str]) -> list[str]:
         """Say in a line each what is taken, renamed and left out.
@@ -105,13 +137,14 @@ class Recognised:
             taken: our names of the layers that are.
         """
         names = {ours: self.theirs[ours] for ours in taken}
-        lines = [f"took the {len(names)} layers of {self.prefix or 'the backbone, without a prefix'}"]
-        renamed = [f"{theirs} to {ours}" for ours, theirs in names.items() if theirs != self.prefix + ours]
+        place = f"{short(self.prefix)}*" if self.prefix else "whose names have no prefix"
+        lines = [f"took the encoder's {len(names)} tensors, {place}"]
+        renamed = [f"{short(theirs)} to {ours}" for ours, theirs in names.items() if theirs != self.prefix + ours]
         if renamed:
-            lines.append(f"renamed {len(renamed)} layers ({self.layout.name}): {some_names(renamed)}")
+            lines.append(f"renamed {len(renamed)} of them ({self.layout.name}): {some_names(renamed)}")
         left = [*(theirs for ours, theirs in self.theirs.items() if ours not in names), *self.others]
         if groups := self._groups([name for name in left if "num_batches_tracked" not in name]):
-            lines.append(f"left out: {some_names(groups, 6)}")
+            lines.append(f"left out what is not of the encoder: {some_names(groups, 6)}")
         return lines
 
     def _groups(self, names: Sequence[str]) -> list[str]:
@@ -122,53 +155,56 @@ class Recognised:
             parts = name.split(".")
             shared = next((n for n, (a, b) in enumerate(zip(own, parts, strict=False)) if a != b), len(own))
             counts[".".join(parts[: shared + 1])] += 1
-        return [f"{group} ({count})" if count > 1 else group for group, count in counts.items()]
+        return [f"{short(group)} ({count})" if count > 1 else short(group) for group, count in counts.items()]
 
 
-def recognise(names: Iterable[str], key: str, path: Path) -> Recognised:
-    """Find the one encoder in a file by the names in it; of an encoder and the one that follows it, the former.
-
-    Args:
-        names: all names in the file, joined by dots.
-        key: what named the file, for the mistake.
-        path: of the file.
-
-    Raises:
-        UserError: the file has no ResNet, several, or one that is computed otherwise than ours.
-    """
+def find(names: Iterable[str]) -> list[Recognised]:
+    """Find all encoders in a file by the names in it, joined by dots."""
     names = dict.fromkeys(names)
-    places = [
-        (layout, name.removesuffix(layout.landmark))
+    places = (
+        (layout, match[1])
         for layout in _LAYOUTS
         for name in names
-        if f".{name}".endswith(f".{layout.landmark}")
-        and (not layout.last or f"{name.removesuffix(layout.landmark)}{layout.last}" in names)
-    ]
-    places = [place for place in places if not any(word in place[1] for word in _COPIES)] or places
-    if not places:
-        _refuse(list(names), key, path)
-    if len(places) > 1:
-        rule = f"holds several encoders: {', '.join(prefix or '(no prefix)' for _, prefix in places[:5])}"
-        raise UserError.of(key, path, rule, "save the one that you mean alone")
-    ((layout, prefix),) = places
-    theirs, others = dict[str, str](), list[str]()
+        if (match := re.fullmatch(rf"((?:.*\.)?){_wrapped(layout.landmark)}", name, re.DOTALL))
+    )
+    encoders = [_translated(layout, prefix, names) for layout, prefix in itertools.islice(places, _MOST_ENCODERS)]
+    return [encoder for encoder in encoders if encoder.layout.is_told_by in ("", *encoder.theirs)]
+
+
+def _wrapped(name: str) -> str:
+    """Return a pattern for a name whose parts may be wrapped by torch."""
+    return rf"\.{_WRAPPERS}".join(map(re.escape, name.split(".")))
+
+
+def _translated(layout: Layout, prefix: str, names: Iterable[str]) -> Recognised:
+    """Divide the names in a file into layers of the encoder and others."""
+    theirs, others, strays = dict[str, str](), list[str](), list[str]()
     for name in names:
-        ours = layout.ours(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        if ours is None:
-            others.append(name)
-        else:
+        own = re.sub(rf"(?<=\.){_WRAPPERS}", "", name.removeprefix(prefix)) if name.startswith(prefix) else None
+        ours = layout.ours(own) if own is not None else None
+        if ours is not None and ours not in theirs:
             theirs[ours] = name
-    return Recognised(layout, prefix, theirs, others)
+            continue
+        others.append(name)
+        if own is not None and re.match(layout.network, own):
+            strays.append(name)
+    return Recognised(layout, prefix, theirs, others, strays)
 
 
-def _refuse(names: Sequence[str], key: str, path: Path) -> None:
+def refuse(names: Sequence[str], key: str, path: Path) -> NoReturn:
     """Refuse a file without an encoder that we know, by the first of its names. Raises UserError."""
     if any(f".{name}".endswith(".5.0.conv1.weight") for name in names):
         # Its ReLU after the first BatchNorm is no child, so that an nn.Sequential of the children lacks it.
         rule = "holds the children of lightly's ResNetGenerator, which has no ReLU after its first BatchNorm"
         raise UserError.of(key, path, rule, "it computes something else; train one of torchvision's ResNets")
-    first = " ".join(", ".join(names[:5]).split())[:200] or "nothing"
+    first = ", ".join(map(short, names[:5])) or "nothing"
     raise UserError.of(key, path, f"holds no ResNet's layers, but {first}", "give a ResNet in torchvision's names")
+
+
+def short(name: str) -> str:
+    """Write a name on one line, not longer than most of a line."""
+    name = printable(" ".join(name[:200].split()))
+    return name if len(name) <= 80 else f"{name[:77]}..."
 
 
 def to_detectron2(name: str) -> str:

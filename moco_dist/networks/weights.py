@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from moco_dist.config.section import MOST_CHANNELS
 from moco_dist.errors import UserError, some_names
 from moco_dist.files import replacing
-from moco_dist.networks import layouts, weight_files
+from moco_dist.networks import layouts, relatives, weight_files
 from moco_dist.networks.resnet import DEPTHS, BasicBlock, Bottleneck, Encoder
-from moco_dist.networks.weight_files import Inert, WeightFile
+from moco_dist.networks.torch_files import Inert
+from moco_dist.networks.weight_files import WeightFile
 
 
 def backbone_of(encoder: Encoder) -> dict[str, Tensor]:
@@ -70,12 +72,33 @@ def load_backbone_(encoder: Encoder, path: Path, key: str = "run.init_from") -> 
 
 def take_backbone_(encoder: Encoder, file: WeightFile, path: Path, key: str) -> list[str]:
     """Load all but the head, in place, from a file that was read already; all else as `load_backbone_`."""
+    recognised, layers = fitting_layers(encoder, file, path, key)
+    encoder.load_state_dict(layers, strict=False)
+    return [f"{key} = {path}: {line}" for line in [*recognised.lines(layers), *relatives.remarks(file, recognised)]]
+
+
+def fitting_layers(
+    encoder: Encoder, file: WeightFile, path: Path, key: str
+) -> tuple[layouts.Recognised, dict[str, Tensor]]:
+    """Find the encoder in a file and its layers by our names, without the head.
+
+    Args:
+        encoder: what they are to fit; it may be without values, on the device meta.
+        file: what was read.
+        path: of the file.
+        key: what named it, for the mistake.
+
+    Raises:
+        UserError: not weights of one ResNet, or layers that do not fit.
+    """
     recognised = recognise(file, path, key)
     own = {n: t for n, t in encoder.state_dict().items() if not n.startswith("fc.") and "num_batches" not in n}
     layers = layers_of(file, recognised, own, key, path)
-    _check_layers(own, layers, key, path)
-    encoder.load_state_dict({name: layers[name] for name in own}, strict=False)
-    return [f"{key} = {path}: {line}" for line in recognised.lines(own)]
+    _check_layers(own, layers, recognised.strays, key, path)
+    for name in own:
+        if fault := fault_of(name, layers[name]):
+            raise UserError.of(key, path, f"{layouts.short(recognised.theirs[name])} {fault[0]}", fault[1])
+    return recognised, {name: layers[name] for name in own}
 
 
 def layers_of(
@@ -86,7 +109,7 @@ def layers_of(
     Args:
         file: what was read.
         recognised: the encoder in it.
-        wanted: our names of the layers that are needed, whose values must be dense tensors of finite floats.
+        wanted: our names of the layers that are needed, whose values must be dense tensors of floats.
         key: what named the file, for the mistake.
         path: of the file.
 
@@ -95,37 +118,58 @@ def layers_of(
     """
     values = {ours: file.values[theirs] for ours, theirs in recognised.theirs.items()}
     for name in wanted:
-        if name in values and (fault := fault_of(name, values[name])):
-            raise UserError.of(key, path, f"{recognised.theirs[name]} {fault[0]}", fault[1])
+        if name in values and (fault := _fault(values[name])):
+            raise UserError.of(key, path, f"{layouts.short(recognised.theirs[name])} {fault[0]}", fault[1])
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
-    """Find the one encoder in a file. Raises UserError where it has none, several, or one that computes otherwise."""
-    _check_config(file, key, path)
-    return layouts.recognise(file.values, key, path)
-
-
-def _check_config(file: WeightFile, key: str, path: Path) -> None:
-    """Refuse a folder whose config.json tells of a network that has our layers and computes something else.
+    """Find the one encoder in a file; of an encoder and the one that follows it, the former.
 
     Raises:
-        UserError: names what is different.
+        UserError: the file has no ResNet, several, or one that computes something else than ours.
     """
-    config = file.config
-    architecture = str(config.get("architecture", "")).partition(".")[0]  # of timm; behind the dot, what it learned
-    if architecture and architecture not in DEPTHS:
-        rule = f"is a {architecture}, which has the layers of a ResNet and may compute something else"
-        raise UserError.of(key, path, rule, f"give one of {', '.join(DEPTHS)}")
-    different = {"downsample_in_bottleneck": False, "downsample_in_first_stage": False, "hidden_act": "relu"}
-    for name, value in different.items():
-        if config.get(name, value) != value:
-            rule = f"its config.json has {name}={config[name]}, where torchvision's ResNets have {value}"
-            raise UserError.of(key, path, rule, "give a ResNet that computes what torchvision's does")
+    relatives.check(file, key, path)
+    encoders = layouts.find(file.values)
+    if not encoders:
+        tensors = [name for name, value in file.values.items() if isinstance(value, Tensor)]
+        layouts.refuse(tensors or list(file.values), key, path)
+    distinct = list[layouts.Recognised]()
+    for encoder in [encoder for encoder in encoders if not encoder.follows] or encoders:
+        if not any(_equal(file, encoder, other) for other in distinct):  # one module may have two names
+            distinct.append(encoder)
+    if len(distinct) > 1:
+        prefixes = [layouts.short(encoder.prefix) or "(no prefix)" for encoder in distinct]
+        rule = f"holds several encoders: {some_names(prefixes, 5)}"
+        raise UserError.of(key, path, rule, "keep the one that you mean, as docs/weights.md shows")
+    relatives.check_stem(file, distinct[0], key, path)
+    return distinct[0]
+
+
+def _equal(file: WeightFile, one: layouts.Recognised, other: layouts.Recognised) -> bool:
+    """Return whether two encoders in a file have the same layers."""
+    if one.theirs.keys() != other.theirs.keys():
+        return False
+    pairs = ((file.values[theirs], file.values[other.theirs[name]]) for name, theirs in one.theirs.items())
+    return all(
+        isinstance(a, Tensor) and isinstance(b, Tensor) and a.layout == b.layout == torch.strided and torch.equal(a, b)
+        for a, b in pairs
+    )
 
 
 def fault_of(name: str, value: object) -> tuple[str, str] | None:
     """Return rule and fix for what stands under a layer's name and cannot be its weights; None where it can."""
+    if (fault := _fault(value)) is not None:
+        return fault
+    assert isinstance(value, Tensor)
+    values = value.float()
+    if not values.isfinite().all() or (name.endswith("running_var") and (values < 0).any()):
+        return "holds NaN, infinity or a variance below 0", "give weights of a run that has not diverged"
+    return None
+
+
+def _fault(value: object) -> tuple[str, str] | None:
+    """Return rule and fix for what is no dense tensor of floats; None for one."""
     if not isinstance(value, Tensor):
         kind = "an array of numpy" if isinstance(value, Inert) else f"of type {type(value).__name__}"
         return f"is {kind}, not a tensor of floats", "save a state_dict()"
@@ -133,18 +177,19 @@ def fault_of(name: str, value: object) -> tuple[str, str] | None:
         return f"is a tensor of {value.dtype}, not a tensor of floats", "save a state_dict()"
     if value.is_meta or value.layout != torch.strided:
         return f"is a tensor {'without values' if value.is_meta else 'in a sparse layout'}", "save dense tensors"
-    if not value.float().isfinite().all() or (name.endswith("running_var") and (value.float() < 0).any()):
-        return "holds NaN, infinity or a variance below 0", "give weights of a run that has not diverged"
     return None
 
 
-def _check_layers(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: str, path: Path) -> None:
+def _check_layers(
+    own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], strays: Sequence[str], key: str, path: Path
+) -> None:
     """Compare shapes. Raises UserError, with the settings that would fit where the shapes tell them."""
     wrong = [name for name, tensor in own.items() if name not in theirs or theirs[name].shape != tensor.shape]
-    more = [name for name in theirs if name.startswith("layer") and name not in own and "num_batches" not in name]
+    more = [n for n in theirs if n not in own and not n.startswith("fc.") and "num_batches" not in n]
+    more = [*more, *map(layouts.short, strays)]
     if not wrong and not more:
         return
-    layers = [f"{n} {list(theirs[n].shape) if n in theirs else 'missing'} for {list(own[n].shape)}" for n in wrong]
+    layers = [f"{n} is {_shape(theirs.get(n))} where the model has {list(own[n].shape)}" for n in wrong]
     rule = f"{len(wrong)} of {len(own)} layers do not fit: {some_names(layers)}"
     if not wrong:
         rule = f"{len(more)} layers do not fit: {more[0]} and its like are not in the model"
@@ -152,6 +197,10 @@ def _check_layers(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key: 
     changes = [f"{name}={value}" for name, value in needed.items() if value != ours[name]] if needed else []
     fix = f"set {' '.join(changes)}" if changes else "no model.arch, stem and width has these layers"
     raise UserError.of(key, path, rule, fix)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else str(list(tensor.shape))
 
 
 def settings_of(layers: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -164,6 +213,8 @@ def settings_of(layers: Mapping[str, Tensor]) -> dict[str, Any]:
         return {}
     width, channels, _, kernel = stem_shape
     if inner != [width, width, 3, 3]:  # wide, or in groups
+        return {}
+    if width < 8 or width % 8 or not 0 < channels <= MOST_CHANNELS:
         return {}
     stem = "small" if kernel == 3 else "imagenet"
     return {"model.arch": arch, "model.stem": stem, "model.width": width, "data.channels": channels}

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -270,15 +269,6 @@ class Training:
         if self.config.data.source == "digits":
             mnist = "configs/mnist.yaml data.root=data data.download=true"
             self.tracker.say(f"next, MNIST: torchrun --nproc_per_node=2 -m moco_dist.train {mnist}")
-
-
-def first_encoder(config: configs.Config, data: sources.Data, world: collectives.World) -> resnet.Encoder:
-    """Build the query encoder as the run begins. Raises UserError."""
-    encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
-    if config.run.init_from:
-        for line in weights.load_backbone_(encoder, Path(config.run.init_from)):
-            world.tell(f"moco_dist.train: {line}")
-    return encoder
 
 
 def advice(config: configs.Config, plan: configs.Layout, data: sources.Data, device: torch.device) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,13 @@ def test_weights_of_ours_tell_of_their_images_wherever_they_lie(run_dir: Path, t
     assert alone.model == of_run.model and alone.digest == of_run.digest and alone.origin.step == 4
 
 
+def test_a_checkpoint_tells_of_its_images_wherever_it_lies(run_dir: Path, tmp_path: Path) -> None:
+    moved = shutil.copy(CheckpointIndex(RunPaths(run_dir).checkpoints).path(2), tmp_path / "weights.pth")
+    alone, of_run = load_encoder(moved), load_encoder(run_dir, step=2)
+    assert alone.preprocess == of_run.preprocess and alone.model == of_run.model
+    assert alone.digest == of_run.digest and alone.origin.step == 2
+
+
 def test_the_encoders_of_checkpoints_differ_and_have_heads(run_dir: Path) -> None:
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     final, head, key, before = (
@@ -119,7 +127,7 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_encoder(tmp_path).preprocess == Preprocessing(176, 185, (0.5,) * 3, (0.2,) * 3)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetblur18"}))
-    with pytest.raises(UserError, match="is a resnetblur18, which has the layers of a ResNet and may compute"):
+    with pytest.raises(UserError, match="is a resnetblur18, which has layers of a ResNet and computes something else"):
         load_encoder(tmp_path)
 
 

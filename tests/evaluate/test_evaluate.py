@@ -148,7 +148,8 @@ def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(
     assert [row["accuracies"] for row in rows(tmp_path)] == expected
     assert command.run([str(theirs), "digits", "model.width=8", "--knn"]) == 0
     assert [row["accuracies"] for row in rows(theirs.parent)] == expected[:1]
-    assert f"moco_dist.evaluate: WEIGHTS = {theirs}: took the 100 layers of state_dict." in capsys.readouterr().err
+    told = f"moco_dist.evaluate: WEIGHTS = {theirs}: took the encoder's 100 tensors, state_dict.module.encoder_q.*"
+    assert told in capsys.readouterr().err
     (run_dir / "encoder.safetensors").unlink()
     assert command.run([str(run_dir), "--out", str(tmp_path / "of checkpoint")]) == 0
     assert [row["accuracies"] for row in rows(tmp_path / "of checkpoint")] == expected
@@ -342,7 +343,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "two configs": (lambda r: [str(r), "digits.yaml"], r"argument = digits\.yaml: a run directory has its config"),
     "other weights": (
         lambda r: [str(r / "encoder.safetensors"), "digits"],
-        r"WEIGHTS = .*: \d+ of \d+ layers do not fit: conv1\.weight \[8, 1, 3, 3\] for \[16, 1, 3, 3\], .*set model\.",
+        r"WEIGHTS = .*: \d+ of \d+ layers do not fit: conv1\.weight is \[8, 1, 3, 3\] where the model has \[16, "
+        r".*; set model\.",
     ),
     "no weights": (lambda r: [str(r / "metrics.jsonl"), "digits"], r"WEIGHTS = .*cannot be read as weights"),
     "no head": (lambda r: [str(r / "encoder.safetensors"), "--features", "head", "model.width=8"], "have no head"),

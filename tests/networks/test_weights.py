@@ -46,24 +46,27 @@ def loaded(path: Path, into: Encoder | None = None) -> tuple[Encoder, list[str]]
 
 OPTIONS = argparse.Namespace(lr=0.03, output=Path("/out"), inner=argparse.Namespace(epochs=200))
 FILES: dict[str, tuple[Any, str]] = {
-    "plain": (STATE, "the backbone, without a prefix"),
+    "plain": (STATE, "whose names have no prefix"),
     "authors'": (
         {"epoch": 200, "state_dict": {**named("module.encoder_k.", OTHER), **named("module.encoder_q.")}},
-        "state_dict.module.encoder_q.",
+        "state_dict.module.encoder_q.*",
     ),
-    "DataParallel": (named("module."), "module."),
-    "Lightning": ({"state_dict": {**named("momentum_backbone.", OTHER), **named("backbone.")}}, "state_dict.backbone."),
+    "DataParallel": (named("module."), "module.*"),
+    "Lightning": (
+        {"state_dict": {**named("momentum_backbone.", OTHER), **named("backbone.")}},
+        "state_dict.backbone.*",
+    ),
     "MoCo v3": (
         {"state_dict": {**named("module.momentum_encoder.", OTHER), **named("module.base_encoder.")}},
-        "state_dict.module.base_encoder.",
+        "state_dict.module.base_encoder.*",
     ),
-    "compiled": ({"model": named("_orig_mod.module.")}, "model._orig_mod.module."),
-    "options": ({"model": STATE, "args": OPTIONS, "optimizer": {"state": {0: {"step": 1}}}}, "model."),
+    "compiled": ({"model": named("_orig_mod.module.")}, "model._orig_mod.module.*"),
+    "options": ({"model": STATE, "args": OPTIONS, "optimizer": {"state": {0: {"step": 1}}}}, "model.*"),
     "numpy's numbers": (
         {"net": STATE, "best": np.float64(0.5), "history": np.arange(3), "epoch": np.int64(3)},
-        "net.",
+        "net.*",
     ),
-    "another head": ({"state_dict": {n: t for n, t in named("m.").items() if ".fc." not in n}}, "state_dict.m."),
+    "another head": ({"state_dict": {n: t for n, t in named("m.").items() if ".fc." not in n}}, "state_dict.m.*"),
 }
 
 
@@ -74,7 +77,7 @@ def test_the_prefix_is_found_and_told(name: str, archive: bool, tmp_path: Path) 
     path = tmp_path / "weights.pth.tar"
     torch.save(content, path, _use_new_zipfile_serialization=archive)
     theirs, lines = loaded(path)
-    assert lines[0] == f"run.init_from = {path}: took the 100 layers of {prefix}"
+    assert lines[0] == f"run.init_from = {path}: took the encoder's 100 tensors, {prefix}"
     assert_equal(theirs, STATE)
 
 
@@ -90,8 +93,8 @@ def test_a_checkpoint_of_ours_gives_its_query_encoder(tmp_path: Path) -> None:
     checkpoint.write(path, {"step": 7, "encoder_k": OTHER, "encoder_q": STATE, "queue": torch.randn(8, 16)})
     theirs, lines = loaded(path)
     assert lines == [
-        f"run.init_from = {path}: took the 100 layers of encoder_q.",
-        f"run.init_from = {path}: left out: encoder_q.fc (4), step, encoder_k (104), queue",
+        f"run.init_from = {path}: took the encoder's 100 tensors, encoder_q.*",
+        f"run.init_from = {path}: left out what is not of the encoder: encoder_q.fc (4), step, encoder_k (104), queue",
     ]
     assert_equal(theirs, STATE)
 
@@ -152,7 +155,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor": (saving(torch.ones(3)), "cannot be read as weights: it holds a Tensor, no layers by name"),
     "a list": (saving([STATE]), "it holds a list, no layers by name"),
     "a number": (saving(3), "it holds a int, no layers by name"),
-    "another network": (saving({"a": {"b": torch.ones(1)}, "c": 1}), r"holds no ResNet's layers, but a\.b, c;"),
+    "another network": (saving({"a": {"b": torch.ones(1)}, "c": 1}), r"holds no ResNet's layers, but a\.b;"),
     "nothing": (saving({}), "holds no ResNet's layers, but nothing;"),
     "a list as a layer": (
         saving({"model": {**STATE, "bn1.weight": [1.0]}}),
@@ -160,7 +163,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "numpy's arrays": (saving(NUMPY), r"conv1\.weight is an array of numpy, not a tensor"),
     "whole numbers": (saving({**STATE, "bn1.bias": torch.ones(8).long()}), "bn1.bias is a tensor of torch.int64, not"),
-    "two networks": (saving({"student": STATE, "teacher": OTHER}), r"holds several encoders: student\., teacher\.;"),
+    "two networks": (
+        saving({"student": STATE, "teacher": OTHER}),
+        r"holds several encoders: student\., teacher\.; keep the one",
+    ),
     "code": (
         saving({**STATE, "x": Trap()}),
         r"is a pickle that would run code, \w+\.mkdir, when it is read",
@@ -177,7 +183,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle, old": (lambda path: path.write_bytes(pickle.dumps(3, 2)), "cannot be read as weights: damaged"),
     "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "neither safetensors nor"),
     "tar": (archive, "neither safetensors nor"),
-    "zip": (zipped, "cannot be read as weights: damaged"),
+    "zip": (zipped, "it is a zip, but not one of torch.save"),
     "cut short": (cut, "cannot be read as weights: damaged"),
     "damaged safetensors": (flipped, "cannot be read as weights: damaged"),
     "empty": (lambda path: path.touch(), "cannot be read as weights: the file is empty"),

@@ -359,7 +359,27 @@ def test_weights_to_begin_from(tmp_path: Path) -> None:
         f"run.init_from = {weights}: no such file; give a .safetensors or .pt"
     ]
     weights.touch()
+    assert lines(local(config, tmp_path / "run")) == [f"run.init_from = {weights}: is empty; copy it again"]
+    weights.write_text("weights")
     assert not lines(local(config, tmp_path / "run"))
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    config = load("digits", f"run.init_from={folder}")
+    assert lines(local(config, tmp_path / "run")) == [
+        f"run.init_from = {folder}: is a folder without weights: it holds none of *.safetensors, pytorch_model.bin, "
+        "*.index.json and no checkpoint; give a run directory, a folder of weights or a file"
+    ]
+    for name in ("model.safetensors", "pytorch_model.bin", "checkpoints/step_000000004.pt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+        assert not lines(local(config, tmp_path / "run"))
+        (folder / name).unlink()
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000000004.pt"  # the run goes on, without the weights
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.touch()
+    assert not lines(local(load("digits", "run.init_from=/nowhere.pt"), tmp_path / "run"))
 
 
 def test_shards(tmp_path: Path) -> None:
