@@ -24,7 +24,7 @@ from moco_dist.errors import UserError
 from moco_dist.ranks import devices, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.shared_memory import SharedMemory
-from moco_dist.ranks.transfers import PeerLost, Transfer, Waits, others
+from moco_dist.ranks.transfers import PeerLost, Transfer, Waits, as_bytes, line_of, others
 from moco_dist.summation import pairwise_sum
 
 S = TypeVar("S")
@@ -80,8 +80,16 @@ class World(Rank):
 
     @classmethod
     def join(cls, rank: Rank, device: torch.device, timeout_seconds: float) -> World:
-        """Meet the other ranks: by NCCL on CUDA, by gloo on the CPU. Raises OSError where torchrun is gone."""
-        world = cls(rank.rank, rank.size, rank.local_rank, device)
+        """Meet the other ranks: by NCCL on CUDA, by gloo on the CPU.
+
+        Raises:
+            UserError: this process is in a process group already.
+            OSError: torchrun is gone.
+        """
+        if dist.is_initialized():
+            rule = "this process has met other ranks already, and moco_dist meets them by itself"
+            raise UserError(f"torch.distributed: {rule}; call destroy_process_group first, or init_process_group later")
+        world = cls(rank.rank, rank.size, rank.local_rank, device, quiet=rank.quiet)
         if devices.runs_ahead(device):
             devices.of(device).set_device(device)
         if world.size > 1:
@@ -142,7 +150,7 @@ class World(Rank):
         tensor = tensor.contiguous()
         out = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
         with others("all_gather", self.waits):
-            work = _all_gather(_as_bytes(out), _as_bytes(tensor), async_op=True)
+            work = _all_gather(as_bytes(out), as_bytes(tensor), async_op=True)
         return Transfer("all_gather", out, tensor, work, self.waits)
 
     def all_to_all(self, tensor: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
@@ -155,10 +163,10 @@ class World(Rank):
             return Transfer("", tensor)
         tensor = tensor.contiguous()
         out = tensor.new_empty(sum(received), *tensor.shape[1:])
-        row = _as_bytes(tensor).numel() // len(tensor)
+        row = as_bytes(tensor).numel() // len(tensor)
         with others("all_to_all", self.waits):
             sizes = [n * row for n in received], [n * row for n in sent]
-            work = dist.all_to_all_single(_as_bytes(out), _as_bytes(tensor), *sizes, async_op=True)
+            work = dist.all_to_all_single(as_bytes(out), as_bytes(tensor), *sizes, async_op=True)
         return Transfer("all_to_all", out, tensor, work, self.waits)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
@@ -170,7 +178,7 @@ class World(Rank):
         """
         if self.size == 1 or not tensors:
             return
-        lines = [_line(t) for t in tensors]
+        lines = [line_of(t) for t in tensors]
         lengths = [len(line) for line in lines]
         length = sum(lengths) + -sum(lengths) % self.size
         if (memory := self._memory_for((self.size + 1) * length * lines[0].itemsize)) is not None:
@@ -288,13 +296,3 @@ def gradients(module: nn.Module, *, synchronise: bool) -> AbstractContextManager
     if not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return others("the mean of the gradients") if synchronise else cast(Any, module.no_sync())
-
-
-def _line(tensor: Tensor) -> Tensor:
-    """View the numbers of a tensor without gaps as [n], in the order in which they lie in memory: NHWC, too."""
-    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)).view(-1)
-
-
-def _as_bytes(tensor: Tensor) -> Tensor:
-    # Moving bytes instead of numbers: no backend lacks the dtype, and no bit can change on the way.
-    return tensor.view(-1).view(torch.uint8)

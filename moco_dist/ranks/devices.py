@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,21 @@ def _keep_freed_memory() -> None:
 
     The system clears each page before it is used, 4 kB at a time: 45 MB of gradients a BatchNorm group, for example.
     """
+    _tune_malloc({_TRIM_THRESHOLD: 2**31 - 1, _MOST_MAPPINGS: 0})
+
+
+def release_freed_memory() -> None:
+    """Let glibc give back what is freed, as it does by itself, and what it has kept."""
+    _tune_malloc({_TRIM_THRESHOLD: 128 * 1024, _MOST_MAPPINGS: 65536})  # what it begins with
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tune_malloc(parameters: Mapping[int, int]) -> None:
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_MOST_MAPPINGS, 0)
+        for parameter, value in parameters.items():
+            mallopt(parameter, value)
 
 
 def _keep_compiled_code() -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moco_dist.errors import UserError
 
@@ -27,13 +27,16 @@ class Rank:
     """How many ranks there are."""
     local_rank: int
     """Its number among the ranks of its node."""
+    quiet: bool = field(default=False, kw_only=True, compare=False)
+    """Whether it tells people nothing but warnings."""
 
     @classmethod
-    def from_environment(cls, arguments: Sequence[str] = ()) -> Rank:
+    def from_environment(cls, arguments: Sequence[str] = (), *, quiet: bool = False) -> Rank:
         """Read torchrun's variables; without them this is the one rank of a world of one.
 
         Args:
             arguments: of the command line, to which an old launcher adds one of its own.
+            quiet: whether this rank tells people nothing but warnings.
 
         Raises:
             UserError: some of the variables are missing, are no numbers or do not fit together.
@@ -43,7 +46,7 @@ class Rank:
             raise UserError(f"argument {of_launcher[0]}: comes from torch.distributed.launch; {start} instead")
         present = [name for name in _OF_TORCHRUN if os.environ.get(name)]
         if not present:
-            return cls(0, 1, 0)
+            return cls(0, 1, 0, quiet=quiet)
         wanted = _OF_TORCHRUN if os.environ.get("WORLD_SIZE") == "1" else (*_OF_TORCHRUN, *_OF_MEETING)
         if missing := ", ".join(name for name in wanted if not os.environ.get(name)):
             rule = f"set in the environment without {missing}"
@@ -58,10 +61,15 @@ class Rank:
         for name, number in (("RANK", rank), ("LOCAL_RANK", local_rank)):
             if number >= size:
                 raise UserError.of(name, number, f"must be below WORLD_SIZE={size}", start)
-        return cls(rank, size, local_rank)
+        return cls(rank, size, local_rank, quiet=quiet)
 
     def tell(self, line: str) -> None:
         """Print on stderr what all ranks know, once."""
+        if not self.quiet:
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        """Print a warning on stderr, about what all ranks know, once, also where this rank is quiet."""
         if self.rank == 0:
             print(line, file=sys.stderr, flush=True)
 

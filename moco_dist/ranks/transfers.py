@@ -102,3 +102,14 @@ def others(what: str, waits: Waits | None = None) -> Iterator[None]:
 def let_the_cause_show() -> None:
     """Wait a little, so that torchrun and the run's status see another rank fail first, which is the cause."""
     time.sleep(_LET_THE_CAUSE_SHOW_SECONDS)
+
+
+def line_of(tensor: Tensor) -> Tensor:
+    """View the numbers of a tensor without gaps as [n], in the order in which they lie in memory: NHWC, too."""
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)).view(-1)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """View the bytes of a tensor without gaps as [n]."""
+    # Moving bytes instead of numbers: no backend lacks the dtype, and no bit can change on the way.
+    return tensor.view(-1).view(torch.uint8)

@@ -21,17 +21,28 @@ class Progress:
         initial: steps done before this start.
         description: name of the run.
         plain_seconds: where stderr is no terminal, the least time between two lines.
+        quiet: whether only what goes to a stream by name is shown, as warnings do.
+        unit: what a step is called.
     """
 
-    def __init__(self, total: int, initial: int, description: str, plain_seconds: float = PLAIN_SECONDS) -> None:
-        self.total, self.initial, self.description = total, initial, description
-        self.plain_seconds = plain_seconds
+    def __init__(
+        self,
+        total: int,
+        initial: int,
+        description: str,
+        plain_seconds: float = PLAIN_SECONDS,
+        *,
+        quiet: bool = False,
+        unit: str = "step",
+    ) -> None:
+        self.total, self.initial, self.description, self.unit = total, initial, description, unit
+        self.plain_seconds, self.quiet = plain_seconds, quiet
         self._step, self._started, self._printed = initial, time.monotonic(), -plain_seconds
         self._figures: dict[str, float] = {}
-        tqdm.monitor_interval = 0  # no thread of tqdm's: it would outlive a fork
+        self._others_interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # its thread would outlive a fork
         self._bar: tqdm | None = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=initial, desc=description, unit="step", dynamic_ncols=True)
+        if sys.stderr.isatty() and not quiet:
+            self._bar = tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True)
 
     def update(self, step: int, **figures: float) -> None:
         """Show that `step` is done, with its figures."""
@@ -40,11 +51,13 @@ class Progress:
             if self._bar is not None:
                 self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
                 self._bar.update(advance)
-            elif time.monotonic() - self._started - self._printed >= self.plain_seconds:
+            elif not self.quiet and time.monotonic() - self._started - self._printed >= self.plain_seconds:
                 self._print()
 
     def write(self, line: str, stream: TextIO | None = None) -> None:
         """Print a line without tearing the bar, on stdout unless another stream is named."""
+        if self.quiet and stream is None:
+            return
         stream = stream or sys.stdout
         with contextlib.suppress(*_GONE):
             if self._bar is not None:
@@ -55,10 +68,11 @@ class Progress:
 
     def close(self) -> None:
         """Show the last step, and end the bar."""
+        tqdm.monitor_interval = self._others_interval
         with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 self._bar.close()
-            elif self._step > self.initial:
+            elif not self.quiet and self._step > self.initial:
                 self._print()
 
     def _print(self) -> None:
@@ -66,5 +80,6 @@ class Progress:
         rate = (self._step - self.initial) / max(elapsed, 1e-9)
         left = tqdm.format_interval((self.total - self._step) / rate) if rate else "?"
         figures = "".join(f", {k} {v:.4g}" for k, v in self._figures.items())
-        line = f"{self.description}: step {self._step}/{self.total}{figures}, {rate:.3g} steps/s, {left} left"
+        done = f"{self.description}: {self.unit} {self._step}/{self.total}{figures}"
+        line = f"{done}, {rate:.3g} {self.unit}s/s, {left} left"
         print(line, file=sys.stderr, flush=True)
