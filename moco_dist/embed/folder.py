@@ -70,9 +70,7 @@ def open_folder(root: Path, preprocess: Preprocessing) -> FileSource:
         rule += f", and of the shards in it no {SHARD_INDEX}, with which packing ends" if tree.suffixes[".tar"] else ""
         raise UserError.of("FOLDER", root, rule, _FIX)
     remarks = tuple(index.passed_over(tree))
-    return _source(
-        root, map(os.fsencode, tree.images), preprocess.channels, statistics, preprocess.value_range, remarks
-    )
+    return _source(root, map(os.fsencode, tree.images), preprocess, remarks, None)
 
 
 def _source(
