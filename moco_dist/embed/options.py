@@ -24,7 +24,8 @@ MATRIX, PARQUET = ".npy", ".parquet"
 BATCH = 256
 """Images computed together, unless another number is asked for."""
 _MOST_BATCH = 65536
-_OF_THE_PROCESS = ("device.", "data.workers=")
+_WORKERS = "data.workers="
+_OF_THE_PROCESS = ("device.", _WORKERS)
 """How overrides begin that say how features are computed, not what the images are."""
 
 
@@ -58,6 +59,16 @@ class Options:
         if self.config is not None:
             return [f"data.root={configs.literal(self.folder)}", *self.overrides]  # the one folder that is read
         return [override for override in self.overrides if not override.startswith(_OF_THE_PROCESS)]
+
+    def workers(self, config: Config) -> int | Literal["auto"]:
+        """Return the processes that decode, as `data.workers` of a run says that was trained on files; else auto.
+
+        Args:
+            config: that `load_config` has returned.
+        """
+        told = any(override.startswith(_WORKERS) for override in self.overrides)
+        of_files = (self.run_dir or self.config) and config.data.source == "imagefolder"
+        return config.data.workers if told or of_files else "auto"
 
     def load_config(self) -> Config:
         """Return the config of the run, or of the process where there are weights alone.

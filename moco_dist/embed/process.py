@@ -105,7 +105,7 @@ def embed(options: Options, out: Path | None, config: Config, world: World) -> E
         layer=options.features,
         normalise=options.normalise,
         batch=options.batch,
-        workers=config.data.workers,
+        workers=options.workers(config),
     )
     places = list[np.ndarray]()
     if out is None:
