@@ -193,9 +193,8 @@ def _write(
 def _interruptible() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the work once, as KeyboardInterrupt; torchrun sends both, and cleaning up takes time.
 
-    At the end a SIGTERM does what it would have done.
+    What is ignored stays so, as Ctrl-C is in the background. At the end a SIGTERM does what it would have done.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():  # which alone has handlers
         yield
         return
@@ -206,7 +205,8 @@ def _interruptible() -> Iterator[None]:
         if len(came) == 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in numbers}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
     try:
         yield
     finally:

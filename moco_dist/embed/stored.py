@@ -87,8 +87,10 @@ def open_stored(path: Path) -> Stored:
         about, names, shape = (_open_parquet if path.suffix == PARQUET else _open_matrix)(path)
         fits = about["format"] == FORMAT and len(names) == shape[0]
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise _damaged(path, f"{type(error).__name__}: {reason}" if isinstance(error, KeyError) else reason) from None
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            reason = f"{Path(error.filename).name}: {error.strerror}"
+        raise _damaged(path, reason) from None
     if not fits:
         raise _damaged(path, f"it has {shape[0]} rows and {len(names)} names, in format {about['format']}")
     return Stored(path, about, names, shape[1])

@@ -70,7 +70,8 @@ def _check(parsed: argparse.Namespace, folder: Path) -> None:
         raise UserError.of("--count", parsed.count, rule, "search for some of them at a time")
     for query in parsed.query:
         if not query.is_file():
-            rule = "is a folder" if query.is_dir() else "no such file"
+            rule = "is not a regular file" if query.exists() else "no such file"
+            rule = "is a folder" if query.is_dir() else rule
             raise UserError.of("--query", query, rule, "give the file of an image")
     if parsed.features is not None:
         command_line.check_parquet(parsed.features, "--features")

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -50,7 +51,7 @@ class Line(NamedTuple):
 def read(file: ImageFile, channels: int, value_range: Interval | None) -> NDArray[np.uint8] | None:
     """Read an image as it is drawn: whole, small, and of many channels the first ones; None where that fails."""
     try:
-        planes = decode(file, channels, value_range)
+        planes = decode(file, 3 if channels == 1 else channels, value_range)  # a gray encoder's images may be in colour
     except MemoryError:
         raise
     except Exception:  # decoders raise errors of their own kinds
@@ -94,6 +95,7 @@ def _draw_image(axes: Axes, pixels: NDArray[np.uint8] | None, x: float, y: float
     tall, wide = np.maximum(_IMAGE * sides / sides.max(), _LEAST) / 2
     extent = (x - wide, x + wide, y + tall, y - tall)
     axes.imshow(pixels, "gray", aspect="auto", vmin=0, vmax=255, extent=extent)
+    axes.add_patch(Rectangle((x - wide, y - tall), 2 * wide, 2 * tall, fill=False, color=_GREY, linewidth=0.5))
 
 
 def _two_lines(name: str) -> list[str]:
