@@ -1,3 +1,45 @@
-"""moco-dist: distributed Momentum Contrast that gives the same curve on any number of GPUs."""
+"""moco-dist: distributed Momentum Contrast that gives the same curve on any number of GPUs.
+
+What stands in `__all__` is public, and docs/api.md describes it. A public name is imported when it is first used, so
+that `import moco_dist` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moco_dist.errors import UserError
+    from moco_dist.library.assessment import assess
+    from moco_dist.library.runs import Run
+    from moco_dist.library.training import fit
+    from moco_dist.train.ends import Diverged, Stopped
+
+__all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "assess", "fit"]
+
+_MODULES = {
+    "Diverged": "moco_dist.train.ends",
+    "Run": "moco_dist.library.runs",
+    "Stopped": "moco_dist.train.ends",
+    "UserError": "moco_dist.errors",
+    "assess": "moco_dist.library.assessment",
+    "fit": "moco_dist.library.training",
+}
+"""The module of each public name; none may have the name of a submodule, which would take its place when imported."""
+
+if not TYPE_CHECKING:  # else a type checker would take any name for a public one
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first asked for."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    """List the public names beside those that are loaded, for completion in a shell."""
+    return sorted({*globals(), *__all__})

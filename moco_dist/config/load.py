@@ -37,19 +37,35 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mappin
         UserError: whatever is wrong with it, in one line.
     """
     file = _find(path) if path else DEFAULT_CONFIG
-    tree = read_tree(file)
-    for override in overrides:
-        key, _, text = override.partition("=")
-        _set(tree, key, read_value(text))
+    return resolve(read_tree(file), {**read_overrides(overrides), **values}, name=file.stem)
+
+
+def resolve(sections: Mapping[str, Any], values: Mapping[str, Any] = {}, *, name: str = "run") -> Config:
+    """Make a config of a tree of sections as `load` does, by the rules of what a user has typed.
+
+    Args:
+        sections: keys by section; they stay as they are.
+        values: values by `section.key`, which override those of the sections.
+        name: of the run, where the sections do not name it.
+
+    Raises:
+        UserError: whatever is wrong with it, in one line.
+    """
+    tree = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in sections.items()}
     for key, value in values.items():
         _set(tree, key, value)
     run = tree.setdefault("run", {})
     if isinstance(run, dict):
-        run.setdefault("name", file.stem)
+        run.setdefault("name", name)
     track = tree.setdefault("track", {})
     if isinstance(track, dict):
         environment.complete_(track)
     return validate(Config, tree)
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read overrides `section.key=value`; of two of one key, the last one counts."""
+    return {key: read_value(text) for key, _, text in (override.partition("=") for override in overrides)}
 
 
 def parse(tree: Mapping[str, Any]) -> Config:

@@ -9,7 +9,7 @@ from typing import Any
 from moco_dist import config as configs
 from moco_dist.errors import UserError
 from moco_dist.files import read_object, read_text
-from moco_dist.run import code, comparison, provenance
+from moco_dist.run import code, comparison, evaluation_table, provenance
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, read_rows
 
@@ -101,9 +101,8 @@ class Side:
     def final_figures(self) -> dict[str, float]:
         """Return the accuracies of the evaluation after training, by method and labels."""
         figures = {}
-        rows = read_object(RunPaths(self.folder).evaluation_table).get("rows")
-        for row in rows if isinstance(rows, list) else ():
-            for name, value in row.items() if isinstance(row, dict) else ():
+        for row in evaluation_table.read(self.folder):
+            for name, value in row.items():
                 if name.endswith("_accuracy_mean") and isinstance(value, float | int):
                     figures[f"{row.get('method')}, {row.get('labels') or 'all'} labels, {name[:-5]}"] = value
         return figures

@@ -34,7 +34,7 @@ def compile_(engine: Engine, mode: Literal["reduce-overhead", True]) -> str:
     if not faults:
         return f"compiled in {time.monotonic() - began:.0f} s"
     compiled.undo_(engine.method)
-    world.tell(f"moco_dist.train: warning: the networks cannot be compiled, so steps may take longer ({faults[0]})")
+    world.warn(f"moco_dist.train: warning: the networks cannot be compiled, so steps may take longer ({faults[0]})")
     return NOT_COMPILED
 
 

@@ -1,10 +1,10 @@
 """The options of the evaluation's command line, their checks, and the config that they lead to. It needs no torch."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
@@ -12,6 +12,8 @@ from moco_dist.errors import UserError
 from moco_dist.run import directory, paths
 
 Layer = Literal["backbone", "head"]
+
+_CHOICES = {"solver": ("auto", "lbfgs", "sgd"), "features": ("backbone", "head"), "split": ("test", "validation")}
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
     p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
-    p.add_argument("--solver", choices=("auto", "lbfgs", "sgd"), default="auto", help="of --linear; auto: by memory")
-    p.add_argument("--features", choices=("backbone", "head"), default="backbone", help="of --knn and --linear")
+    p.add_argument("--solver", choices=_CHOICES["solver"], default="auto", help="of --linear; auto: by memory")
+    p.add_argument("--features", choices=_CHOICES["features"], default="backbone", help="of --knn and --linear")
     few = p.add_mutually_exclusive_group()
     few.add_argument("--labels", type=int, metavar="N", help="few labels: N images, equally many of each class")
     few.add_argument("--label-fraction", type=float, metavar="F", help="the same, as a part of the labelled images")
@@ -51,8 +53,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("--finetune", action="store_true", help="fine-tune the encoder on the few labels")
     p.add_argument("--supervised", action="store_true", help="the baseline: from scratch on the same labels")
     p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
-    splits, split_help = ("test", "validation"), "judge by it; validation: for tuning"
-    p.add_argument("--split", choices=splits, default="test", help=split_help)
+    p.add_argument("--split", choices=_CHOICES["split"], default="test", help="judge by it; validation: for tuning")
     p.add_argument(
         "--out", type=path_of("--out"), metavar="DIR", help="where results go; RUN_DIR, or beside the weights"
     )
@@ -63,7 +64,16 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str], description: str = "") -> Options:
     """Parse the command line, whose --help begins with the description. Raises UserError."""
-    options = Options(**vars(_parser(description).parse_intermixed_args(arguments)))
+    return checked(Options(**vars(_parser(description).parse_intermixed_args(arguments))))
+
+
+def checked(options: Options) -> Options:
+    """Return the options as they are used, if they fit together. Raises UserError."""
+    for name, choices in _CHOICES.items():
+        if (choice := getattr(options, name)) not in choices:
+            raise UserError.of(f"--{name}", choice, "is not known", f"use {' or '.join(choices)}")
+    if options.labels is not None and options.label_fraction is not None:
+        raise UserError.of("--labels", options.labels, "not allowed with --label-fraction", "drop one of them")
     options = replace(options, path=paths.run_of(options.path) or options.path)
     fraction = options.label_fraction
     if options.draws is not None and options.draws < 1:
@@ -83,20 +93,43 @@ def load_config(options: Options) -> configs.Config:
     Raises:
         UserError: no such path, no config, or a mistake in it.
     """
+    file, overrides = configs.parse_arguments(options.config)
+
+    def load(values: Mapping[str, Any]) -> configs.Config:
+        return directory.load_config(file, values=values)
+
+    return config_of(options, file, configs.read_overrides(overrides), load)
+
+
+def config_of(
+    options: Options,
+    named: object,
+    values: Mapping[str, Any],
+    load: Callable[[Mapping[str, Any]], configs.Config],
+) -> configs.Config:
+    """Return the config of what is evaluated.
+
+    Args:
+        options: name what is evaluated, and by which images it is judged.
+        named: the config that is named for weights, in any form; None for none.
+        values: overrides by key.
+        load: makes the config for weights with overrides.
+
+    Raises:
+        UserError: no such path, no config, or a mistake in it.
+    """
     path = options.path
     if not path.exists():
         raise UserError.of("RUN_DIR|WEIGHTS", path, "no such file or folder", "give a run directory or weights")
-    file, overrides = configs.parse_arguments(options.config)
     if (own := paths.RunPaths(path).config).is_file():
-        if file is not None:
-            raise UserError.of("argument", file, "a run directory has its config", "give overrides alone")
-        file = own
-    elif path.is_dir() and file is None:
+        if named is not None:
+            raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")
+    elif path.is_dir() and named is None:
         rule = f"holds no {own.name}"
         raise UserError.of("RUN_DIR", path, rule, "give the directory of a run, or weights and a CONFIG")
-    if splits := [override for override in overrides if override.startswith("eval.knn_split=")]:
+    if "eval.knn_split" in values:
         rule = "is what the trainer watches"
-        raise UserError.of("eval.knn_split", splits[-1].partition("=")[2], rule, "use --split test or validation")
+        raise UserError.of("eval.knn_split", values["eval.knn_split"], rule, "use --split test or validation")
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
-    fixed = [f"eval.knn_split={options.split}", "eval.knn_every=1"]
-    return directory.load_config(file, ["data.download=false", *overrides, *fixed])
+    values = {"data.download": False, **values, "eval.knn_split": options.split, "eval.knn_every": 1}
+    return directory.load_config(own, values=values) if own.is_file() else load(values)

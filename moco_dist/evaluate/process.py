@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +66,31 @@ def run(options: Options, config: Config, rank: Rank) -> int:
         return refused_once("moco_dist.evaluate", error, rank, met=world is not None)
 
 
-def evaluate(options: Options, config: Config, world: World) -> None:
-    """Evaluate on ranks that have met. Raises UserError."""
+@no_workers_left()
+def call(options: Options, config: Config, rank: Rank) -> list[dict[str, Any]]:
+    """Evaluate as `run` does, for a caller that goes on in this process.
+
+    Args:
+        options: what is to be evaluated, and how.
+        config: of the run that is evaluated.
+        rank: this process.
+
+    Returns:
+        The rows of the table, a row a method; the same on all ranks.
+
+    Raises:
+        UserError: a mistake of the user's, on all ranks that have met.
+        Exception: whatever else goes wrong.
+    """
+    world = World.start(config, rank, _PATIENCE_SECONDS)
+    try:
+        return evaluate(options, config, world)
+    finally:
+        world.leave()
+
+
+def evaluate(options: Options, config: Config, world: World) -> list[dict[str, Any]]:
+    """Evaluate on ranks that have met. Returns the rows of the table, a row a method. Raises UserError."""
     if options.wandb:
         world.from_first(lambda: wandb_results.check(options.path))
     evaluation = Evaluation(options, open_subject(options.path, config, world, options.features))
@@ -75,11 +99,13 @@ def evaluate(options: Options, config: Config, world: World) -> None:
         cache = world.from_first(lambda: Cells(RunPaths(out).evaluation))
     cells = [evaluation.cells_of(method, cache) for method in evaluation.methods]
     leave_view(evaluation, cells, options, RunPaths(out).features_view)
+    table = [results.row(of_method) for of_method in cells]
     with writing(out):
         world.from_first(lambda: report(options.path, evaluation, cells, out))
     if options.wandb:
-        table = [results.row(of_method) for of_method in cells]
-        world.from_first(lambda: wandb_results.show(options.path, table, evaluation.subject.split, print))
+        say = world.warn if world.quiet else print
+        world.from_first(lambda: wandb_results.show(options.path, table, evaluation.subject.split, say))
+    return table
 
 
 def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options: Options, file: Path) -> None:
@@ -110,7 +136,7 @@ def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options:
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
-    """Print the table, write evaluation.json and draw the pictures, on rank 0 alone.
+    """Write evaluation.json, draw the pictures, and print the table unless the ranks are quiet; on rank 0 alone.
 
     Args:
         path: the run directory or the file of weights; curves are drawn where it has rows.
@@ -142,8 +168,9 @@ def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], 
     plots.save(paths.evaluation / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
     figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))
     plots.save(paths.evaluation / "wrong.png", figure)
-    results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
-    print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
+    if not evaluation.world.quiet:
+        results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
+        print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
 
 
 class Evaluation:

@@ -152,7 +152,7 @@ class Subject:
         if new := [image for image in unreadable if image not in self._named]:
             self._named.update(new)
             names = some_names(list(map(str, new)))
-            self.world.tell(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}")
+            self.world.warn(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}")
 
 
 def open_subject(path: Path, config: Config, world: World, layer: options.Layer) -> Subject:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,8 @@ def borrowed(call: str) -> Iterator[None]:
     """Put back, at the end, what `World.start` and a run switch in this process.
 
     That is the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for the fastest
-    kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, and the environment.
+    kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, the environment, and what
+    prints an error that nobody catches.
 
     Args:
         call: name of the function that borrows the process.
@@ -41,6 +43,7 @@ def borrowed(call: str) -> Iterator[None]:
             put_back.callback(torch.set_num_threads, torch.get_num_threads())
             put_back.callback(_put_back_determinism, torch.get_deterministic_debug_mode())
             put_back.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+            put_back.callback(setattr, sys, "excepthook", sys.excepthook)  # torch's groups put their rank's name ahead
             put_back.callback(torch.set_rng_state, torch.get_rng_state())
             if torch.cuda.is_initialized():
                 put_back.callback(partial(torch.cuda.set_device, torch.cuda.current_device()))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-import secrets
 import socket
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from moco_dist.config import Config
 from moco_dist.errors import UserError
-from moco_dist.ranks import devices, shared_memory, watchdog
+from moco_dist.ranks import devices, meeting, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.shared_memory import SharedMemory
 from moco_dist.ranks.transfers import PeerLost, Transfer, Waits, as_bytes, line_of, others
@@ -35,6 +33,8 @@ _WATCHDOG_FIRST_SECONDS = 60.0
 _SHARED_FROM_BYTES = 2**20
 """Less than this goes through sockets as fast."""
 
+_stores: dict[tuple[str | None, ...], Any] = {}
+"""The store of this process's first start at a place, where no agent has one: rank 0's would be gone for the next."""
 _untyped: Any = dist  # for the names that torch does not export to type checkers
 
 # Two names that later releases of torch have changed.
@@ -101,37 +101,20 @@ class World(Rank):
         if agents:  # torch would wait for it to come back
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             socket.create_connection(address, timeout=30).close()
-        timeout = timedelta(seconds=timeout_seconds)
-        store, _, _ = next(_untyped.rendezvous("env://", self.rank, self.size, timeout=timeout))
-        if agents:
-            store = _untyped.PrefixStore(self._name_of_this_start(store, timeout_seconds), store)
+        timeout, place = timedelta(seconds=timeout_seconds), tuple(map(os.environ.get, ("MASTER_ADDR", "MASTER_PORT")))
+        met_before = place in _stores
+        store = _stores.get(place) or next(_untyped.rendezvous("env://", self.rank, self.size, timeout=timeout))[0]
+        store.set_timeout(timeout)
+        if agents or met_before:
+            name = meeting.name_of_start(self, store, timeout_seconds)
+            store = _untyped.PrefixStore(name, store)
+        else:
+            _stores[place] = store
         backend = _untyped.Backend.default_device_backend_map[self.device.type]
         own = self.device if backend == "nccl" else None
         dist.init_process_group(
             backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout, device_id=own
         )
-
-    def _name_of_this_start(self, store: Any, timeout_seconds: float) -> str:
-        """Agree with the other ranks on a name for this start, which no earlier start had.
-
-        torchrun keeps its store over its restarts, and in it the addresses of dead ranks, under the same keys
-        (pytorch/pytorch#135712); its count of restarts differs between nodes. So rank 0 thinks of a name, and each
-        other rank takes it only when rank 0 has repeated that rank's own token, which a dead rank 0 cannot have.
-        """
-        token = secrets.token_hex(8)
-        if self.rank == 0:
-            store.set("moco_dist", token)
-            tokens = [store.get(f"{token}/{rank}") for rank in range(1, self.size)]
-            store.set(f"{token}/met", b" ".join(tokens))
-            return token
-        deadline = time.monotonic() + timeout_seconds
-        while time.monotonic() < deadline:
-            name = str(store.get("moco_dist"), "ascii")
-            store.set(f"{name}/{self.rank}", token)
-            if store.check([f"{name}/met"]) and token.encode() in store.get(f"{name}/met").split():
-                return name
-            time.sleep(0.1)
-        raise TimeoutError(f"rank {self.rank}: the other ranks did not start within {timeout_seconds:.0f} s")
 
     def leave(self) -> None:
         """Part from the other ranks, if joined."""

@@ -1,8 +1,9 @@
 """The run directory as one job writes it: its lease, its config, its status."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moco_dist import config
 from moco_dist.errors import UserError, masked
@@ -12,7 +13,7 @@ from moco_dist.run import code, figures, lease, paths, provenance, status
 log = logging.getLogger(__name__)
 
 
-def load_config(file: Path | None, overrides: Sequence[str] = ()) -> config.Config:
+def load_config(file: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] = {}) -> config.Config:
     """Load a config as `config.load` does; one that lies in a run directory means that directory, even a moved one.
 
     An override of `run.dir` means another one, and of `run.name` alone the directory `runs/<name>`.
@@ -20,12 +21,29 @@ def load_config(file: Path | None, overrides: Sequence[str] = ()) -> config.Conf
     Raises:
         UserError: whatever is wrong with it.
     """
-    run_dir = paths.run_of(file)
-    if run_dir is None or any(override.startswith("run.dir=") for override in overrides):
-        return config.load(file, overrides)
-    if any(override.startswith("run.name=") for override in overrides):
-        return config.load(file, overrides, {"run.dir": None})
-    return config.load(file, overrides).at(run_dir)
+    run_dir, values = paths.run_of(file), {**config.read_overrides(overrides), **values}
+    if run_dir is None or "run.dir" in values:
+        return config.load(file, values=values)
+    if "run.name" in values:
+        return config.load(file, values={**values, "run.dir": None})
+    return config.load(file, values=values).at(run_dir)
+
+
+def existing(folder: Path) -> Path:
+    """Return the directory of a run: the folder, or that of the resolved config which it is.
+
+    Raises:
+        UserError: there is no such directory, or it is none of a run.
+    """
+    folder, fix = paths.run_of(folder) or folder, "give the directory of a run"
+    if not folder.is_dir():
+        raise UserError.of("RUN", folder, "is no directory" if folder.exists() else "no such directory", fix)
+    file = paths.RunPaths(folder).config
+    if not file.exists() and status.read(folder).state is None:
+        raise UserError.of("RUN", folder, f"holds no {file.name}", fix)
+    if file.exists() and not file.is_file():
+        raise UserError.of("RUN", file, "is not a regular file", "remove it")
+    return folder
 
 
 class RunDirectory:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from moco_dist.errors import UserError
 from moco_dist.files import descriptor, open_bytes, parse_object, replacing
 
 Row = Mapping[str, float | int | str]
@@ -187,6 +188,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a metrics.jsonl without damaged lines. Raises OSError."""
     with open_bytes(path) as file:
         yield from filter(None, map(_parse, _lines(file)))
+
+
+def rows_so_far(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a metrics.jsonl as `read_rows`, none where a run has not begun one. Raises UserError."""
+    try:
+        yield from read_rows(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError.of("RUN", path, error.strerror or str(error), "mend it") from None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -36,6 +36,8 @@ class Tracker:
         start_step: int,
         total_steps: int,
         facts: health.Facts | None = None,
+        *,
+        quiet: bool = False,
     ) -> Tracker:
         """Open the tracker of a rank.
 
@@ -46,16 +48,20 @@ class Tracker:
             start_step: steps done; rows of later ones, from a start that was killed, are dropped.
             total_steps: steps of the whole run.
             facts: what is known of the run beside its rows, by which they are judged; unset, the config alone.
+            quiet: whether people are told nothing but warnings.
 
         Raises:
             UserError: metrics.jsonl cannot be opened or read.
         """
         if rank:
             return Silent()
-        return Tracker(config, RunPaths(run_dir), start_step, total_steps, facts or health.Facts(config))
+        shown = progress.Progress(total_steps, start_step, config.run.name, quiet=quiet)
+        return Tracker(config, RunPaths(run_dir), start_step, shown, facts or health.Facts(config))
 
-    def __init__(self, config: Config, paths: RunPaths, start_step: int, total_steps: int, facts: health.Facts) -> None:
-        self._paths, self._total_steps, self._log_every = paths, total_steps, config.track.log_every
+    def __init__(
+        self, config: Config, paths: RunPaths, start_step: int, shown: progress.Progress, facts: health.Facts
+    ) -> None:
+        self._paths, self._total_steps, self._log_every = paths, shown.total, config.track.log_every
         self._warned: set[str] = set()
         try:
             self._metrics = MetricsFile(paths.metrics)
@@ -69,7 +75,7 @@ class Tracker:
             if not is_finding(row):
                 self._last["train" if is_training(row) else "eval"] = row
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
-        self._progress = progress.Progress(total_steps, start_step, config.run.name)
+        self._progress = shown
         self.stop_requested = False  # by the stop button at W&B; it stops nothing by itself
         tellers = sinks.Tellers(self.say, self.warn, self._request_stop)
         self._sinks = sinks.open_all(config, paths, rows, start_step, tellers)

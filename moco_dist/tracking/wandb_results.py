@@ -12,7 +12,7 @@ from moco_dist.run.directory import load_config
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import read_rows
 from moco_dist.tracking.guard import Guard
-from moco_dist.tracking.wandb_run import WandbRun, teardown
+from moco_dist.tracking.wandb_run import WandbRun
 
 Result = Mapping[str, Any]
 """A row of the evaluation's table: method, labels, draws, mean and deviation of the accuracy, and more."""
@@ -68,7 +68,7 @@ class _WandbResults(WandbRun):
     def end(self, exit_code: int, preempted: bool) -> None:
         """End the run as it ended before."""
         self._run.finish(exit_code=exit_code)
-        teardown()
+        self.tear_down()
 
     def _tell_job(self) -> None:
         """Leave the job that trained."""

@@ -63,6 +63,8 @@ class WandbRun:
     _last: int = field(default=0, init=False)
     """The step of the last row."""
     _run: Any = field(default=None, init=False)
+    _is_guest: bool = field(default=False, init=False)
+    """Whether the caller's own run at W&B is open in this process; it must not notice ours."""
     _evaluations: dict[int, Row] = field(default_factory=dict, init=False)
     """Rows of evaluations by their steps."""
     _arrived: dict[str, int] = field(default_factory=dict, init=False)
@@ -84,6 +86,7 @@ class WandbRun:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        self._is_guest = wandb.run is not None
         online = self.config.track.wandb == "online"
         folder = RunPaths(self.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ class WandbRun:
                 _probe(settings, self.probe_timeout)
                 self._run = self._init(run_id, "online")
             except (Exception, SystemExit) as error:
-                teardown()  # else the id counts as in use
+                self.tear_down()  # else the id counts as in use
                 online = False
                 command = f"wandb sync {folder}/offline-run-*"
                 self.warn(f"W&B is offline ({reason(error)}); send the run later with: {command}")
@@ -179,15 +182,16 @@ class WandbRun:
             self._show_evaluations()
             self._alert(f"{self.config.run.name}: done", f"done at {last}{self._accuracies()}", "INFO")
         self._run.finish(exit_code=exit_code)
-        teardown()
+        self.tear_down()
 
     def tear_down(self) -> None:
-        """End W&B in this process."""
-        teardown()
+        """End W&B in this process, unless the caller uses it."""
+        if not self._is_guest:
+            teardown()
 
     def kill(self) -> None:
-        """Kill W&B's process: its exit handler would wait for it for ever."""
-        for process in core_processes():
+        """Kill W&B's process, unless the caller uses it: its exit handler would wait for it for ever."""
+        for process in () if self._is_guest else core_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -226,6 +230,7 @@ class WandbRun:
             save_code=False,
             disable_job_creation=True,
             x_transaction_log_flush_interval=2.0,  # a kill loses so many seconds, until the next start
+            **({"reinit": "create_new"} if self._is_guest else {}),
         )
         return wandb.init(
             project=self.config.track.project,

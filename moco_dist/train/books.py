@@ -57,7 +57,7 @@ class Books:
         stop, save, replaced, waited = (figures.pop(name) for name in (STOP, SAVE, UNREADABLE, WAITED))
         if not math.isfinite(loss):
             self._checkpoints.wait()
-            last = self._checkpoints.index.last()
+            last = self._world.from_first(self._checkpoints.index.last)
             raise Diverged(
                 step,
                 f"the loss is {loss} at step {step}; last checkpoint: {f'step {last}' if last else 'none'}; "

@@ -2,8 +2,11 @@
 
 import math
 import signal
+import threading
 import time
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from moco_dist.config import Config
 from moco_dist.run import status
@@ -11,13 +14,23 @@ from moco_dist.run.rows import row_is_due
 
 
 class Ended(Exception):
-    """The run ends before its last step, on all ranks at once."""
+    """The run ends before its last step, on all ranks at once.
+
+    Args:
+        step: steps done, or the step at which the run diverged, counted from 1.
+        reason: why, in one line.
+    """
 
     state: status.State
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(reason)
         self.step = step
+        self.run_dir: Path | None = None
+        """The run directory, where a caller in this process gets the exception."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, str(self)), {"run_dir": self.run_dir}
 
 
 class Stopped(Ended):
@@ -42,22 +55,32 @@ class Diverged(Ended):
 class StopRequest:
     """A stop is requested by a signal or by `run.max_minutes`. The signal handler does no more than set a flag.
 
-    The handlers stay until the process ends: torchrun ends all ranks when one is done, and a rank that still saves
-    must not be torn down.
+    The handlers stay until the process ends, or until `put_back`: torchrun ends all ranks when one is done, and a rank
+    that still saves must not be torn down. In another thread than the main one, which alone may have handlers, no
+    signal is heeded.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
-        self._signalled = False
+        self._signal: int | None = None
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._note)
+        self._handlers: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+                self._handlers[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        self._signal = number
+
+    def put_back(self) -> int | None:
+        """Give the signals back to the handlers that they had. Returns the last one that came meanwhile, if any."""
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: Python did not install it
+        return self._signal
 
     def raised(self) -> bool:
         """Return whether this rank was asked to stop."""
-        return self._signalled or time.monotonic() > self._deadline
+        return self._signal is not None or time.monotonic() > self._deadline
 
 
 class Due:

@@ -178,7 +178,8 @@ class Training:
             self._save(done)
         if stop:
             self.checkpoints.wait()
-            saved = "saved" if done in self.checkpoints.index.steps() else "NOT saved, its checkpoint failed"
+            is_saved = self.world.from_first(lambda: done in self.checkpoints.index.steps())
+            saved = "saved" if is_saved else "NOT saved, its checkpoint failed"
             reason = f"stopped on request after step {done}, {saved}"
             raise ends.Stopped(done, f"{reason}; {self.run_dir.goes_on_by} goes on from there")
 

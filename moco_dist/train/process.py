@@ -1,7 +1,9 @@
-"""The life of one training process: from a valid config to its exit status."""
+"""The life of one training process: from a valid config to its exit status, or to what a caller in it gets."""
 
 import functools
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -14,6 +16,62 @@ from moco_dist.ranks import collectives, transfers, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, status
 from moco_dist.train import ends, loop, restarts
+
+
+class Start:
+    """A start is one launch of a run in this process: `train`, and `close` however that ends.
+
+    Args:
+        config: of the run.
+        plan: how its batch lies on the ranks.
+        rank: this process.
+        run_dir: its run directory, not opened yet.
+    """
+
+    def __init__(self, config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirectory) -> None:
+        self.config, self.plan, self.rank, self.run_dir = config, plan, rank, run_dir
+        self.world: collectives.World | None = None
+        """The ranks, once they have met."""
+        self.stop: ends.StopRequest | None = None
+        """It heeds signals from the moment that there is something to save."""
+
+    def train(
+        self, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None
+    ) -> None:
+        """Train to the end of the run.
+
+        Args:
+            make_method: makes what is trained.
+            met: called on all ranks once they have met.
+
+        Raises:
+            UserError: a mistake of the user's.
+            Ended: the run ends before its last step.
+        """
+        config, rank, run_dir = self.config, self.rank, self.run_dir
+        last = functools.partial(last_words, run_dir, rank)
+        mistake = _mistake_in(lambda: tracking.check(config, rank.rank))  # it imports, for which no rank shall wait
+        self.world = world = collectives.World.start(config, rank, config.run.hang_timeout_seconds, last)
+        world.agreed(functools.partial(_refuse, mistake))
+        met(world)
+        data = sources.on_all_ranks(config, world, sources.load)
+        config = sources.with_statistics(config, data.train)
+        encoder = world.agreed(lambda: loop.first_encoder(config, data, world))
+        watchdog.beat()
+        self.stop = ends.StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
+        world.from_first(run_dir.open)
+        run_dir.ours = True
+        with loader.heeding(self.stop.raised):
+            training = loop.Training(config, world, self.plan, data, encoder, make_method, run_dir, self.stop)
+            training.open_tracker = functools.partial(tracking.Tracker.open, quiet=rank.quiet)
+            training.run()
+        world.barrier()  # rank 0 has closed its books: now torchrun may end the others
+
+    def close(self) -> None:
+        """Give the run directory back, and part from the other ranks."""
+        self.run_dir.close()
+        if self.world is not None:
+            self.world.leave()
 
 
 @loader.no_workers_left()
@@ -38,34 +96,21 @@ def run(
     Returns:
         The exit status; raises whatever else goes wrong.
     """
-    world: collectives.World | None = None
+    start = Start(config, plan, rank, run_dir)
     try:
-        tracking.check(config, rank.rank)
-        last = functools.partial(last_words, run_dir, rank)
-        world = collectives.World.start(config, rank, config.run.hang_timeout_seconds, last)
-        met(world)
-        data = sources.on_all_ranks(config, world, sources.load)
-        config = sources.with_statistics(config, data.train)
-        encoder = world.agreed(lambda: loop.first_encoder(config, data, world))
-        watchdog.beat()
-        stop = ends.StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
-        world.from_first(run_dir.open)
-        run_dir.ours = True
-        with loader.heeding(stop.raised):
-            loop.Training(config, world, plan, data, encoder, make_method, run_dir, stop).run()
-        world.barrier()  # rank 0 has closed its books: now torchrun may end the others
+        start.train(make_method, met)
         return 0
     except UserError as error:
-        return restarts.refuse(rank, run_dir, error, met=world is not None)
+        return restarts.refuse(rank, run_dir, error, met=start.world is not None)
     except ends.StoppedAlone as end:
         run_dir.stopped_alone(end.step, str(end))
-        print(f"moco_dist.train: rank {rank.rank}: {end}", file=sys.stderr, flush=True)
+        _say(f"moco_dist.train: rank {rank.rank}: {end}")
         return restarts.end_for_good(rank, status.EXIT_CODES[end.state], alone=True)
     except ends.Ended as end:
         rank.tell(f"moco_dist.train: {end}")
         code = restarts.end_for_good(rank, status.EXIT_CODES[end.state])
-        assert world is not None
-        world.barrier()
+        assert start.world is not None
+        start.world.barrier()
         return code
     except Exception as error:
         if _hides_traceback(run_dir, rank, error):
@@ -75,12 +120,76 @@ def run(
         run_dir.crashed(rank.rank, error)
         raise
     finally:
-        run_dir.close()
-        if world is not None:
-            world.leave()
+        start.close()
 
 
-def _hides_traceback(run_dir: directory.RunDirectory, rank: Rank, error: Exception) -> bool:
+@loader.no_workers_left()
+def call(
+    config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirectory, make_method: loop.MakeMethod
+) -> None:
+    """Train as `run` does, for a caller that goes on in this process. The status tells the end in the same words.
+
+    Args:
+        config: of the run.
+        plan: how its batch lies on the ranks.
+        rank: this process.
+        run_dir: its run directory, not opened yet.
+        make_method: makes what is trained.
+
+    Raises:
+        UserError: a mistake of the user's, on all ranks that have met.
+        Ended: the run has ended before its last step.
+        Exception: whatever else goes wrong.
+    """
+    start = Start(config, plan, rank, run_dir)
+    try:
+        start.train(make_method)
+    except UserError as error:
+        if rank.speaks(met=start.world is not None):
+            run_dir.refused(str(error))
+        traceback.clear_frames(error.__traceback__)  # who keeps the error, as a notebook does, keeps no network by it
+        raise
+    except ends.Ended as end:
+        end.run_dir = run_dir.folder
+        if isinstance(end, ends.StoppedAlone):
+            run_dir.stopped_alone(end.step, str(end))
+        elif start.world is not None:
+            start.world.barrier()
+        traceback.clear_frames(end.__traceback__)
+        raise
+    except BaseException as error:
+        _hides_traceback(run_dir, rank, error, tell=lambda line: None)
+        raise
+    finally:
+        try:
+            start.close()
+        finally:
+            late = start.stop.put_back() if start.stop else None
+    if late is not None:  # there was nothing left to stop: it means the caller
+        signal.raise_signal(late)
+
+
+def _mistake_in(action: Callable[[], None]) -> UserError | None:
+    """Run an action, and return the user's mistake that it finds, if any."""
+    try:
+        action()
+    except UserError as error:
+        return error
+    return None
+
+
+def _refuse(mistake: UserError | None) -> None:
+    if mistake is not None:
+        raise mistake
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _hides_traceback(
+    run_dir: directory.RunDirectory, rank: Rank, error: BaseException, tell: Callable[[str], None] = _say
+) -> bool:
     """Tell on one line why this rank fails. Returns whether no traceback is to follow, since another rank has it.
 
     A rank that has lost another one, or that fails as another one has, would only hide the cause behind its traceback.
@@ -91,7 +200,7 @@ def _hides_traceback(run_dir: directory.RunDirectory, rank: Rank, error: Excepti
     lost = isinstance(error, transfers.PeerLost)
     same = first.partition(": ")[2] == own
     why = f"ends, since {first or error}" if lost else f"fails as {first}" if same else own
-    print(masked(f"moco_dist.train: rank {rank.rank}: {why}"), file=sys.stderr, flush=True)
+    tell(masked(f"moco_dist.train: rank {rank.rank}: {why}"))
     if same and not lost:
         transfers.let_the_cause_show()
     return lost or same

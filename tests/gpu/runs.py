@@ -157,9 +157,9 @@ def _group_of_one(setting: Setting) -> Result:
     try:
         sent = torch.randn(8, 3, device=setting.device)
         gathered, exchanged = torch.empty_like(sent), torch.empty_like(sent)
-        collectives._all_gather(collectives._as_bytes(gathered), collectives._as_bytes(sent))
+        collectives._all_gather(collectives.as_bytes(gathered), collectives.as_bytes(sent))
         count = sent.numel() * sent.element_size()
-        dist.all_to_all_single(collectives._as_bytes(exchanged), collectives._as_bytes(sent), [count], [count])
+        dist.all_to_all_single(collectives.as_bytes(exchanged), collectives.as_bytes(sent), [count], [count])
         moved = torch.equal(gathered, sent) and torch.equal(exchanged, sent)
         items: list[Any] = [None]
         dist.all_gather_object(items, {"step": 3})

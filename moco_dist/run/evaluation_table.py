@@ -1,0 +1,13 @@
+"""Read the table that an evaluation leaves in a run directory: a row for each method."""
+
+from pathlib import Path
+from typing import Any
+
+from moco_dist.files import read_object
+from moco_dist.run.paths import RunPaths
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """Read the rows of `evaluation.json`; none where there is no such file, or a damaged one."""
+    rows = read_object(RunPaths(run_dir).evaluation_table).get("rows")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

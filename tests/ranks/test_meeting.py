@@ -1,0 +1,43 @@
+"""Ranks meet again and again in the same processes, without an agent of torchrun's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+MEETINGS = """
+import time
+import torch
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
+rank = Rank.from_environment()
+for meeting in range(4):
+    world = World.join(rank, torch.device("cpu"), 30)
+    assert world.gather_objects((rank.rank, meeting)) == [(0, meeting), (1, meeting)]
+    if rank.rank == 0:
+        time.sleep(0.2)  # it has the store, and the other rank is at the next meeting before it has left this one
+    world.leave()
+"""
+
+
+def test_a_rank_that_leaves_late_is_met_again() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETINGS],
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
