@@ -113,7 +113,8 @@ class Stream:
         world, chunks, size = self._world, self._chunks, self._chunks.size
         mine = range(world.rank, len(chunks), world.size)
         unreadable, count = list[tuple[int, Unreadable]](), 0
-        batches = iter(loader.make_loader(chunks, mine, self._workers, world.device))
+        workers = self._workers if len(mine) > 1 else 0  # a lone chunk is not made ahead of anything
+        batches = iter(loader.make_loader(chunks, mine, workers, world.device))
         for first in range(0, len(chunks), world.size):
             block = torch.zeros(size, self.dim + 1, device=world.device)  # [size, D+1], the last column: is a row
             if (chunk := next(batches, None)) is not None:
