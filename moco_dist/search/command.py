@@ -18,13 +18,7 @@ from moco_dist.arguments import parser_of, path_of, refused_once
 from moco_dist.embed import options as command_line
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
-
-_COUNT, _MOST = 10, 100
-"""Images that are shown of each query, unless another number is asked for, and at most."""
-PER_LINE = 10
-"""Images beside each other in the picture."""
-_MOST_LINES = 200
-"""Lines of images in the picture, which has no room for more pixels."""
+from moco_dist.search.request import COUNT, Request
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -35,14 +29,14 @@ def run(arguments: Sequence[str]) -> int:
         parsed = _parser().parse_intermixed_args(arguments)
         options = command_line.of_arguments(parsed)
         config = options.load_config()
-        _check(parsed, options.folder)
+        request = Request(tuple(parsed.query), parsed.count, parsed.features, parsed.out)
+        request.check(options.folder)
     except UserError as error:
         return refused_once("moco_dist.search", error, rank)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from moco_dist.search import process
 
-    request = process.Request(tuple(parsed.query), parsed.count, parsed.features, parsed.out)
     return record(process.run)(options, request, config, rank) or 0
 
 
@@ -51,28 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     command_line.add_arguments(parser)
     text = "an image to which the nearest ones are wanted; may stand several times"
     parser.add_argument("--query", type=path_of("--query"), metavar="IMAGE", action="append", required=True, help=text)
-    text = f"images that are shown of each query ({_COUNT})"
-    parser.add_argument("--count", type=int, default=_COUNT, metavar="N", help=text)
+    text = f"images that are shown of each query ({COUNT})"
+    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=text)
     text = "features of FOLDER that python -m moco_dist.embed has written"
     parser.add_argument("--features", type=path_of("--features"), metavar="FILE", help=text)
     text = "the picture (nearest.png)"
     parser.add_argument("--out", type=path_of("--out"), default=Path("nearest.png"), metavar="PICTURE.png", help=text)
     return parser
-
-
-def _check(parsed: argparse.Namespace, folder: Path) -> None:
-    """Refuse what cannot be searched for or drawn. Raises UserError."""
-    if not 1 <= parsed.count <= _MOST:
-        raise UserError.of("--count", parsed.count, f"must be from 1 to {_MOST}", f"drop it for {_COUNT}")
-    lines = len(parsed.query) * -(-parsed.count // PER_LINE)
-    if lines > _MOST_LINES:
-        rule = f"{len(parsed.query)} queries with {parsed.count} images each do not fit into a picture"
-        raise UserError.of("--count", parsed.count, rule, "search for some of them at a time")
-    for query in parsed.query:
-        if not query.is_file():
-            rule = "is not a regular file" if query.exists() else "no such file"
-            rule = "is a folder" if query.is_dir() else rule
-            raise UserError.of("--query", query, rule, "give the file of an image")
-    if parsed.features is not None:
-        command_line.check_parquet(parsed.features, "--features")
-    command_line.check_result(parsed.out, folder, (".png",))

@@ -19,7 +19,7 @@ from moco_dist.data.decode import decode
 from moco_dist.data.image_file import ImageFile
 from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.errors import printable
-from moco_dist.search.command import PER_LINE
+from moco_dist.search.request import PER_LINE
 
 _WIDTH, _HEIGHT, _IMAGE, _LEAST = 1.45, 1.9, 1.3, 0.03
 """Of a tile, of the box that an image is fitted into, and the least side of an image, in inches."""

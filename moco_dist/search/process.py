@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,22 +26,10 @@ from moco_dist.errors import UserError, printable
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.search.nearest import Nearest
+from moco_dist.search.request import Request
 
 _SPARE = 8
 """Images more than asked for that are kept: names in the folder may be links to the query itself."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request says what is searched for, and where the picture goes."""
-
-    queries: tuple[Path, ...]
-    count: int
-    """Images that are shown of each query."""
-    features: Path | None
-    """A file of features of the folder; None: they are computed."""
-    out: Path
-    """The picture."""
 
 
 class Neighbour(NamedTuple):
