@@ -158,6 +158,15 @@ def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: P
         assert np.array_equal(features, np.load(tmp_path / "alone.npy"))
 
 
+@pytest.mark.standin
+def test_on_a_device_the_features_are_the_same(run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
+    options = Options(run_dir, images, overrides=("data.workers=0",), batch=3, normalise=True)
+    features, names = embed(run_dir, images, tmp_path / "a.npy", "--normalise")
+    for files, _, on_device in ranks.run(2, embed_on, options, None, on_standin=True):
+        assert files == names
+        np.testing.assert_allclose(on_device, features, rtol=1e-4, atol=1e-6)
+
+
 def test_under_torchrun_as_a_user_starts_it(run_dir: Path, images: Path, tmp_path: Path) -> None:
     features, _ = embed(run_dir, images, tmp_path / "a.npy")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "moco_dist.embed"]
