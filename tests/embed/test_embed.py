@@ -103,6 +103,7 @@ def test_many_rows_of_parquet_are_written_in_groups(
 
 def test_shards_have_the_names_and_features_of_their_folder(run_dir: Path, images: Path, tmp_path: Path) -> None:
     (folder := copied(images, tmp_path / "images")).joinpath("beside.png").unlink()  # which has no split
+    (folder / "val").rename(folder / "test")  # which comes first in a walk
     list(pack(folder, tmp_path / "shards", 1))
     of_files, of_shards = (embed(run_dir, tmp_path / of, tmp_path / f"{of}.npy") for of in ("images", "shards"))
     assert of_files[1] == of_shards[1] and len(of_files[1]) == 8
