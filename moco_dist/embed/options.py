@@ -34,7 +34,7 @@ class Options:
     """What is asked for: an encoder, a folder, and how features are computed."""
 
     path: Path
-    """Of the run directory, or of weights."""
+    """The run directory, or the weights."""
     folder: Path
     config: Path | None = None
     """A config that tells the images of weights from elsewhere."""
@@ -66,9 +66,9 @@ class Options:
         Args:
             config: that `load_config` has returned.
         """
-        told = any(override.startswith(_WORKERS) for override in self.overrides)
+        is_overridden = any(override.startswith(_WORKERS) for override in self.overrides)
         of_files = (self.run_dir or self.config) and config.data.source == "imagefolder"
-        return config.data.workers if told or of_files else "auto"
+        return config.data.workers if is_overridden or of_files else "auto"
 
     def load_config(self) -> Config:
         """Return the config of the run, or of the process where there are weights alone.

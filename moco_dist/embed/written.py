@@ -21,7 +21,7 @@ from moco_dist.embed.stream import Rows
 METADATA = b"moco_dist.features"
 """Name of the description in the metadata of a Parquet file."""
 _HEAD_BYTES = 128
-"""Of a .npy file of version 1.0, whose data begin at a multiple of 64 bytes."""
+"""Bytes ahead of the numbers of a .npy file of version 1.0, a multiple of 64."""
 _ROWS_OF_A_GROUP = 4096
 """Rows of Parquet that are kept in memory before they are written together."""
 

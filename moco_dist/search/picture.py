@@ -22,7 +22,7 @@ from moco_dist.errors import printable
 from moco_dist.search.request import PER_LINE
 
 _WIDTH, _HEIGHT, _IMAGE, _LEAST = 1.45, 1.9, 1.3, 0.03
-"""Of a tile, of the box that an image is fitted into, and the least side of an image, in inches."""
+"""Width and height of a tile, side of the box that an image is fitted into, and least side of an image, in inches."""
 _PIXELS = 208
 """The longer side of an image that is drawn has no more."""
 _LETTERS = 24
@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     title: str
     """What it is, or how similar."""
     name: str
-    """Of its file."""
+    """The name of its file."""
 
 
 class Line(NamedTuple):

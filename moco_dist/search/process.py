@@ -36,7 +36,7 @@ class Neighbour(NamedTuple):
     """A neighbour is an image of the folder that is near to a query."""
 
     place: int
-    """In the folder."""
+    """The place of the image in the folder."""
     similarity: float
 
 

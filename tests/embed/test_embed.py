@@ -66,10 +66,10 @@ def test_a_damaged_image_is_left_out_named_and_counted(
     run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     embed(run_dir, images, tmp_path / "a.npy")
-    told = capsys.readouterr()
-    assert f"moco_dist.embed: 1 image cannot be decoded, left out: {DAMAGED}: cannot identify image file" in told.err
-    assert "1 file with other suffixes passed over (.txt 1)" in told.err
-    assert told.out == f"9 features: {tmp_path / 'a.npy'}\n"
+    printed = capsys.readouterr()
+    assert f"moco_dist.embed: 1 image cannot be decoded, left out: {DAMAGED}: cannot identify image file" in printed.err
+    assert "1 file with other suffixes passed over (.txt 1)" in printed.err
+    assert printed.out == f"9 features: {tmp_path / 'a.npy'}\n"
 
 
 def test_parquet_holds_the_same(run_dir: Path, images: Path, tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: P
     for end in ("npy", "parquet"):
         alone, together = tmp_path / f"alone.{end}", tmp_path / f"together.{end}"
         assert command.run([str(run_dir), str(images), "--out", str(alone), *BATCH]) == 0
-        told = ranks.run(size, embed_on, options, together)
+        printed = ranks.run(size, embed_on, options, together)
         assert alone.read_bytes() == together.read_bytes()
-        assert all(one == told[0] for one in told)
+        assert all(one == printed[0] for one in printed)
     assert (tmp_path / "alone.files.json").read_bytes() == (tmp_path / "together.files.json").read_bytes()
     in_memory = ranks.run(size, embed_on, options, None)
     for files, unreadable, features in in_memory:
-        assert (files, unreadable) == told[0][:2] and [image.name for image in unreadable] == [DAMAGED]
+        assert (files, unreadable) == printed[0][:2] and [image.name for image in unreadable] == [DAMAGED]
         assert np.array_equal(features, np.load(tmp_path / "alone.npy"))
 
 
@@ -193,9 +193,9 @@ def test_an_interruption_leaves_nothing_behind(number: signal.Signals, run_dir: 
         while started.poll() is None and not list(out.glob(".a.npy.*")):
             time.sleep(0.05)
         started.send_signal(number)
-        _, told = started.communicate(timeout=60)
-    assert started.returncode == (130 if number == signal.SIGINT else -number), told
-    assert "Traceback" not in told
+        _, printed = started.communicate(timeout=60)
+    assert started.returncode == (130 if number == signal.SIGINT else -number), printed
+    assert "Traceback" not in printed
     assert [path.name for path in out.iterdir()] == ["a.npy"] and (out / "a.npy").read_bytes() == b"an earlier one"
 
 
@@ -210,7 +210,9 @@ def test_a_full_disk_is_a_mistake_and_leaves_the_old_files(
 
     monkeypatch.setattr(written._Matrix, "add", full)
     assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.npy")]) == 2
-    assert "--out = " in (told := capsys.readouterr().err) and "cannot be written: No space left on device" in told
+    assert (
+        "--out = " in (printed := capsys.readouterr().err) and "cannot be written: No space left on device" in printed
+    )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -284,9 +286,9 @@ def test_a_mistake_is_one_line(
     here["weights"] = RunPaths(run_dir).encoder
     before = {*tmp_path.rglob("*"), *images.rglob("*")}
     assert command.run([argument.format(**here) for argument in arguments]) == 2
-    (told,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
+    (printed,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
     monkeypatch.undo()
-    assert re.search(line, told), told
+    assert re.search(line, printed), printed
     assert {*tmp_path.rglob("*"), *images.rglob("*")} == before
 
 
@@ -310,5 +312,7 @@ def test_without_pyarrow_a_matrix_is_proposed(
 ) -> None:
     monkeypatch.setattr(packages, "fault", lambda name: f"{name} is not installed here")
     assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet")]) == 2
-    told = capsys.readouterr().err
-    assert "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in told
+    printed = capsys.readouterr().err
+    assert (
+        "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in printed
+    )

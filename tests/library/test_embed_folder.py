@@ -36,8 +36,8 @@ def test_the_call_gives_what_the_command_writes(
     assert command.run([str(run.path), str(images), "--out", str(tmp_path / "a.npy"), "--workers=0", "--batch=4"]) == 0
     capfd.readouterr()
     in_memory = moco_dist.embed_folder(run, images, overrides=IN_THIS_PROCESS, batch=4)
-    told = capfd.readouterr()
-    assert not told.out and told.err.splitlines() == [
+    printed = capfd.readouterr()
+    assert not printed.out and printed.err.splitlines() == [
         f"moco_dist.embed_folder: 1 image cannot be decoded, left out: {DAMAGED}: cannot identify image file"
     ]
     assert in_memory.path is None and in_memory.files == images_of(tmp_path / "again")

@@ -14,10 +14,14 @@ from PIL import Image
 
 from moco_dist import packages
 from moco_dist.embed import command as embed
+from moco_dist.embed.options import Options
 from moco_dist.embed.stream import Stream
+from moco_dist.ranks.collectives import World
 from moco_dist.run.paths import RunPaths
-from moco_dist.search import command
+from moco_dist.search import command, process
+from moco_dist.search.request import Request
 from tests.embed.made import DAMAGED, STRANGE, copied
+from tests.ranks import Ranks
 
 QUERY = "train/cat/2.png"
 
@@ -53,13 +57,13 @@ def test_the_nearest_images_are_found_printed_and_drawn(
     capsys.readouterr()
     out = tmp_path / "a.png"
     assert search(run_dir, folder, out, f"--query={folder / QUERY}", "--count=6") == 0
-    told = capsys.readouterr()
-    first, *lines, last = told.out.splitlines()
+    printed = capsys.readouterr()
+    first, *lines, last = printed.out.splitlines()
     assert first == str(folder / QUERY) and last == f"picture: {out}"
     assert [line[16:] for line in lines] == [name.replace("\n", "?").replace("\udcff", "?") for name in others[:6]]
     assert lines[:2] == ["    1   1.0000  another copy.png", "    2   1.0000  train/dog/copy.png"]
     assert [float(line[7:14]) for line in lines] == pytest.approx([cosines[name] for name in others[:6]], abs=1e-4)
-    assert f"1 image cannot be decoded, left out: {DAMAGED}" in told.err
+    assert f"1 image cannot be decoded, left out: {DAMAGED}" in printed.err
     with Image.open(out) as picture:
         assert picture.size == (round(7 * 1.45 * 160), round(1.9 * 160))
 
@@ -85,6 +89,20 @@ def test_the_same_search_gives_the_same_bytes_with_features_of_any_file(
         outcomes.append((capsys.readouterr().out.replace(str(out), ""), out.read_bytes()))
     assert len(outcomes[0][0].splitlines()) == 2 + (12 - 2) + (12 - 1) + 1
     assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def search_on(world: World, options: Options, request: Request) -> None:
+    process.search(options, request, options.load_config(), world)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_ranks_find_the_same(in_file: bool, run_dir: Path, folder: Path, tmp_path: Path, ranks: Ranks) -> None:
+    features = features_of(run_dir, folder, tmp_path / "a.npy") if in_file else None
+    of_file = [f"--features={features}"] if in_file else []
+    assert search(run_dir, folder, tmp_path / "alone.png", f"--query={folder / QUERY}", *of_file) == 0
+    request = Request((folder / QUERY,), 10, features, tmp_path / "together.png")
+    ranks.run(2, search_on, Options(run_dir, folder, overrides=("data.workers=0",), batch=3), request)
+    assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "together.png").read_bytes()
 
 
 def test_a_folder_with_the_query_alone(
@@ -158,8 +176,10 @@ def refused(
     query = [] if any(option.startswith("--query") for option in options) else [f"--query={folder / QUERY}"]
     capsys.readouterr()
     assert search(run_dir, folder, out, *query, *options) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert [text for text in told if text.startswith("moco_dist.search: ") and re.search(line, text)] == told[-1:], told
+    printed = capsys.readouterr().err.splitlines()
+    assert [text for text in printed if text.startswith("moco_dist.search: ") and re.search(line, text)] == printed[
+        -1:
+    ], printed
     assert not out.exists()
 
 
@@ -203,8 +223,8 @@ def test_weights_are_searched_by_too(
     run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = [run_dir, RunPaths(run_dir).encoder]
-    told = []
+    printed = []
     for path in of:
         assert search(path, folder, tmp_path / "a.png", f"--query={folder / QUERY}") == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
