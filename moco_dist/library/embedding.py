@@ -47,7 +47,7 @@ def embed_folder(
         verbose: whether progress and remarks are printed, by rank 0; warnings always are, on stderr.
 
     Returns:
-        The names and the features, the same on every rank.
+        The names and the features, the same on every rank that can open `out`.
 
     Raises:
         UserError: a mistake of the user's, in one line; on all ranks that have met.
