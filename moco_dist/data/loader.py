@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -63,7 +63,10 @@ class Loader(Iterable[T]):
     """The waits for batches since the last `take_waited_seconds`."""
 
     def __iter__(self) -> Iterator[T]:
-        with _garbage_stays_here() if self._loader.num_workers else nullcontext():
+        with ExitStack() as beginning:
+            if self._loader.num_workers:
+                beginning.enter_context(_garbage_stays_here())
+                beginning.enter_context(of_workers.without_script())
             batches = iter(self._loader)  # the workers begin
         for _ in range(len(self._loader)):
             began = time.monotonic()

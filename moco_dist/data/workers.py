@@ -11,8 +11,12 @@ import multiprocessing.resource_tracker
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -82,6 +86,20 @@ def context(device: torch.device) -> BaseContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return of_server
+
+
+@contextmanager
+def without_script() -> Iterator[None]:
+    """Keep processes that are started within, and not forked, from running the script that runs here.
+
+    Python has them import it, and a script that trains without asking whether it is the main one would train in each.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def prepare(worker: int) -> None:

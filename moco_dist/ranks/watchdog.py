@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _GRACE_SECONDS = 5.0
 _TEARDOWN_SECONDS = 45.0
@@ -111,7 +111,8 @@ def _watch(
             main = sys._current_frames()[threading.main_thread().ident or 0]
             hang.add_note("".join(["at\n", *traceback.format_stack(main)]))
             print(hang, file=sys.stderr, flush=True)
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            with suppress(OSError, AttributeError):  # a notebook's stderr need not be a file
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
             last_words(hang)
             _end()
 

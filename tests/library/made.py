@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def fit(folder: Path, /, **changes: Any) -> moco_dist.Run:
+def fit(folder: str | Path, /, **changes: Any) -> moco_dist.Run:
     """Train in a folder; `section__key=value` changes the settings."""
     overrides = {**TINY, "run.dir": folder, **{name.replace("__", "."): value for name, value in changes.items()}}
     return moco_dist.fit("digits", overrides, verbose=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import signal
@@ -24,7 +26,7 @@ from moco_dist import train
 from moco_dist.engine import engine
 from moco_dist.ranks import borrowed, collectives
 from moco_dist.run import status
-from tests import jobs
+from tests import jobs, wandb_file
 from tests.library.made import STEPS, TINY, fit, losses
 
 ARGUMENTS = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in TINY.items()]
@@ -229,6 +231,15 @@ def test_another_thread_can_train(tmp_path: Path) -> None:
     assert not borrowed._one_call.locked()
 
 
+def test_what_is_told_goes_where_a_notebook_shows_it(tmp_path: Path) -> None:
+    """Such streams are no files, and no terminals."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        run = moco_dist.fit("digits", {**TINY, "run.dir": tmp_path / "run"})
+        moco_dist.assess(run, labels=20, semi=False, verbose=True)
+    assert out.getvalue().count(f"results: {run.path}") == 2 and "test accuracy" in out.getvalue()
+    assert "step 4/4" in errors.getvalue()
+
+
 def test_a_process_group_of_the_callers_is_left_alone(tmp_path: Path) -> None:
     place = f"file://{tmp_path}/store"
     collectives.dist.init_process_group("gloo", init_method=place, rank=0, world_size=1)
@@ -247,6 +258,50 @@ def test_exceptions_can_be_sent_to_another_process() -> None:
     stop.run_dir = Path("runs/a")
     again = pickle.loads(pickle.dumps(stop))
     assert (type(again), again.step, str(again), again.run_dir) == (moco_dist.Stopped, 3, "told to", Path("runs/a"))
+
+
+BARE = """
+import sys, torch
+from moco_dist.data import workers
+from tests.library.made import fit
+context = workers.context
+workers.context = lambda device: context(torch.device("meta"))  # as beside a GPU, where they are not forked
+print("begins", flush=True)
+print(fit(sys.argv[1], data__workers=1).status.state)
+"""
+
+
+def test_a_script_need_not_ask_whether_it_is_the_main_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(BARE)
+    command = [sys.executable, script, tmp_path / "run"]
+    environment = jobs.environment_of(jobs.ROOT)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert (result.returncode, result.stdout) == (0, "begins\ndone\n"), result.stderr
+
+
+GUEST = """
+import sys, wandb
+from tests.library.made import fit
+settings = wandb.Settings(silent=True, console="off")
+mine = wandb.init(mode="offline", project="mine", dir=sys.argv[1], settings=settings)
+mine.log({"mine": 1})
+fit(f"{sys.argv[1]}/run", track__wandb="offline")
+assert wandb.run is mine
+mine.log({"mine": 2})
+mine.finish()
+"""
+
+
+def test_a_run_at_wandb_of_the_callers_own_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GUEST, tmp_path]
+    environment = jobs.environment_of(jobs.ROOT)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    (ours,), (theirs,) = ((tmp_path / name).glob("wandb/offline-run-*") for name in ("run", "."))
+    assert wandb_file.read(ours).steps() == [1, 2, 3, 4]
+    history = wandb_file.read(theirs).history
+    assert [row["mine"] for row in history] == [1, 2] and not any("train/loss" in row for row in history)
 
 
 RANKS = '''
