@@ -1,11 +1,12 @@
 # make train   set up, then train on the embedded default: NPROC ranks, ARGS for the trainer
 # make test    set up, then lint, type check and the whole suite, which starts a real SLURM
+# make wheel   set up, then build dist/moco_dist-VERSION-py3-none-any.whl
 PYTHON ?= python3
 NPROC ?= 4
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup slurm browser train test check clean
+.PHONY: setup slurm browser train test check wheel clean
 
 setup: .venv/.installed
 
@@ -33,5 +34,9 @@ test: check slurm browser
 	place=$$(mktemp -d /tmp/XXXXXX) && { $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --basetemp=$$place; \
 	code=$$?; rm -rf $$place; exit $$code; }  # short: messages show paths of a hundred characters whole, sockets too
 
+wheel: setup
+	rm -rf build  # else the wheel would have modules that are gone by now
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

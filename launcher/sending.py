@@ -26,7 +26,7 @@ _TIME = "%Y-%m-%dT%H:%M:%S"
 def need_submitit() -> None:
     """Raise a UserError where submitit, which sends jobs, is missing or broken. What sends none needs none."""
     if fault := packages.fault("submitit"):
-        raise UserError(f"{fault}, and it is what sends jobs; install it (pip install submitit)")
+        raise UserError(f"{fault}, and it is what sends jobs; {packages.fix('submitit')}")
 
 
 def try_again(

@@ -13,7 +13,7 @@ import moco_dist
 import slurm
 from moco_dist import files
 from moco_dist.errors import masked
-from moco_dist.run.code import git_revision
+from moco_dist.run.code import git_revision, is_checkout
 
 _PACKAGES = (moco_dist, launcher, slurm)
 _MOST_OF_A_DIFF = 4_000_000  # bytes: a checkout with data in it must not fill the run directory
@@ -80,7 +80,10 @@ def _files() -> dict[str, Path]:
 
 def _diff() -> str:
     """Return what the checkout has changed since its revision; empty where there is no checkout."""
-    command = ["git", "-C", str(Path(moco_dist.__path__[0]).parent), "diff", "--no-color", "--no-ext-diff", "HEAD"]
+    package = Path(moco_dist.__path__[0])
+    if not is_checkout(package):
+        return ""
+    command = ["git", "-C", str(package.parent), "diff", "--no-color", "--no-ext-diff", "HEAD"]
     try:
         diff = subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):

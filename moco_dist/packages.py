@@ -5,7 +5,19 @@ import importlib.util
 from collections.abc import Iterator
 from importlib import metadata
 
-from moco_dist.errors import reason
+from moco_dist.errors import UserError, reason
+
+EXTRAS = {
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "pyarrow": "parquet",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+    "trackio": "trackio",
+    "wandb_workspaces": "workspace",
+}
+"""The extra of moco-dist that brings a package, by the name under which the package is imported."""
 
 
 def installed(name: str) -> bool:
@@ -29,6 +41,34 @@ def fault(name: str) -> str | None:
     except (Exception, SystemExit) as error:  # anything: a broken package fails in its own way
         return f"{name} cannot be imported here ({reason(error)})"
     return None
+
+
+def fix(name: str, otherwise: str = "") -> str:
+    """Write how to install a package: by its extra of moco-dist, or by itself where moco-dist always asks for it.
+
+    Args:
+        name: the name under which the package is imported.
+        otherwise: what else the user can do, such as `use --to csv`.
+    """
+    requirement = f"'moco-dist[{EXTRAS[name]}]'" if name in EXTRAS else name
+    return f"install it (pip install {requirement})" + (f", or {otherwise}" if otherwise else "")
+
+
+def need(key: str, value: object, *names: str, otherwise: str = "") -> None:
+    """Import the packages that a user's wish needs.
+
+    Args:
+        key: the option, or the key of the config, by which the user asks for it.
+        value: of this key.
+        names: the names under which the packages are imported.
+        otherwise: what else the user can do, such as `use --to csv`.
+
+    Raises:
+        UserError: a package is missing or broken; the line says how to install it.
+    """
+    for name in names:
+        if rule := fault(name):
+            raise UserError.of(key, value, rule, fix(name, otherwise))
 
 
 def versions(*names: str) -> Iterator[str]:

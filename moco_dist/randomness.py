@@ -26,6 +26,8 @@ class Stream(IntEnum):
     LESSON_VIEW = 8
     PROBE_ORDER = 9
     PROBE_VIEW = 10
+    FULL_ORDER = 11
+    FULL_VIEW = 12
 
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)

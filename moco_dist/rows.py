@@ -33,9 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         paths = RunPaths(run_of(options.run) or options.run)
         out = options.out or paths.metrics.with_suffix(f".{options.to}")
         check_out(out)
-        if options.to == "parquet" and (rule := packages.fault("pyarrow")):
-            fix = "install it (pip install 'moco-dist[parquet]'), or use --to csv"
-            raise UserError.of("--to", options.to, rule, fix)
+        if options.to == "parquet":
+            packages.need("--to", options.to, "pyarrow", otherwise="use --to csv")
         rows = _read(paths)
         _write(out, rows, options.to)
     except UserError as error:

@@ -10,11 +10,15 @@ import pytest
 from moco_dist.config import Config
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 SECTIONS = {section: set(values) for section, values in Config().model_dump().items()}
 
 ROOMS = [
     "configs",
+    "containers",
     "docs",
     *(path.parent.name for folder in (ROOT, ROOT / "moco_dist") for path in folder.glob("*/__init__.py")),
 ]

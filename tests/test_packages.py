@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from moco_dist import packages
+from moco_dist.errors import UserError
+from tests.jobs import ROOT
 from tests.without import without
 
 
@@ -44,6 +48,41 @@ def test_a_folder_without_code_is_no_package(folder: Path) -> None:
     (folder / "package_of_a_test" / "offline-run-1").mkdir(parents=True)
     assert not packages.installed("package_of_a_test")
     assert packages.fault("package_of_a_test") == "package_of_a_test is not installed here"
+
+
+def test_a_missing_package_is_told_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "installed", lambda name: name != "onnxruntime")
+    packages.need("--to", "onnx", "json")
+    with pytest.raises(UserError) as raised:
+        packages.need("--to", "onnx", "json", "onnxruntime", otherwise="use --to torchscript")
+    fix = "install it (pip install 'moco-dist[onnx]'), or use --to torchscript"
+    assert str(raised.value) == f"--to = onnx: onnxruntime is not installed here; {fix}"
+
+
+def test_a_package_that_is_always_asked_for_is_installed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "installed", lambda name: False)
+    with pytest.raises(UserError) as raised:
+        packages.need("track.wandb", "online", "wandb")
+    assert str(raised.value) == "track.wandb = online: wandb is not installed here; install it (pip install wandb)"
+
+
+def test_extras_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {
+        extra: set(map(name_of, requirements)) for extra, requirements in project["optional-dependencies"].items()
+    }
+    ours = {extra: {name for name in packages.EXTRAS if packages.EXTRAS[name] == extra} for extra in extras}
+    tools = extras.pop("dev")
+    assert ours.pop("dev") == set() and ours == extras
+    # The tests need all of them; Trackio is installed apart, as the Makefile says.
+    assert set().union(*extras.values()) - tools == {"trackio"}
+    # What every installation has needs no extra.
+    assert not set(map(name_of, project["dependencies"])) & packages.EXTRAS.keys()
+
+
+def name_of(requirement: str) -> str:
+    """The name under which a required package is imported, as far as both differ by dashes alone."""
+    return re.split(r"[^\w-]", requirement)[0].replace("-", "_")
 
 
 def test_only_versions_that_are_known_are_told() -> None:

@@ -110,7 +110,7 @@ def _check_shared(config: Config, submission: Submission) -> Iterator[Finding]:
 def _check_sender() -> Iterator[Finding]:
     """Check whether this machine can send the job. Only a warning, since slurm/train.sbatch needs no submitit."""
     if not packages.installed("submitit"):
-        text = "submitit is not installed here, and submit and sweep need it; install it (pip install submitit)"
+        text = f"submitit is not installed here, and submit and sweep need it; {packages.fix('submitit')}"
         yield Finding("warning", text)
 
 
@@ -130,12 +130,12 @@ def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:
     for package in ("tensorboard", "trackio"):
         if getattr(config.track, package) and profile.container is None and not packages.installed(package):
             rule = f"{package} is not installed here, and the job runs this Python"
-            fix = f"install it (pip install {package}), or use track.{package}=false"
+            fix = packages.fix(package, f"use track.{package}=false")
             yield finding.error(f"track.{package}", True, rule, fix)
     mode = config.track.wandb
     if mode != "disabled" and profile.container is None and not packages.installed("wandb"):
         rule = "wandb is not installed here, and the job runs this Python"
-        fix = "install it (pip install wandb), or use track.wandb=disabled"
+        fix = packages.fix("wandb", "use track.wandb=disabled")
         yield finding.error("track.wandb", mode, rule, fix)
         return
     if mode != "online" or any(os.environ.get(f"WANDB_{v}") for v in ("API_KEY", "IDENTITY_TOKEN_FILE")):

@@ -26,8 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     if not packages.installed("wandb_workspaces"):
-        rule, fix = "the package wandb-workspaces is not installed here", "install it (pip install wandb-workspaces)"
-        raise UserError(f"workspace: {rule}; {fix}")
+        rule = "the package wandb-workspaces is not installed here"
+        raise UserError(f"workspace: {rule}; {packages.fix('wandb_workspaces')}")
     from moco_dist.tracking import workspace  # its package is slow to import
 
     varied = sweeps.read(options.sweep).keys if options.sweep else workspace.VARIED

@@ -153,6 +153,11 @@ class Augment:
         shear = _between(-r.shear, r.shear, draws[:, _SHEAR])
         return warp(x, rotation, shear, shifts)
 
+    def flipping(self, probability: float) -> Augment:
+        """Return the augmentation that flips images with a probability, and normalises them as this one does."""
+        mean, std = (numbers.flatten().tolist() for numbers in (self.mean, self.std))
+        return Augment(replace(Recipe.of(DataSection()).colourless(), flip=probability), mean, std)
+
     def plain(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale the evaluation's images, uint8 [B, C, H, W], to [0, 1] and normalise them, no more."""
         return normalise_(images.to(dtype).div_(255), self.mean, self.std)

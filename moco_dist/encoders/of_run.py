@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
@@ -56,11 +56,17 @@ def load_(encoder: Encoder, run_dir: Path, step: int | None, which: Which = "que
     if step is None:
         weights.load_backbone_(encoder, paths.RunPaths(run_dir).encoder, key="RUN_DIR")
         return
-    file = CheckpointIndex(paths.RunPaths(run_dir).checkpoints).path(step)
     try:
-        encoder.load_state_dict(checkpoint.load(file)["encoder_q" if which == "query" else "encoder_k"])
-    except (Damaged, OSError) as error:
-        raise UserError.of("RUN_DIR", file, f"cannot be read: {error}", "take another step") from None
+        encoder.load_state_dict(state_of(run_dir, step)["encoder_q" if which == "query" else "encoder_k"])
     except RuntimeError as error:  # of overrides
         rule = f"does not fit the config: {' '.join(str(error).split())[:120]}"
-        raise UserError.of("RUN_DIR", file, rule, "drop the overrides of model.*") from None
+        raise UserError.of("RUN_DIR", run_dir, rule, "drop the overrides of model.*") from None
+
+
+def state_of(run_dir: Path, step: int) -> dict[str, Any]:
+    """Read the state in a checkpoint of a run, onto the CPU. Raises UserError where it is damaged."""
+    file = CheckpointIndex(paths.RunPaths(run_dir).checkpoints).path(step)
+    try:
+        return checkpoint.load(file)
+    except (Damaged, OSError) as error:
+        raise UserError.of("RUN_DIR", file, f"cannot be read: {error}", "take another step") from None

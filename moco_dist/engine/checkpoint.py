@@ -4,13 +4,16 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
+from moco_dist.config import Config
+from moco_dist.data.identity import Identity
+from moco_dist.engine.engine import Engine
 from moco_dist.files import replacing
 from moco_dist.run.checkpoints import MARK, CheckpointIndex, verify
 
@@ -75,9 +78,29 @@ class Checkpoints:
             for old in last[: -self.keep]:
                 self.index.path(old).unlink()
         except Exception as error:  # training must go on whatever the disk does
-            cause = _cause(error)
+            cause = cause_of(error)
             self.failures += 1
             log.warning("checkpoint of step %d not saved, training goes on: %s: %s", step, type(cause).__name__, cause)
+
+
+def of_run(
+    step: int,
+    config: Config,
+    data: Identity,
+    engine: Engine,
+    unreadable: Mapping[str, int] = {"epoch": 0, "images": 0},
+) -> dict[str, Any]:
+    """Return the state of a run, which a checkpoint keeps.
+
+    Args:
+        step: steps done.
+        config: of the run.
+        data: identity of the training images.
+        engine: after that step.
+        unreadable: how many images of which epoch could not be decoded.
+    """
+    begun = {"step": step, "config": config.model_dump(mode="json"), "data": data._asdict()}
+    return {**begun, "unreadable": dict(unreadable), **engine.state()}
 
 
 def write(path: Path, state: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
@@ -117,7 +140,7 @@ def _copy(state: Any) -> Any:
     return [_copy(value) for value in state] if isinstance(state, list | tuple) else state
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """Return the first cause of an error: torch's writer covers a full disk with a RuntimeError of its own."""
     while isinstance(error, RuntimeError) and error.__context__ is not None:
         error = error.__context__

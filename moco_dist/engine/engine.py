@@ -262,7 +262,13 @@ class Engine(ABC):
     def restore_(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
         self.method.restore_(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        # How the optimizer computes is this start's own: the state may come from another device.
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor):  # the fused kernel goes through both in the order of their memory
+                    kept[name] = torch.empty_like(parameter).copy_(value)
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
         self.skipped_steps = state.get("skipped_steps", 0)  # which earlier revisions did not count

@@ -26,7 +26,7 @@ class Options:
     linear: bool
     solver: Literal["auto", "lbfgs", "sgd"]
     features: Layer
-    labels: int | None
+    labels: int | Literal["all"] | None
     label_fraction: float | None
     draws: int | None
     finetune: bool
@@ -35,6 +35,7 @@ class Options:
     split: Literal["test", "validation"]
     out: Path | None
     wandb: bool = False
+    epochs: int | None = None
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -47,11 +48,14 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("--solver", choices=_CHOICES["solver"], default="auto", help="of --linear; auto: by memory")
     p.add_argument("--features", choices=_CHOICES["features"], default="backbone", help="of --knn and --linear")
     few = p.add_mutually_exclusive_group()
-    few.add_argument("--labels", type=int, metavar="N", help="few labels: N images, equally many of each class")
-    few.add_argument("--label-fraction", type=float, metavar="F", help="the same, as a part of the labelled images")
+    text = "few labels: N images, equally many of each class; all: trains on all, with --finetune or --supervised"
+    few.add_argument("--labels", type=_labels, metavar="N|all", help=text)
+    text = "the same, as a part of the labelled images; 1 is --labels all"
+    few.add_argument("--label-fraction", type=float, metavar="F", help=text)
     p.add_argument("--draws", type=int, metavar="D", help="draws of the few labels (1)")
-    p.add_argument("--finetune", action="store_true", help="fine-tune the encoder on the few labels")
-    p.add_argument("--supervised", action="store_true", help="the baseline: from scratch on the same labels")
+    p.add_argument("--finetune", action="store_true", help="fine-tune the encoder on these labels")
+    p.add_argument("--supervised", action="store_true", help="the baselines: from scratch on the same labels")
+    p.add_argument("--epochs", type=int, metavar="E", help="of each training on --labels all; else its recipe's")
     p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
     p.add_argument("--split", choices=_CHOICES["split"], default="test", help="judge by it; validation: for tuning")
     p.add_argument(
@@ -60,6 +64,13 @@ def _parser(description: str) -> argparse.ArgumentParser:
     text = "add the results to the run at W&B, as its track.wandb says, when its training is done"
     p.add_argument("--wandb", action="store_true", help=text)
     return p
+
+
+def _labels(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text  # which is checked with all else
 
 
 def parse(arguments: Sequence[str], description: str = "") -> Options:
@@ -76,15 +87,40 @@ def checked(options: Options) -> Options:
         raise UserError.of("--labels", options.labels, "not allowed with --label-fraction", "drop one of them")
     options = replace(options, path=paths.run_of(options.path) or options.path)
     fraction = options.label_fraction
-    if options.draws is not None and options.draws < 1:
-        raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
-    if options.labels is None and fraction is None:
-        for name in ("draws", "finetune", "supervised"):
-            if value := getattr(options, name):
-                raise UserError.of(f"--{name}", value, "is about few labels", "add --labels N or --label-fraction F")
     if fraction is not None and not 0 < fraction <= 1:
         raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
+    if fraction == 1:
+        options = replace(options, labels="all", label_fraction=None)
+    _check_labels(options)
     return options
+
+
+def _check_labels(options: Options) -> None:
+    """Refuse options about labels that do not fit together. Raises UserError."""
+    if not (options.labels is None or options.labels == "all" or isinstance(options.labels, int)):
+        raise UserError.of("--labels", options.labels, "must be a number of images, or all", "use --labels 100")
+    if options.draws is not None and options.draws < 1:
+        raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
+    if options.epochs is not None and options.epochs < 1:
+        raise UserError.of("--epochs", options.epochs, "must be 1 or more", "drop it for the recipe's")
+    if options.labels is None and options.label_fraction is None:
+        if options.draws:
+            raise UserError.of("--draws", options.draws, "is about few labels", "add --labels N or --label-fraction F")
+        for name in ("finetune", "supervised"):
+            if getattr(options, name):
+                fix = "add --labels N, --labels all or --label-fraction F"
+                raise UserError.of(f"--{name}", True, "learns from labels", fix)
+    if options.labels != "all":
+        if options.epochs is not None:
+            fix = "add --labels all, or drop it"
+            raise UserError.of("--epochs", options.epochs, "is about training on all labels", fix)
+        return
+    if (options.draws or 1) > 1:
+        rule = "there is nothing to draw where all images are labelled"
+        raise UserError.of("--draws", options.draws, rule, "drop it, or use --labels N")
+    if not (options.finetune or options.supervised):
+        fix = "add --finetune or --supervised, or use --linear for a probe on all labels"
+        raise UserError.of("--labels", "all", "says what networks are trained on, and none is asked for", fix)
 
 
 def load_config(options: Options) -> configs.Config:

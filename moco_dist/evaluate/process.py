@@ -20,7 +20,7 @@ from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
 from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.errors import UserError
-from moco_dist.evaluate import all_labels, features, few, knn, results, view
+from moco_dist.evaluate import all_labels, features, few, full_training, knn, results, view
 from moco_dist.evaluate.options import Layer, Options
 from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
@@ -202,7 +202,8 @@ class Evaluation:
             outcome = method.run(number)
             seconds = time.perf_counter() - began
             accuracy = self.subject.accuracy(outcome.predicted)
-            return Cell(self.key(method, number), accuracy, seconds, outcome.notes, outcome.predicted.tolist())
+            predicted = outcome.predicted.tolist()
+            return Cell(self.key(method, number), accuracy, seconds, outcome.notes, predicted, dict(method.recipe))
 
         return [cell(n) for n in numbers] if method.labels is None else self.world.share_out(numbers, cell)
 
@@ -227,14 +228,17 @@ class Evaluation:
     def all_settings(self) -> str:
         """Digest of what the figures of any method depend on: the rows of a file are made alike."""
         section = self.subject.config.eval
-        return digest(self.settings, section.knn_k, section.knn_temperature, all_labels.REVISIONS, few.REVISIONS)
+        revisions = all_labels.REVISIONS, few.REVISIONS, full_training.REVISIONS
+        return digest(self.settings, section.knn_k, section.knn_temperature, *revisions)
 
 
 def _methods(options: Options, subject: Subject, shares: Shares) -> Iterator[EvaluationMethod]:
     """Yield the methods that the options ask for, the cheap ones first. Raises UserError."""
     count = _label_count(options, subject)
     on_all = all_labels.AllLabels(subject, options.features, functools.partial(shares, options.features))
-    yield from on_all.methods(options, default=not (options.knn or options.linear or count))
+    yield from on_all.methods(options, default=not (options.knn or options.linear or options.labels or count))
+    if options.labels == "all":
+        yield from full_training.FullTraining(subject).methods(options)
     if count is not None:
         on_few = few.FewLabels(subject, functools.partial(shares, "backbone"), count, options.draws or 1)
         yield from on_few.methods(options)
@@ -243,7 +247,7 @@ def _methods(options: Options, subject: Subject, shares: Shares) -> Iterator[Eva
 def _label_count(options: Options, subject: Subject) -> int | None:
     fraction = options.label_fraction
     if fraction is None:
-        return options.labels
+        return None if options.labels == "all" else options.labels
     images, classes = len(subject.train), subject.classes
     count = round(fraction * images)
     if count < classes:

@@ -46,6 +46,8 @@ class Cell:
     notes: dict[str, float] = field(default_factory=dict)
     predicted: list[int] = field(default_factory=list)
     """Classes of the held-out images."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Settings of a training on all labels."""
 
 
 class Cells:
@@ -90,6 +92,7 @@ def row(cells: Sequence[Cell]) -> dict[str, Any]:
     """Summarise the cells of one method, one a draw: mean and standard deviation (of the sample) over the draws."""
     key, accuracies = cells[0].key, [cell.accuracy for cell in cells]
     notes = {name: statistics.fmean(cell.notes[name] for cell in cells) for name in cells[0].notes}
+    recipe = {"recipe": cells[0].recipe} if cells[0].recipe else {}
     return {
         "method": key.method,
         "labels": key.labels,
@@ -99,6 +102,7 @@ def row(cells: Sequence[Cell]) -> dict[str, Any]:
         "seconds": statistics.fmean(cell.seconds for cell in cells),
         "accuracies": accuracies,
         "notes": {name: mean for name, mean in notes.items() if math.isfinite(mean)},
+        **recipe,
     }
 
 

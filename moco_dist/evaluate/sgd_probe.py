@@ -6,7 +6,7 @@ for features that are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,7 @@ def fit(
     """
     pieces = _pieces(recipe.batch, len(source), world.size)
     wide = torch.promote_types(dtype, torch.float32)
-    view = _augment(recipe, augmentation)
+    view = augmentation.flipping(recipe.flip)
     probe = _initial(classes, feature_dim, config.run.seed, wide, world.device)
     optimizer = torch.optim.SGD(list(probe), lr=recipe.lr, momentum=recipe.momentum)
 
@@ -149,12 +149,6 @@ def _pieces(batch: int, samples: int, ranks: int) -> int:
     while share // pieces > most and share % (2 * pieces) == 0:
         pieces *= 2
     return pieces
-
-
-def _augment(recipe: ProbeRecipe, normalisation: augment.Augment) -> augment.Augment:
-    """Make an augmentation of the flip alone, with the normalisation of the run; the crop is the source's."""
-    mean, std = (t.flatten().tolist() for t in (normalisation.mean, normalisation.std))
-    return augment.Augment(replace(augment.Recipe.of(DataSection()).colourless(), flip=recipe.flip), mean, std)
 
 
 def _initial(classes: int, feature_dim: int, seed: int, dtype: torch.dtype, device: torch.device) -> Probe:

@@ -1,6 +1,6 @@
 """Open what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,8 @@ class EvaluationMethod:
     labels: int | None = None
     """Labels of a draw; None: all."""
     draws: int = 1
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    """Settings of a training on all labels, as the results show them."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,16 @@ class Subject:
     def _share(self, encode: features.Encode, source: store.Source, world: World) -> features.Features:
         data = self.config.data
         share, unreadable = features.extract(encode, source, world, data, self.augmentation, torch.float32)
-        self._name(sorted({image for images in world.gather_objects(unreadable) for image in images}), source)
+        self.name_unreadable(unreadable, source, world)
         return share
 
-    def _name(self, unreadable: Sequence[Unreadable], source: store.Source) -> None:
-        """Name replaced images, each once; more than 1 % of a source's are a mistake, as in training."""
+    def name_unreadable(self, on_rank: Sequence[Unreadable], source: store.Source, world: World) -> None:
+        """Name replaced images of all ranks, each once; more than 1 % of a source's are a mistake, as in training.
+
+        Raises:
+            UserError: they are more than 1 %; on all ranks.
+        """
+        unreadable = sorted({image for images in world.gather_objects(on_rank) for image in images})
         sources.check_unreadable(len(unreadable), unreadable, source, self.config.data)
         if new := [image for image in unreadable if image not in self._named]:
             self._named.update(new)

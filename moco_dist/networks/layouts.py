@@ -75,10 +75,13 @@ class Layout:
 
 
 TORCHVISION = Layout("torchvision's names", "layer1.0.conv1.weight", _as_torchvision)
+NUMBERED_WITHOUT_POOL = Layout(
+    "numbered children without a pool", "3.0.conv1.weight", _from_numbers(_NUMBERED), "6.0.conv1.weight"
+)
 _LAYOUTS = (
     TORCHVISION,
     Layout("numbered children", "7.0.conv1.weight", _from_numbers(_NUMBERED_WITH_POOL)),
-    Layout("numbered children without a pool", "3.0.conv1.weight", _from_numbers(_NUMBERED), "6.0.conv1.weight"),
+    NUMBERED_WITHOUT_POOL,
     Layout("transformers' names", "embedder.embedder.convolution.weight", _from_transformers),
 )
 

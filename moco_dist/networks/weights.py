@@ -95,7 +95,7 @@ def layers_of(
     """
     values = {ours: file.values[theirs] for ours, theirs in recognised.theirs.items()}
     for name in wanted:
-        if name in values and (fault := _fault(name, values[name])):
+        if name in values and (fault := fault_of(name, values[name])):
             raise UserError.of(key, path, f"{recognised.theirs[name]} {fault[0]}", fault[1])
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -124,7 +124,7 @@ def _check_config(file: WeightFile, key: str, path: Path) -> None:
             raise UserError.of(key, path, rule, "give a ResNet that computes what torchvision's does")
 
 
-def _fault(name: str, value: object) -> tuple[str, str] | None:
+def fault_of(name: str, value: object) -> tuple[str, str] | None:
     """Return rule and fix for what stands under a layer's name and cannot be its weights; None where it can."""
     if not isinstance(value, Tensor):
         kind = "an array of numpy" if isinstance(value, Inert) else f"of type {type(value).__name__}"

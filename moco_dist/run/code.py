@@ -1,8 +1,10 @@
 """Tell which code runs here: the versions of packages, the git revision, and a digest of the trainer's own files."""
 
 import hashlib
+import json
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 from moco_dist import __version__, packages
@@ -34,15 +36,41 @@ def read_headline(line: str) -> tuple[dict[str, str], str]:
 
 
 def git_revision() -> str:
-    """Return the revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells."""
+    """Return the revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells.
+
+    An installation has the revision that pip has installed it from; from a wheel or a folder, it is unknown.
+    """
     copied_from = _PACKAGE.parent / "REVISION"
     if copied_from.is_file():
         return copied_from.read_text(encoding="utf-8").strip()
-    command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not is_checkout(_PACKAGE):
+        return _installed_revision() or "unknown"
+    return _git(_PACKAGE, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
+
+
+def is_checkout(package: Path) -> bool:
+    """Return whether git tracks the code in a folder; an installation may lie within another project's checkout."""
+    return _git(package, "ls-files", "--error-unmatch", ".") is not None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git answers in a folder, or None where it fails."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return None
+
+
+def _installed_revision() -> str | None:
+    """Return the commit of `pip install git+URL`, which pip notes beside the files that it has installed (PEP 610)."""
+    try:
+        installation = metadata.distribution("moco-dist")
+        if Path(str(installation.locate_file("moco_dist"))) != _PACKAGE:
+            return None
+        return str(json.loads(installation.read_text("direct_url.json") or "{}")["vcs_info"]["commit_id"])
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def digest() -> str:

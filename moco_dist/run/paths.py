@@ -24,6 +24,7 @@ class RunPaths:
         encoder: file of the trained encoder without its head.
         pairs_picture: picture of the two views of the first images, as the encoders see them.
         provenance: file of what each start ran on, one JSON object a line.
+        converted: file of what a run began from whose first steps another program took.
         lease: file that names the job that writes to the directory.
         checkpoints: folder of the checkpoints.
         wandb: folder of W&B's own files.
@@ -31,6 +32,7 @@ class RunPaths:
         trackio: folder of Trackio's database.
         evaluation: folder of the evaluation's cells and pictures.
         evaluation_table: file of the evaluation's table.
+        export: folder of the encoder in the formats of other programs.
         features_view: file of what the last evaluation left of the features to be looked at.
         report: page that shows the run.
     """
@@ -44,6 +46,7 @@ class RunPaths:
         self.encoder = folder / ENCODER
         self.pairs_picture = folder / "augmented_pairs.png"
         self.provenance = folder / "provenance.jsonl"
+        self.converted = folder / "converted.json"
         self.lease = folder / "lease.json"
         self.checkpoints = folder / "checkpoints"
         self.wandb = folder / "wandb"
@@ -51,6 +54,7 @@ class RunPaths:
         self.trackio = folder / "trackio"
         self.evaluation = folder / EVALUATION
         self.evaluation_table = folder / EVALUATION_TABLE
+        self.export = folder / "export"
         self.features_view = folder / "features_view.json"
         self.report = folder / REPORT
 

@@ -40,14 +40,12 @@ def check(config: Config, rank: int) -> None:
     if rank:
         return
     track = config.track
-    if track.wandb != "disabled" and (rule := packages.fault("wandb")):
-        fix = "install it (pip install wandb), or use track.wandb=disabled"
-        raise UserError.of("track.wandb", track.wandb, rule, fix)
-    if track.tensorboard and (rule := packages.fault("tensorboard")):
-        fix = "install it (pip install tensorboard), or use track.tensorboard=false"
-        raise UserError.of("track.tensorboard", True, rule, fix)
+    if track.wandb != "disabled":
+        packages.need("track.wandb", track.wandb, "wandb", otherwise="use track.wandb=disabled")
+    if track.tensorboard:
+        packages.need("track.tensorboard", True, "tensorboard", otherwise="use track.tensorboard=false")
     if track.trackio and not packages.installed("trackio"):
-        fix = "install it (pip install trackio), or use track.trackio=false"
+        fix = packages.fix("trackio", "use track.trackio=false")
         raise UserError.of("track.trackio", True, "trackio is not installed here", fix)
     for line in overruled(track):
         print(f"moco_dist.train: {line}", file=sys.stderr, flush=True)

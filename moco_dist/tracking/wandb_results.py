@@ -27,8 +27,7 @@ def check(path: Path) -> None:
         raise UserError.of("--wandb", path, "the run has track.wandb=disabled", "drop --wandb")
     if status.read(path).state == "running":
         raise UserError.of("--wandb", path, "is training, and has its run at W&B open", "wait for its end")
-    if rule := packages.fault("wandb"):
-        raise UserError.of("--wandb", path, rule, "install it (pip install wandb), or drop --wandb")
+    packages.need("--wandb", path, "wandb", otherwise="drop --wandb")
 
 
 def show(path: Path, results: Sequence[Result], split: str, say: Callable[[str], None]) -> None:

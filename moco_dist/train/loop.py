@@ -202,10 +202,8 @@ class Training:
     def _save(self, done: int) -> None:
         self.due.saved_at = time.monotonic()
         self.run_dir.status("running", done)
-        begun = self.config.model_dump(mode="json")
         with devices.may_wait(self.world.device):
-            state = {"step": done, "config": begun, "data": self.data.identity._asdict()}
-            state |= {"unreadable": self.books.unreadable, **self.engine.state()}
+            state = checkpoint.of_run(done, self.config, self.data.identity, self.engine, self.books.unreadable)
             self.checkpoints.save(done, state, before=self._sync_rows)
         self.books.stalled_seconds += time.monotonic() - self.due.saved_at
 

@@ -65,8 +65,14 @@ def choose(folder: Path, steps: int | None, from_step: int | None) -> Plan:
     if not recorded:
         raise UserError.of("RUN", folder, "holds no row of a training step yet", "wait for its first one")
     kept = CheckpointIndex(run.checkpoints).steps()
-    start = _start(kept, recorded[-1], steps or STEPS) if from_step is None else from_step
-    _check_start(start, kept, recorded[-1])
+    # Where another program took the first steps, the run does not begin from its config.
+    begun = [] if run.converted.exists() else [0]
+    places = [step for step in (*begun, *kept) if step < recorded[-1]]
+    if not places:
+        rule = "keeps no checkpoint that has a row of training after it"
+        raise UserError.of("RUN", folder, rule, "go on with it, and verify what comes")
+    start = _start(places, recorded[-1], steps or STEPS) if from_step is None else from_step
+    _check_start(start, places, kept, recorded[-1])
     following = [step for step in kept if start < step <= recorded[-1]]
     if steps is None:
         steps = max((step - start for step in following if step - start <= _TO_CHECKPOINT), default=STEPS)
@@ -83,16 +89,16 @@ def choose(folder: Path, steps: int | None, from_step: int | None) -> Plan:
     )
 
 
-def _start(kept: Sequence[int], last: int, steps: int) -> int:
+def _start(places: Sequence[int], last: int, steps: int) -> int:
     """Return the last checkpoint with so many recorded steps after it, else the first; of a short run, its start."""
-    with_rows = [step for step in (0, *kept) if step < last and (step or last <= steps)]
-    return max((step for step in with_rows if last - step >= steps), default=min(with_rows, default=0))
+    chosen = [step for step in places if step or last <= steps]
+    return max((step for step in chosen if last - step >= steps), default=min(chosen, default=0))
 
 
-def _check_start(start: int, kept: Sequence[int], last: int) -> None:
+def _check_start(start: int, places: Sequence[int], kept: Sequence[int], last: int) -> None:
     """Refuse a start without a checkpoint, or without recorded steps after it. Raises UserError."""
-    choices = ", ".join(str(step) for step in (0, *kept) if step < last)
-    if start not in (0, *kept):
+    choices = ", ".join(map(str, places))
+    if start not in (*places, *kept):
         raise UserError.of("--from", start, "the run keeps no checkpoint of this step", f"use one of {choices}")
     if start >= last:
         raise UserError.of("--from", start, f"the last recorded step is {last}", f"use one of {choices}")

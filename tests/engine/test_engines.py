@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -133,3 +134,43 @@ def test_what_a_step_used_is_what_it_tells() -> None:
     numbers = figures.to_host().numbers()
     assert [*numbers] == ["loss", "top1", "top5", "stop", "save", "lr"]
     assert (numbers["stop"], numbers["save"], numbers["lr"]) == (1, 0, 0.0625)
+
+
+class Convolved(nn.Module):
+    """An encoder with a weight whose order in memory the memory format decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 2, bias=False), nn.Conv2d(4, 8, 2, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv2(self.conv1(x).relu()).mean((2, 3))
+        return out
+
+
+def test_the_momentum_goes_on_in_another_memory_format() -> None:
+    """The optimizer's fused kernel goes through weights and momentum in the order of their memory."""
+    first, same, other = (
+        engine_of(config_of("exact", f"device.channels_last={how}"), Convolved) for how in (True, True, False)
+    )
+    curve(ALONE, first)
+    curves = []
+    for engine in (same, other):
+        engine.restore_(copy.deepcopy(first.state()))
+        assert [p.stride() for p in engine.parameters] == [
+            engine.optimizer.state[p]["momentum_buffer"].stride() for p in engine.parameters
+        ]
+        curves.append(curve(ALONE, engine))
+    assert same.parameters[1].stride() != other.parameters[1].stride()
+    assert curves[0] == pytest.approx(curves[1], abs=1e-9)
+    assert len({*curves[0]}) == 4
+
+
+def test_how_the_optimizer_computes_is_this_starts_own() -> None:
+    """A state of the CPU says that its optimizer is fused, which one with fp16's loss scaling is not."""
+    engine, other = engine_of(config_of("exact"), Plain), engine_of(config_of("exact"), Plain)
+    state = copy.deepcopy(engine.state())
+    assert engine.optimizer.param_groups[0]["fused"]
+    state["optimizer"]["param_groups"][0]["fused"] = None
+    other.restore_(state)
+    assert other.optimizer.param_groups[0]["fused"]

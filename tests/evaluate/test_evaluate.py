@@ -374,7 +374,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
     "few labels without labels": (
         lambda r: [str(r), "--finetune"],
-        r"--finetune = true: is about few labels",
+        r"--finetune = true: learns from labels; add --labels N, --labels all or",
     ),
     "draws without labels": (lambda r: [str(r), "--draws", "3"], r"--draws = 3: is about few labels; add --labels N"),
     "option": (

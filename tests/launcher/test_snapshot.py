@@ -160,3 +160,8 @@ def test_the_patch_is_what_the_checkout_has_changed(
     monkeypatch.setattr(snapshot, "_MOST_OF_A_DIFF", 50)
     snapshot.describe([folder])
     assert (folder / "diff.patch").read_text().endswith(" bytes, not kept\n")
+    subprocess.run(
+        [*git, "rm", "-rq", "--cached", "."], check=True
+    )  # an installation within another project's checkout
+    snapshot.describe([folder])
+    assert (folder / "diff.patch").read_text() == ""

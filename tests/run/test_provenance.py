@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,50 @@ def test_earlier_lines_stay_whole_json(tmp_path: Path) -> None:
         provenance.add(tmp_path, {"step": step})
     lines = RunPaths(tmp_path).provenance.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that holds an installation, within the checkout of another project."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "theirs.py").write_text("")
+    git(tmp_path, "add", "theirs.py")
+    git(tmp_path, "commit", "--quiet", "--message=theirs")
+    site = tmp_path / ".venv" / "site-packages"
+    (site / "moco_dist").mkdir(parents=True)
+    (site / "moco_dist" / "__init__.py").write_text("")
+    (site / "moco_dist-0.1.0.dist-info").mkdir()
+    (site / "moco_dist-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.4\nName: moco-dist\n")
+    monkeypatch.setattr(code, "_PACKAGE", site / "moco_dist")
+    monkeypatch.syspath_prepend(site)
+    return site
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_an_installation_does_not_take_the_revision_of_the_checkout_that_it_lies_in(installed: Path) -> None:
+    assert not code.is_checkout(installed / "moco_dist") and code.git_revision() == "unknown"
+    git(installed, "add", "--force", "moco_dist")  # whose code it is now, in a folder of a larger checkout
+    git(installed, "commit", "--quiet", "--message=ours")
+    assert code.is_checkout(installed / "moco_dist") and code.git_revision() == git(installed, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize(
+    ("origin", "revision"),
+    [
+        ('{"url": "x", "vcs_info": {"vcs": "git", "commit_id": "47b4f43"}}', "47b4f43"),
+        ('{"url": "x", "archive_info": {}}', "unknown"),
+        ('{"url": "x", "vcs_in', "unknown"),
+        ("[]", "unknown"),
+    ],
+)
+def test_an_installation_has_the_revision_that_pip_installed_it_from(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, origin: str, revision: str
+) -> None:
+    (installed / "moco_dist-0.1.0.dist-info" / "direct_url.json").write_text(origin)
+    assert code.git_revision() == revision
+    monkeypatch.setattr(code, "_PACKAGE", installed.parent / "copy" / "moco_dist")  # of other code, that is no answer
+    assert code.git_revision() == "unknown"

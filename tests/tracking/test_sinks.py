@@ -212,7 +212,7 @@ def test_a_missing_package_is_named_before_anything_slow(tmp_path: Path, package
     environment = {**os.environ, **without(tmp_path / "bare", package)}
     done = subprocess.run([*command, "track.wandb=disabled"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    fix = f"install it (pip install {package}), or use track.{package}=false"
+    fix = f"install it (pip install 'moco-dist[{package}]'), or use track.{package}=false"
     assert done.stderr == f"moco_dist.train: track.{package} = true: {package} is not installed here; {fix}\n"
 
 

@@ -778,7 +778,8 @@ def test_a_sink_whose_package_is_missing(package: str, tmp_path: Path, monkeypat
     monkeypatch.setattr("moco_dist.packages.installed", lambda name: name != package)
     findings = local(load("digits", f"track.{package}=true"), tmp_path / "run")
     rule = f"{package} is not installed here, and the job runs this Python"
-    line = f"track.{package} = true: {rule}; install it (pip install {package}), or use track.{package}=false"
+    fix = f"install it (pip install 'moco-dist[{package}]'), or use track.{package}=false"
+    line = f"track.{package} = true: {rule}; {fix}"
     assert at(findings, f"track.{package}") == [("error", line)]
     assert not at(local(load("digits"), tmp_path / "run"), f"track.{package}")
 

@@ -1,0 +1,1 @@
+"""Write the encoder of a run in the formats of other programs."""

@@ -1,0 +1,196 @@
+"""Gather what a run directory tells of the weights that are exported; what is missing or damaged is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from moco_dist import files
+from moco_dist.config import Config
+from moco_dist.errors import UserError, masked
+from moco_dist.export.options import Options
+from moco_dist.health import reading
+from moco_dist.run import code, provenance, rows, status
+from moco_dist.run.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An accuracy that was measured with the exported weights."""
+
+    name: str
+    """The method."""
+    labels: int | None
+    """Labels that it learned from; None: all."""
+    draws: int
+    accuracy: float
+    """Share of the held-out images that are named right, a mean over the draws."""
+    spread: float
+    """Standard deviation over the draws."""
+    images: str
+    """The held-out images in words."""
+    command: str
+    """The command that measured it; RUN_DIR stands for the run directory."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the weights and their training."""
+
+    config: Config
+    step: int
+    total_steps: int | None = None
+    epoch_steps: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Number of the training images and of their classes, and a digest of names and labels."""
+    revision: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Sequence[str] = ()
+    """What each start up to the step ran on, in words; equal ones once."""
+    hours: float | None = None
+    """Time of the steps by the wall clock."""
+    measured: Sequence[Measured] = ()
+    train_top1: float | None = None
+    """Share of its own training images that the linear probe names right."""
+    findings: Sequence[str] = ()
+    """What was wrong with the run at the end, in a sentence each."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Return the epochs that the weights were trained for."""
+        return self.step / self.epoch_steps if self.epoch_steps else None
+
+    @property
+    def classes(self) -> int:
+        """Return the number of classes, 0 where it is not known."""
+        classes = self.data.get("classes")
+        return classes if type(classes) is int and classes > 1 else 0
+
+
+def gather(options: Options, step: int, digest: str) -> Facts:
+    """Gather what is known of weights.
+
+    Args:
+        options: of the export.
+        step: of the weights.
+        digest: of the weights, by which an evaluation names them.
+    """
+    paths, state, config = RunPaths(options.run_dir), status.read(options.run_dir), options.config
+    starts = [start for start in provenance.read(options.run_dir) if start["step"] < step]
+    last = starts[-1] if starts else {}
+    headline = ""
+    with suppress(OSError):
+        headline = files.read_text(paths.config, errors="replace").partition("\n")[0]
+    versions, revision = code.read_headline(headline) if headline.startswith("#") else ({}, "")
+    own_rows = _rows(options, step)
+    evaluation: Mapping[str, Any] = next(
+        (row for row in reversed(own_rows) if rows.is_evaluation(row) and row["step"] == step), {}
+    )
+    of_query: Mapping[str, Any] = evaluation if options.encoder == "query" else {}
+    measured = [*_in_training(of_query, config), *_evaluated(paths, digest)]
+    return Facts(
+        config,
+        step,
+        state.total_steps,
+        state.epoch_steps,
+        last.get("data", {}),
+        masked(last.get("code", {}).get("git", revision)),
+        last.get("versions", versions),
+        list(dict.fromkeys(filter(None, map(_hardware, starts)))),
+        _hours(own_rows, config.optim.global_batch),
+        measured,
+        _share(of_query.get("linear_train_top1")),
+        _findings(options, step),
+    )
+
+
+def _rows(options: Options, step: int) -> list[dict[str, Any]]:
+    """Return the rows up to the step of the weights."""
+    try:
+        return [row for row in rows.read_rows(RunPaths(options.run_dir).metrics) if row["step"] <= step]
+    except OSError:
+        return []
+
+
+def _hours(own_rows: Sequence[Mapping[str, Any]], global_batch: int) -> float | None:
+    """Add up the time of the steps: a row tells the images a second of its step, which stands for those before it."""
+    seconds, before = 0.0, 0
+    for row in filter(rows.is_training, own_rows):
+        speed = row.get("images_per_second")
+        if not isinstance(speed, int | float) or not 0 < speed < math.inf:
+            return None
+        seconds += (row["step"] - before) * global_batch / speed
+        before = row["step"]
+    return seconds / 3600 if before else None
+
+
+def _hardware(start: Mapping[str, Any]) -> str:
+    """Say what a start ran on."""
+    devices, cpus = start.get("devices"), start.get("cpus")
+    machines = len(start.get("hosts", [])) or len(cpus or {})
+    if not devices:
+        return ""
+    on_cpu = start.get("device") == "cpu"
+    what = ", ".join(f"{'' if on_cpu else f'{count} x '}{name}" for name, count in devices.items())
+    ranks = start.get("ranks", sum(devices.values()))
+    return f"{what}: {ranks} rank{'s' * (ranks > 1)} on {machines} machine{'s' * (machines > 1)}"
+
+
+def _share(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None
+
+
+def _in_training(row: Mapping[str, Any], config: Config) -> Iterator[Measured]:
+    """Yield what the training itself measured after the step."""
+    images = f"{config.eval.knn_split} images"
+    command = "python -m moco_dist.train RUN_DIR/config.yaml"
+    for name, method in (("knn_top1", "kNN, in training"), ("linear_top1", "linear probe, in training")):
+        if (share := _share(row.get(name))) is not None:
+            yield Measured(method, None, 1, share, 0.0, images, command)
+
+
+def _evaluated(paths: RunPaths, digest: str) -> Iterator[Measured]:
+    """Yield the rows of the evaluation's table, if it is about these weights."""
+    table = files.read_object(paths.evaluation_table)
+    split, listed = table.get("split"), table.get("rows")
+    if table.get("weights") != digest or not isinstance(split, str) or not isinstance(listed, list):
+        return
+    for row in listed:
+        if not isinstance(row, dict) or not isinstance(method := row.get("method"), str):
+            continue
+        accuracy, spread = (_share(row.get(f"{split}_accuracy_{name}")) for name in ("mean", "std"))
+        labels, draws, count = row.get("labels"), row.get("draws"), table.get("held_out")
+        if accuracy is None or type(draws) is not int or type(labels) not in (int, type(None)):
+            continue
+        images = f"{count} {split} images" if type(count) is int else f"{split} images"
+        command = f"python -m moco_dist.evaluate RUN_DIR{_flags(method, labels, draws)}"
+        command += " --split validation" * (split == "validation")
+        yield Measured(method, labels, draws, accuracy, spread or 0.0, images, command)
+
+
+def _flags(method: str, labels: int | None, draws: int) -> str:
+    """Return the options of the evaluation that make a row of its table."""
+    trained = {"fine-tuned": " --finetune", "supervised": " --supervised"}
+    training = next((flag for name, flag in trained.items() if method.startswith(name)), "")
+    if labels is not None:
+        semi = " --no-semi" * (not method.startswith("semi"))
+        return f" --labels {labels}{f' --draws {draws}' * (draws > 1)}{training}{semi}"
+    of_layer = " --features head" * method.endswith("(head)")
+    if method.startswith("kNN"):
+        return f" --knn{of_layer}"
+    if method.startswith("linear"):
+        return f" --linear{' --solver sgd' * ('SGD' in method)}{of_layer}"
+    return f" --labels all{training}" * bool(training)
+
+
+def _findings(options: Options, step: int) -> list[str]:
+    """Return what was found wrong with the run, and had not ended by the step."""
+    try:
+        diagnosis = reading.read(options.run_dir).diagnosis
+    except UserError:
+        return []
+    findings = diagnosis.findings if diagnosis else []
+    return [f.evidence for f in findings if f.first_step <= step and not (f.ended and f.last_step <= step)]

@@ -1,0 +1,120 @@
+"""Load the encoder of a run, write it in a format, and say how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+
+from torch import Tensor
+
+from moco_dist import config as configs
+from moco_dist import files
+from moco_dist.encoders import of_run
+from moco_dist.encoders.description import Description
+from moco_dist.encoders.load import PretrainedEncoder, load_encoder
+from moco_dist.errors import UserError, printable
+from moco_dist.export import compiled, package, state_dicts, unchanged
+from moco_dist.export.options import Options, differences
+from moco_dist.networks import weight_files
+from moco_dist.reference import write as reference
+from moco_dist.run.paths import RunPaths
+
+
+def run(options: Options) -> str:
+    """Export as the options say. Returns the line that says what lies where, and what loads it. Raises UserError."""
+    step = unchanged.checked_step(options)
+    if options.to == "reference":
+        return _reference(options, step)
+    path = configs.literal(options.run_dir)  # which is expanded already
+    encoder = load_encoder(path, which=options.encoder, head=options.head, step=options.step)
+    _take_counts_(encoder, options)
+    description = describe(encoder, step, options)
+    what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
+    if options.to == "package":
+        with _writing(options.out):
+            loads = package.write(options, encoder, description, step)
+    else:
+        content, loads = _content(encoder, description, options)
+        _write(options, content)
+    return f"{printable(str(options.out))}: {what}; {loads}"
+
+
+def _take_counts_(encoder: PretrainedEncoder, options: Options) -> None:
+    """Take BatchNorm's counts of batches out of the run's own weights, so that all of these leave as they are.
+
+    Nothing is computed by them, so that `load_encoder` leaves them out.
+    """
+    if of_run.choose_step(options.run_dir, with_head=options.head, which=options.encoder, step=options.step) is None:
+        values = weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR").values
+        counts = {name: value for name, value in values.items() if name.endswith("num_batches_tracked")}
+        encoder.network.load_state_dict({n: v for n, v in counts.items() if isinstance(v, Tensor)}, strict=False)
+
+
+def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Description:
+    """Describe the encoder that is exported, as its run does."""
+    origin = {"name": options.config.run.name, "step": step}
+    which = {} if options.encoder == "query" else {"encoder": options.encoder}
+    return Description(encoder.model, encoder.preprocess, {**origin, **which})
+
+
+def _content(encoder: PretrainedEncoder, description: Description, options: Options) -> tuple[bytes, str]:
+    """Return the file of a format, and what loads it. Raises UserError."""
+    arch, file, network = encoder.model.arch, repr(str(options.out)), encoder.network
+    match options.to:
+        case "safetensors":
+            return state_dicts.as_safetensors(network, description), f"moco_dist.load_encoder({file}) loads it"
+        case "torchvision":
+            loads = f"torchvision.models.{arch}().load_state_dict(torch.load({file}, weights_only=True), strict=False)"
+            return state_dicts.as_torchvision(network), f"{loads} loads all but its fc"
+        case "timm":
+            loads = f"timm.create_model({arch!r}, num_classes=0, checkpoint_path={file}) loads it"
+            return state_dicts.as_safetensors(network, description), loads
+        case "detectron2":
+            loads = "detectron2 loads it as MODEL.WEIGHTS, with MODEL.RESNETS.STRIDE_IN_1X1 False and INPUT.FORMAT RGB"
+            return state_dicts.as_detectron2(network), f"{loads} (docs/weights.md)"
+        case "onnx":
+            model, difference = compiled.as_onnx(encoder, description, head=options.head)
+            loads = f"onnxruntime.InferenceSession({file}) loads it"
+        case "torchscript":
+            model, difference = compiled.as_torchscript(encoder, description, head=options.head)
+            loads = f"torch.jit.load({file}) loads it"
+        case _:
+            raise AssertionError(options.to)
+    return model, f"{loads}; largest difference from torch {difference:.2g}"
+
+
+def _reference(options: Options, step: int) -> str:
+    """Write a checkpoint of the authors' layout. Returns what lies where. Raises UserError."""
+    content = reference.of_run(of_run.state_of(options.run_dir, step))
+    _write(options, state_dicts.saved(content))
+    loads = f"main_moco.py --resume {quote(printable(str(options.out)))} of the authors' code goes on from it"
+    if differences(options.config.model, options.config.data.channel_count):
+        loads = "moco_dist.convert reads it; the authors' main_moco.py builds torchvision's networks alone"
+    what = f"both encoders, queue and optimizer of step {step}, after {content['epoch']} epochs"
+    return f"{printable(str(options.out))}: {what}; {loads}"
+
+
+def _write(options: Options, content: bytes) -> None:
+    """Write a file whole, or leave the one that is there. Raises UserError."""
+    with _writing(options.out):
+        make_place(options)
+        with files.replacing(options.out) as file:
+            file.write(content)
+
+
+def make_place(options: Options) -> None:
+    """Make the folder of exports in the run directory, private to its user, where the export lies there."""
+    if options.out.parent == RunPaths(options.run_dir).export:
+        options.out.parent.mkdir(exist_ok=True, mode=0o700)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn an error of writing within the block into the user's mistake. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        rule = f"cannot be written: {error.strerror or error}"
+        raise UserError.of("--out", out, rule, "choose another place by --out") from None

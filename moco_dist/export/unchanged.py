@@ -1,0 +1,57 @@
+"""Find the weights of a run, and refuse a config that has been changed since: it would describe them wrongly."""
+
+from __future__ import annotations
+
+from moco_dist.config import Config
+from moco_dist.encoders import description, of_run
+from moco_dist.encoders.description import Description
+from moco_dist.errors import UserError, shown
+from moco_dist.export.options import Options
+from moco_dist.networks import weight_files
+from moco_dist.run import status
+from moco_dist.run.paths import RunPaths
+
+
+def checked_step(options: Options) -> int:
+    """Return the step of the weights that the options mean, whose network and images are those of the config.
+
+    It is 0 where nothing tells it: a damaged directory of an earlier revision.
+
+    Raises:
+        UserError: names what has changed, or the run has no such weights.
+    """
+    with_head = options.head or options.to == "reference"
+    step = of_run.choose_step(options.run_dir, with_head=with_head, which=options.encoder, step=options.step)
+    if step is None:
+        before = description.read(weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR"))
+    else:
+        before = _of_checkpoint(options, step)
+    if before is not None:  # an earlier revision wrote nothing down
+        _compare(before, options)
+    if step is None:
+        step = before.run.get("step") if before else None
+    return step if isinstance(step, int) else status.read(options.run_dir).step
+
+
+def _compare(before: Description, options: Options) -> None:
+    """Compare what was written down with the config. Raises UserError."""
+    now = Description.of(options.config, 0)
+    of_model = (before.model.model_dump(), now.model.model_dump())
+    of_images = (before.preprocessing.fields(), now.preprocessing.fields())
+    for section, (was, has) in (("model.", of_model), ("", of_images)):
+        if changed := [name for name in has if was[name] != has[name]]:
+            name = changed[0]
+            rule = f"has {section}{name}={shown(has[name])}, and the weights were trained with {shown(was[name])}"
+            raise UserError.of("RUN_DIR", RunPaths(options.run_dir).config, rule, "put the config of the run back")
+
+
+def _of_checkpoint(options: Options, step: int) -> Description | None:
+    """Describe the encoder of a checkpoint by the config that it holds; None where that is of another revision."""
+    try:
+        began = Config.model_validate(of_run.state_of(options.run_dir, step)["config"])
+    except (KeyError, ValueError):
+        return None
+    data = options.config.data
+    if began.data.mean is None:  # which is measured at the first start, and then stands in the config alone
+        began = began.model_copy(update={"data": began.data.model_copy(update={"mean": data.mean, "std": data.std})})
+    return Description.of(began, step)

@@ -1,0 +1,57 @@
+"""Runs whose encoders are exported: one of torchvision's network, and one that only some formats can hold."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moco_dist.train import run as train
+
+NARROW = [
+    "track.wandb=disabled",
+    "model.width=8",
+    "optim.steps=4",
+    "optim.global_batch=32",
+    "moco.queue_size=64",
+    "checkpoint.every_steps=2",
+    "eval.knn_every=1",
+    "eval.online_images=100",
+]
+STANDARD = [
+    "track.wandb=disabled",
+    "data.source=synthetic",
+    "data.samples=16",
+    "data.image_size=32",
+    "model.arch=resnet18",
+    "model.stem=imagenet",
+    "model.width=64",
+    "optim.steps=2",
+    "optim.global_batch=8",
+    "moco.queue_size=16",
+    "moco.bn_groups=1",
+    "eval.knn_every=0",
+]
+
+
+@pytest.fixture(scope="session")
+def of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose encoder has a small stem, eight channels in its first stage, and sees gray images."""
+    folder = tmp_path_factory.mktemp("runs") / "narrow"
+    assert train([f"run.dir={folder}", *NARROW]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose encoder is torchvision's ResNet-18; its files are large, so that all tests share it."""
+    folder = tmp_path_factory.mktemp("runs") / "standard"
+    assert train([f"run.dir={folder}", *STANDARD]) == 0
+    return folder
+
+
+@pytest.fixture
+def narrow(of_digits: Path, tmp_path: Path) -> Path:
+    """A copy of the run of the narrow encoder, to be spoilt."""
+    return Path(shutil.copytree(of_digits, tmp_path / "narrow"))

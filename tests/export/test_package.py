@@ -1,0 +1,296 @@
+"""A package: its lines run in an environment that has torchvision alone, and its card tells what the run tells."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moco_dist import config as configs
+from moco_dist.config.schema import ModelSection
+from moco_dist.encoders.load import load_encoder
+from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.export import state_dicts, usage
+from moco_dist.export.card import escaped
+from moco_dist.export.command import run
+from moco_dist.export.package import crop_part
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.run.paths import RunPaths
+from tests.export.test_formats import images_of
+
+TORCHVISION_ALONE = [
+    *("torch", "torchgen", "torchvision", "numpy", "PIL", "typing_extensions", "sympy", "mpmath"),
+    *("networkx", "jinja2", "markupsafe", "filelock", "fsspec", "nvidia", "triton"),
+]
+"""torchvision, torch, and what these need."""
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+USE = """
+import os, sys
+sys.path.append(sys.argv[1])
+for name in ("moco_dist", "timm", "safetensors"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{name} is here")
+import torch
+from PIL import Image
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    scope = {}
+    for block in ("load.txt", "prepare.txt"):
+        exec(open(block).read(), scope)
+    prepared = scope["prepare"](Image.open("image.png"))
+    with torch.no_grad():
+        features = scope["model"](torch.load("images.pt"))
+        scope["model"](prepared[None])
+    torch.save({"features": features, "prepared": prepared}, "computed.pt")
+"""
+"""Runs the lines of packages with nothing but torchvision, and keeps what they compute."""
+
+
+def package_of(run_dir: Path, *options: str) -> Path:
+    assert run([str(run_dir), "--to", "package", *options]) == 0
+    return RunPaths(run_dir).export / "package"
+
+
+def environment(folder: Path) -> Path:
+    """Link torchvision and what it needs into a folder that has nothing else."""
+    folder.mkdir()
+    for name in TORCHVISION_ALONE:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            continue
+        places = spec.submodule_search_locations
+        place = Path(next(iter(places)) if places else str(spec.origin))
+        (folder / place.name).symlink_to(place)
+        for libraries in place.parent.glob("*.libs"):
+            if not (folder / libraries.name).is_symlink():
+                (folder / libraries.name).symlink_to(libraries)
+    return folder
+
+
+def test_the_lines_run_with_torchvision_alone(narrow: Path, standard: Path, tmp_path: Path) -> None:
+    folders = []
+    for run_dir, channels in ((narrow, 1), (standard, 3)):
+        folder = Path(shutil.copytree(package_of(run_dir), tmp_path / f"package of {channels}"))
+        load, prepare, *of_timm = CODE.findall((folder / "README.md").read_text())
+        assert len([line for line in load.splitlines() if line]) <= 10 and len(of_timm) == (channels == 3)
+        (folder / "load.txt").write_text(load)
+        (folder / "prepare.txt").write_text(prepare)
+        size = load_encoder(run_dir).preprocess.image_size
+        torch.save(images_of(3, channels, size), folder / "images.pt")
+        pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "image.png")
+        folders.append(folder)
+    borrowed = environment(tmp_path / "borrowed")
+    command = [sys.executable, "-I", "-S", "-c", USE, str(borrowed), *map(str, folders)]
+    process = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert process.returncode == 0, process.stderr
+    for run_dir, folder in zip((narrow, standard), folders, strict=True):
+        encoder, computed = load_encoder(run_dir), torch.load(folder / "computed.pt")
+        with torch.no_grad():
+            expected = encoder.features(torch.load(folder / "images.pt"))
+        assert torch.allclose(computed["features"], expected, atol=1e-5)
+        assert torch.allclose(computed["prepared"], encoder.preprocess(folder / "image.png"), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("arch", "stem", "width", "channels"),
+    [
+        ("resnet18", "small", 64, 3),
+        ("resnet18", "imagenet", 64, 1),
+        ("resnet34", "imagenet", 24, 3),
+        ("resnet50", "small", 16, 5),
+        ("resnet50", "imagenet", 64, 3),
+    ],
+)
+def test_torchvisions_own_classes_build_every_network(
+    arch: str, stem: str, width: int, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ModelSection.model_validate({"arch": arch, "stem": stem, "width": width})
+    network = build_encoder(model, channels, seed=1).eval()
+    (tmp_path / usage.WEIGHTS).write_bytes(state_dicts.as_torchvision(network))
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, torch.nn.Module] = {}
+    exec(usage.in_torchvision(model, channels), scope)
+    images = images_of(2, channels, 36)
+    assert torch.allclose(scope["model"](images), network.features(images), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_timm_and_ours_take_the_folder(standard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    folder, encoder = package_of(standard), load_encoder(standard)
+    monkeypatch.chdir(folder)
+    scope: dict[str, torch.nn.Module] = {}
+    exec(CODE.findall((folder / "README.md").read_text())[-1], scope)
+    images = images_of(2, 3, 32)
+    assert torch.allclose(scope["model"](images), encoder.features(images), atol=1e-5)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert torch.allclose(scope["prepare"](Image.fromarray(pixels)), encoder.preprocess(pixels), atol=1e-5)
+    ours = load_encoder(folder)
+    assert ours.digest == encoder.digest and ours.preprocess == encoder.preprocess
+
+
+def test_a_folder_of_a_narrow_encoder_is_read_back(narrow: Path) -> None:
+    folder = package_of(narrow, "--encoder", "key")
+    ours, key = load_encoder(folder), load_encoder(narrow, which="key")
+    assert ours.digest == key.digest and ours.preprocess == key.preprocess and ours.model == key.model
+    assert json.loads((folder / "preprocessing.json").read_text())["channels"] == 1
+    assert not (folder / "config.json").exists()
+
+
+@pytest.mark.parametrize(("size", "resize"), [(224, 256), (32, 37), (8, 8), (97, 111), (56, 64)])
+def test_timm_resizes_to_the_same_pixels(size: int, resize: int) -> None:
+    prepare = Preprocessing(size, resize, (0.5,) * 3, (0.5,) * 3)
+    assert int(size / crop_part(prepare)) == resize
+    transforms = pytest.importorskip("timm.data").create_transform((3, size, size), crop_pct=crop_part(prepare))
+    assert transforms.transforms[0].size == resize
+
+
+def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(narrow)
+    rows = [
+        {"method": "linear by SGD", "labels": None, "draws": 1, "test_accuracy_mean": 0.5, "test_accuracy_std": 0.0},
+        {"method": "fine-tuned", "labels": 100, "draws": 3, "test_accuracy_mean": 0.625, "test_accuracy_std": 0.01},
+        {"method": "supervised small net", "labels": 100, "draws": 3, "test_accuracy_mean": 0.99},
+    ]
+    table = {"weights": encoder.digest, "split": "test", "held_out": 359, "rows": rows}
+    RunPaths(narrow).evaluation_table.write_text(json.dumps(table))
+    summary = json.loads(RunPaths(narrow).summary.read_text())
+    start = json.loads(RunPaths(narrow).provenance.read_text())
+    card = (package_of(narrow) / "README.md").read_text()
+    for text in (
+        "MoCo v2",
+        "scikit-learn's digits: 1438 images of 10 classes",
+        f"sha256 {start['data']['digest']}",
+        "| steps | 4 of 4 |",
+        "| epochs | 0.09091 |",
+        start["code"]["git"],
+        f"| kNN, in training | all | {100 * summary['knn_top1']:.2f} % | test images |",
+        "| linear by SGD | all | 50.00 % | 359 test images | "
+        "`python -m moco_dist.evaluate RUN_DIR --linear --solver sgd` |",
+        "| 100 | 62.50 ± 1.00 % | 359 test images | "
+        "`python -m moco_dist.evaluate RUN_DIR --labels 100 --draws 3 --finetune --no-semi` |",
+        "37.50 % of the held-out images are named wrong; a guess among 10 classes is right in 10 %",
+        "license: unknown",
+        "1 rank on 1 machine",
+        "queue\\_size=64",
+    ):
+        assert text in card, text
+    assert re.search(r"\| hours \| \d\S*, by", card)
+    assert str(tmp_path) not in card and "None" not in card and "nan" not in card.replace("finance", "")
+
+
+def test_figures_of_other_weights_are_not_told(narrow: Path) -> None:
+    """An evaluation is of the weights that it names, and the training measured the query encoder alone."""
+    key = (package_of(narrow, "--encoder", "key") / "README.md").read_text()
+    assert "None was measured with these weights." in key and "Its quality is unknown" in key and "kNN" not in key
+    table = {"weights": load_encoder(narrow).digest, "split": "test", "held_out": 359}
+    table["rows"] = [{"method": "kNN", "labels": None, "draws": 1, "test_accuracy_mean": 0.5, "test_accuracy_std": 0.0}]
+    RunPaths(narrow).evaluation_table.write_text(json.dumps(table))
+    before = (package_of(narrow, "--step", "2") / "README.md").read_text()
+    assert "evaluate" not in before and "step 2 of 4" in before and "| epochs | 0.04545 |" in before
+    assert "evaluate RUN_DIR --knn" in (package_of(narrow) / "README.md").read_text()
+
+
+def test_nothing_of_the_machine_leaves_with_it(narrow: Path, tmp_path: Path) -> None:
+    file, provenance = RunPaths(narrow).config, RunPaths(narrow).provenance
+    text = file.read_text().replace("root: null", f"root: {tmp_path}/of_joe")
+    text = text.replace("init_from: null", f'init_from: "{tmp_path}/w|`x`.pt"')
+    file.write_text(text.replace("notes: null", "notes: a secret").replace("group: null", "group: a secret group"))
+    start = json.loads(provenance.read_text())
+    provenance.write_text(json.dumps({**start, "devices": {"CPU | <b>": 2}, "hosts": ["a-host", "b-host"]}) + "\n")
+    folder = package_of(narrow)
+    for written in folder.iterdir():
+        content = written.read_bytes()
+        assert not any(text in content for text in (str(tmp_path).encode(), b"a secret", b"a-host")), written.name
+    card = (folder / "README.md").read_text()
+    assert "| began from the weights | w\\|\\`x\\`.pt |" in card
+    assert "| hardware | CPU \\| \\<b\\>: 1 rank on 2 machines |" in card
+    training = configs.load(folder / "training.yaml", [])
+    own = configs.load(file, [])
+    assert training.optim == own.optim and training.moco == own.moco and training.model == own.model
+    assert training.run.dir is None and training.data.root == "of_joe"
+
+
+def test_text_of_a_run_is_text() -> None:
+    assert escaped("a\n# b <script> [x](http://me:secret@host) `c` | d") == (
+        "a \\# b \\<script\\> \\[x\\](http://\\*\\*\\*@host) \\`c\\` \\| d"
+    )
+    assert escaped("\x1b[31m") == "?\\[31m"
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+BAD_ROWS = (
+    '{"step": 1, "loss": 1, "images_per_second": null}\n{"step": 4, "knn_top1": "x"}\n{"step": 4, "knn_top1": 7}\n'
+)
+BAD_START = '{"step": 0, "data": {"digest": "`x`", "classes": "a"}, "devices": {}, "hosts": [], "code": {}}\nx\n'
+BAD_TABLES = ["[]", "{", '{"weights": 1, "rows": 3}', '{"split": "test", "rows": [1, {"method": 2}, {"method": "a"}]}']
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda paths: paths.metrics.unlink(),
+        lambda paths: truncate(paths.metrics),
+        lambda paths: paths.metrics.write_text(BAD_ROWS),
+        lambda paths: paths.provenance.unlink(),
+        lambda paths: paths.provenance.write_text(BAD_START),
+        lambda paths: paths.provenance.write_bytes(b"\xff\xfe" * 99),
+        lambda paths: paths.status.unlink(),
+        lambda paths: paths.status.write_text("{"),
+        lambda paths: paths.summary.unlink(),
+        lambda paths: [paths.evaluation_table.write_text(text) for text in BAD_TABLES],
+        lambda paths: [path.unlink() for path in paths.checkpoints.iterdir()],
+        lambda paths: [path.unlink() for path in (paths.metrics, paths.provenance, paths.status, paths.summary)],
+        lambda paths: paths.config.write_text("\n".join(paths.config.read_text().splitlines()[2:])),
+    ],
+)
+def test_what_is_missing_is_left_out(spoil: Callable[[RunPaths], object], narrow: Path) -> None:
+    spoil(RunPaths(narrow))
+    folder = package_of(narrow)
+    card = (folder / "README.md").read_text()
+    assert not re.search(r"\bNone\b(?! was)|\bnan\b|\binf\b|`x`", card)
+    assert load_encoder(folder).digest == load_encoder(narrow).digest
+
+
+def test_a_changed_package_is_not_replaced(narrow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = package_of(narrow)
+    before = (folder / "README.md").stat().st_ino
+    package_of(narrow)
+    assert (folder / "README.md").stat().st_ino != before  # as it was exported, it is
+    for change in (
+        lambda: (folder / "more.txt").write_text("mine"),
+        lambda: (folder / "README.md").write_text("license: mit"),
+        lambda: (folder / "manifest.json").unlink(),
+    ):
+        kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+        change()
+        content = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert run([str(narrow), "--to", "package"]) == 2
+        error = capsys.readouterr().err
+        assert "has changed since" in error or "is no exported package" in error
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+        for path in folder.iterdir():
+            path.unlink()
+        for name, bytes_before in kept.items():
+            (folder / name).write_bytes(bytes_before)
+    assert [path.name for path in folder.parent.iterdir()] == ["package"]
