@@ -27,7 +27,7 @@ PATH = re.compile(rf"(?<![\w./~-])(?:{'|'.join(ROOMS)})/[\w./-]*")
 MODULE = re.compile(r"python -m ([\w.]+)")
 KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.([a-z]\w*)")
 TEST = re.compile(r"\btest_\w+")
-NO_KEYS = {"data.tar"}
+NO_KEYS = {"data.tar", "model.pth", "model.safetensors"}
 """Names of files that look like keys."""
 
 
@@ -37,11 +37,11 @@ def test_what_a_document_names_exists(document: Path) -> None:
 
 
 def test_names_of_nothing_are_missed() -> None:
-    text = "`launcher/job/first.py` `data/trees.py` python -m moco_dist.export data.image=3 test_that_is_none, and"
+    text = "`launcher/job/first.py` `data/trees.py` python -m moco_dist.nothing data.image=3 test_that_is_none, and"
     there = (
         "`launcher/job/task.py` `data/tree.py` python -m launcher data.image_size=3 `test_what_a_document_names_exists`"
     )
-    missed = ["data.image", "data/trees.py", "launcher/job/first.py", "moco_dist.export", "test_that_is_none"]
+    missed = ["data.image", "data/trees.py", "launcher/job/first.py", "moco_dist.nothing", "test_that_is_none"]
     assert missing(f"{text} {there}") == missed
 
 

@@ -163,6 +163,5 @@ def names_beside(matrix: Path) -> Path:
 
 def check_parquet(out: Path, key: str) -> None:
     """Refuse a Parquet file where what reads and writes them is missing. Raises UserError."""
-    if rule := packages.fault("pyarrow") if out.suffix == PARQUET else None:
-        fix = "install it (pip install 'moco-dist[parquet]'), or use a file of .npy"
-        raise UserError.of(key, out, rule, fix)
+    if out.suffix == PARQUET:
+        packages.need(key, out, "pyarrow", otherwise="use a file of .npy")

@@ -104,6 +104,10 @@ def _training(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "steps", f"{facts.step}{total}"
     if facts.epochs:
         yield "epochs", f"{facts.epochs:.4g}"
+    if facts.converted:
+        steps, sha256 = facts.converted
+        of_file = f", whose checkpoint has the sha256 {sha256}" if _DIGEST.fullmatch(sha256) else ""
+        yield "begun elsewhere", f"steps 1 to {steps} were taken by another program{of_file}"
     if config.run.init_from:
         yield "began from the weights", escaped(Path(config.run.init_from).name)
     if facts.hours is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +50,9 @@ class Facts:
     hardware: Sequence[str] = ()
     """What each start up to the step ran on, in words; equal ones once."""
     hours: float | None = None
-    """Time of the steps by the wall clock."""
+    """Time of the steps that were taken here, by the wall clock."""
+    converted: tuple[int, str] | None = None
+    """Steps that another program took first, and the sha256 of the checkpoint that it left; None for no such steps."""
     measured: Sequence[Measured] = ()
     train_top1: float | None = None
     """Share of its own training images that the linear probe names right."""
@@ -81,30 +82,34 @@ def gather(options: Options, step: int, digest: str) -> Facts:
     paths, state, config = RunPaths(options.run_dir), status.read(options.run_dir), options.config
     starts = [start for start in provenance.read(options.run_dir) if start["step"] < step]
     last = starts[-1] if starts else {}
-    headline = ""
-    with suppress(OSError):
-        headline = files.read_text(paths.config, errors="replace").partition("\n")[0]
-    versions, revision = code.read_headline(headline) if headline.startswith("#") else ({}, "")
-    own_rows = _rows(options, step)
-    evaluation: Mapping[str, Any] = next(
-        (row for row in reversed(own_rows) if rows.is_evaluation(row) and row["step"] == step), {}
-    )
-    of_query: Mapping[str, Any] = evaluation if options.encoder == "query" else {}
-    measured = [*_in_training(of_query, config), *_evaluated(paths, digest)]
+    versions, revision = _headline(paths)
+    own_rows, converted = _rows(options, step), _converted(paths)
+    of_step = [row for row in own_rows if rows.is_evaluation(row) and row["step"] == step]
+    evaluation = of_step[-1] if of_step and options.encoder == "query" else {}
     return Facts(
         config,
         step,
-        state.total_steps,
-        state.epoch_steps,
-        last.get("data", {}),
-        masked(last.get("code", {}).get("git", revision)),
-        last.get("versions", versions),
-        list(dict.fromkeys(filter(None, map(_hardware, starts)))),
-        _hours(own_rows, config.optim.global_batch),
-        measured,
-        _share(of_query.get("linear_train_top1")),
-        _findings(options, step),
+        total_steps=state.total_steps,
+        epoch_steps=state.epoch_steps,
+        data=last.get("data", {}),
+        revision=masked(last.get("code", {}).get("git", revision)),
+        versions=last.get("versions", versions),
+        hardware=list(dict.fromkeys(filter(None, map(_hardware, starts)))),
+        hours=_hours(own_rows, config.optim.global_batch, converted[0] if converted else 0),
+        converted=converted,
+        measured=[*_in_training(evaluation, config), *_evaluated(paths, digest)],
+        train_top1=_share(evaluation.get("linear_train_top1")),
+        findings=_findings(options, step),
     )
+
+
+def _headline(paths: RunPaths) -> tuple[dict[str, str], str]:
+    """Read versions and revision above the resolved config; a run of an earlier revision has them there alone."""
+    try:
+        line = files.read_text(paths.config, errors="replace").partition("\n")[0]
+    except OSError:
+        return {}, ""
+    return code.read_headline(line) if line.startswith("#") else ({}, "")
 
 
 def _rows(options: Options, step: int) -> list[dict[str, Any]]:
@@ -115,16 +120,29 @@ def _rows(options: Options, step: int) -> list[dict[str, Any]]:
         return []
 
 
-def _hours(own_rows: Sequence[Mapping[str, Any]], global_batch: int) -> float | None:
-    """Add up the time of the steps: a row tells the images a second of its step, which stands for those before it."""
-    seconds, before = 0.0, 0
+def _converted(paths: RunPaths) -> tuple[int, str] | None:
+    """Read what the run was converted from."""
+    origin = files.read_object(paths.converted)
+    step, sha256 = origin.get("step"), origin.get("sha256")
+    return (step, sha256) if type(step) is int and 0 < step < 2**53 and isinstance(sha256, str) else None
+
+
+def _hours(own_rows: Sequence[Mapping[str, Any]], global_batch: int, begun: int) -> float | None:
+    """Add up the time of the steps: a row tells the images a second of its step, which stands for those before it.
+
+    Args:
+        own_rows: of the run.
+        global_batch: images of a step.
+        begun: steps before the first one that was taken here.
+    """
+    seconds, before = 0.0, begun
     for row in filter(rows.is_training, own_rows):
         speed = row.get("images_per_second")
         if not isinstance(speed, int | float) or not 0 < speed < math.inf:
             return None
         seconds += (row["step"] - before) * global_batch / speed
         before = row["step"]
-    return seconds / 3600 if before else None
+    return seconds / 3600 if before > begun else None
 
 
 def _hardware(start: Mapping[str, Any]) -> str:

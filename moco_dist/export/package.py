@@ -41,7 +41,12 @@ def write(options: Options, encoder: PretrainedEncoder, description: Description
         _fill(new, options, encoder, description, step)
         if out.exists():
             out.rename(old)
-        new.rename(out)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     loads = "torchvision and timm" if usage.fits_timm(encoder.model, encoder.preprocess.channels) else "torchvision"
@@ -76,7 +81,6 @@ def _of_timm(encoder: PretrainedEncoder) -> dict[str, Any]:
         "mean": list(encoder.preprocess.mean),
         "std": list(encoder.preprocess.std),
         "num_classes": 0,
-        "pool_size": [7, 7],
         "first_conv": "conv1",
         "classifier": "fc",
     }

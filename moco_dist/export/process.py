@@ -24,12 +24,14 @@ from moco_dist.run.paths import RunPaths
 
 def run(options: Options) -> str:
     """Export as the options say. Returns the line that says what lies where, and what loads it. Raises UserError."""
-    step = unchanged.checked_step(options)
+    weights = unchanged.find(options)
+    step = weights.step
     if options.to == "reference":
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, which=options.encoder, head=options.head, step=options.step)
-    _take_counts_(encoder, options)
+    encoder = load_encoder(path, which=options.encoder, head=options.head, step=weights.checkpoint)
+    if weights.checkpoint is None:
+        _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
     what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
     if options.to == "package":
@@ -41,15 +43,15 @@ def run(options: Options) -> str:
     return f"{printable(str(options.out))}: {what}; {loads}"
 
 
-def _take_counts_(encoder: PretrainedEncoder, options: Options) -> None:
+def _take_counts_(encoder: PretrainedEncoder, run_dir: Path) -> None:
     """Take BatchNorm's counts of batches out of the run's own weights, so that all of these leave as they are.
 
     Nothing is computed by them, so that `load_encoder` leaves them out.
     """
-    if of_run.choose_step(options.run_dir, with_head=options.head, which=options.encoder, step=options.step) is None:
-        values = weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR").values
-        counts = {name: value for name, value in values.items() if name.endswith("num_batches_tracked")}
-        encoder.network.load_state_dict({n: v for n, v in counts.items() if isinstance(v, Tensor)}, strict=False)
+    values = weight_files.read(RunPaths(run_dir).encoder, "RUN_DIR").values
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.ndim == 0}
+    counts = {name: tensor for name, tensor in tensors.items() if name.endswith("num_batches_tracked")}
+    encoder.network.load_state_dict(counts, strict=False)
 
 
 def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Description:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from moco_dist.config import Config
 from moco_dist.encoders import description, of_run
 from moco_dist.encoders.description import Description
@@ -12,10 +14,18 @@ from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
 
 
-def checked_step(options: Options) -> int:
-    """Return the step of the weights that the options mean, whose network and images are those of the config.
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a run that the options mean; they are chosen once, since a run may go on meanwhile."""
 
-    It is 0 where nothing tells it: a damaged directory of an earlier revision.
+    checkpoint: int | None
+    """The step of the checkpoint that holds them; None: the run's encoder.safetensors does."""
+    step: int
+    """The step that they are of; 0 where nothing tells it: a damaged directory of an earlier revision."""
+
+
+def find(options: Options) -> Weights:
+    """Find the weights that the options mean, whose network and images are those of the config.
 
     Raises:
         UserError: names what has changed, or the run has no such weights.
@@ -28,9 +38,8 @@ def checked_step(options: Options) -> int:
         before = _of_checkpoint(options, step)
     if before is not None:  # an earlier revision wrote nothing down
         _compare(before, options)
-    if step is None:
-        step = before.run.get("step") if before else None
-    return step if isinstance(step, int) else status.read(options.run_dir).step
+    told = before.run.get("step") if before and step is None else step
+    return Weights(step, told if isinstance(told, int) else status.read(options.run_dir).step)
 
 
 def _compare(before: Description, options: Options) -> None:

@@ -14,8 +14,10 @@ import pytest
 from moco_dist import packages
 from moco_dist.encoders.load import load_encoder
 from moco_dist.export.command import run
+from moco_dist.export.options import FORMATS
 from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths
+from tests.jobs import ROOT
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -184,6 +186,21 @@ def test_measured_pixel_statistics_are_those_of_the_config(narrow: Path) -> None
     edit(paths.config, "  mean: null\n  std: null", "  mean: [0.25]\n  std: [0.5]")
     assert run([str(narrow), "--to", "safetensors", "--step", "2"]) == 0
     assert load_encoder(paths.export / "safetensors.safetensors").preprocess.mean == (0.25,)
+
+
+def test_the_commands_of_the_document_work(
+    standard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    text = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    commands = [line.split()[3:] for line in text.splitlines() if line.startswith("    python -m moco_dist.export ")]
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert run([str(standard) if word == "RUN_DIR" else word for word in command]) == 0
+    assert len(commands) == 3 and capsys.readouterr().out.count("moco_dist.export: ") == 3
+    assert (tmp_path / "encoder.onnx").is_file() and (tmp_path / "for_others" / "config.json").is_file()
+    table = {line.split("`")[1] for line in text.partition("## Out")[2].splitlines() if line.startswith("| `")}
+    assert set(FORMATS) <= table
 
 
 def test_help_needs_no_torch() -> None:

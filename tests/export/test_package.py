@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,17 @@ def test_timm_resizes_to_the_same_pixels(size: int, resize: int) -> None:
     assert transforms.transforms[0].size == resize
 
 
+@pytest.mark.parametrize(("size", "channels"), [(224, 3), (32, 3), (28, 1)])
+def test_a_photograph_is_prepared_alike_elsewhere(size: int, channels: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    photograph = Image.fromarray(pixels).resize((640, 427), Image.Resampling.BICUBIC)
+    photograph.save(tmp_path / "a.jpg")
+    prepare, scope = Preprocessing.general(size, channels), dict[str, Callable[[Image.Image], torch.Tensor]]()
+    exec(usage.preprocessing_in_torchvision(prepare), scope)
+    prepared = scope["prepare"](Image.open(tmp_path / "a.jpg"))
+    assert torch.allclose(prepared, prepare(tmp_path / "a.jpg"), atol=1e-5)
+
+
 def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None:
     encoder = load_encoder(narrow)
     rows = [
@@ -171,7 +183,6 @@ def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None
     ]
     table = {"weights": encoder.digest, "split": "test", "held_out": 359, "rows": rows}
     RunPaths(narrow).evaluation_table.write_text(json.dumps(table))
-    summary = json.loads(RunPaths(narrow).summary.read_text())
     start = json.loads(RunPaths(narrow).provenance.read_text())
     card = (package_of(narrow) / "README.md").read_text()
     for text in (
@@ -181,12 +192,14 @@ def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None
         "| steps | 4 of 4 |",
         "| epochs | 0.09091 |",
         start["code"]["git"],
-        f"| kNN, in training | all | {100 * summary['knn_top1']:.2f} % | test images |",
+        "| kNN, in training | all | 75.00 % | test images |",
+        "| linear probe, in training | all | 50.00 % | test images |",
         "| linear by SGD | all | 50.00 % | 359 test images | "
         "`python -m moco_dist.evaluate RUN_DIR --linear --solver sgd` |",
         "| 100 | 62.50 ± 1.00 % | 359 test images | "
         "`python -m moco_dist.evaluate RUN_DIR --labels 100 --draws 3 --finetune --no-semi` |",
-        "37.50 % of the held-out images are named wrong; a guess among 10 classes is right in 10 %",
+        "At best (kNN, in training), 25.00 % of the held-out images are named wrong; a guess among 10 classes is right",
+        "- The linear probe names 12.50 percentage points more of its own training images right.",
         "license: unknown",
         "1 rank on 1 machine",
         "queue\\_size=64",
@@ -194,6 +207,17 @@ def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None
         assert text in card, text
     assert re.search(r"\| hours \| \d\S*, by", card)
     assert str(tmp_path) not in card and "None" not in card and "nan" not in card.replace("finance", "")
+
+
+def test_the_hours_of_a_run_begun_elsewhere_are_those_spent_here(narrow: Path) -> None:
+    paths = RunPaths(narrow)
+    rows = "".join(f'{{"step": {step}, "loss": 1, "images_per_second": 0.16}}\n' for step in (2, 3, 4))
+    paths.metrics.write_text(rows)
+    assert "| hours | 0.22," in (package_of(narrow) / "README.md").read_text()  # 4 steps of 200 s
+    paths.converted.write_text(json.dumps({"step": 1, "sha256": "0" * 64, "checkpoint": "/home/me/a.pth.tar"}))
+    card = (package_of(narrow) / "README.md").read_text()
+    assert "| hours | 0.17," in card and "/home" not in card  # 3 of them
+    assert f"steps 1 to 1 were taken by another program, whose checkpoint has the sha256 {'0' * 64} |" in card
 
 
 def test_figures_of_other_weights_are_not_told(narrow: Path) -> None:
@@ -239,6 +263,7 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+BAD: list[Any] = [None, "`x`", True, [1], {}, {"`x`": 1}, float("nan"), float("inf"), 10**400, -1, "\ud800"]
 BAD_ROWS = (
     '{"step": 1, "loss": 1, "images_per_second": null}\n{"step": 4, "knn_top1": "x"}\n{"step": 4, "knn_top1": 7}\n'
 )
@@ -246,9 +271,28 @@ BAD_START = '{"step": 0, "data": {"digest": "`x`", "classes": "a"}, "devices": {
 BAD_TABLES = ["[]", "{", '{"weights": 1, "rows": 3}', '{"split": "test", "rows": [1, {"method": 2}, {"method": "a"}]}']
 
 
+def every_bad_figure(paths: RunPaths) -> None:
+    """Give rows, table, starts and status figures of every kind that they cannot have."""
+    names = ("loss", "images_per_second", "knn_top1", "linear_top1", "linear_train_top1", "evidence", "finding", "lr")
+    rows = [
+        {"step": 4, "epoch": 1, **dict.fromkeys(some, bad)} for bad in BAD for some in (names, names[2:], names[5:])
+    ]
+    paths.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = load_encoder(paths.folder).digest
+    of_table = [{"method": "kNN", "labels": bad, "draws": bad, "test_accuracy_mean": bad} for bad in BAD]
+    of_table += [{"method": bad, "labels": None, "draws": 1, "test_accuracy_mean": 0.5} for bad in BAD]
+    table = {"weights": digest, "split": "test", "held_out": "x", "rows": of_table}
+    paths.evaluation_table.write_text(json.dumps(table))
+    names = ("time", "ranks", "hosts", "device", "devices", "cpus", "data", "code", "versions")
+    starts = [{"step": 0, **dict.fromkeys(names, bad)} for bad in BAD]
+    paths.provenance.write_text("".join(json.dumps(start) + "\n" for start in starts))
+    paths.converted.write_text(json.dumps({"step": 10**400, "sha256": "`x`"}))
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
+        every_bad_figure,
         lambda paths: paths.metrics.unlink(),
         lambda paths: truncate(paths.metrics),
         lambda paths: paths.metrics.write_text(BAD_ROWS),
@@ -270,6 +314,21 @@ def test_what_is_missing_is_left_out(spoil: Callable[[RunPaths], object], narrow
     card = (folder / "README.md").read_text()
     assert not re.search(r"\bNone\b(?! was)|\bnan\b|\binf\b|`x`", card)
     assert load_encoder(folder).digest == load_encoder(narrow).digest
+
+
+def test_a_package_that_cannot_be_replaced_stays(narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, true_rename = package_of(narrow), Path.rename
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(28, "No space left on device")
+        return true_rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    assert run([str(narrow), "--to", "package", "--step", "2"]) == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["package"]
 
 
 def test_a_changed_package_is_not_replaced(narrow: Path, capsys: pytest.CaptureFixture[str]) -> None:
