@@ -141,6 +141,8 @@ def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSo
     encoder, lines = world.agreed(load)
     for line in lines:
         world.warn(f"moco_dist: {line}")
+    for line in encoder.origin.notes:
+        world.tell(f"moco_dist: {line}")
     digests = world.gather_objects(encoder.digest)
     if len(set(digests)) > 1:
         fix = "give every node the same files"

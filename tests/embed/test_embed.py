@@ -223,7 +223,9 @@ def test_weights_from_elsewhere_are_warned_of_in_one_line(
     torch.save(network.state_dict(), weights := tmp_path / "a.pth")
     arguments = [str(weights), str(images), "--out", str(tmp_path / "a.npy"), "--workers=0"]
     assert command.run(arguments) == 0
-    assert capsys.readouterr().err.count("a.pth does not describe its images: 32 pixels and ImageNet's") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("a.pth does not describe its images: 32 pixels and ImageNet's") == 1
+    assert re.search("^moco_dist: PATH = .*a.pth: took the", printed, re.MULTILINE)
     assert command.run([*arguments, "data.image_size=24"]) == 0
     assert "does not describe" not in capsys.readouterr().err
     assert json.loads((tmp_path / "a.files.json").read_text())["preprocessing"]["image_size"] == 24
