@@ -14,11 +14,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from moco_dist.errors import UserError
     from moco_dist.library.assessment import assess
+    from moco_dist.library.embedding import embed_folder
     from moco_dist.library.runs import Run
     from moco_dist.library.training import fit
     from moco_dist.train.ends import Diverged, Stopped
 
-__all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "assess", "fit"]
+__all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "assess", "embed_folder", "fit"]
 
 _MODULES = {
     "Diverged": "moco_dist.train.ends",
@@ -26,6 +27,7 @@ _MODULES = {
     "Stopped": "moco_dist.train.ends",
     "UserError": "moco_dist.errors",
     "assess": "moco_dist.library.assessment",
+    "embed_folder": "moco_dist.library.embedding",
     "fit": "moco_dist.library.training",
 }
 """The module of each public name; none may have the name of a submodule, which would take its place when imported."""

@@ -155,16 +155,7 @@ def _remarks(folders: Folders, tree: Tree, skipped: int = 0, empty: Sequence[str
     if skipped:
         have = "has" if skipped == 1 else "have"
         yield f"{here}: {_count(skipped, 'image')} beside the class folders {have} no class, left out"
-    if number := tree.suffixes.total():
-        yield f"{here}: {_count(number, 'file')} with other suffixes passed over ({_frequencies(tree.suffixes)})"
-    if tree.no_files:
-        names = some_names(tree.no_files)
-        yield f"{here}: {_count(len(tree.no_files), 'name')} of no file passed over, such as a broken link ({names})"
-    if tree.repeated:
-        names = some_names(tree.repeated)
-        yield f"{here}: {_count(len(tree.repeated), 'folder')} reached again by links, and read only once ({names})"
-    if tree.runs:
-        yield f"{here}: run directories passed over ({some_names(tree.runs)})"
+    yield from passed_over(tree)
     if empty:
         yield f"{here}: {_count(len(empty), 'class folder')} without an image ({some_names(empty)})"
     if not trains and folders.unknown_class:
@@ -176,6 +167,21 @@ def _remarks(folders: Folders, tree: Tree, skipped: int = 0, empty: Sequence[str
     if trains and held_out:
         names = some_names(held_out)
         yield f"{here} is trained on as a whole, with what may be held-out images ({names}); name the folder of train/"
+
+
+def passed_over(tree: Tree) -> Iterator[str]:
+    """Yield a line for each kind of files and folders that a walk passed over."""
+    here = printable(str(tree.root))
+    if number := tree.suffixes.total():
+        yield f"{here}: {_count(number, 'file')} with other suffixes passed over ({_frequencies(tree.suffixes)})"
+    if tree.no_files:
+        names = some_names(tree.no_files)
+        yield f"{here}: {_count(len(tree.no_files), 'name')} of no file passed over, such as a broken link ({names})"
+    if tree.repeated:
+        names = some_names(tree.repeated)
+        yield f"{here}: {_count(len(tree.repeated), 'folder')} reached again by links, and read only once ({names})"
+    if tree.runs:
+        yield f"{here}: run directories passed over ({some_names(tree.runs)})"
 
 
 def _count(number: int, word: str) -> str:

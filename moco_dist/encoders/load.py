@@ -37,6 +37,8 @@ class Origin:
     """Steps that the run had done; None for weights from elsewhere."""
     config: configs.Config | None = None
     """The config of the run; None for weights from elsewhere without one."""
+    notes: tuple[str, ...] = ()
+    """A line for each kind of layers that were taken from weights, renamed, or left out."""
 
 
 class PretrainedEncoder(nn.Module):
@@ -172,9 +174,9 @@ def _of_weights(path: Path, config: str | Path | None, overrides: Sequence[str])
     with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
         weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, "PATH")
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
-    weights.take_backbone_(network, file, path, key="PATH")
+    notes = weights.take_backbone_(network, file, path, key="PATH")
     step = described.run.get("step")
-    origin = Origin(path, step=step if isinstance(step, int) else None, config=full)
+    origin = Origin(path, step=step if isinstance(step, int) else None, config=full, notes=tuple(notes))
     return PretrainedEncoder(network, described.preprocessing, described.model, origin, has_head=False)
 
 

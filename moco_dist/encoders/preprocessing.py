@@ -17,10 +17,11 @@ from moco_dist.config import Config
 from moco_dist.config.section import MOST_CHANNELS, Interval
 from moco_dist.data import augment, crops
 from moco_dist.data.decode import Planes, decode, planes_of_array, planes_of_image
+from moco_dist.data.image_file import Member
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, general_statistics
 
-ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
-"""An image: the path of a file, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
+ImageLike = str | Path | Member | Image.Image | NDArray[Any] | Tensor
+"""An image: the path of a file, an image in a shard, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
 
 _LARGEST_SIDE = 4096
 
@@ -119,8 +120,8 @@ class Preprocessing:
 
     def _planes(self, image: ImageLike) -> Planes:
         """Decode an image of any kind. Raises as `pixels`."""
-        if isinstance(image, str | Path):
-            return decode(Path(image), self.channels, self.value_range)
+        if isinstance(image, str | Path | Member):
+            return decode(Path(image) if isinstance(image, str) else image, self.channels, self.value_range)
         if isinstance(image, Image.Image):
             return planes_of_image(image, self.channels, self.value_range)
         values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)

@@ -22,19 +22,27 @@ class Progress:
         description: name of the run.
         plain_seconds: where stderr is no terminal, the least time between two lines.
         quiet: whether only what goes to a stream by name is shown, as warnings do.
+        unit: what a step is called.
     """
 
     def __init__(
-        self, total: int, initial: int, description: str, plain_seconds: float = PLAIN_SECONDS, *, quiet: bool = False
+        self,
+        total: int,
+        initial: int,
+        description: str,
+        plain_seconds: float = PLAIN_SECONDS,
+        *,
+        quiet: bool = False,
+        unit: str = "step",
     ) -> None:
-        self.total, self.initial, self.description = total, initial, description
+        self.total, self.initial, self.description, self.unit = total, initial, description, unit
         self.plain_seconds, self.quiet = plain_seconds, quiet
         self._step, self._started, self._printed = initial, time.monotonic(), -plain_seconds
         self._figures: dict[str, float] = {}
         self._others_interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # its thread would outlive a fork
         self._bar: tqdm | None = None
         if sys.stderr.isatty() and not quiet:
-            self._bar = tqdm(total=total, initial=initial, desc=description, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True)
 
     def update(self, step: int, **figures: float) -> None:
         """Show that `step` is done, with its figures."""
@@ -72,5 +80,6 @@ class Progress:
         rate = (self._step - self.initial) / max(elapsed, 1e-9)
         left = tqdm.format_interval((self.total - self._step) / rate) if rate else "?"
         figures = "".join(f", {k} {v:.4g}" for k, v in self._figures.items())
-        line = f"{self.description}: step {self._step}/{self.total}{figures}, {rate:.3g} steps/s, {left} left"
+        done = f"{self.description}: {self.unit} {self._step}/{self.total}{figures}"
+        line = f"{done}, {rate:.3g} {self.unit}s/s, {left} left"
         print(line, file=sys.stderr, flush=True)

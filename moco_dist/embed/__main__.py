@@ -1,0 +1,7 @@
+"""Run `python -m moco_dist.embed`."""
+
+from moco_dist.arguments import run_command
+from moco_dist.embed.command import run
+
+if __name__ == "__main__":
+    run_command(run)

@@ -1,0 +1,167 @@
+"""The options of what computes features of a folder, their checks, and the config that they lead to. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moco_dist import config as configs
+from moco_dist import packages
+from moco_dist.arguments import check_out, path_of
+from moco_dist.config import Config
+from moco_dist.data.tree import SUFFIXES
+from moco_dist.errors import UserError
+from moco_dist.run import directory, paths
+
+Layer = Literal["backbone", "head"]
+Which = Literal["query", "key"]
+
+MATRIX, PARQUET = ".npy", ".parquet"
+"""How the names of files of features end."""
+BATCH = 256
+"""Images computed together, unless another number is asked for."""
+_MOST_BATCH = 65536
+_WORKERS = "data.workers="
+_OF_THE_PROCESS = ("device.", _WORKERS)
+"""How overrides begin that say how features are computed, not what the images are."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for: an encoder, a folder, and how features are computed."""
+
+    path: Path
+    """The run directory, or the weights."""
+    folder: Path
+    config: Path | None = None
+    """A config that tells the images of weights from elsewhere."""
+    overrides: tuple[str, ...] = ()
+    step: int | None = None
+    which: Which = "query"
+    features: Layer = "backbone"
+    normalise: bool = False
+    batch: int = BATCH
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Return the run directory; None where the path is one of weights."""
+        if run_dir := paths.run_of(self.path):
+            return run_dir
+        return self.path if paths.RunPaths(self.path).config.is_file() else None
+
+    def of_images(self) -> list[str]:
+        """Return the overrides that the loading of the encoder takes."""
+        if self.run_dir:
+            return list(self.overrides)
+        if self.config is not None:
+            return [f"data.root={configs.literal(self.folder)}", *self.overrides]  # the one folder that is read
+        return [override for override in self.overrides if not override.startswith(_OF_THE_PROCESS)]
+
+    def workers(self, config: Config) -> int | Literal["auto"]:
+        """Return the processes that decode, as `data.workers` of a run says that was trained on files; else auto.
+
+        Args:
+            config: that `load_config` has returned.
+        """
+        is_overridden = any(override.startswith(_WORKERS) for override in self.overrides)
+        of_files = (self.run_dir or self.config) and config.data.source == "imagefolder"
+        return config.data.workers if is_overridden or of_files else "auto"
+
+    def load_config(self) -> Config:
+        """Return the config of the run, or of the process where there are weights alone.
+
+        Raises:
+            UserError: what is asked for does not fit the path, or there is a mistake in the config.
+        """
+        if not os.path.lexists(self.path):
+            rule = "no such file or folder"
+            raise UserError.of("RUN|WEIGHTS", self.path, rule, "give a run directory or weights")
+        if not 1 <= self.batch <= _MOST_BATCH:
+            raise UserError.of("--batch", self.batch, f"must be from 1 to {_MOST_BATCH}", f"drop it for {BATCH}")
+        if self.run_dir:
+            if self.config is not None:
+                rule = "a run directory has its config"
+                raise UserError.of("argument", self.config, rule, "give overrides alone")
+            return directory.load_config(paths.RunPaths(self.run_dir).config, self.overrides)
+        usual = Options(self.path, self.folder)
+        for name, field in (("--step", "step"), ("--encoder", "which"), ("--features", "features")):
+            if (value := getattr(self, field)) != getattr(usual, field):
+                rule = "is in the checkpoints of runs alone"
+                raise UserError.of(name, value, rule, "give a run directory, or drop it")
+        if self.config is not None:
+            return configs.load(self.config, self.of_images())
+        return configs.load(None, [override for override in self.overrides if override.startswith(_OF_THE_PROCESS)])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command has that computes features of a folder."""
+    name = "RUN|WEIGHTS"
+    text = "a run directory; or weights of this or of another program, in a file or a folder"
+    parser.add_argument("path", metavar=name, type=path_of(name), help=text)
+    parser.add_argument("folder", metavar="FOLDER", type=path_of("FOLDER"), help="of images or shards, in any tree")
+    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the evaluation")
+    text = "take this checkpoint of the run (the final encoder, or the last checkpoint)"
+    parser.add_argument("--step", type=int, metavar="N", help=text)
+    parser.add_argument("--encoder", dest="which", choices=("query", "key"), default="query", help="of the run (query)")
+    text = f"images computed together ({BATCH}); fewer take less memory"
+    parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help=text)
+    parser.add_argument("--workers", metavar="N|auto", help="processes that decode, as data.workers")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="as device.type")
+
+
+def of_arguments(parsed: argparse.Namespace, **others: object) -> Options:
+    """Return the options of a parsed command line. Raises UserError."""
+    file, overrides = configs.parse_arguments(parsed.config)
+    if parsed.workers is not None:
+        overrides = [*overrides, f"data.workers={parsed.workers}"]
+    if parsed.device is not None:
+        overrides = [*overrides, f"device.type={parsed.device}"]
+    common = {name: getattr(parsed, name) for name in ("path", "folder", "step", "which", "batch")}
+    return Options(**common, config=file, overrides=tuple(overrides), **others)  # type: ignore[arg-type]
+
+
+def check_result(out: Path, folder: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file that cannot take a result, or that would itself be an image of the folder.
+
+    Args:
+        out: what will be written.
+        folder: of the images.
+        suffixes: those that a name may end with.
+
+    Raises:
+        UserError: names the file.
+    """
+    if out.suffix not in suffixes:
+        rule = f"must end with {' or '.join(suffixes)}"
+        raise UserError.of("--out", out, rule, f"write --out {out.stem}{suffixes[0]}")
+    check_out(out)
+    if not out.parent.is_dir():
+        raise UserError.of("--out", out, "its folder does not exist", f"make it: mkdir -p {out.parent}")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UserError.of("--out", out, "its folder cannot be written to", "choose another place by --out")
+    inside = Path(os.path.realpath(out.parent)).is_relative_to(os.path.realpath(folder))
+    if inside and out.suffix.lower() in SUFFIXES:
+        rule = f"lies in {folder}, where it would be taken for an image of it"
+        raise UserError.of("--out", out, rule, "choose a place outside by --out")
+
+
+def check_out_of_features(out: Path, folder: Path) -> None:
+    """Refuse a file that features cannot be written to. Raises UserError."""
+    check_result(out, folder, (MATRIX, PARQUET))
+    if out.suffix == MATRIX:
+        check_out(names_beside(out))
+    check_parquet(out, "--out")
+
+
+def names_beside(matrix: Path) -> Path:
+    """Return the path of the names that belong to a matrix of features."""
+    return matrix.with_suffix(".files.json")
+
+
+def check_parquet(out: Path, key: str) -> None:
+    """Refuse a Parquet file where what reads and writes them is missing. Raises UserError."""
+    if out.suffix == PARQUET:
+        packages.need(key, out, "pyarrow", otherwise="use a file of .npy")

@@ -1,0 +1,218 @@
+"""The life of one process that computes features of a folder: from valid options to its exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import numpy as np
+
+from moco_dist import config as configs
+from moco_dist.arguments import refused_once
+from moco_dist.config import Config
+from moco_dist.data.decode import Unreadable
+from moco_dist.data.loader import no_workers_left
+from moco_dist.data.store import FileSource
+from moco_dist.embed import about, folder
+from moco_dist.embed.embedding import Embedding
+from moco_dist.embed.options import Options
+from moco_dist.embed.stream import Rows, Stream
+from moco_dist.embed.written import writer_of
+from moco_dist.encoders.load import PretrainedEncoder, load_encoder
+from moco_dist.errors import UserError, printable, some_names
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
+from moco_dist.tracking.progress import Progress
+
+T = TypeVar("T")
+
+_PATIENCE_SECONDS = 3600.0
+"""How long ranks wait for one another: a chunk of large images takes minutes on a slow CPU."""
+
+
+def run(options: Options, out: Path, config: Config, rank: Rank) -> int:
+    """Write the features to a file, on all ranks. Returns the exit status; raises whatever else goes wrong."""
+
+    def work(world: World) -> None:
+        embedding = embed(options, out, config, world)
+        tell_unreadable("moco_dist.embed", embedding.unreadable, world)
+        world.from_first(lambda: print(f"{len(embedding.files)} features: {printable(str(out))}"))
+
+    return live("moco_dist.embed", work, config, rank)
+
+
+def live(command: str, work: Callable[[World], object], config: Config, rank: Rank) -> int:
+    """Meet the other ranks and do the work of a command. Returns the exit status; raises whatever else goes wrong."""
+    met = False
+
+    def meeting_first(world: World) -> None:
+        nonlocal met
+        met = True
+        work(world)
+
+    try:
+        within_world(meeting_first, config, rank)
+    except UserError as error:
+        return refused_once(command, error, rank, met=met)
+    return 0
+
+
+def within_world(work: Callable[[World], T], config: Config, rank: Rank) -> T:
+    """Meet the other ranks, do some work, and part; nothing is left of it, however it ends."""
+    with _interruptible(), no_workers_left():
+        world = World.start(config, rank, _PATIENCE_SECONDS)
+        try:
+            return work(world)
+        finally:
+            world.leave()
+
+
+def call(options: Options, out: Path | None, config: Config, rank: Rank) -> Embedding:
+    """Compute the features for a caller that goes on in this process. Raises whatever goes wrong."""
+
+    def work(world: World) -> Embedding:
+        embedding = embed(options, out, config, world)
+        tell_unreadable("moco_dist.embed_folder", embedding.unreadable, world)
+        return embedding
+
+    return within_world(work, config, rank)
+
+
+def embed(options: Options, out: Path | None, config: Config, world: World) -> Embedding:
+    """Compute the features of a folder on ranks that have met.
+
+    Args:
+        options: of what, and how.
+        out: the file that is written; None: they are kept in memory, on every rank.
+        config: of the run, or of the process.
+        world: the ranks.
+
+    Raises:
+        UserError: a mistake of the user's, on all ranks.
+    """
+    encoder, images = open_both(options, world)
+    stream = Stream(
+        images,
+        encoder,
+        world,
+        layer=options.features,
+        normalise=options.normalise,
+        batch=options.batch,
+        workers=options.workers(config),
+    )
+    places = list[np.ndarray]()
+    if out is None:
+        matrix, count = np.empty((len(images), stream.dim), dtype=np.float32), 0
+        for rows in shown(stream, world):
+            matrix[count : count + len(rows.places)] = rows.features
+            count += len(rows.places)
+            places.append(rows.places)
+        in_memory = matrix if count == len(images) else matrix[:count].copy()
+    else:
+        in_memory = None
+        _write(out, stream, about.about(options, encoder, images), images, world, places)
+    names = [os.fsdecode(name) for name in images.names[np.concatenate(places)]]
+    return Embedding(names, stream.unreadable, out, in_memory)
+
+
+def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSource]:
+    """Load the encoder onto the device and list the images, on all ranks. Raises UserError, on all of them."""
+
+    def load() -> tuple[PretrainedEncoder, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            encoder = load_encoder(
+                configs.literal(options.path),
+                which=options.which,
+                head=options.features == "head",
+                step=options.step,
+                config=None if options.config is None else configs.literal(options.config),
+                overrides=options.of_images(),
+            )
+        return encoder, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+
+    encoder, lines = world.agreed(load)
+    for line in lines:
+        world.warn(f"moco_dist: {line}")
+    for line in encoder.origin.notes:
+        world.tell(f"moco_dist: {line}")
+    digests = world.gather_objects(encoder.digest)
+    if len(set(digests)) > 1:
+        fix = "give every node the same files"
+        raise UserError.of("RUN|WEIGHTS", options.path, "the ranks read different weights from it", fix)
+    images = folder.on_all_ranks(options.folder, encoder.preprocess, world)
+    for remark in images.remarks:
+        world.tell(f"moco_dist: {remark}")
+    return encoder.to(world.device), images
+
+
+def shown(stream: Stream, world: World) -> Iterator[Rows]:
+    """Yield the rows of a stream, and show on rank 0 how many images are done."""
+    progress = Progress(len(stream), 0, "features", unit="image", quiet=world.quiet or not world.speaks(met=True))
+    done = 0
+    try:
+        for rows in stream:
+            yield rows
+            done = min(len(stream), done + stream.round)
+            progress.update(done)
+    finally:
+        progress.close()
+
+
+def tell_unreadable(command: str, unreadable: list[Unreadable], world: World) -> None:
+    """Warn of images that were left out: the first ones, and how many there are."""
+    if unreadable:
+        count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)}"
+        world.warn(f"{command}: {count} cannot be decoded, left out: {some_names(list(map(str, unreadable)))}")
+
+
+def _write(
+    out: Path, stream: Stream, described: dict[str, object], images: FileSource, world: World, places: list[np.ndarray]
+) -> None:
+    """Write a stream to a file on rank 0, and collect the places of its rows. Raises UserError, on all ranks."""
+    writer = writer_of(out, images.names, stream.dim, described)
+    try:
+        with ExitStack() as put_in_place:
+            world.from_first(lambda: writer.open(put_in_place))
+            for rows in shown(stream, world):
+                world.from_first(lambda rows=rows: writer.add(rows))  # type: ignore[misc]
+                places.append(rows.places)
+            world.from_first(writer.finish)
+            world.from_first(put_in_place.close)
+    except OSError as error:
+        rule = f"cannot be written: {error.strerror or error}"
+        raise UserError.of("--out", out, rule, "choose another place by --out") from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the work once, as KeyboardInterrupt; torchrun sends both, and cleaning up takes time.
+
+    What is ignored stays so, as Ctrl-C is in the background. At the end a SIGTERM does what it would have done.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    came = list[int]()
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came[:1] == [signal.SIGTERM]:
+            signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,320 @@
+"""Features of a folder: what is written is what `load_encoder` computes, on any number of ranks, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moco_dist import packages
+from moco_dist.config.schema import ModelSection
+from moco_dist.data.pack import pack
+from moco_dist.embed import command, process, written
+from moco_dist.embed.folder import open_folder
+from moco_dist.embed.options import Options
+from moco_dist.encoders.load import PretrainedEncoder, load_encoder
+from moco_dist.errors import UserError
+from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks.collectives import World
+from moco_dist.run.paths import RunPaths
+from tests.embed.made import DAMAGED, STRANGE, copied, images_of
+from tests.jobs import ROOT, environment_of
+from tests.nobody import as_nobody
+from tests.ranks import Ranks
+
+BATCH = ("--batch=3", "--workers=0")
+
+
+def embed(run: Path, folder: Path, out: Path, *options: str) -> tuple[np.ndarray, list[str]]:
+    """Run the command, and return the features and names that it has written."""
+    assert command.run([str(run), str(folder), "--out", str(out), *BATCH, *options]) == 0
+    return np.load(out), json.loads(out.with_suffix(".files.json").read_text())["files"]
+
+
+def one_by_one(encoder: PretrainedEncoder, folder: Path, names: list[str]) -> torch.Tensor:
+    with torch.no_grad():
+        return encoder.features(torch.stack([encoder.preprocess(folder / name) for name in names]))
+
+
+def test_features_and_names_are_those_of_the_folder(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    features, names = embed(run_dir, images, tmp_path / "a.npy")
+    readable = images_of(tmp_path / "again")
+    assert names == readable and STRANGE in names and DAMAGED not in names
+    assert features.dtype == np.float32 and features.flags.c_contiguous
+    encoder = load_encoder(run_dir)
+    np.testing.assert_allclose(features, one_by_one(encoder, images, names).numpy(), rtol=1e-4, atol=1e-6)
+    about = json.loads((tmp_path / "a.files.json").read_text())
+    assert (about["weights"], about["run"], about["step"]) == (encoder.digest, "digits", 4)
+    assert about["preprocessing"] == json.loads(json.dumps(encoder.preprocess.fields()))
+    assert about["images"] == 1 + len(names) and about["shape"] == list(features.shape)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.files.json", "a.npy", "again"]
+
+
+def test_a_damaged_image_is_left_out_named_and_counted(
+    run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed(run_dir, images, tmp_path / "a.npy")
+    printed = capsys.readouterr()
+    assert f"moco_dist.embed: 1 image cannot be decoded, left out: {DAMAGED}: cannot identify image file" in printed.err
+    assert "1 file with other suffixes passed over (.txt 1)" in printed.err
+    assert printed.out == f"9 features: {tmp_path / 'a.npy'}\n"
+
+
+def test_parquet_holds_the_same(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    features, names = embed(run_dir, images, tmp_path / "a.npy")
+    out = tmp_path / "a.parquet"
+    assert command.run([str(run_dir), str(images), "--out", str(out), *BATCH]) == 0
+    table = parquet.read_table(out)
+    assert [(field.name, str(field.type)) for field in table.schema] == [
+        ("file", "string"),
+        ("features", f"fixed_size_list<element: float>[{features.shape[1]}]"),
+    ]
+    assert np.array_equal(np.stack(table["features"].to_numpy()), features)
+    assert table["file"].to_pylist() == [*names[:-1], "val/cat/line\nbyte\\udcff.png"]
+    about = json.loads((tmp_path / "a.files.json").read_text())
+    same = {key: value for key, value in about.items() if key not in ("files", "shape", "crc32")}
+    assert json.loads(table.schema.metadata[b"moco_dist.features"]) == same
+
+
+def test_many_rows_of_parquet_are_written_in_groups(
+    run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(written, "_ROWS_OF_A_GROUP", 4)
+    features, _ = embed(run_dir, images, tmp_path / "a.npy")
+    assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet"), *BATCH]) == 0
+    with parquet.ParquetFile(tmp_path / "a.parquet") as file:
+        assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [4, 4, 1]
+        assert np.array_equal(np.stack(file.read()["features"].to_numpy()), features)
+
+
+def test_shards_have_the_names_and_features_of_their_folder(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    (folder := copied(images, tmp_path / "images")).joinpath("beside.png").unlink()  # which has no split
+    (folder / "val").rename(folder / "test")  # which comes first in a walk
+    list(pack(folder, tmp_path / "shards", 1))
+    of_files, of_shards = (embed(run_dir, tmp_path / of, tmp_path / f"{of}.npy") for of in ("images", "shards"))
+    assert of_files[1] == of_shards[1] and len(of_files[1]) == 8
+    assert np.array_equal(of_files[0], of_shards[0])
+
+
+def test_layers_encoders_and_steps(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    plain, names = embed(run_dir, images, tmp_path / "a.npy")
+    pixels = load_encoder(run_dir).preprocess
+    batch = torch.stack([pixels(images / name) for name in names])
+    with torch.no_grad():
+        head = load_encoder(run_dir, head=True)
+        expected = {
+            ("--features=head",): head.network(batch),
+            ("--features=head", "--normalise"): head.project(batch),
+            ("--normalise",): torch.nn.functional.normalize(torch.from_numpy(plain), dim=1),
+            ("--encoder=key",): load_encoder(run_dir, which="key").features(batch),
+            ("--step=2",): load_encoder(run_dir, step=2).features(batch),
+        }
+    for options, features in expected.items():
+        written_ones, _ = embed(run_dir, images, tmp_path / "b.npy", *options)
+        np.testing.assert_allclose(written_ones, features.numpy(), rtol=1e-4, atol=1e-5)
+        assert written_ones.shape != plain.shape or not np.allclose(written_ones, plain, rtol=1e-6), options
+
+
+def test_workers_change_nothing(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    for workers in ("0", "2"):
+        embed(run_dir, images, tmp_path / f"{workers}.npy", "--workers", workers)
+    for end in ("npy", "files.json"):
+        assert (tmp_path / f"0.{end}").read_bytes() == (tmp_path / f"2.{end}").read_bytes()
+
+
+def embed_on(world: World, options: Options, out: Path | None) -> Any:
+    config = options.load_config()
+    embedding = process.embed(options, out, config, world)
+    return embedding.files, embedding.unreadable, None if out else embedding.features
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
+    """With 4 chunks, the last one of a single image, some ranks have less to do than others, or nothing."""
+    options = Options(run_dir, images, overrides=("data.workers=0",), batch=3)
+    for end in ("npy", "parquet"):
+        alone, together = tmp_path / f"alone.{end}", tmp_path / f"together.{end}"
+        assert command.run([str(run_dir), str(images), "--out", str(alone), *BATCH]) == 0
+        printed = ranks.run(size, embed_on, options, together)
+        assert alone.read_bytes() == together.read_bytes()
+        assert all(one == printed[0] for one in printed)
+    assert (tmp_path / "alone.files.json").read_bytes() == (tmp_path / "together.files.json").read_bytes()
+    in_memory = ranks.run(size, embed_on, options, None)
+    for files, unreadable, features in in_memory:
+        assert (files, unreadable) == printed[0][:2] and [image.name for image in unreadable] == [DAMAGED]
+        assert np.array_equal(features, np.load(tmp_path / "alone.npy"))
+
+
+@pytest.mark.standin
+def test_on_a_device_the_features_are_the_same(run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
+    options = Options(run_dir, images, overrides=("data.workers=0",), batch=3, normalise=True)
+    features, names = embed(run_dir, images, tmp_path / "a.npy", "--normalise")
+    for files, _, on_device in ranks.run(2, embed_on, options, None, on_standin=True):
+        assert files == names
+        np.testing.assert_allclose(on_device, features, rtol=1e-4, atol=1e-6)
+
+
+def test_under_torchrun_as_a_user_starts_it(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    features, _ = embed(run_dir, images, tmp_path / "a.npy")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "moco_dist.embed"]
+    arguments = [sys.executable, *torchrun, run_dir, images, "--out", tmp_path / "b.npy", *BATCH]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=240, env=environment_of(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"9 features: {tmp_path / 'b.npy'}\n" and result.stderr.count("left out") == 1
+    assert np.array_equal(np.load(tmp_path / "b.npy"), features)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing_behind(number: signal.Signals, run_dir: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "images").mkdir()
+    Image.effect_noise((600, 600), 50).save(folder / "0.png")
+    for name in range(1, 400):  # which take a minute
+        os.link(folder / "0.png", folder / f"{name}.png")
+    (out := tmp_path / "out").mkdir()
+    (out / "a.npy").write_bytes(b"an earlier one")
+    arguments = [sys.executable, "-m", "moco_dist.embed", run_dir, folder, "--out", out / "a.npy", "--batch=1"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_of(ROOT)
+    ) as started:
+        while started.poll() is None and not list(out.glob(".a.npy.*")):
+            time.sleep(0.05)
+        started.send_signal(number)
+        _, printed = started.communicate(timeout=60)
+    assert started.returncode == (130 if number == signal.SIGINT else -number), printed
+    assert "Traceback" not in printed
+    assert [path.name for path in out.iterdir()] == ["a.npy"] and (out / "a.npy").read_bytes() == b"an earlier one"
+
+
+def test_a_full_disk_is_a_mistake_and_leaves_the_old_files(
+    run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(run_dir, images, tmp_path / "a.npy")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(written._Matrix, "add", full)
+    assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.npy")]) == 2
+    assert (
+        "--out = " in (printed := capsys.readouterr().err) and "cannot be written: No space left on device" in printed
+    )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_from_elsewhere_are_warned_of_in_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
+    torch.save(network.state_dict(), weights := tmp_path / "a.pth")
+    arguments = [str(weights), str(images), "--out", str(tmp_path / "a.npy"), "--workers=0"]
+    assert command.run(arguments) == 0
+    printed = capsys.readouterr().err
+    assert printed.count("a.pth does not describe its images: 32 pixels and ImageNet's") == 1
+    assert re.search("^moco_dist: PATH = .*a.pth: took the", printed, re.MULTILINE)
+    assert command.run([*arguments, "data.image_size=24"]) == 0
+    assert "does not describe" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "a.files.json").read_text())["preprocessing"]["image_size"] == 24
+
+
+def test_features_that_are_not_finite_are_refused(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
+    for block in network.layer4:  # the sum of both is beyond float32
+        torch.nn.init.constant_(block.bn2.bias, 3e38)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    out = tmp_path / "a.npy"
+    assert command.run([str(tmp_path / "a.pth"), str(images), "--out", str(out), "--workers=0"]) == 2
+    assert "the features of 9 images are not finite, such as those of beside.png" in capsys.readouterr().err
+    assert not out.exists()
+
+
+MISTAKES = [
+    (["{run}", "{none}", "--out=a.npy"], "FOLDER = .*none: no such folder; give the folder that holds the images"),
+    (["{run}", "{empty}", "--out=a.npy"], "FOLDER = .*empty: is empty"),
+    (["{run}", "{images}/train/notes.txt", "--out=a.npy"], "FOLDER = .*: is a file, not a folder"),
+    (["{run}", "{text}", "--out=a.npy"], r"FOLDER = .*text: no image below it \(\.jpg"),
+    (["{run}", "{damaged}", "--out=a.npy"], "FOLDER = .*: none of its 1 images can be decoded; a.png: cannot identify"),
+    (["{none}", "{images}", "--out=a.npy"], r"RUN\|WEIGHTS = .*none: no such file or folder"),
+    (["{text}/a.txt", "{images}", "--out=a.npy"], "PATH = .*cannot be read as weights"),
+    (["{run}", "{images}", "--out=none/a.npy"], "--out = none/a.npy: its folder does not exist; make it"),
+    (["{run}", "{images}", "--out=a.txt"], r"--out = a.txt: must end with \.npy or \.parquet; write --out a\.npy"),
+    (["{run}", "{images}", "--out={images}/a.npy"], "--out = .*: lies in .*, where it would be taken for an image"),
+    (["{run}", "{images}", "--out={folder}"], "--out = .*: is a folder; name a new file"),
+    (["{run}", "{images}", "--out=a.npy", "--batch=0"], "--batch = 0: must be from 1 to 65536"),
+    (["{run}", "{images}", "--out=a.npy", "--step=3"], "has no checkpoint of step 3, but of 2, 4"),
+    (["{run}", "{images}", "--out=a.npy", "digits"], "argument = digits: a run directory has its config"),
+    (["{run}", "{images}", "--out=a.npy", "--device=cuda"], "device.type = cuda: there is no CUDA device here"),
+    (["{weights}", "{images}", "--out=a.npy", "--step=2"], "--step = 2: is in the checkpoints of runs alone"),
+    (["{weights}", "{images}", "--out=a.npy", "--features=head"], "--features = head: is in the checkpoints"),
+    (["{weights}", "{images}", "--out=a.npy", "--encoder=key"], "--encoder = key: is in the checkpoints"),
+    (["{weights}", "{images}", "--out=a.npy", "model.width=4"], "overrides = model.width=4: weights without a config"),
+    (["{run}", "{images}"], "the following arguments are required: --out"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "line"), MISTAKES)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    line: str,
+    run_dir: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "text", "damaged", "folder.npy"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text" / "a.txt").write_text("text")
+    (tmp_path / "damaged" / "a.png").write_text("no image")
+    here = {name: tmp_path / name for name in ("none", "empty", "text", "damaged")}
+    here |= {"run": run_dir, "images": images, "folder": tmp_path / "folder.npy"}
+    here["weights"] = RunPaths(run_dir).encoder
+    before = {*tmp_path.rglob("*"), *images.rglob("*")}
+    assert command.run([argument.format(**here) for argument in arguments]) == 2
+    (printed,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
+    monkeypatch.undo()
+    assert re.search(line, printed), printed
+    assert {*tmp_path.rglob("*"), *images.rglob("*")} == before
+
+
+def test_a_closed_folder_is_a_mistake(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    folder = copied(images, tmp_path / "images")
+    (folder / "train" / "cat").chmod(0)
+    for path in (folder, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    encoder = load_encoder(run_dir)
+    with as_nobody(), pytest.raises(UserError, match=r"FOLDER = .*: .*train/cat cannot be read: Permission denied"):
+        open_folder(folder, encoder.preprocess)
+    (folder / "train" / "cat").chmod(0o755)
+
+
+def test_without_pyarrow_a_matrix_is_proposed(
+    run_dir: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packages, "fault", lambda name: f"{name} is not installed here")
+    assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet")]) == 2
+    printed = capsys.readouterr().err
+    assert (
+        "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in printed
+    )
