@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from moco_dist.encoders.load import load_encoder
     from moco_dist.errors import UserError
     from moco_dist.library.assessment import assess
     from moco_dist.library.embedding import embed_folder
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from moco_dist.library.training import fit
     from moco_dist.train.ends import Diverged, Stopped
 
-__all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "assess", "embed_folder", "fit"]
+__all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "assess", "embed_folder", "fit", "load_encoder"]
 
 _MODULES = {
     "Diverged": "moco_dist.train.ends",
@@ -29,6 +30,7 @@ _MODULES = {
     "assess": "moco_dist.library.assessment",
     "embed_folder": "moco_dist.library.embedding",
     "fit": "moco_dist.library.training",
+    "load_encoder": "moco_dist.encoders.load",
 }
 """The module of each public name; none may have the name of a submodule, which would take its place when imported."""
 

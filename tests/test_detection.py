@@ -17,8 +17,9 @@ import yaml
 from torch import Tensor
 
 from moco_dist import config as configs
+from moco_dist import load_encoder
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
-from moco_dist.encoders.load import PretrainedEncoder, load_encoder
+from moco_dist.encoders.load import PretrainedEncoder
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 

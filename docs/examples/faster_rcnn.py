@@ -23,7 +23,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import box_iou
 
-from moco_dist.encoders.load import PretrainedEncoder, load_encoder
+from moco_dist import load_encoder
+from moco_dist.encoders.load import PretrainedEncoder
 from moco_dist.errors import UserError
 from moco_dist.networks.weights import backbone_of
 

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from moco_dist import config as configs
 from moco_dist.arguments import refused_once
 from moco_dist.config import Config
 from moco_dist.data.decode import Unreadable
@@ -129,11 +128,11 @@ def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSo
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             encoder = load_encoder(
-                configs.literal(options.path),
+                options.path,
                 which=options.which,
                 head=options.features == "head",
                 step=options.step,
-                config=None if options.config is None else configs.literal(options.config),
+                config=options.config,
                 overrides=options.of_images(),
             )
         return encoder, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moco_dist import config as configs
+from moco_dist.config.calls import Overrides, path_of, values_of
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders import description, of_run
 from moco_dist.encoders.description import Description
@@ -110,25 +113,25 @@ class PretrainedEncoder(nn.Module):
 
 
 def load_encoder(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     which: of_run.Which = "query",
     head: bool = False,
     step: int | None = None,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    config: str | os.PathLike[str] | None = None,
+    overrides: Overrides = (),
     device: str | torch.device = "cpu",
 ) -> PretrainedEncoder:
     """Load an encoder with its preprocessing, from a run or from weights.
 
     Args:
-        path: a run directory; or weights: an encoder.safetensors, a checkpoint of this or of another program, or a
+        path: a run, its directory, or weights: an encoder.safetensors, a checkpoint of this or of another program, or a
             folder of Hugging Face's or timm's. The layout of the names is detected.
         which: the query encoder, which is trained, or the key encoder, which follows it; the latter is in runs alone.
         head: whether to load MoCo's head too, for `project`; it is in the checkpoints of runs alone.
         step: of the checkpoint of a run; None: the final encoder, or the last checkpoint of a run that goes on.
         config: of weights from elsewhere, a config that tells their images; without it, what the file tells counts.
-        overrides: `section.key=value` for the config, such as `data.image_size=64`.
+        overrides: as those of `fit`; of weights without a config `data.image_size`, `mean`, `std` and `value_range`.
         device: where the module lies.
 
     Returns:
@@ -136,26 +139,37 @@ def load_encoder(
 
     Raises:
         UserError: there is no such run or file, it is damaged, or it does not fit what it is said to be.
+
+    Example:
+        >>> import moco_dist
+        >>> import numpy as np
+        >>> import torch
+        >>> encoder = moco_dist.load_encoder("runs/digits")
+        >>> images = [np.full((8, 8), gray, np.uint8) for gray in (0, 90, 200)]  # or paths, or PIL images
+        >>> with torch.no_grad():
+        ...     features = encoder.features(torch.stack([encoder.preprocess(image) for image in images]))
+        >>> features.shape
+        torch.Size([3, 64])
     """
-    path = Path(configs.expanded("PATH", str(path)))
+    path, values = path_of("PATH", path), values_of(overrides)
     run_dir = paths.run_dir_of(path)
     if run_dir is not None:
         if config is not None:
             raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
-        encoder = _of_run(run_dir, which, head, step, overrides)
+        encoder = _of_run(run_dir, which, head, step, values)
     else:
         for name, value, plain in (("which", which, "query"), ("head", head, False), ("step", step, None)):
             if value != plain:
                 raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
-        encoder = _of_weights(path, config, overrides)
+        encoder = _of_weights(path, None if config is None else path_of("config", config), values)
     batchnorm.make_plain_(encoder)
     return encoder.eval().to(device)
 
 
 def _of_run(
-    run_dir: Path, which: of_run.Which, head: bool, step: int | None, overrides: Sequence[str]
+    run_dir: Path, which: of_run.Which, head: bool, step: int | None, values: Mapping[str, Any]
 ) -> PretrainedEncoder:
-    config = directory.load_config(paths.RunPaths(run_dir).config, overrides)
+    config = directory.load_config(paths.RunPaths(run_dir).config, values=values)
     chosen = of_run.choose_step(run_dir, with_head=head, which=which, step=step)
     network = resnet.build_encoder(config.model, config.data.channel_count, config.run.seed)
     of_run.load_(network, run_dir, chosen, which)
@@ -164,13 +178,13 @@ def _of_run(
     return PretrainedEncoder(network, Preprocessing.of(config), config.model, origin, has_head=chosen is not None)
 
 
-def _of_weights(path: Path, config: str | Path | None, overrides: Sequence[str]) -> PretrainedEncoder:
+def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> PretrainedEncoder:
     file, full = weight_files.read(path, "PATH"), None
     if config is not None:
-        full = configs.load(Path(configs.expanded("config", str(config))), overrides)
+        full = configs.load(config, values=values)
         described = Description(full.model, Preprocessing.of(full))
     else:
-        described = _overridden(_describe(file, path, sure=bool(overrides)), overrides, path)
+        described = _overridden(_describe(file, path, sure=bool(values)), values, path)
     with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
         weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, "PATH")
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
@@ -209,16 +223,15 @@ def _describe(file: WeightFile, path: Path, *, sure: bool) -> Description:
     return Description(model, preprocessing)
 
 
-def _overridden(described: Description, overrides: Sequence[str], path: Path) -> Description:
+def _overridden(described: Description, values: Mapping[str, Any], path: Path) -> Description:
     """Change what is known of the images of weights. Raises UserError for an override of anything else."""
     before = described.preprocessing
-    for override in overrides:
-        if override.partition("=")[0] not in _OF_IMAGES:
-            rule = "weights without a config have none but these keys: " + ", ".join(_OF_IMAGES)
-            raise UserError.of("overrides", override, rule, f"give config, which describes {path.name}")
+    if strange := [key for key in values if key not in _OF_IMAGES]:
+        rule = "weights without a config have none but these keys: " + ", ".join(_OF_IMAGES)
+        raise UserError.of("overrides", strange[0], rule, f"give config, which describes {path.name}")
     fixed = ["data.source=synthetic", f"data.channels={before.channels}", f"data.image_size={before.image_size}"]
     statistics = [f"data.mean={list(before.mean)}", f"data.std={list(before.std)}"]
-    data = configs.load(None, [*fixed, *statistics, *overrides]).data
+    data = configs.load(None, [*fixed, *statistics], values).data
     assert data.mean and data.std
     value_range = data.value_range or before.value_range
     changed = replace(before.at(data.image_size), mean=data.mean, std=data.std, value_range=value_range)

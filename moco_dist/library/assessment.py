@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moco_dist.config import Config
+from moco_dist.config.calls import Overrides, path_of, values_of
 from moco_dist.errors import UserError
 from moco_dist.evaluate import options as evaluation
-from moco_dist.library.settings import ConfigLike, Overrides, config_of, path_of, values_of
+from moco_dist.library.settings import ConfigLike, config_of
 from moco_dist.ranks.rank import Rank
 
 

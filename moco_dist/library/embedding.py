@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 
+from moco_dist.config.calls import Overrides, path_of, values_of
 from moco_dist.embed.embedding import Embedding
 from moco_dist.embed.options import BATCH, Layer, Options, Which, check_out_of_features
-from moco_dist.library.settings import Overrides, path_of, values_of
 from moco_dist.ranks.rank import Rank
 
 

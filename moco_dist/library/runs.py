@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist.config import Config
+from moco_dist.config.calls import path_of
 from moco_dist.errors import UserError
 from moco_dist.files import read_object
 from moco_dist.health import Finding, reading
-from moco_dist.library.settings import path_of
 from moco_dist.run import directory, evaluation_table, lease, status
 from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths

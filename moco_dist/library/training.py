@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from moco_dist import config as configs
+from moco_dist.config.calls import Overrides
 from moco_dist.errors import UserError
 from moco_dist.library.runs import Run
-from moco_dist.library.settings import ConfigLike, Overrides, config_of
+from moco_dist.library.settings import ConfigLike, config_of
 from moco_dist.ranks.rank import Rank
 from moco_dist.run.directory import RunDirectory
 

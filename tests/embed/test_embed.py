@@ -263,7 +263,7 @@ MISTAKES = [
     (["{weights}", "{images}", "--out=a.npy", "--step=2"], "--step = 2: is in the checkpoints of runs alone"),
     (["{weights}", "{images}", "--out=a.npy", "--features=head"], "--features = head: is in the checkpoints"),
     (["{weights}", "{images}", "--out=a.npy", "--encoder=key"], "--encoder = key: is in the checkpoints"),
-    (["{weights}", "{images}", "--out=a.npy", "model.width=4"], "overrides = model.width=4: weights without a config"),
+    (["{weights}", "{images}", "--out=a.npy", "model.width=4"], "overrides = model.width: weights without a config"),
     (["{run}", "{images}"], "the following arguments are required: --out"),
 ]
 

@@ -137,7 +137,7 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
         ({"which": "key"}, "which = key: is in a run alone"),
         ({"head": True}, "head = true: is in a run alone"),
         ({"step": 3}, "step = 3: is in a run alone"),
-        ({"overrides": ["model.arch=resnet50"]}, "overrides = model.arch=resnet50: weights without a config have none"),
+        ({"overrides": ["model.arch=resnet50"]}, "overrides = model.arch: weights without a config have none"),
         ({"overrides": ["data.mean=1,2"]}, r"data\.mean = .*must have 1 numbers, one a channel"),
         ({"config": "cifar10", "overrides": ["data.root=."]}, "layers do not fit: .*set model.width=8 data.channels=1"),
     ],

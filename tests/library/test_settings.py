@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from moco_dist import config as configs
+from moco_dist.config.calls import path_of
 from moco_dist.errors import UserError
-from moco_dist.library.settings import config_of, path_of
+from moco_dist.library.settings import config_of
 from moco_dist.run import status
 
 CHANGED = {"optim.lr": 0.06, "run.seed": 3}

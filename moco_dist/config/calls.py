@@ -1,0 +1,57 @@
+"""Take paths and values as a caller in Python gives them, beside texts as the command line has them."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moco_dist.config.load import read_overrides
+from moco_dist.config.paths import expanded, literal
+from moco_dist.errors import UserError
+
+Overrides = Iterable[str] | Mapping[str, object]
+"""Overrides as on the command line, `["optim.lr=0.06"]`, or values by key, `{"optim.lr": 0.06}`."""
+
+
+def path_of(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return a path: in a text, `~` and `$NAME` are expanded as on the command line; any other path stays as it is.
+
+    Raises:
+        UserError: names the argument.
+    """
+    return Path(expanded(name, path) if isinstance(path, str) else path)
+
+
+def values_of(overrides: Overrides) -> dict[str, Any]:
+    """Return overrides as values by key. Raises UserError for what is none."""
+    if isinstance(overrides, Mapping):
+        return {str(key): plain(value) for key, value in overrides.items()}
+    fix = 'write ["section.key=value"], or {"section.key": value}'
+    if isinstance(overrides, str):
+        raise UserError.of("overrides", overrides, "must be a list of texts or a mapping", fix)
+    listed = list(overrides)
+    for override in listed:
+        if not isinstance(override, str) or "=" not in override:
+            raise UserError.of("overrides", override, "is no section.key=value", fix)
+    return read_overrides(listed)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as a config takes it: paths as text that is not expanded, and the numbers of NumPy as Python's."""
+    match value:
+        case bool():
+            return value
+        case os.PathLike():
+            return literal(os.fspath(value))
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+    return value
