@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from moco_dist.api.assessment import assess
+    from moco_dist.api.embedding import embed_folder
+    from moco_dist.api.runs import Run
+    from moco_dist.api.training import fit
     from moco_dist.encoders.load import load_encoder
     from moco_dist.errors import UserError
-    from moco_dist.library.assessment import assess
-    from moco_dist.library.embedding import embed_folder
-    from moco_dist.library.runs import Run
-    from moco_dist.library.training import fit
     from moco_dist.train.ends import Diverged, Stopped
 
 __all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "assess", "embed_folder", "fit", "load_encoder"]
 
 _MODULES = {
     "Diverged": "moco_dist.train.ends",
-    "Run": "moco_dist.library.runs",
+    "Run": "moco_dist.api.runs",
     "Stopped": "moco_dist.train.ends",
     "UserError": "moco_dist.errors",
-    "assess": "moco_dist.library.assessment",
-    "embed_folder": "moco_dist.library.embedding",
-    "fit": "moco_dist.library.training",
+    "assess": "moco_dist.api.assessment",
+    "embed_folder": "moco_dist.api.embedding",
+    "fit": "moco_dist.api.training",
     "load_encoder": "moco_dist.encoders.load",
 }
 """The module of each public name; none may have the name of a submodule, which would take its place when imported."""

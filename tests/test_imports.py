@@ -25,7 +25,7 @@ FLOORS = (
     ("health", "tracking", "report", "evaluate"),
     ("embed", "search"),
     ("train", "why", "diff", "rows", "export"),
-    ("verify", "convert", "library"),
+    ("verify", "convert", "api"),
 )
 """Each imports only from those above it, and nothing in a circle from its own."""
 LAUNCHER_FLOORS = (
@@ -165,7 +165,7 @@ def test_a_run_directory_has_one_owner(module: str) -> None:
 
 
 TORCH_FREE = ("moco_dist.config", "moco_dist.run.directory", "moco_dist.run.checkpoints", "moco_dist.run.rows")
-TORCH_FREE += ("moco_dist.embed.command", "moco_dist.search.command", "moco_dist.library.embedding")
+TORCH_FREE += ("moco_dist.embed.command", "moco_dist.search.command", "moco_dist.api.embedding")
 TORCH_FREE += ("moco_dist.run.provenance", "moco_dist.diff.command", "moco_dist.verify.command")
 TORCH_FREE += ("moco_dist.convert.command", "moco_dist.export.command")
 TORCH_FREE += ("moco_dist.train", "moco_dist.rows", "moco_dist.why", "moco_dist.run.figures", "launcher.__main__")

@@ -35,7 +35,7 @@ class Embedding:
         """
         if self._in_memory is not None:
             return self._in_memory
-        from moco_dist.embed.stored import read_features
+        from moco_dist.embed.read import read_features
 
         assert self.path is not None
         return read_features(self.path)

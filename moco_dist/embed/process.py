@@ -19,11 +19,11 @@ from moco_dist.config import Config
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.loader import no_workers_left
 from moco_dist.data.store import FileSource
-from moco_dist.embed import about, folder
+from moco_dist.embed import description, folder
 from moco_dist.embed.embedding import Embedding
 from moco_dist.embed.options import Options
 from moco_dist.embed.stream import Rows, Stream
-from moco_dist.embed.written import writer_of
+from moco_dist.embed.write import writer_of
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError, printable, some_names
 from moco_dist.ranks.collectives import World
@@ -116,7 +116,7 @@ def embed(options: Options, out: Path | None, config: Config, world: World) -> E
         in_memory = matrix if count == len(images) else matrix[:count].copy()
     else:
         in_memory = None
-        _write(out, stream, about.about(options, encoder, images), images, world, places)
+        _write(out, stream, description.describe(options, encoder, images), images, world, places)
     names = [os.fsdecode(name) for name in images.names[np.concatenate(places)]]
     return Embedding(names, stream.unreadable, out, in_memory)
 

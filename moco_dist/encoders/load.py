@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from moco_dist import config as configs
-from moco_dist.config.calls import Overrides, path_of, values_of
+from moco_dist.config.from_python import Overrides, path_of, values_of
 from moco_dist.config.schema import ModelSection
-from moco_dist.encoders import description, of_run
+from moco_dist.encoders import description, from_run
 from moco_dist.encoders.description import Description
 from moco_dist.encoders.preprocessing import Preprocessing
 from moco_dist.errors import UserError
@@ -35,7 +35,7 @@ class Origin:
     """The origin says where an encoder comes from."""
 
     path: Path
-    which: of_run.Which = "query"
+    which: from_run.Which = "query"
     step: int | None = None
     """Steps that the run had done; None for weights from elsewhere."""
     config: configs.Config | None = None
@@ -115,7 +115,7 @@ class PretrainedEncoder(nn.Module):
 def load_encoder(
     path: str | os.PathLike[str],
     *,
-    which: of_run.Which = "query",
+    which: from_run.Which = "query",
     head: bool = False,
     step: int | None = None,
     config: str | os.PathLike[str] | None = None,
@@ -167,12 +167,12 @@ def load_encoder(
 
 
 def _of_run(
-    run_dir: Path, which: of_run.Which, head: bool, step: int | None, values: Mapping[str, Any]
+    run_dir: Path, which: from_run.Which, head: bool, step: int | None, values: Mapping[str, Any]
 ) -> PretrainedEncoder:
     config = directory.load_config(paths.RunPaths(run_dir).config, values=values)
-    chosen = of_run.choose_step(run_dir, with_head=head, which=which, step=step)
+    chosen = from_run.choose_step(run_dir, with_head=head, which=which, step=step)
     network = resnet.build_encoder(config.model, config.data.channel_count, config.run.seed)
-    of_run.load_(network, run_dir, chosen, which)
+    from_run.load_(network, run_dir, chosen, which)
     steps = status.read(run_dir).step if chosen is None else chosen
     origin = Origin(run_dir, which, steps, config)
     return PretrainedEncoder(network, Preprocessing.of(config), config.model, origin, has_head=chosen is not None)

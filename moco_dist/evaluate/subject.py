@@ -13,7 +13,7 @@ from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
-from moco_dist.encoders import of_run
+from moco_dist.encoders import from_run
 from moco_dist.errors import UserError, some_names
 from moco_dist.evaluate import features, labels, options
 from moco_dist.networks import resnet, weights
@@ -186,8 +186,8 @@ def open_subject(path: Path, config: Config, world: World, layer: options.Layer)
         raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     if paths.RunPaths(path).config.is_file():
-        step = world.from_first(lambda: of_run.choose_step(path, with_head=layer == "head"))
-        world.agreed(lambda: of_run.load_(encoder, path, step))
+        step = world.from_first(lambda: from_run.choose_step(path, with_head=layer == "head"))
+        world.agreed(lambda: from_run.load_(encoder, path, step))
     elif layer == "head":
         raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
     else:

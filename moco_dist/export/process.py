@@ -11,11 +11,11 @@ from torch import Tensor
 
 from moco_dist import config as configs
 from moco_dist import files
-from moco_dist.encoders import of_run
+from moco_dist.encoders import from_run
 from moco_dist.encoders.description import Description
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError, printable
-from moco_dist.export import compiled, package, state_dicts, unchanged
+from moco_dist.export import chosen_weights, graphs, package, state_dicts
 from moco_dist.export.options import Options, differences
 from moco_dist.networks import weight_files
 from moco_dist.reference import write as reference
@@ -24,7 +24,7 @@ from moco_dist.run.paths import RunPaths
 
 def run(options: Options) -> str:
     """Export as the options say. Returns the line that says what lies where, and what loads it. Raises UserError."""
-    weights = unchanged.find(options)
+    weights = chosen_weights.choose(options)
     step = weights.step
     if options.to == "reference":
         return _reference(options, step)
@@ -77,10 +77,10 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
             loads = "detectron2 loads it as MODEL.WEIGHTS, with MODEL.RESNETS.STRIDE_IN_1X1 False and INPUT.FORMAT RGB"
             return state_dicts.as_detectron2(network), f"{loads} (docs/weights.md)"
         case "onnx":
-            model, difference = compiled.as_onnx(encoder, description, head=options.head)
+            model, difference = graphs.as_onnx(encoder, description, head=options.head)
             loads = f"onnxruntime.InferenceSession({file}) loads it"
         case "torchscript":
-            model, difference = compiled.as_torchscript(encoder, description, head=options.head)
+            model, difference = graphs.as_torchscript(encoder, description, head=options.head)
             loads = f"torch.jit.load({file}) loads it"
         case _:
             raise AssertionError(options.to)
@@ -89,7 +89,7 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
 
 def _reference(options: Options, step: int) -> str:
     """Write a checkpoint of the authors' layout. Returns what lies where. Raises UserError."""
-    content = reference.of_run(of_run.state_of(options.run_dir, step))
+    content = reference.of_run(from_run.state_of(options.run_dir, step))
     _write(options, state_dicts.saved(content))
     loads = f"main_moco.py --resume {quote(printable(str(options.out)))} of the authors' code goes on from it"
     if differences(options.config.model, options.config.data.channel_count):

@@ -14,7 +14,7 @@ from torch import Tensor
 from moco_dist.config.section import MOST_CHANNELS
 from moco_dist.errors import UserError, some_names
 from moco_dist.files import replacing
-from moco_dist.networks import layouts, relatives, weight_files
+from moco_dist.networks import layouts, variants, weight_files
 from moco_dist.networks.resnet import DEPTHS, BasicBlock, Bottleneck, Encoder
 from moco_dist.networks.torch_files import Inert
 from moco_dist.networks.weight_files import WeightFile
@@ -74,7 +74,7 @@ def take_backbone_(encoder: Encoder, file: WeightFile, path: Path, key: str) -> 
     """Load all but the head, in place, from a file that was read already; all else as `load_backbone_`."""
     recognised, layers = fitting_layers(encoder, file, path, key)
     encoder.load_state_dict(layers, strict=False)
-    return [f"{key} = {path}: {line}" for line in [*recognised.lines(layers), *relatives.remarks(file, recognised)]]
+    return [f"{key} = {path}: {line}" for line in [*recognised.lines(layers), *variants.remarks(file, recognised)]]
 
 
 def fitting_layers(
@@ -129,7 +129,7 @@ def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
     Raises:
         UserError: the file has no ResNet, several, or one that computes something else than ours.
     """
-    relatives.check(file, key, path)
+    variants.check(file, key, path)
     encoders = layouts.find(file.values)
     if not encoders:
         tensors = [name for name, value in file.values.items() if isinstance(value, Tensor)]
@@ -142,7 +142,7 @@ def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
         prefixes = [layouts.short(encoder.prefix) or "(no prefix)" for encoder in distinct]
         rule = f"holds several encoders: {some_names(prefixes, 5)}"
         raise UserError.of(key, path, rule, "keep the one that you mean, as docs/weights.md shows")
-    relatives.check_stem(file, distinct[0], key, path)
+    variants.check_stem(file, distinct[0], key, path)
     return distinct[0]
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from moco_dist.config import Config
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import FileSource
-from moco_dist.embed import about, stored
+from moco_dist.embed import description, read
 from moco_dist.embed.options import Options
 from moco_dist.embed.process import live, open_both, shown, tell_unreadable
-from moco_dist.embed.stored import Stored
+from moco_dist.embed.read import Stored
 from moco_dist.embed.stream import Rows, Stream, features_of
 from moco_dist.encoders.load import PretrainedEncoder
 from moco_dist.errors import UserError, printable
@@ -96,8 +96,8 @@ def _add_all(nearest: Nearest, rows: Iterable[Rows]) -> Nearest:
 
 def _of_file(nearest: Nearest, file: Path, options: Options, encoder: PretrainedEncoder, images: FileSource) -> Nearest:
     """Look for the nearest images among the features of a file. Raises UserError where they are of something else."""
-    features = stored.open_stored(file)
-    _check(features, json.loads(json.dumps(about.about(options, encoder, images))), options)
+    features = read.open_stored(file)
+    _check(features, json.loads(json.dumps(description.describe(options, encoder, images))), options)
     return _add_all(nearest, features.rows(images.names))
 
 

@@ -16,7 +16,7 @@ from moco_dist.ranks import collectives, transfers, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, status
 from moco_dist.run.checkpoints import CheckpointIndex
-from moco_dist.train import beginning, ends, loop, restarts
+from moco_dist.train import ends, initial_encoder, loop, restarts
 
 
 class Start:
@@ -57,8 +57,9 @@ class Start:
         met(world)
         data = sources.on_all_ranks(config, world, sources.load)
         config = sources.with_statistics(config, data.train)
-        first = world.from_first(lambda: beginning.first_weights(config, CheckpointIndex(run_dir.paths.checkpoints)))
-        encoder = world.agreed(lambda: beginning.first_encoder(config, data, world, first))
+        index = CheckpointIndex(run_dir.paths.checkpoints)
+        first = world.from_first(lambda: initial_encoder.first_weights(config, index))
+        encoder = world.agreed(lambda: initial_encoder.first_encoder(config, data, world, first))
         watchdog.beat()
         self.stop = ends.StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
         world.from_first(run_dir.open)

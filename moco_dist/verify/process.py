@@ -18,7 +18,7 @@ from moco_dist.ranks import collectives, devices, machine
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import provenance, status
 from moco_dist.run.directory import RunDirectory
-from moco_dist.train import beginning, ends, loop
+from moco_dist.train import ends, initial_encoder, loop
 from moco_dist.verify import replay, result
 from moco_dist.verify.plan import Plan
 from moco_dist.verify.request import Request
@@ -79,8 +79,8 @@ def _replay(
     config, outcome = sources.with_statistics(config, data.train), replay.Outcome()
     if plan.start:  # the weights that it began from are in the checkpoint
         config = config.model_copy(update={"run": config.run.model_copy(update={"init_from": None})})
-    start = world.from_first(lambda: beginning.first_weights(config))
-    encoder = world.agreed(lambda: beginning.first_encoder(config, data, world, start))
+    start = world.from_first(lambda: initial_encoder.first_weights(config))
+    encoder = world.agreed(lambda: initial_encoder.first_encoder(config, data, world, start))
     with tempfile.TemporaryDirectory(prefix="moco-dist-verify-") as name:
         folder, stop = Path(name), ends.StopRequest(None)
         training = loop.Training(config.at(folder), world, layout, data, encoder, MoCo, RunDirectory(folder), stop)

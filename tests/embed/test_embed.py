@@ -21,7 +21,7 @@ from PIL import Image
 from moco_dist import packages
 from moco_dist.config.schema import ModelSection
 from moco_dist.data.pack import pack
-from moco_dist.embed import command, process, written
+from moco_dist.embed import command, process, write
 from moco_dist.embed.folder import open_folder
 from moco_dist.embed.options import Options
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
@@ -93,7 +93,7 @@ def test_many_rows_of_parquet_are_written_in_groups(
     run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(written, "_ROWS_OF_A_GROUP", 4)
+    monkeypatch.setattr(write, "_ROWS_OF_A_GROUP", 4)
     features, _ = embed(run_dir, images, tmp_path / "a.npy")
     assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet"), *BATCH]) == 0
     with parquet.ParquetFile(tmp_path / "a.parquet") as file:
@@ -208,7 +208,7 @@ def test_a_full_disk_is_a_mistake_and_leaves_the_old_files(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(written._Matrix, "add", full)
+    monkeypatch.setattr(write._Matrix, "add", full)
     assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.npy")]) == 2
     assert (
         "--out = " in (printed := capsys.readouterr().err) and "cannot be written: No space left on device" in printed

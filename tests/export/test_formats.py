@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders.load import load_encoder
 from moco_dist.errors import UserError
-from moco_dist.export import compiled, onnx_graph, state_dicts
+from moco_dist.export import graphs, onnx_graph, state_dicts
 from moco_dist.export.command import run
 from moco_dist.networks import batchnorm, weight_files
 from moco_dist.networks.resnet import Encoder, build_encoder
@@ -208,9 +208,9 @@ def test_a_model_that_computes_something_else_is_not_left(
 def test_numbers_that_are_none_are_never_equal(narrow: Path) -> None:
     encoder = load_encoder(narrow)
     with pytest.raises(UserError, match="computes features that are nan"):
-        compiled.compare(encoder, lambda images: encoder(images) * float("nan"), [(1, 8)], to="onnx", head=False)
+        graphs.compare(encoder, lambda images: encoder(images) * float("nan"), [(1, 8)], to="onnx", head=False)
     with pytest.raises(UserError, match="computes features that are inf"):
-        compiled.compare(encoder, lambda images: encoder(images)[:1], [(3, 8)], to="onnx", head=False)
+        graphs.compare(encoder, lambda images: encoder(images)[:1], [(3, 8)], to="onnx", head=False)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moco_dist.evaluate import command
-from moco_dist.networks import layouts, relatives, torch_files
+from moco_dist.networks import layouts, torch_files, variants
 from moco_dist.train import run as train
 from tests.networks.test_weights import OTHER, STATE, encoder
 
@@ -52,5 +52,5 @@ def test_the_lists_are_those_of_the_code() -> None:
     assert all(name in SECTION for name in ("encoder_k", "momentum", "target"))
     assert {*layouts._FOLLOWERS} == {"encoder_k", "momentum", "target", "key_encoder", "key_backbone"}
     for name in ("resnetblur18", "resnetblur50", "resnetaa50"):
-        assert name in SECTION and relatives._SAME_LAYERS.fullmatch(name)
+        assert name in SECTION and variants._SAME_LAYERS.fullmatch(name)
     assert {"omegaconf", "mmengine"} <= torch_files._HARMLESS

@@ -8,7 +8,7 @@ from typing import Any
 
 from moco_dist import config as configs
 from moco_dist.config import Config
-from moco_dist.config.calls import Overrides, path_of, plain, values_of
+from moco_dist.config.from_python import Overrides, path_of, plain, values_of
 from moco_dist.run import directory
 from moco_dist.run.paths import RunPaths
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 
-from moco_dist.config.calls import Overrides, path_of, values_of
+from moco_dist.config.from_python import Overrides, path_of, values_of
 from moco_dist.embed.embedding import Embedding
 from moco_dist.embed.options import BATCH, Layer, Options, Which, check_out_of_features
 from moco_dist.ranks.rank import Rank
@@ -86,10 +86,10 @@ def embed_folder(
     if file is not None:
         check_out_of_features(file, options.folder)
     from moco_dist.embed import process
-    from moco_dist.ranks.borrowed import borrowed
+    from moco_dist.ranks.process_state import preserved
 
     rank = Rank.from_environment(quiet=not verbose)
-    with borrowed("moco_dist.embed_folder"):
+    with preserved("moco_dist.embed_folder"):
         return process.call(options, file, loaded, rank)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from moco_dist import config as configs
-from moco_dist.config.calls import Overrides
+from moco_dist.api.runs import Run
+from moco_dist.api.settings import ConfigLike, config_of
+from moco_dist.config.from_python import Overrides
 from moco_dist.errors import UserError
-from moco_dist.library.runs import Run
-from moco_dist.library.settings import ConfigLike, config_of
 from moco_dist.ranks.rank import Rank
 from moco_dist.run.directory import RunDirectory
 
@@ -52,9 +52,9 @@ def fit(config: ConfigLike | None = None, overrides: Overrides = (), *, verbose:
             run_dir.refused(str(error))
         raise
     from moco_dist.methods.moco import MoCo
-    from moco_dist.ranks.borrowed import borrowed
+    from moco_dist.ranks.process_state import preserved
     from moco_dist.train import process
 
-    with borrowed("moco_dist.fit"):
+    with preserved("moco_dist.fit"):
         process.call(loaded, plan, rank, run_dir, MoCo)
     return Run.at(run_dir.folder)

@@ -1,4 +1,4 @@
-"""Borrow this process for a call that computes, and give it back as it was: a notebook goes on in it."""
+"""Put back what a call from Python switches in this process: a notebook goes on in it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _one_call = threading.Lock()
 
 
 @contextmanager
-def borrowed(call: str) -> Iterator[None]:
-    """Put back, at the end, what `World.start` and a run switch in this process.
+def preserved(call: str) -> Iterator[None]:
+    """Put back, when the block ends, what `World.start` and a run switch in this process.
 
     That is the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for the fastest
     kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, the environment, and what
     prints an error that nobody catches.
 
     Args:
-        call: name of the function that borrows the process.
+        call: name of the function that computes in the block.
 
     Raises:
-        UserError: another call has borrowed it, in another thread.
+        UserError: another call computes in this process, in another thread.
     """
     if not _one_call.acquire(blocking=False):
         rule = "another call trains or evaluates in this process, and what it switches is the process's"

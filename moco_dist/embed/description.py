@@ -14,7 +14,7 @@ FORMAT = 1
 """Number of the format of the files; another number is refused."""
 
 
-def about(options: Options, encoder: PretrainedEncoder, images: FileSource) -> dict[str, Any]:
+def describe(options: Options, encoder: PretrainedEncoder, images: FileSource) -> dict[str, Any]:
     """Describe features, as their file keeps it in JSON.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 
 import moco_dist
 from moco_dist.evaluate import command, options, plots
-from tests.library.made import fit
+from tests.api.made import fit
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Take paths and values as a caller in Python gives them, beside texts as the command line has them."""
+"""Read paths and overrides that a caller in Python gives: objects, or texts as on the command line."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from moco_dist import config as configs
-from moco_dist.config.calls import path_of
+from moco_dist.api.settings import config_of
+from moco_dist.config.from_python import path_of
 from moco_dist.errors import UserError
-from moco_dist.library.settings import config_of
 from moco_dist.run import status
 
 CHANGED = {"optim.lr": 0.06, "run.seed": 3}
@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
     "no such name": ("nothing", {}, r"^config nothing: no such file.*digits"),
     "no such file": (Path("nothing.yaml"), {}, r"^config nothing\.yaml: no such file"),
     "a variable that is not set": ("$NOTHING_LIKE_IT/a.yaml", {}, r"^config = \$NOTHING_LIKE_IT/a\.yaml: the variable"),
-    "a folder that holds no run": (Path(__file__).parent, {}, r"^RUN = .*library: holds no config\.yaml"),
+    "a folder that holds no run": (Path(__file__).parent, {}, r"^RUN = .*/api: holds no config\.yaml"),
 }
 
 

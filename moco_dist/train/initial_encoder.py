@@ -4,7 +4,7 @@ from pathlib import Path
 
 from moco_dist.config import Config
 from moco_dist.data import sources
-from moco_dist.encoders import of_run
+from moco_dist.encoders import from_run
 from moco_dist.networks import resnet, weights
 from moco_dist.ranks.collectives import World
 from moco_dist.run.checkpoints import CheckpointIndex
@@ -22,7 +22,7 @@ def first_weights(config: Config, checkpoints: CheckpointIndex | None = None) ->
     """
     if not config.run.init_from or (checkpoints is not None and checkpoints.latest() is not None):
         return None
-    return of_run.weights_of(Path(config.run.init_from))
+    return from_run.weights_of(Path(config.run.init_from))
 
 
 def first_encoder(config: Config, data: sources.Data, world: World, start: Path | None) -> resnet.Encoder:

@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from moco_dist.api.settings import ConfigLike, config_of
 from moco_dist.config import Config
-from moco_dist.config.calls import Overrides, path_of, values_of
+from moco_dist.config.from_python import Overrides, path_of, values_of
 from moco_dist.errors import UserError
 from moco_dist.evaluate import options as evaluation
-from moco_dist.library.settings import ConfigLike, config_of
 from moco_dist.ranks.rank import Rank
 
 
@@ -108,9 +108,9 @@ def assess(
 
     loaded = evaluation.config_of(options, config, values_of(overrides), load)
     from moco_dist.evaluate import process
-    from moco_dist.ranks.borrowed import borrowed
+    from moco_dist.ranks.process_state import preserved
 
-    with borrowed("moco_dist.assess"):
+    with preserved("moco_dist.assess"):
         return process.call(options, loaded, rank)
 
 

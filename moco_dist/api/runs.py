@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist.config import Config
-from moco_dist.config.calls import path_of
+from moco_dist.config.from_python import path_of
 from moco_dist.errors import UserError
 from moco_dist.files import read_object
 from moco_dist.health import Finding, reading

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moco_dist.config import Config
-from moco_dist.encoders import description, of_run
+from moco_dist.encoders import description, from_run
 from moco_dist.encoders.description import Description
 from moco_dist.errors import UserError, shown
 from moco_dist.export.options import Options
@@ -24,14 +24,14 @@ class Weights:
     """The step that they are of; 0 where nothing tells it: a damaged directory of an earlier revision."""
 
 
-def find(options: Options) -> Weights:
+def choose(options: Options) -> Weights:
     """Find the weights that the options mean, whose network and images are those of the config.
 
     Raises:
         UserError: names what has changed, or the run has no such weights.
     """
     with_head = options.head or options.to == "reference"
-    step = of_run.choose_step(options.run_dir, with_head=with_head, which=options.encoder, step=options.step)
+    step = from_run.choose_step(options.run_dir, with_head=with_head, which=options.encoder, step=options.step)
     if step is None:
         before = description.read(weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR"))
     else:
@@ -57,7 +57,7 @@ def _compare(before: Description, options: Options) -> None:
 def _of_checkpoint(options: Options, step: int) -> Description | None:
     """Describe the encoder of a checkpoint by the config that it holds; None where that is of another revision."""
     try:
-        began = Config.model_validate(of_run.state_of(options.run_dir, step)["config"])
+        began = Config.model_validate(from_run.state_of(options.run_dir, step)["config"])
     except (KeyError, ValueError):
         return None
     data = options.config.data

@@ -24,10 +24,10 @@ from tqdm import tqdm
 import moco_dist
 from moco_dist import train
 from moco_dist.engine import engine
-from moco_dist.ranks import borrowed, collectives
+from moco_dist.ranks import collectives, process_state
 from moco_dist.run import status
 from tests import jobs, wandb_file
-from tests.library.made import STEPS, TINY, fit, losses
+from tests.api.made import STEPS, TINY, fit, losses
 
 ARGUMENTS = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in TINY.items()]
 
@@ -228,7 +228,7 @@ def test_another_thread_can_train(tmp_path: Path) -> None:
             moco_dist.assess(folder)
         run = future.result(120)
     assert losses(run) == losses(fit(tmp_path / "reference", optim__steps=40))
-    assert not borrowed._one_call.locked()
+    assert not process_state._one_call.locked()
 
 
 def test_what_is_told_goes_where_a_notebook_shows_it(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_exceptions_can_be_sent_to_another_process() -> None:
 BARE = """
 import sys, torch
 from moco_dist.data import workers
-from tests.library.made import fit
+from tests.api.made import fit
 context = workers.context
 workers.context = lambda device: context(torch.device("meta"))  # as beside a GPU, where they are not forked
 print("begins", flush=True)
@@ -282,7 +282,7 @@ def test_a_script_need_not_ask_whether_it_is_the_main_one(tmp_path: Path) -> Non
 
 GUEST = """
 import sys, wandb
-from tests.library.made import fit
+from tests.api.made import fit
 settings = wandb.Settings(silent=True, console="off")
 mine = wandb.init(mode="offline", project="mine", dir=sys.argv[1], settings=settings)
 mine.log({"mine": 1})
@@ -308,7 +308,7 @@ RANKS = '''
 """What every rank of torchrun does."""
 import json, os, sys
 import moco_dist
-from tests.library.made import fit, losses
+from tests.api.made import fit, losses
 place, told = sys.argv[1], {}
 for seed in (0, 1):
     told[f"seed {seed}"] = losses(fit(f"{place}/{seed}", run__seed=seed))

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moco_dist import files
-from moco_dist.embed.about import FORMAT
+from moco_dist.embed.description import FORMAT
 from moco_dist.embed.options import MATRIX, PARQUET, check_parquet, names_beside
 from moco_dist.embed.stream import Rows
-from moco_dist.embed.written import METADATA, text_of
+from moco_dist.embed.write import METADATA, text_of
 from moco_dist.errors import UserError
 
 _ROWS = 4096

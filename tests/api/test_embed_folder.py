@@ -12,8 +12,8 @@ import torch
 import moco_dist
 from moco_dist.embed import command
 from moco_dist.embed.options import Options
+from tests.api.made import fit
 from tests.embed.made import DAMAGED, images_of
-from tests.library.made import fit
 
 IN_THIS_PROCESS = {"data.workers": 0, "device.type": "cpu"}
 

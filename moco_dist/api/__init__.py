@@ -1,0 +1,1 @@
+"""Runs, training, evaluation and features from Python: what `import moco_dist` offers beside the commands."""
