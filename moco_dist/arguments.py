@@ -5,7 +5,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -90,6 +91,16 @@ def run_command(run: Callable[[Sequence[str]], int]) -> NoReturn:
             print(f"standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
             exit_status = 2
     sys.exit(exit_status)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn an error of writing within the block into the user's mistake about --out. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        rule = f"cannot be written: {error.strerror or error}"
+        raise UserError.of("--out", out, rule, "choose another place by --out") from None
 
 
 def check_out(file: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moco_dist import files, packages
-from moco_dist.arguments import check_out, parser_of, path_of, refused, run_command
+from moco_dist.arguments import check_out, parser_of, path_of, refused, run_command, writing
 from moco_dist.errors import UserError, printable
 from moco_dist.run.figures import SCHEMA
 from moco_dist.run.paths import RunPaths, run_of
@@ -65,12 +65,8 @@ def _read(paths: RunPaths) -> Rows:
 
 def _write(out: Path, rows: Rows, to: str) -> None:
     """Write the whole table, or leave the file that is there as it is. Raises UserError."""
-    try:
-        with files.replacing(out) as file:
-            (as_parquet if to == "parquet" else as_csv)(rows, file)
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}"
-        raise UserError.of("--out", out, rule, "choose another place by --out") from None
+    with writing(out), files.replacing(out) as file:
+        (as_parquet if to == "parquet" else as_csv)(rows, file)
 
 
 def columns(rows: Rows) -> list[str]:

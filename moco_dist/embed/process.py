@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from moco_dist.arguments import refused_once
+from moco_dist.arguments import refused_once, writing
 from moco_dist.config import Config
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.loader import no_workers_left
@@ -177,17 +177,13 @@ def _write(
 ) -> None:
     """Write a stream to a file on rank 0, and collect the places of its rows. Raises UserError, on all ranks."""
     writer = writer_of(out, images.names, stream.dim, described)
-    try:
-        with ExitStack() as put_in_place:
-            world.from_first(lambda: writer.open(put_in_place))
-            for rows in shown(stream, world):
-                world.from_first(lambda rows=rows: writer.add(rows))  # type: ignore[misc]
-                places.append(rows.places)
-            world.from_first(writer.finish)
-            world.from_first(put_in_place.close)
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}"
-        raise UserError.of("--out", out, rule, "choose another place by --out") from None
+    with writing(out), ExitStack() as put_in_place:
+        world.from_first(lambda: writer.open(put_in_place))
+        for rows in shown(stream, world):
+            world.from_first(lambda rows=rows: writer.add(rows))  # type: ignore[misc]
+            places.append(rows.places)
+        world.from_first(writer.finish)
+        world.from_first(put_in_place.close)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from moco_dist import packages
-from moco_dist.arguments import refused_once
+from moco_dist.arguments import refused_once, writing
 from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
 from moco_dist.data.pixel_statistics import shown_channels
@@ -256,12 +255,3 @@ def _label_count(options: Options, subject: Subject) -> int | None:
         enough = math.ceil(classes / images / unit) * unit
         raise UserError.of("--label-fraction", fraction, rule, f"use {enough:.2g} or more")
     return count
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of writing within the block into the user's mistake. Raises UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError.of("--out", path, f"cannot be written: {error.strerror}", "give another --out DIR") from None

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from shlex import quote
 
 from torch import Tensor
 
 from moco_dist import config as configs
 from moco_dist import files
+from moco_dist.arguments import writing
 from moco_dist.encoders import from_run
 from moco_dist.encoders.description import Description
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
-from moco_dist.errors import UserError, printable
+from moco_dist.errors import printable
 from moco_dist.export import chosen_weights, graphs, package, state_dicts
 from moco_dist.export.options import Options, differences
 from moco_dist.networks import weight_files
@@ -35,7 +33,7 @@ def run(options: Options) -> str:
     description = describe(encoder, step, options)
     what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
     if options.to == "package":
-        with _writing(options.out):
+        with writing(options.out):
             loads = package.write(options, encoder, description, step)
     else:
         content, loads = _content(encoder, description, options)
@@ -100,7 +98,7 @@ def _reference(options: Options, step: int) -> str:
 
 def _write(options: Options, content: bytes) -> None:
     """Write a file whole, or leave the one that is there. Raises UserError."""
-    with _writing(options.out):
+    with writing(options.out):
         make_place(options)
         with files.replacing(options.out) as file:
             file.write(content)
@@ -110,13 +108,3 @@ def make_place(options: Options) -> None:
     """Make the folder of exports in the run directory, private to its user, where the export lies there."""
     if options.out.parent == RunPaths(options.run_dir).export:
         options.out.parent.mkdir(exist_ok=True, mode=0o700)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn an error of writing within the block into the user's mistake. Raises UserError."""
-    try:
-        yield
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}"
-        raise UserError.of("--out", out, rule, "choose another place by --out") from None

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moco_dist.arguments import check_out, parser_of, path_of, refused
+from moco_dist.arguments import check_out, parser_of, path_of, refused, writing
 from moco_dist.errors import UserError, printable
 from moco_dist.run.paths import REPORT, RunPaths, run_of
 
@@ -47,11 +47,8 @@ def _make(options: argparse.Namespace) -> int:
 
     file = options.out or _file_for(options, folders)
     check_out(file)
-    try:
+    with writing(file):
         page.write(record.read_all(folders), file, title=title)
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror}"
-        raise UserError.of("--out", file, rule, "give another --out PATH") from None
     print(f"report: {printable(str(file))}")
     return 0
 

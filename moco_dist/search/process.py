@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moco_dist.arguments import writing
 from moco_dist.config import Config
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import FileSource
@@ -163,9 +164,6 @@ def _draw(request: Request, neighbours: list[list[Neighbour]], encoder: Pretrain
         ]
         first = picture.Tile(picture.read(query, channels, value_range), "query", query.name)
         lines.append(picture.Line(first, tiles))
-    try:
+    with writing(request.out):
         plots.save(request.out, picture.draw(lines))
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}"
-        raise UserError.of("--out", request.out, rule, "choose another place by --out") from None
     print(f"picture: {printable(str(request.out))}")

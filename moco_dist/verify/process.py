@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist import config as configs
-from moco_dist.arguments import refused_once
+from moco_dist.arguments import refused_once, writing
 from moco_dist.data import identity, loader, sources
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
@@ -116,10 +116,7 @@ def _tell(request: Request, plan: Plan, digest: str, outcome: replay.Outcome, he
     content = result.of(request, plan, digest, outcome, here)
     for line in result.lines(content):
         print(line, flush=True)
-    try:
+    with writing(request.out):
         write_text(request.out, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        rule = f"cannot be written: {error.strerror or error}"
-        raise UserError.of("--out", request.out, rule, "name another file") from None
     print(f"moco_dist.verify: written to {request.out}", file=sys.stderr, flush=True)
     return result.EXIT_STATUS[content["result"]]

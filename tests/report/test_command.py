@@ -41,7 +41,10 @@ def test_a_page_goes_into_its_run_and_that_of_a_sweep_into_its_folder(
         (["a", "--watch", "--port", "70000"], "--port = 70000: must be 0 to 65535; drop it for a free port"),
         (["a", "--watch", "--out", "x"], "--out = x: --watch writes no file; drop one of them"),
         (["a", "--out", "empty"], "--out = empty: is a folder; name a new file by --out"),
-        (["a", "--out", "no/x"], "--out = no/x: cannot be written: No such file or directory; give another --out PATH"),
+        (
+            ["a", "--out", "no/x"],
+            "--out = no/x: cannot be written: No such file or directory; choose another place by --out",
+        ),
         (["a", "--wat"], "unrecognized arguments: --wat; see python -m moco_dist.report --help"),
     ],
 )
