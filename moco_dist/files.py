@@ -7,7 +7,9 @@ device read without end: what is not a regular file is an error at once.
 import errno
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +119,16 @@ def replacing(
             os.fsync(folder)  # the change of names itself
         finally:
             os.close(folder)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside a path, private to its user, which is removed when the block ends. Raises OSError."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -73,13 +73,18 @@ def check_model(contents: Contents, config: Config, channels: int) -> None:
         raise UserError.of("model.arch", config.model.arch, rule, "give a checkpoint of one of torchvision's ResNets")
     theirs |= _head(contents.encoder_q)
     theirs["moco.queue_size"] = len(contents.queue)
-    changes = [f"{key}={shown(value)}" for key, value in theirs.items() if ours[key] != value]
-    if changes:
-        key = changes[0].partition("=")[0]
-        raise UserError.of(key, ours[key], f"the file's run had {shown(theirs[key])}", f"add {' '.join(changes)}")
+    _check_equal(ours, theirs)
     if of_images != channels:
         rule = f"the images have {channels} channels, and the file's encoder sees {of_images}"
         raise UserError.of("data.source", config.data.source, rule, f"give images of {of_images} channels")
+
+
+def _check_equal(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse settings of ours that are not the file's. Raises UserError for the first; the fix has all overrides."""
+    differing = [key for key, value in theirs.items() if ours[key] != value]
+    if differing:
+        key, overrides = differing[0], " ".join(f"{key}={shown(theirs[key])}" for key in differing)
+        raise UserError.of(key, ours[key], f"the file's run had {shown(theirs[key])}", f"add {overrides}")
 
 
 def _head(encoder: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,10 +105,7 @@ def check_sgd(contents: Contents, config: Config) -> None:
             )
     theirs = {"optim.sgd_momentum": group["momentum"], "optim.weight_decay": group["weight_decay"]}
     ours = {"optim.sgd_momentum": optim.sgd_momentum, "optim.weight_decay": optim.weight_decay}
-    changes = [f"{key}={shown(value)}" for key, value in theirs.items() if ours[key] != value]
-    if changes:
-        key = changes[0].partition("=")[0]
-        raise UserError.of(key, ours[key], f"the file's run had {shown(theirs[key])}", f"add {' '.join(changes)}")
+    _check_equal(ours, theirs)
     for name, value in _OTHER_SGD.items():
         if group.get(name, value) != value:
             rule = f"its run used {name}={shown(group[name])} of SGD, which the trainer does not have"

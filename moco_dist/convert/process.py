@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from moco_dist.data.identity import Identity
 from moco_dist.engine import build, checkpoint
 from moco_dist.engine.engine import Engine
 from moco_dist.errors import UserError, some_names
-from moco_dist.files import read_bytes, write_text
+from moco_dist.files import folder_aside, read_bytes, write_text
 from moco_dist.methods.moco import MoCo
 from moco_dist.networks import resnet, weight_files
 from moco_dist.ranks.collectives import World
@@ -116,12 +114,9 @@ def _write(request: Request, whole: _Whole, lines: list[str]) -> None:
     run_dir = request.run_dir
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{run_dir.name}.", dir=run_dir.parent))
-        try:
+        with folder_aside(run_dir) as aside:
             _fill(aside, request, whole, lines)
             aside.rename(run_dir)  # which fails where the directory has got a content meanwhile
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     except (OSError, RuntimeError) as error:
         cause = checkpoint.cause_of(error)
         rule = f"cannot be written: {getattr(cause, 'strerror', None) or cause}"

@@ -34,14 +34,14 @@ class Description:
         """Describe the encoder of a run after so many steps."""
         return cls(config.model, Preprocessing.of(config), {"name": config.run.name, "step": step})
 
+    def fields(self) -> dict[str, Any]:
+        """Return the description as JSON holds it."""
+        model, preprocessing = self.model.model_dump(mode="json"), self.preprocessing.fields()
+        return {"model": model, "preprocessing": preprocessing, "run": dict(self.run)}
+
     def metadata(self) -> dict[str, str]:
         """Return the description as the metadata of a safetensors file."""
-        content = {
-            "model": self.model.model_dump(mode="json"),
-            "preprocessing": self.preprocessing.fields(),
-            "run": dict(self.run),
-        }
-        return {_METADATA: json.dumps(content)}
+        return {_METADATA: json.dumps(self.fields())}
 
 
 def read(file: WeightFile) -> Description | None:

@@ -25,12 +25,7 @@ _BATCHES = (1, 3, 8)
 
 def notes_of(description: Description) -> dict[str, str]:
     """Return what a model tells of itself beside its weights, each as JSON."""
-    fields = {
-        "preprocessing": description.preprocessing.fields(),
-        "model": description.model.model_dump(mode="json"),
-        "run": dict(description.run),
-    }
-    return {name: json.dumps(value) for name, value in fields.items()}
+    return {name: json.dumps(value) for name, value in description.fields().items()}
 
 
 def as_onnx(encoder: PretrainedEncoder, description: Description, *, head: bool) -> tuple[bytes, float]:

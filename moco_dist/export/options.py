@@ -49,6 +49,11 @@ class Options:
     config: Config
     """The config of the run."""
 
+    def make_place(self) -> None:
+        """Make the folder of exports in the run directory, private to its user, if it is wanted. Raises OSError."""
+        if self.out.parent == RunPaths(self.run_dir).export:
+            self.out.parent.mkdir(exist_ok=True, mode=0o700)
+
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.export", description)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from moco_dist.encoders.load import PretrainedEncoder
 from moco_dist.encoders.preprocessing import Preprocessing
 from moco_dist.export import card, facts, manifest, state_dicts, usage
 from moco_dist.export.options import Options
-from moco_dist.run.paths import RunPaths
+from moco_dist.networks import weights
 
 CARD, TRAINING, PREPROCESSING = "README.md", "training.yaml", "preprocessing.json"
 
@@ -32,10 +30,8 @@ def write(options: Options, encoder: PretrainedEncoder, description: Description
         OSError: it cannot be written.
     """
     out = options.out
-    if out.parent == RunPaths(options.run_dir).export:
-        out.parent.mkdir(exist_ok=True, mode=0o700)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    options.make_place()
+    with files.folder_aside(out) as aside:
         new, old = aside / "new", aside / "old"
         new.mkdir()
         _fill(new, options, encoder, description, step)
@@ -47,8 +43,6 @@ def write(options: Options, encoder: PretrainedEncoder, description: Description
             if old.exists():
                 old.rename(out)
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     loads = "torchvision and timm" if usage.fits_timm(encoder.model, encoder.preprocess.channels) else "torchvision"
     return f"its {CARD} has the lines that load it in {loads}, and moco_dist.load_encoder takes the folder"
 
@@ -56,7 +50,7 @@ def write(options: Options, encoder: PretrainedEncoder, description: Description
 def _fill(folder: Path, options: Options, encoder: PretrainedEncoder, description: Description, step: int) -> None:
     """Write the files of a package. Raises OSError."""
     model, preprocessing = encoder.model, encoder.preprocess
-    (folder / "model.safetensors").write_bytes(state_dicts.as_safetensors(encoder.network, description))
+    (folder / "model.safetensors").write_bytes(weights.as_safetensors(encoder.network, description.metadata()))
     (folder / usage.WEIGHTS).write_bytes(state_dicts.as_torchvision(encoder.network))
     _write_json(folder / PREPROCESSING, {**preprocessing.fields(), "channels": preprocessing.channels})
     if usage.fits_timm(model, preprocessing.channels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from shlex import quote
 
 from torch import Tensor
@@ -14,21 +15,21 @@ from moco_dist.encoders.description import Description
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import printable
 from moco_dist.export import chosen_weights, graphs, package, state_dicts
-from moco_dist.export.options import Options, differences
-from moco_dist.networks import weight_files
+from moco_dist.export.options import Options
+from moco_dist.networks import weight_files, weights
 from moco_dist.reference import write as reference
 from moco_dist.run.paths import RunPaths
 
 
 def run(options: Options) -> str:
     """Export as the options say. Returns the line that says what lies where, and what loads it. Raises UserError."""
-    weights = chosen_weights.choose(options)
-    step = weights.step
+    chosen = chosen_weights.choose(options)
+    step = chosen.step
     if options.to == "reference":
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, which=options.encoder, head=options.head, step=weights.checkpoint)
-    if weights.checkpoint is None:
+    encoder = load_encoder(path, which=options.encoder, head=options.head, step=chosen.checkpoint)
+    if chosen.checkpoint is None:
         _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
     what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
@@ -64,13 +65,13 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
     arch, file, network = encoder.model.arch, repr(str(options.out)), encoder.network
     match options.to:
         case "safetensors":
-            return state_dicts.as_safetensors(network, description), f"moco_dist.load_encoder({file}) loads it"
+            return weights.as_safetensors(network, description.metadata()), f"moco_dist.load_encoder({file}) loads it"
         case "torchvision":
             loads = f"torchvision.models.{arch}().load_state_dict(torch.load({file}, weights_only=True), strict=False)"
             return state_dicts.as_torchvision(network), f"{loads} loads all but its fc"
         case "timm":
             loads = f"timm.create_model({arch!r}, num_classes=0, checkpoint_path={file}) loads it"
-            return state_dicts.as_safetensors(network, description), loads
+            return weights.as_safetensors(network, description.metadata()), loads
         case "detectron2":
             loads = "detectron2 loads it as MODEL.WEIGHTS, with MODEL.RESNETS.STRIDE_IN_1X1 False and INPUT.FORMAT RGB"
             return state_dicts.as_detectron2(network), f"{loads} (docs/weights.md)"
@@ -87,11 +88,12 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
 
 def _reference(options: Options, step: int) -> str:
     """Write a checkpoint of the authors' layout. Returns what lies where. Raises UserError."""
-    content = reference.of_run(from_run.state_of(options.run_dir, step))
+    state = from_run.state_of(options.run_dir, step)
+    content = reference.of_run(state)
     _write(options, state_dicts.saved(content))
     loads = f"main_moco.py --resume {quote(printable(str(options.out)))} of the authors' code goes on from it"
-    if differences(options.config.model, options.config.data.channel_count):
-        loads = "moco_dist.convert reads it; the authors' main_moco.py builds torchvision's networks alone"
+    if reasons := reference.remarks(state):
+        loads = f"moco_dist.convert reads it; the authors' {', and '.join(reasons)}"
     what = f"both encoders, queue and optimizer of step {step}, after {content['epoch']} epochs"
     return f"{printable(str(options.out))}: {what}; {loads}"
 
@@ -99,12 +101,6 @@ def _reference(options: Options, step: int) -> str:
 def _write(options: Options, content: bytes) -> None:
     """Write a file whole, or leave the one that is there. Raises UserError."""
     with writing(options.out):
-        make_place(options)
+        options.make_place()
         with files.replacing(options.out) as file:
             file.write(content)
-
-
-def make_place(options: Options) -> None:
-    """Make the folder of exports in the run directory, private to its user, where the export lies there."""
-    if options.out.parent == RunPaths(options.run_dir).export:
-        options.out.parent.mkdir(exist_ok=True, mode=0o700)

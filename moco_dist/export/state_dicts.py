@@ -1,4 +1,4 @@
-"""Write the layers of an encoder under the names of other programs: torchvision, timm, detectron2."""
+"""Write the layers of an encoder as other programs read them: torchvision and detectron2."""
 
 from __future__ import annotations
 
@@ -8,23 +8,10 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
-from moco_dist.encoders.description import Description
 from moco_dist.networks import layouts, weights
 from moco_dist.networks.resnet import Encoder
-
-
-def as_safetensors(network: Encoder, description: Description) -> bytes:
-    """Return an encoder without its head as safetensors in torchvision's names, which are timm's and ours too.
-
-    Args:
-        network: the encoder.
-        description: of it, which stands beside the tensors.
-    """
-    metadata = {"format": "pt", **description.metadata()}
-    return safetensors.torch.save(weights.backbone_of(network), metadata=metadata)
 
 
 def as_torchvision(network: Encoder) -> bytes:

@@ -29,19 +29,20 @@ def backbone_of(encoder: Encoder) -> dict[str, Tensor]:
     }
 
 
-def save_backbone(encoder: Encoder, path: Path, metadata: Mapping[str, str] = {}) -> None:
-    """Write the encoder without its head, in torchvision's names, as safetensors.
+def as_safetensors(encoder: Encoder, metadata: Mapping[str, str] = {}) -> bytes:
+    """Return the encoder without its head, in torchvision's names, as a file of safetensors.
 
     Args:
-        encoder: what is written.
-        path: of the file, which is replaced.
+        encoder: what the file holds.
         metadata: text that stands beside the tensors.
-
-    Raises:
-        OSError: it cannot be written.
     """
+    return save(backbone_of(encoder), metadata={"format": "pt", **metadata})
+
+
+def save_backbone(encoder: Encoder, path: Path, metadata: Mapping[str, str] = {}) -> None:
+    """Replace a file by what `as_safetensors` returns. Raises OSError."""
     with replacing(path) as file:
-        file.write(save(backbone_of(encoder), metadata={"format": "pt", **metadata}))
+        file.write(as_safetensors(encoder, metadata))
 
 
 def digest(encoder: Encoder, *, head: bool) -> str:
