@@ -112,7 +112,7 @@ def test_it_learns(example: ModuleType, encoder: PretrainedEncoder) -> None:
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     assert len(losses) == 20 and re.fullmatch(r"step 20 of 20, loss \d\.\d+", said[-1])
     assert not torch.equal(model.backbone.body.conv1.weight, begun)
-    assert 0 <= example.found(model, example.Shapes(0, 2, SIZE)) <= 1
+    assert 0 <= example.recall(model, example.Shapes(0, 2, SIZE)) <= 1
 
 
 def test_the_shapes_are_where_their_boxes_are(example: ModuleType) -> None:
@@ -131,7 +131,7 @@ def test_the_shapes_are_where_their_boxes_are(example: ModuleType) -> None:
     assert torch.equal(again[0], data[3][0]) and torch.equal(again[1]["boxes"], data[3][1]["boxes"])
 
 
-def test_found_counts_right_boxes_of_the_right_class_alone(example: ModuleType) -> None:
+def test_recall_counts_right_boxes_of_the_right_class_alone(example: ModuleType) -> None:
     data = example.Shapes(0, 10, SIZE)
 
     class Oracle(torch.nn.Linear):
@@ -148,10 +148,10 @@ def test_found_counts_right_boxes_of_the_right_class_alone(example: ModuleType) 
             labels = target["labels"] % 3 + 1 if self.label else target["labels"]
             return [{"boxes": target["boxes"] + self.shift, "labels": labels, "scores": scores}]
 
-    assert example.found(Oracle(), data) == 1
-    assert example.found(Oracle(shift=1), data) == 1
+    assert example.recall(Oracle(), data) == 1
+    assert example.recall(Oracle(shift=1), data) == 1
     for wrong in (Oracle(shift=30), Oracle(label=1), Oracle(score=0.4)):
-        assert example.found(wrong, data) == 0
+        assert example.recall(wrong, data) == 0
 
 
 @pytest.mark.parametrize(

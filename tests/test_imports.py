@@ -20,7 +20,7 @@ FLOORS = (
     ("run", "ranks", "arguments"),
     ("networks", "data"),
     ("methods",),
-    ("engine",),
+    ("engine", "joint_work"),
     ("encoders", "reference"),
     ("health", "tracking", "report", "evaluate"),
     ("embed", "search"),

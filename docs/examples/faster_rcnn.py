@@ -164,18 +164,18 @@ def train_(
 
 
 @torch.no_grad()
-def found(model: FasterRCNN, data: Shapes) -> float:
-    """Return the fraction of objects that are found: of the right class, by a box with an IoU of at least 0.5."""
+def recall(model: FasterRCNN, data: Shapes) -> float:
+    """Return the recall: the fraction of objects that a box of their class covers with an IoU of at least 0.5."""
     device = next(model.parameters()).device
     model.eval()
-    right = []
+    found: list[bool] = []
     for image, target in data:
         [output] = model([image.to(device)])
         sure = output["scores"] > 0.5
         boxes, labels = output["boxes"][sure].cpu(), output["labels"][sure].cpu()
         hits = (box_iou(target["boxes"], boxes) >= 0.5) & (target["labels"][:, None] == labels[None])
-        right += hits.any(1).tolist()
-    return float(np.mean(right))
+        found += hits.any(1).tolist()
+    return float(np.mean(found))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     train_(model, Shapes(0, 2000, options.image_size), options.steps, options.batch, options.lr, print)
     held_out = Shapes(1_000_000, options.held_out, options.image_size)
-    print(f"found {100 * found(model, held_out):.0f} % of the objects of {len(held_out)} held-out images")
+    print(f"found {100 * recall(model, held_out):.0f} % of the objects of {len(held_out)} held-out images")
     return 0
 
 

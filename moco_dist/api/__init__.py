@@ -1,1 +1,1 @@
-"""Runs, training, evaluation and features from Python: what `import moco_dist` offers beside the commands."""
+"""Train, evaluate, compute features and look at runs from Python: `import moco_dist` has the names of this package."""

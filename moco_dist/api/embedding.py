@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
 
 from moco_dist.config.from_python import Overrides, path_of, values_of
 from moco_dist.embed.embedding import Embedding
-from moco_dist.embed.options import BATCH, Layer, Options, Which, check_out_of_features
+from moco_dist.embed.options import BATCH, Options, check_out_of_features
+from moco_dist.encoders.choices import Layer, Which
 from moco_dist.ranks.rank import Rank
 
 
@@ -74,7 +73,7 @@ def embed_folder(
         path=path_of("RUN|WEIGHTS", run_or_weights),
         folder=path_of("FOLDER", folder),
         config=None if config is None else path_of("CONFIG", config),
-        overrides=tuple(_as_typed(overrides)),
+        overrides=values_of(overrides),
         step=step,
         which=which,
         features=features,
@@ -91,13 +90,3 @@ def embed_folder(
     rank = Rank.from_environment(quiet=not verbose)
     with preserved("moco_dist.embed_folder"):
         return process.call(options, file, loaded, rank)
-
-
-def _as_typed(overrides: Overrides) -> Iterator[str]:
-    """Yield overrides as they stand on a command line. Raises UserError for what is none."""
-    values = values_of(overrides)
-    if not isinstance(overrides, Mapping):
-        yield from overrides
-        return
-    for key, value in values.items():
-        yield f"{key}={value if isinstance(value, str) else json.dumps(value)}"

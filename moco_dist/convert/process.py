@@ -34,7 +34,7 @@ from moco_dist.run.directory import RunDirectory
 
 @dataclass(frozen=True)
 class _Whole:
-    """What a run directory is made of."""
+    """A run directory is made of these parts."""
 
     config: configs.Config
     engine: Engine

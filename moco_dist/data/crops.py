@@ -132,6 +132,11 @@ def centre(image: Image.Image, size: int, resize: int | None = None) -> Tensor:
     return _tensor(resized.crop((first_col, first_row, first_col + size, first_row + size)))
 
 
+def shorter_side(size: int) -> int:
+    """Return the shorter side, in pixels, that an image is resized to before a square of a side is cut out of it."""
+    return round(size * 256 / 224)
+
+
 def central(sides: Sequence[int], size: int, resize: int | None = None) -> list[tuple[int, int, int, int]]:
     """Return for each axis what `centre` takes of an image: the first pixel, how many, resized to how many, and the
     first of the resized ones.
@@ -139,7 +144,7 @@ def central(sides: Sequence[int], size: int, resize: int | None = None) -> list[
     Both ends of an image that is many times as long as it is wide are cut off. Resized whole, a line of 60000 pixels
     would be a gigabyte of which a square is seen.
     """
-    shorter, short = min(sides), resize or round(size * 256 / 224)
+    shorter, short = min(sides), resize or shorter_side(size)
     kept = [min(side, _LONGEST * shorter + side % 2) for side in sides]
     resized = [short * length // shorter for length in kept]
     return [

@@ -1,44 +1,45 @@
-"""The options of what computes features of a folder, their checks, and the config that they lead to. No torch."""
+"""Parse and check the options of what computes features of a folder, and load the config for it. No torch."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.arguments import check_out, path_of
 from moco_dist.config import Config
 from moco_dist.data.tree import SUFFIXES
+from moco_dist.encoders import choices
+from moco_dist.encoders.choices import Layer, Which
 from moco_dist.errors import UserError
 from moco_dist.run import directory, paths
-
-Layer = Literal["backbone", "head"]
-Which = Literal["query", "key"]
 
 MATRIX, PARQUET = ".npy", ".parquet"
 """How the names of files of features end."""
 BATCH = 256
 """Images computed together, unless another number is asked for."""
 _MOST_BATCH = 65536
-_WORKERS = "data.workers="
+_WORKERS = "data.workers"
 _OF_THE_PROCESS = ("device.", _WORKERS)
-"""How overrides begin that say how features are computed, not what the images are."""
+"""How the keys begin of overrides that say how features are computed, not what the images are."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked for: an encoder, a folder, and how features are computed."""
+    """The options name an encoder and a folder, and say how features are computed."""
 
     path: Path
     """The run directory, or the weights."""
     folder: Path
     config: Path | None = None
     """A config that tells the images of weights from elsewhere."""
-    overrides: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides by key, as `configs.read_overrides` reads them."""
     step: int | None = None
     which: Which = "query"
     features: Layer = "backbone"
@@ -48,17 +49,15 @@ class Options:
     @property
     def run_dir(self) -> Path | None:
         """Return the run directory; None where the path is one of weights."""
-        if run_dir := paths.run_of(self.path):
-            return run_dir
-        return self.path if paths.RunPaths(self.path).config.is_file() else None
+        return paths.run_dir_of(self.path)
 
-    def of_images(self) -> list[str]:
+    def values_of_encoder(self) -> dict[str, Any]:
         """Return the overrides that the loading of the encoder takes."""
         if self.run_dir:
-            return list(self.overrides)
+            return dict(self.overrides)
         if self.config is not None:
-            return [f"data.root={configs.literal(self.folder)}", *self.overrides]  # the one folder that is read
-        return [override for override in self.overrides if not override.startswith(_OF_THE_PROCESS)]
+            return {"data.root": configs.literal(str(self.folder)), **self.overrides}  # the one folder that is read
+        return {key: value for key, value in self.overrides.items() if not key.startswith(_OF_THE_PROCESS)}
 
     def workers(self, config: Config) -> int | Literal["auto"]:
         """Return the processes that decode, as `data.workers` of a run says that was trained on files; else auto.
@@ -66,9 +65,8 @@ class Options:
         Args:
             config: that `load_config` has returned.
         """
-        is_overridden = any(override.startswith(_WORKERS) for override in self.overrides)
         of_files = (self.run_dir or self.config) and config.data.source == "imagefolder"
-        return config.data.workers if is_overridden or of_files else "auto"
+        return config.data.workers if _WORKERS in self.overrides or of_files else "auto"
 
     def load_config(self) -> Config:
         """Return the config of the run, or of the process where there are weights alone.
@@ -85,15 +83,16 @@ class Options:
             if self.config is not None:
                 rule = "a run directory has its config"
                 raise UserError.of("argument", self.config, rule, "give overrides alone")
-            return directory.load_config(paths.RunPaths(self.run_dir).config, self.overrides)
+            return directory.load_config(paths.RunPaths(self.run_dir).config, values=self.overrides)
         usual = Options(self.path, self.folder)
-        for name, field in (("--step", "step"), ("--encoder", "which"), ("--features", "features")):
-            if (value := getattr(self, field)) != getattr(usual, field):
+        for name, option in (("step", "--step"), ("which", "--encoder"), ("features", "--features")):
+            if (value := getattr(self, name)) != getattr(usual, name):
                 rule = "is in the checkpoints of runs alone"
-                raise UserError.of(name, value, rule, "give a run directory, or drop it")
+                raise UserError.of(option, value, rule, "give a run directory, or drop it")
         if self.config is not None:
-            return configs.load(self.config, self.of_images())
-        return configs.load(None, [override for override in self.overrides if override.startswith(_OF_THE_PROCESS)])
+            return configs.load(self.config, values=self.values_of_encoder())
+        of_process = {key: value for key, value in self.overrides.items() if key.startswith(_OF_THE_PROCESS)}
+        return configs.load(None, values=of_process)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,24 +102,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar=name, type=path_of(name), help=text)
     parser.add_argument("folder", metavar="FOLDER", type=path_of("FOLDER"), help="of images or shards, in any tree")
     parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the evaluation")
-    text = "take this checkpoint of the run (the final encoder, or the last checkpoint)"
-    parser.add_argument("--step", type=int, metavar="N", help=text)
-    parser.add_argument("--encoder", dest="which", choices=("query", "key"), default="query", help="of the run (query)")
+    choices.add_arguments(parser)
     text = f"images computed together ({BATCH}); fewer take less memory"
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help=text)
     parser.add_argument("--workers", metavar="N|auto", help="processes that decode, as data.workers")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="as device.type")
 
 
-def of_arguments(parsed: argparse.Namespace, **others: object) -> Options:
+def of_arguments(parsed: argparse.Namespace, **others: Any) -> Options:
     """Return the options of a parsed command line. Raises UserError."""
     file, overrides = configs.parse_arguments(parsed.config)
     if parsed.workers is not None:
-        overrides = [*overrides, f"data.workers={parsed.workers}"]
+        overrides = [*overrides, f"{_WORKERS}={parsed.workers}"]
     if parsed.device is not None:
         overrides = [*overrides, f"device.type={parsed.device}"]
     common = {name: getattr(parsed, name) for name in ("path", "folder", "step", "which", "batch")}
-    return Options(**common, config=file, overrides=tuple(overrides), **others)  # type: ignore[arg-type]
+    return Options(**common, config=file, overrides=configs.read_overrides(overrides), **others)
 
 
 def check_result(out: Path, folder: Path, suffixes: tuple[str, ...]) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import numpy as np
 
-from moco_dist.arguments import refused_once, writing
+from moco_dist import joint_work
+from moco_dist.arguments import writing
 from moco_dist.config import Config
 from moco_dist.data.decode import Unreadable
-from moco_dist.data.loader import no_workers_left
 from moco_dist.data.store import FileSource
 from moco_dist.embed import description, folder
 from moco_dist.embed.embedding import Embedding
@@ -29,8 +28,6 @@ from moco_dist.errors import UserError, printable, some_names
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.tracking.progress import Progress
-
-T = TypeVar("T")
 
 _PATIENCE_SECONDS = 3600.0
 """How long ranks wait for one another: a chunk of large images takes minutes on a slow CPU."""
@@ -44,33 +41,13 @@ def run(options: Options, out: Path, config: Config, rank: Rank) -> int:
         tell_unreadable("moco_dist.embed", embedding.unreadable, world)
         world.from_first(lambda: print(f"{len(embedding.files)} features: {printable(str(out))}"))
 
-    return live("moco_dist.embed", work, config, rank)
+    return run_command("moco_dist.embed", work, config, rank)
 
 
-def live(command: str, work: Callable[[World], object], config: Config, rank: Rank) -> int:
-    """Meet the other ranks and do the work of a command. Returns the exit status; raises whatever else goes wrong."""
-    met = False
-
-    def meeting_first(world: World) -> None:
-        nonlocal met
-        met = True
-        work(world)
-
-    try:
-        within_world(meeting_first, config, rank)
-    except UserError as error:
-        return refused_once(command, error, rank, met=met)
-    return 0
-
-
-def within_world(work: Callable[[World], T], config: Config, rank: Rank) -> T:
-    """Meet the other ranks, do some work, and part; nothing is left of it, however it ends."""
-    with _interruptible(), no_workers_left():
-        world = World.start(config, rank, _PATIENCE_SECONDS)
-        try:
-            return work(world)
-        finally:
-            world.leave()
+def run_command(command: str, work: Callable[[World], object], config: Config, rank: Rank) -> int:
+    """Do the work of a command on all ranks. Returns the exit status; raises whatever else goes wrong."""
+    with _interruptible():
+        return joint_work.run(command, work, config, rank, _PATIENCE_SECONDS)
 
 
 def call(options: Options, out: Path | None, config: Config, rank: Rank) -> Embedding:
@@ -81,7 +58,8 @@ def call(options: Options, out: Path | None, config: Config, rank: Rank) -> Embe
         tell_unreadable("moco_dist.embed_folder", embedding.unreadable, world)
         return embedding
 
-    return within_world(work, config, rank)
+    with _interruptible():
+        return joint_work.call(work, config, rank, _PATIENCE_SECONDS)
 
 
 def embed(options: Options, out: Path | None, config: Config, world: World) -> Embedding:
@@ -133,7 +111,7 @@ def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSo
                 head=options.features == "head",
                 step=options.step,
                 config=options.config,
-                overrides=options.of_images(),
+                overrides=options.values_of_encoder(),
             )
         return encoder, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from moco_dist.data import loader
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import FileSource
-from moco_dist.embed.options import Layer
+from moco_dist.encoders.choices import Layer
 from moco_dist.encoders.load import PretrainedEncoder
 from moco_dist.encoders.preprocessing import Preprocessing
 from moco_dist.errors import UserError, printable
@@ -44,7 +44,7 @@ class _Chunk(NamedTuple):
 
 
 class _Chunks(torch.utils.data.Dataset[_Chunk]):
-    """The chunks of a folder in order, of fixed sizes, whatever can be read of them."""
+    """The chunks are a folder's images in order, of fixed sizes, whatever can be read of them."""
 
     def __init__(self, images: FileSource, preprocess: Preprocessing, size: int) -> None:
         self.images, self.preprocess, self.size = images, preprocess, size

@@ -52,7 +52,7 @@ def writer_of(out: Path, names: NDArray[np.bytes_], dim: int, about: Mapping[str
 
 
 class _Matrix:
-    """Writes float32 [n, D] as .npy, and beside it the names of its rows as JSON, which any name can stand in."""
+    """Write float32 [n, D] as .npy, and beside it the names of its rows as JSON, which any name can stand in."""
 
     def __init__(self, out: Path, names: NDArray[np.bytes_], dim: int, about: Mapping[str, Any]) -> None:
         self._out, self._names, self._dim, self._about = out, names, dim, about
@@ -88,7 +88,7 @@ def _npy_head(rows: int, columns: int) -> bytes:
 
 
 class _Parquet:
-    """Writes a table of the columns `file` and `features`, with the description in its metadata."""
+    """Write a table of the columns `file` and `features`, with the description in its metadata."""
 
     def __init__(self, out: Path, names: NDArray[np.bytes_], dim: int, about: Mapping[str, Any]) -> None:
         import pyarrow

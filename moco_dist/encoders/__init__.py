@@ -1,1 +1,1 @@
-"""Encoders as modules: out of a run, or out of the weights of any program, with the preprocessing that they expect."""
+"""Load encoders as modules, from runs or from the weights of any program, with the preprocessing that they expect."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from moco_dist.encoders.choices import Which
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import Encoder
 from moco_dist.run import paths, status
 from moco_dist.run.checkpoints import CheckpointIndex, Damaged
-
-Which = Literal["query", "key"]
-"""The encoder that is trained, or the one that follows it."""
 
 
 def choose_step(run_dir: Path, *, with_head: bool, which: Which = "query", step: int | None = None) -> int | None:

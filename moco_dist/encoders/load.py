@@ -17,6 +17,7 @@ from moco_dist import config as configs
 from moco_dist.config.from_python import Overrides, path_of, values_of
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders import description, from_run
+from moco_dist.encoders.choices import Which
 from moco_dist.encoders.description import Description
 from moco_dist.encoders.preprocessing import Preprocessing
 from moco_dist.errors import UserError
@@ -35,7 +36,7 @@ class Origin:
     """The origin says where an encoder comes from."""
 
     path: Path
-    which: from_run.Which = "query"
+    which: Which = "query"
     step: int | None = None
     """Steps that the run had done; None for weights from elsewhere."""
     config: configs.Config | None = None
@@ -115,7 +116,7 @@ class PretrainedEncoder(nn.Module):
 def load_encoder(
     path: str | os.PathLike[str],
     *,
-    which: from_run.Which = "query",
+    which: Which = "query",
     head: bool = False,
     step: int | None = None,
     config: str | os.PathLike[str] | None = None,
@@ -166,9 +167,7 @@ def load_encoder(
     return encoder.eval().to(device)
 
 
-def _of_run(
-    run_dir: Path, which: from_run.Which, head: bool, step: int | None, values: Mapping[str, Any]
-) -> PretrainedEncoder:
+def _of_run(run_dir: Path, which: Which, head: bool, step: int | None, values: Mapping[str, Any]) -> PretrainedEncoder:
     config = directory.load_config(paths.RunPaths(run_dir).config, values=values)
     chosen = from_run.choose_step(run_dir, with_head=head, which=which, step=step)
     network = resnet.build_encoder(config.model, config.data.channel_count, config.run.seed)

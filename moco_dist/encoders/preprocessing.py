@@ -54,13 +54,13 @@ class Preprocessing:
         statistics = PIXEL_STATISTICS.get(data.source) or general_statistics(data.channel_count)
         if data.mean and data.std:
             statistics = PixelStatistics(data.mean, data.std)
-        resize = data.image_size if in_memory else _resize_of(data.image_size)
+        resize = data.image_size if in_memory else crops.shorter_side(data.image_size)
         return cls(data.image_size, resize, *statistics, data.value_range)
 
     @classmethod
     def general(cls, image_size: int, channels: int) -> Preprocessing:
         """Return what is customary for an encoder whose own preprocessing is not known: ImageNet's statistics."""
-        return cls(image_size, _resize_of(image_size), *general_statistics(channels))
+        return cls(image_size, crops.shorter_side(image_size), *general_statistics(channels))
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Preprocessing | None:
@@ -83,8 +83,8 @@ class Preprocessing:
 
     def at(self, image_size: int) -> Preprocessing:
         """Return the same for squares of another side, with as much of the image around them."""
-        customary = self.resize == _resize_of(self.image_size)
-        resize = _resize_of(image_size) if customary else round(image_size * self.resize / self.image_size)
+        customary = self.resize == crops.shorter_side(self.image_size)
+        resize = crops.shorter_side(image_size) if customary else round(image_size * self.resize / self.image_size)
         return replace(self, image_size=image_size, resize=resize)
 
     @property
@@ -128,8 +128,3 @@ class Preprocessing:
         if values.ndim not in (2, 3):
             raise ValueError(f"an image has the shape [H, W], [H, W, C] or [C, H, W], not {list(values.shape)}")
         return planes_of_array(values, self.channels, self.value_range)
-
-
-def _resize_of(image_size: int) -> int:
-    """Return the shorter side that `crops.centre` gives an image before it cuts out a square of that side."""
-    return round(image_size * 256 / 224)

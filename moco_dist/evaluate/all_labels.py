@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from moco_dist.encoders.choices import Layer
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features, knn, labels, linear, sgd_probe
-from moco_dist.evaluate.options import Layer, Options
+from moco_dist.evaluate.options import Options
 from moco_dist.evaluate.subject import EvaluationMethod, Outcome, Subject
 from moco_dist.ranks import devices
 

@@ -1,4 +1,4 @@
-"""Networks trained on the labels of all images: the encoder fine-tuned, and the baselines from scratch beside it."""
+"""Train networks on the labels of all images: fine-tune the encoder, and train baselines from scratch beside it."""
 
 import copy
 import math
@@ -52,7 +52,7 @@ class FullTraining:
         shown = f"{network} ({recipe.name}{length})"
 
         def run(draw: int) -> Outcome:
-            return self._learnt(shown, begin(), recipe)
+            return self._learn(shown, begin(), recipe)
 
         settings = [REVISIONS[name], recipe, s.config.device.precision]
         return EvaluationMethod(shown, run, lambda: None, settings, recipe=recipe.settings())
@@ -76,7 +76,7 @@ class FullTraining:
             net = small.SmallNet(subject.train.channels, subject.config.data.image_size)
         return Classifier(net, subject.classes)
 
-    def _learnt(self, name: str, classifier: Classifier, recipe: TrainingRecipe) -> Outcome:
+    def _learn(self, name: str, classifier: Classifier, recipe: TrainingRecipe) -> Outcome:
         """Train a classifier, and classify the held-out images with it. Raises UserError."""
         s = self.subject
         stride = -(-recipe.epochs // _MOST_LINES)

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
+from moco_dist.encoders.choices import Layer
 from moco_dist.errors import UserError
 from moco_dist.run import directory, paths
-
-Layer = Literal["backbone", "head"]
 
 _CHOICES = {"solver": ("auto", "lbfgs", "sgd"), "features": ("backbone", "head"), "split": ("test", "validation")}
 

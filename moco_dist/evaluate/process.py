@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from moco_dist import packages
-from moco_dist.arguments import refused_once, writing
+from moco_dist import joint_work, packages
+from moco_dist.arguments import writing
 from moco_dist.config import Config
-from moco_dist.data.loader import no_workers_left
 from moco_dist.data.pixel_statistics import shown_channels
+from moco_dist.encoders.choices import Layer
 from moco_dist.errors import UserError
 from moco_dist.evaluate import all_labels, features, few, full_training, knn, results, view
-from moco_dist.evaluate.options import Layer, Options
+from moco_dist.evaluate.options import Options
 from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
@@ -41,51 +41,15 @@ _PATIENCE_SECONDS = 24 * 3600.0
 """Ranks wait for one another between draws, which may take long; a rank that dies takes the others along at once."""
 
 
-@no_workers_left()
 def run(options: Options, config: Config, rank: Rank) -> int:
-    """Evaluate on all ranks.
-
-    Args:
-        options: what the command line asks for.
-        config: of the run that is evaluated.
-        rank: this process.
-
-    Returns:
-        The exit status; raises whatever else goes wrong.
-    """
-    world: World | None = None
-    try:
-        world = World.start(config, rank, _PATIENCE_SECONDS)
-        try:
-            evaluate(options, config, world)
-        finally:
-            world.leave()
-        return 0
-    except UserError as error:
-        return refused_once("moco_dist.evaluate", error, rank, met=world is not None)
+    """Evaluate on all ranks. Returns the exit status; raises whatever else goes wrong."""
+    work = functools.partial(evaluate, options, config)
+    return joint_work.run("moco_dist.evaluate", work, config, rank, _PATIENCE_SECONDS)
 
 
-@no_workers_left()
 def call(options: Options, config: Config, rank: Rank) -> list[dict[str, Any]]:
-    """Evaluate as `run` does, for a caller that goes on in this process.
-
-    Args:
-        options: what is to be evaluated, and how.
-        config: of the run that is evaluated.
-        rank: this process.
-
-    Returns:
-        The rows of the table, a row a method; the same on all ranks.
-
-    Raises:
-        UserError: a mistake of the user's, on all ranks that have met.
-        Exception: whatever else goes wrong.
-    """
-    world = World.start(config, rank, _PATIENCE_SECONDS)
-    try:
-        return evaluate(options, config, world)
-    finally:
-        world.leave()
+    """Evaluate for a caller that goes on in this process. Returns the rows of the table; raises whatever goes wrong."""
+    return joint_work.call(functools.partial(evaluate, options, config), config, rank, _PATIENCE_SECONDS)
 
 
 def evaluate(options: Options, config: Config, world: World) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
 from moco_dist.encoders import from_run
+from moco_dist.encoders.choices import Layer
 from moco_dist.errors import UserError, some_names
-from moco_dist.evaluate import features, labels, options
+from moco_dist.evaluate import features, labels
 from moco_dist.networks import resnet, weights
 from moco_dist.ranks.collectives import World
 from moco_dist.run import paths
@@ -110,15 +111,15 @@ class Subject:
         """Return the fraction of the held-out images that are classified rightly; predicted [n]."""
         return float((predicted.cpu() == self.truth).double().mean())
 
-    def encode(self, layer: options.Layer) -> features.Encode:
+    def encode(self, layer: Layer) -> features.Encode:
         """Return the function from images to the output of a layer."""
         return self.encoder.features if layer == "backbone" else self.encoder
 
-    def feature_dim(self, layer: options.Layer) -> int:
+    def feature_dim(self, layer: Layer) -> int:
         """Return the width D of a layer's output."""
         return self.encoder.feature_dim if layer == "backbone" else self.config.model.dim
 
-    def shares(self, layer: options.Layer) -> tuple[features.Features, features.Features]:
+    def shares(self, layer: Layer) -> tuple[features.Features, features.Features]:
         """Compute this rank's features of the images to learn from and of the held-out ones. Raises UserError."""
         encode = self.encode(layer)
         return self.share_of(self.train, encode, self.world), self.share_of(self.held_out, encode, self.world)
@@ -162,7 +163,7 @@ class Subject:
             self.world.warn(f"moco_dist.evaluate: cannot be decoded, replaced by others: {names}")
 
 
-def open_subject(path: Path, config: Config, world: World, layer: options.Layer) -> Subject:
+def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subject:
     """Read the weights and open the images.
 
     Args:

@@ -1,4 +1,4 @@
-"""Find the weights of a run, and refuse a config that has been changed since: it would describe them wrongly."""
+"""Choose the weights of a run, and refuse a config that has been changed since: it would describe them wrongly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moco_dist.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a run that the options mean; they are chosen once, since a run may go on meanwhile."""
+    """These are the weights that the options mean; they are chosen once, since a run may go on meanwhile."""
 
     checkpoint: int | None
     """The step of the checkpoint that holds them; None: the run's encoder.safetensors does."""
@@ -25,21 +25,21 @@ class Weights:
 
 
 def choose(options: Options) -> Weights:
-    """Find the weights that the options mean, whose network and images are those of the config.
+    """Choose the weights that the options mean, whose network and images are those of the config.
 
     Raises:
         UserError: names what has changed, or the run has no such weights.
     """
     with_head = options.head or options.to == "reference"
-    step = from_run.choose_step(options.run_dir, with_head=with_head, which=options.encoder, step=options.step)
+    step = from_run.choose_step(options.run_dir, with_head=with_head, which=options.which, step=options.step)
     if step is None:
         before = description.read(weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR"))
     else:
         before = _of_checkpoint(options, step)
     if before is not None:  # an earlier revision wrote nothing down
         _compare(before, options)
-    told = before.run.get("step") if before and step is None else step
-    return Weights(step, told if isinstance(told, int) else status.read(options.run_dir).step)
+    described_step = before.run.get("step") if before and step is None else step
+    return Weights(step, described_step if isinstance(described_step, int) else status.read(options.run_dir).step)
 
 
 def _compare(before: Description, options: Options) -> None:

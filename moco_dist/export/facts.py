@@ -18,7 +18,7 @@ from moco_dist.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Measured:
-    """An accuracy that was measured with the exported weights."""
+    """This is an accuracy that was measured with the exported weights."""
 
     name: str
     """The method."""
@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the weights and their training."""
+    """The facts say what is known of the weights and their training."""
 
     config: Config
     step: int
@@ -85,7 +85,7 @@ def gather(options: Options, step: int, digest: str) -> Facts:
     versions, revision = _headline(paths)
     own_rows, converted = _rows(options, step), _converted(paths)
     of_step = [row for row in own_rows if rows.is_evaluation(row) and row["step"] == step]
-    evaluation = of_step[-1] if of_step and options.encoder == "query" else {}
+    evaluation = of_step[-1] if of_step and options.which == "query" else {}
     return Facts(
         config,
         step,

@@ -109,7 +109,7 @@ def compare(
 
 
 class _Plain(nn.Module):
-    """A copy of an encoder of torch's own modules alone, which does not look at the size of its images."""
+    """This copy of an encoder is of torch's own modules alone, and does not look at the size of its images."""
 
     def __init__(self, network: Encoder, *, head: bool) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def _dim(network: Encoder) -> int:
 
 
 class _Graph:
-    """The nodes and weights of a graph; each method adds nodes, and returns the name of their output."""
+    """A graph has nodes and weights; each method adds nodes, and returns the name of their output."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []

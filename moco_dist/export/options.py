@@ -1,4 +1,4 @@
-"""The options of the export, and all checks of them that need no weights, and so no torch."""
+"""Parse the options of the export, and check of them what needs no weights, and so no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from moco_dist import packages
 from moco_dist.arguments import check_out, parser_of, path_of
 from moco_dist.config import Config
 from moco_dist.config.schema import ModelSection
+from moco_dist.encoders import choices
+from moco_dist.encoders.choices import Which
 from moco_dist.errors import UserError, printable
 from moco_dist.export import manifest
 from moco_dist.run import directory
@@ -38,11 +40,11 @@ _THEIR_NETWORKS = ("torchvision", "timm", "detectron2")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for; each field has its meaning in the help text of `_parser`."""
+    """The options are what the command line asks for; each field has its meaning in the help text of `_parser`."""
 
     run_dir: Path
     to: Format
-    encoder: Literal["query", "key"]
+    which: Which
     head: bool
     step: int | None
     out: Path
@@ -59,10 +61,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.export", description)
     parser.add_argument("run_dir", type=path_of("RUN_DIR"), metavar="RUN_DIR", help="the directory of a run")
     parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
-    text = "query: the one that is trained; key: the one that follows it, out of a checkpoint (query)"
-    parser.add_argument("--encoder", choices=("query", "key"), default="query", help=text)
+    choices.add_arguments(parser)
     parser.add_argument("--head", action="store_true", help=f"with MoCo's head, in {' and '.join(_WITH_HEAD)}")
-    parser.add_argument("--step", type=int, metavar="N", help="of a checkpoint (the final encoder, or the last one)")
     text = "a new file, or folder for a package (RUN_DIR/export/FORMAT, where an older export is replaced)"
     parser.add_argument("--out", type=path_of("--out"), metavar="PATH", help=text)
     return parser
@@ -84,13 +84,13 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Options:
         packages.need("--to", "onnx", "onnx", "onnxruntime", otherwise="use --to torchscript")
     out = typed.out or paths.export / f"{typed.to}{_SUFFIXES[typed.to]}"
     _check_place(out, typed.to, ours=typed.out is None)
-    return Options(run_dir, typed.to, typed.encoder, typed.head, typed.step, out, config)
+    return Options(run_dir, typed.to, typed.which, typed.head, typed.step, out, config)
 
 
 def _check_parts(typed: argparse.Namespace) -> None:
     """Refuse a part of the run that the format cannot hold, or holds anyway. Raises UserError."""
     if typed.to == "reference":
-        for name, value, plain in (("--encoder", typed.encoder, "query"), ("--head", typed.head, False)):
+        for name, value, plain in (("--encoder", typed.which, "query"), ("--head", typed.head, False)):
             if value != plain:
                 rule = "the authors' checkpoint holds both encoders with their heads"
                 raise UserError.of(name, value, rule, "drop it")

@@ -56,8 +56,8 @@ def _fill(folder: Path, options: Options, encoder: PretrainedEncoder, descriptio
     if usage.fits_timm(model, preprocessing.channels):
         _write_json(folder / "config.json", _of_timm(encoder))
     files.write_text(folder / TRAINING, configs.dump(shareable(options.config)))
-    known = facts.gather(options, step, encoder.digest)
-    files.write_text(folder / CARD, card.write(known, encoder, options.encoder))
+    content = card.write(facts.gather(options, step, encoder.digest), encoder, options.which)
+    files.write_text(folder / CARD, content)
     manifest.write(folder, __version__)
 
 

@@ -28,11 +28,11 @@ def run(options: Options) -> str:
     if options.to == "reference":
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, which=options.encoder, head=options.head, step=chosen.checkpoint)
+    encoder = load_encoder(path, which=options.which, head=options.head, step=chosen.checkpoint)
     if chosen.checkpoint is None:
         _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
-    what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
+    what = f"the {options.which} encoder of step {step}{' with its head' if options.head else ''}"
     if options.to == "package":
         with writing(options.out):
             loads = package.write(options, encoder, description, step)
@@ -56,7 +56,7 @@ def _take_counts_(encoder: PretrainedEncoder, run_dir: Path) -> None:
 def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Description:
     """Describe the encoder that is exported, as its run does."""
     origin = {"name": options.config.run.name, "step": step}
-    which = {} if options.encoder == "query" else {"encoder": options.encoder}
+    which = {} if options.which == "query" else {"encoder": options.which}
     return Description(encoder.model, encoder.preprocess, {**origin, **which})
 
 

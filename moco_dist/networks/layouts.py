@@ -113,7 +113,7 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """An encoder that was recognised in a file."""
+    """This is an encoder that was recognised in a file."""
 
     layout: Layout
     prefix: str

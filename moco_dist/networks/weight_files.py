@@ -26,7 +26,7 @@ _MOST_VALUES, _MOST_LEVELS = 200_000, 32
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The content of a file of weights, or of a folder of them."""
+    """This is the content of a file of weights, or of a folder of them."""
 
     tree: Mapping[Any, Any]
     """What the file holds, as it was saved: dicts of tensors, and whatever stands beside these."""

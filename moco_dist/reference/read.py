@@ -36,7 +36,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint of the authors' code, in our names and with our queue."""
+    """The contents are those of a checkpoint of the authors' code, in our names and with our queue."""
 
     encoder_q: dict[str, Tensor]
     encoder_k: dict[str, Tensor]

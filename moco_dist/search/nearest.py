@@ -12,7 +12,7 @@ _DIGITS = 6
 
 
 class Nearest:
-    """The nearest images of each query, by the cosine of their features; of equal ones, the first of the folder.
+    """Keep the nearest images of each query, by the cosine of their features; of equal ones, the first of the folder.
 
     Args:
         queries: features [Q, D].

@@ -19,7 +19,7 @@ from moco_dist.data.decode import Unreadable
 from moco_dist.data.store import FileSource
 from moco_dist.embed import description, read
 from moco_dist.embed.options import Options
-from moco_dist.embed.process import live, open_both, shown, tell_unreadable
+from moco_dist.embed.process import open_both, run_command, shown, tell_unreadable
 from moco_dist.embed.read import Stored
 from moco_dist.embed.stream import Rows, Stream, features_of
 from moco_dist.encoders.load import PretrainedEncoder
@@ -43,7 +43,7 @@ class Neighbour(NamedTuple):
 
 def run(options: Options, request: Request, config: Config, rank: Rank) -> int:
     """Search on all ranks. Returns the exit status; raises whatever else goes wrong."""
-    return live("moco_dist.search", lambda world: search(options, request, config, world), config, rank)
+    return run_command("moco_dist.search", lambda world: search(options, request, config, world), config, rank)
 
 
 def search(options: Options, request: Request, config: Config, world: World) -> None:

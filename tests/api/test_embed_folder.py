@@ -12,22 +12,14 @@ import torch
 import moco_dist
 from moco_dist.embed import command
 from moco_dist.embed.options import Options
-from tests.api.made import fit
 from tests.embed.made import DAMAGED, images_of
 
 IN_THIS_PROCESS = {"data.workers": 0, "device.type": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> moco_dist.Run:
-    return fit(tmp_path_factory.mktemp("library") / "small")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    images_of(folder)
-    return folder
+@pytest.fixture
+def run(run_dir: Path) -> moco_dist.Run:
+    return moco_dist.Run(run_dir)
 
 
 def test_the_call_gives_what_the_command_writes(

@@ -145,7 +145,7 @@ def embed_on(world: World, options: Options, out: Path | None) -> Any:
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
     """With 4 chunks, the last one of a single image, some ranks have less to do than others, or nothing."""
-    options = Options(run_dir, images, overrides=("data.workers=0",), batch=3)
+    options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
     for end in ("npy", "parquet"):
         alone, together = tmp_path / f"alone.{end}", tmp_path / f"together.{end}"
         assert command.run([str(run_dir), str(images), "--out", str(alone), *BATCH]) == 0
@@ -161,7 +161,7 @@ def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: P
 
 @pytest.mark.standin
 def test_on_a_device_the_features_are_the_same(run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
-    options = Options(run_dir, images, overrides=("data.workers=0",), batch=3, normalise=True)
+    options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3, normalise=True)
     features, names = embed(run_dir, images, tmp_path / "a.npy", "--normalise")
     for files, _, on_device in ranks.run(2, embed_on, options, None, on_standin=True):
         assert files == names

@@ -108,7 +108,7 @@ def test_fine_tuning_begins_as_the_encoder_and_leaves_it_alone(run_dir: Path) ->
     theirs = build_encoder(CONFIG.model, 1, CONFIG.run.seed).state_dict()
     assert all(torch.equal(theirs[name], tensor) for name, tensor in fresh.net.state_dict().items())
     assert not torch.equal(held["conv1.weight"], theirs["conv1.weight"])
-    outcome = full._learnt("it", classifier, training.FINE_TUNING.fitted(1438, 1, 0.0, epochs=5))
+    outcome = full._learn("it", classifier, training.FINE_TUNING.fitted(1438, 1, 0.0, epochs=5))
     assert all(torch.equal(held[name], tensor) for name, tensor in subject.encoder.state_dict().items())
     moved = [name for name, tensor in classifier.net.named_parameters() if not torch.equal(held[name], tensor)]
     assert moved == [name for name in dict(classifier.net.named_parameters()) if not name.startswith("fc.")]

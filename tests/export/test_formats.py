@@ -228,8 +228,11 @@ def test_torchscript_computes_any_batch_and_size(head: bool, narrow: Path) -> No
         assert torch.allclose(model(images), expected, atol=1e-5)
 
 
-def test_the_authors_layout_holds_both_encoders_and_the_queue(standard: Path) -> None:
+def test_the_authors_layout_holds_both_encoders_and_the_queue(
+    standard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = reference.read(torch.load(export(standard, "reference"), weights_only=True))
+    assert "moco_dist.convert reads it; the authors' main_moco.py has no symmetric loss\n" in capsys.readouterr().out
     state = torch.load(standard / "checkpoints" / "step_000000002.pt", weights_only=True)
     assert torch.equal(content.queue, state["queue"]) and content.cursor == state["cursor"] and content.epoch == 1
     for encoder in ("encoder_q", "encoder_k"):

@@ -101,7 +101,7 @@ def test_ranks_find_the_same(in_file: bool, run_dir: Path, folder: Path, tmp_pat
     of_file = [f"--features={features}"] if in_file else []
     assert search(run_dir, folder, tmp_path / "alone.png", f"--query={folder / QUERY}", *of_file) == 0
     request = Request((folder / QUERY,), 10, features, tmp_path / "together.png")
-    ranks.run(2, search_on, Options(run_dir, folder, overrides=("data.workers=0",), batch=3), request)
+    ranks.run(2, search_on, Options(run_dir, folder, overrides={"data.workers": 0}, batch=3), request)
     assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "together.png").read_bytes()
 
 

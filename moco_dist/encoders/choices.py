@@ -1,0 +1,19 @@
+"""Name the parts of a run that a caller chooses: the encoder, the layer, and the step. No torch."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Literal
+
+Which = Literal["query", "key"]
+"""The encoder that is trained, or the one that follows it."""
+Layer = Literal["backbone", "head"]
+"""The features of the backbone, or the output of MoCo's head."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose an encoder of a run, which arrive as `which` and `step`."""
+    text = "query: the one that is trained; key: the one that follows it, out of a checkpoint (query)"
+    parser.add_argument("--encoder", dest="which", choices=("query", "key"), default="query", help=text)
+    text = "take this checkpoint of the run (the final encoder, or the last checkpoint)"
+    parser.add_argument("--step", type=int, metavar="N", help=text)

@@ -1,0 +1,5 @@
+"""The run and the images that the tests of features have."""
+
+from tests.embed.conftest import images, run_dir
+
+__all__ = ["images", "run_dir"]
