@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_dist import config as configs
 from moco_dist import train
@@ -40,7 +41,6 @@ IMAGES = (
 )
 """A config that the checkpoint `good` agrees with but for the head: 10 steps an epoch."""
 V1, V2 = ("model.mlp=false",), ("model.mlp=true",)
-WHOLE = "model.width=64"
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,17 @@ def encoder_in(run_dir: Path, which: str = "encoder_q") -> Encoder:
 
 
 BUILDS: dict[str, tuple[Callable[[], Any], str | None, tuple[str, ...]]] = {
-    "v1": (lambda: resnet18(num_classes=16), "resnet18", (WHOLE, *V1)),
+    "v1": (lambda: authors.Narrow(BasicBlock, [2, 2, 2, 2], 16), "resnet18", V1),
     "v2 of a ResNet-50": (
-        lambda: authors.with_mlp(resnet50(num_classes=16)),
+        lambda: authors.with_mlp(authors.Narrow(Bottleneck, [3, 4, 6, 3], 16)),
         "resnet50",
-        (WHOLE, "model.arch=resnet50", *V2),
+        ("model.arch=resnet50", *V2),
     ),
-    "the CIFAR-10 demo": (lambda: authors.Numbered(resnet18(num_classes=16)), None, (WHOLE, *V1, "model.stem=small")),
+    "the CIFAR-10 demo": (
+        lambda: authors.Numbered(authors.Narrow(BasicBlock, [2, 2, 2, 2], 16)),
+        None,
+        (*V1, "model.stem=small"),
+    ),
 }
 
 
