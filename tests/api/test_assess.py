@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import moco_dist
-from moco_dist.evaluate import command, options, plots
+from moco_dist.evaluate import command, options, plots, process
 from tests.api.made import fit
 
 
@@ -25,8 +25,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> moco_dist.Run:
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing: the pictures take longer than all else here."""
+    """Draw nothing: the pictures, and the places of images in the report, take longer than all else here."""
     monkeypatch.setattr(plots, "save", lambda path, figure: path.touch())
+    monkeypatch.setattr(process, "leave_view", lambda *_: None)
 
 
 def test_the_arguments_are_the_options_of_the_command_line() -> None:
