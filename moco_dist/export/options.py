@@ -17,7 +17,7 @@ from moco_dist.encoders.choices import Which
 from moco_dist.errors import UserError, printable
 from moco_dist.export import manifest
 from moco_dist.run import directory
-from moco_dist.run.paths import RunPaths, run_of
+from moco_dist.run.paths import RunPaths
 
 Format = Literal["safetensors", "torchvision", "timm", "detectron2", "onnx", "torchscript", "reference", "package"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -71,11 +71,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str], description: str | None = None) -> Options:
     """Parse the command line, and check what needs no weights. Raises UserError."""
     typed = _parser(description).parse_args(arguments)
-    run_dir = run_of(typed.run_dir) or typed.run_dir
+    run_dir = directory.existing(typed.run_dir, "RUN_DIR", with_config=True)
     paths = RunPaths(run_dir)
-    if not paths.config.is_file():
-        rule = f"holds no {paths.config.name}" if run_dir.is_dir() else "no such directory"
-        raise UserError.of("RUN_DIR", run_dir, rule, "give the directory of a run, such as runs/NAME")
     _check_parts(typed)
     config = directory.load_config(paths.config)
     if typed.to in _THEIR_NETWORKS:

@@ -29,20 +29,25 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), values: Mappin
     return config.load(file, values=values).at(run_dir)
 
 
-def existing(folder: Path) -> Path:
+def existing(folder: Path, key: str = "RUN", *, with_config: bool = False) -> Path:
     """Return the directory of a run: the folder, or that of the resolved config which it is.
+
+    Args:
+        folder: as the user names it.
+        key: what named it, for the mistake.
+        with_config: whether a run is refused that ended before it wrote its config.
 
     Raises:
         UserError: there is no such directory, or it is none of a run.
     """
     folder, fix = paths.run_of(folder) or folder, "give the directory of a run"
     if not folder.is_dir():
-        raise UserError.of("RUN", folder, "is no directory" if folder.exists() else "no such directory", fix)
+        raise UserError.of(key, folder, "is no directory" if folder.exists() else "no such directory", fix)
     file = paths.RunPaths(folder).config
-    if not file.exists() and status.read(folder).state is None:
-        raise UserError.of("RUN", folder, f"holds no {file.name}", fix)
+    if not file.exists() and (with_config or status.read(folder).state is None):
+        raise UserError.of(key, folder, f"holds no {file.name}", fix)
     if file.exists() and not file.is_file():
-        raise UserError.of("RUN", file, "is not a regular file", "remove it")
+        raise UserError.of(key, file, "is not a regular file", "remove it")
     return folder
 
 

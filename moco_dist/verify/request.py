@@ -13,7 +13,7 @@ from moco_dist.arguments import check_out, parser_of, path_of
 from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import paths, provenance
-from moco_dist.run.directory import load_config
+from moco_dist.run.directory import existing, load_config
 from moco_dist.verify import plan as plans
 
 
@@ -38,11 +38,8 @@ def parse(arguments: Sequence[str], rank: Rank, description: str) -> Request:
         UserError: a mistake in it, a run that cannot be replayed, or an override that would change its curve.
     """
     options = _parser(description).parse_intermixed_args(arguments)
-    folder = paths.run_of(options.run) or options.run
+    folder = existing(options.run, with_config=True)
     file = paths.RunPaths(folder).config
-    if not file.is_file():
-        rule = f"holds no {file.name}" if folder.is_dir() else "no such folder"
-        raise UserError.of("RUN", folder, rule, "give the directory of a run")
     named, overrides = configs.parse_arguments(options.overrides)
     if named is not None:
         raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")

@@ -229,7 +229,7 @@ def test_what_is_no_run_is_refused(run_dir: Path, tmp_path: Path, capsys: pytest
     assert command.run([str(run_dir)]) == 2
     lines = capsys.readouterr().err.splitlines()
     endings = [
-        "no such folder; give",
+        "no such directory; give",
         "holds no config.yaml; give",
         "holds no row of a training step yet; wait",
         "later",
