@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from moco_dist import config as configs
-from moco_dist.evaluate import command, full_training, options, process, training
+from moco_dist.evaluate import command, full_training, options, plots, process, training
 from moco_dist.evaluate.classifier import Classifier
 from moco_dist.evaluate.subject import open_subject
 from moco_dist.networks import weights
@@ -25,6 +25,8 @@ from tests.ranks import Ranks
 ALONE = World(0, 1, 0, torch.device("cpu"))
 CONFIG = configs.load(None, ["model.width=8"])
 FULL = ["--finetune", "--labels", "all", "--epochs", "1"]
+FEW_IMAGES = ["data.source=synthetic", "data.samples=520", "data.channels=1", "data.image_size=8"]
+"""Images of noise, for two steps of an epoch."""
 FINE_TUNED, FROM_SCRATCH = "fine-tuned (SimCLR, 1 epoch)", "supervised resnet18 (torchvision, 1 epoch)"
 SMALL = "supervised small net (torchvision, 1 epoch)"
 
@@ -39,17 +41,19 @@ def run_dir(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing in this process: the pictures take longer than a short training."""
+    monkeypatch.setattr(plots, "save", lambda path, figure: path.touch())
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "evaluation.json").read_text())["rows"])
 
 
-def small_subject(run_dir: str, world: World, *arguments: str) -> None:
-    everything = options.parse([run_dir, *FULL, *arguments])
-    process.evaluate(everything, options.load_config(everything), world)
-
-
 def on_ranks(world: World, run_dir: str, out: str) -> None:
-    small_subject(run_dir, world, "--supervised", "--out", f"{out}/{world.size}")
+    everything = options.parse([run_dir, *FEW_IMAGES, *FULL, "--supervised", "--out", f"{out}/{world.size}"])
+    process.evaluate(everything, options.load_config(everything), world)
 
 
 def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Path, ranks: Ranks) -> None:
@@ -70,7 +74,8 @@ def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Pat
 def test_a_broken_off_evaluation_goes_on_and_another_recipe_is_computed_anew(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.run([str(run_dir), *FULL]) == 0
+    arguments = [str(run_dir), *FEW_IMAGES]
+    assert command.run([*arguments, *FULL]) == 0
     told = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"moco_dist\.evaluate: fine-tuned \(SimCLR, 1 epoch\), epoch 1 of 1, loss \d\.\d+", told[0]), (
         told
@@ -87,14 +92,14 @@ def test_a_broken_off_evaluation_goes_on_and_another_recipe_is_computed_anew(
     first, cells = rows(run_dir), run_dir / "evaluation/cells.jsonl"
     lines = cells.read_text().splitlines()
     cells.write_text(lines[0] + "\n" + lines[1][:50])  # killed as it wrote
-    assert command.run([str(run_dir), "--finetune", "--label-fraction", "1.0", "--epochs", "1"]) == 0
+    assert command.run([*arguments, "--finetune", "--label-fraction", "1.0", "--epochs", "1"]) == 0
     assert begun == ["scratch"] and rows(run_dir)[0] == first[0]
-    assert command.run([str(run_dir), *FULL[:-1], "2"]) == 0
+    assert command.run([*arguments, *FULL[:-1], "2"]) == 0
     assert begun[1:] == ["encoder", "scratch"] and rows(run_dir)[-1]["recipe"]["epochs"] == 2
-    assert command.run([str(run_dir), *FULL, "device.precision=bf16"]) == 0
+    assert command.run([*arguments, *FULL, "device.precision=bf16"]) == 0
     assert begun[3:] == ["encoder", "scratch"]
     monkeypatch.setitem(full_training.REVISIONS, "fine-tuned", 99)
-    assert command.run([str(run_dir), *FULL]) == 0
+    assert command.run([*arguments, *FULL]) == 0
     assert begun[5:] == ["encoder"]
 
 
@@ -128,8 +133,8 @@ def test_the_table_names_the_recipe_and_a_length_that_is_not_its_own(run_dir: Pa
 
 def test_weights_from_elsewhere(run_dir: Path, tmp_path: Path) -> None:
     alone = Path(shutil.copy(run_dir / "encoder.safetensors", tmp_path / "alone.safetensors"))
-    assert command.run([str(run_dir), *FULL]) == 0
-    assert command.run([str(alone), "digits", "model.width=8", *FULL]) == 0
+    assert command.run([str(run_dir), *FEW_IMAGES, *FULL]) == 0
+    assert command.run([str(alone), "digits", "model.width=8", *FEW_IMAGES, *FULL]) == 0
     assert [row["accuracies"] for row in rows(tmp_path)] == [row["accuracies"] for row in rows(run_dir)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_dist.evaluate import command
+from moco_dist.evaluate import command, plots, process
 from moco_dist.networks import layouts, torch_files, variants
 from moco_dist.train import run as train
 from tests.networks.test_weights import OTHER, STATE, encoder
@@ -27,7 +27,11 @@ def words(module: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate"])
-def test_the_commands_run(module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_run(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "save", lambda path, figure: None)  # which takes longer than the evaluation
+    monkeypatch.setattr(process, "leave_view", lambda *_: None)
     weights = tmp_path / "theirs.pth"
     state = {f"module.encoder_q.{name}": tensor for name, tensor in encoder(1, channels=1).state_dict().items()}
     torch.save({"state_dict": state}, weights)
