@@ -36,21 +36,20 @@ def call(work: Callable[[World], T], config: Config, rank: Rank, timeout_seconds
         world.leave()
 
 
-def run(command: str, work: Callable[[World], object], config: Config, rank: Rank, timeout_seconds: float) -> int:
+def run(command: str, work: Callable[[World], int | None], config: Config, rank: Rank, timeout_seconds: float) -> int:
     """Do the work of a command as `call` does, and tell a mistake of the user's once for all ranks.
 
     Returns:
-        The exit status; raises whatever else goes wrong.
+        The exit status, that of the work if it returns one; raises whatever else goes wrong.
     """
     met = False
 
-    def work_of_those_who_met(world: World) -> None:
+    def work_of_those_who_met(world: World) -> int:
         nonlocal met
         met = True
-        work(world)
+        return work(world) or 0
 
     try:
-        call(work_of_those_who_met, config, rank, timeout_seconds)
+        return call(work_of_those_who_met, config, rank, timeout_seconds)
     except UserError as error:
         return refused_once(command, error, rank, met=met)
-    return 0

@@ -44,7 +44,7 @@ def run(options: Options, out: Path, config: Config, rank: Rank) -> int:
     return run_command("moco_dist.embed", work, config, rank)
 
 
-def run_command(command: str, work: Callable[[World], object], config: Config, rank: Rank) -> int:
+def run_command(command: str, work: Callable[[World], None], config: Config, rank: Rank) -> int:
     """Do the work of a command on all ranks. Returns the exit status; raises whatever else goes wrong."""
     with _interruptible():
         return joint_work.run(command, work, config, rank, _PATIENCE_SECONDS)

@@ -183,7 +183,7 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
         full = configs.load(config, values=values)
         described = Description(full.model, Preprocessing.of(full))
     else:
-        described = _overridden(_describe(file, path, sure=bool(values)), values, path)
+        described = _overridden(_describe(file, path, warns=not values), values, path)
     with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
         weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, "PATH")
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
@@ -193,13 +193,13 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
     return PretrainedEncoder(network, described.preprocessing, described.model, origin, has_head=False)
 
 
-def _describe(file: WeightFile, path: Path, *, sure: bool) -> Description:
+def _describe(file: WeightFile, path: Path, *, warns: bool) -> Description:
     """Describe weights by what stands beside them, or else by their shapes and what is customary.
 
     Args:
         file: the weights.
         path: of the file.
-        sure: whether the caller says what the images are, so that no warning is needed.
+        warns: whether to warn where nothing tells what the images are.
 
     Raises:
         UserError: they are not those of a ResNet of ours.
@@ -216,7 +216,7 @@ def _describe(file: WeightFile, path: Path, *, sure: bool) -> Description:
     preprocessing = description.of_folder(file, channels)
     if preprocessing is None:
         preprocessing = Preprocessing.general(_LARGE if model.stem == "imagenet" else _SMALL, channels)
-        if not sure:
+        if warns:
             what = f"{preprocessing.image_size} pixels and ImageNet's statistics are assumed"
             warnings.warn(f"{path} does not describe its images: {what}; give config or overrides", stacklevel=4)
     return Description(model, preprocessing)

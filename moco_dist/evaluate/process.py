@@ -43,7 +43,10 @@ _PATIENCE_SECONDS = 24 * 3600.0
 
 def run(options: Options, config: Config, rank: Rank) -> int:
     """Evaluate on all ranks. Returns the exit status; raises whatever else goes wrong."""
-    work = functools.partial(evaluate, options, config)
+
+    def work(world: World) -> None:
+        evaluate(options, config, world)
+
     return joint_work.run("moco_dist.evaluate", work, config, rank, _PATIENCE_SECONDS)
 
 

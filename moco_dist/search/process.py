@@ -30,7 +30,7 @@ from moco_dist.search.nearest import Nearest
 from moco_dist.search.request import Request
 
 _SPARE = 8
-"""Images more than asked for that are kept: names in the folder may be links to the query itself."""
+"""So many more images than asked for are kept: names in the folder may be links to the query itself."""
 
 
 class Neighbour(NamedTuple):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist import config as configs
-from moco_dist.arguments import refused_once, writing
-from moco_dist.data import identity, loader, sources
+from moco_dist import joint_work
+from moco_dist.arguments import writing
+from moco_dist.data import identity, sources
 from moco_dist.errors import UserError
 from moco_dist.files import write_text
 from moco_dist.methods.moco import MoCo
@@ -24,7 +25,6 @@ from moco_dist.verify.plan import Plan
 from moco_dist.verify.request import Request
 
 
-@loader.no_workers_left()
 def run(request: Request, rank: Rank) -> int:
     """Replay what is requested, and write the result.
 
@@ -35,19 +35,15 @@ def run(request: Request, rank: Rank) -> int:
     Returns:
         The exit status, the same on all ranks; raises whatever else goes wrong.
     """
-    world: collectives.World | None = None
-    try:
-        config = request.config
-        world = collectives.World.start(config, rank, config.run.hang_timeout_seconds)
-        return _verify(request, world)
-    except UserError as error:
-        return refused_once("moco_dist.verify", error, rank, met=world is not None)
-    except ends.Stopped:
-        rank.tell("moco_dist.verify: stopped on request; nothing is written")
-        return status.EXIT_CODES["stopped"]
-    finally:
-        if world is not None:
-            world.leave()
+
+    def work(world: collectives.World) -> int:
+        try:
+            return _verify(request, world)
+        except ends.Stopped:
+            rank.tell("moco_dist.verify: stopped on request; nothing is written")
+            return status.EXIT_CODES["stopped"]
+
+    return joint_work.run("moco_dist.verify", work, request.config, rank, request.config.run.hang_timeout_seconds)
 
 
 def _verify(request: Request, world: collectives.World) -> int:
