@@ -29,7 +29,7 @@ def run(options: Options) -> str:
     if options.to == "reference":
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, which=options.encoder, head=options.head, step=weights.checkpoint)
+    encoder = load_encoder(path, encoder=options.encoder, head=options.head, step=weights.checkpoint)
     if weights.checkpoint is None:
         _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
