@@ -310,7 +310,7 @@ def test_a_closed_folder_is_no_fault_of_the_page(tmp_path: Path, monkeypatch: An
 
     monkeypatch.setattr(Path, "iterdir", closed)
     assert report.run([str(run), "--out", str(tmp_path / "o")]) == 2
-    assert "RUN = " in capsys.readouterr().err
+    assert "RUN_DIR = " in capsys.readouterr().err
 
 
 def test_the_mistake_names_the_option(tmp_path: Path) -> None:

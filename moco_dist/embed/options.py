@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +43,7 @@ class Options:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Overrides by key, as `configs.read_overrides` reads them."""
     step: int | None = None
-    which: Which = "query"
+    encoder: Which = "query"
     features: Layer = "backbone"
     normalise: bool = False
     batch: int = BATCH
@@ -58,6 +60,15 @@ class Options:
         if self.config is not None:
             return {"data.root": configs.literal(str(self.folder)), **self.overrides}  # the one folder that is read
         return {key: value for key, value in self.overrides.items() if not key.startswith(_OF_THE_PROCESS)}
+
+    def as_command(self, out: Path) -> str:
+        """Return the command that writes the backbone's features with these options to a file."""
+        words = ["python", "-m", "moco_dist.embed", str(self.path), str(self.folder), "--out", str(out)]
+        words += ["--encoder", self.encoder] * (self.encoder != "query")
+        words += ["--step", str(self.step)] * (self.step is not None)
+        words += [str(self.config)] * (self.config is not None)
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.overrides.items()}
+        return shlex.join([*words, *(f"{key}={text}" for key, text in texts.items())])
 
     def workers(self, config: Config) -> int | Literal["auto"]:
         """Return the processes that decode, as `data.workers` of a run says that was trained on files; else auto.
@@ -76,7 +87,7 @@ class Options:
         """
         if not os.path.lexists(self.path):
             rule = "no such file or folder"
-            raise UserError.of("RUN|WEIGHTS", self.path, rule, "give a run directory or weights")
+            raise UserError.of("RUN_DIR|WEIGHTS", self.path, rule, "give a run directory or weights")
         if not 1 <= self.batch <= _MOST_BATCH:
             raise UserError.of("--batch", self.batch, f"must be from 1 to {_MOST_BATCH}", f"drop it for {BATCH}")
         if self.run_dir:
@@ -85,7 +96,7 @@ class Options:
                 raise UserError.of("argument", self.config, rule, "give overrides alone")
             return directory.load_config(paths.RunPaths(self.run_dir).config, values=self.overrides)
         usual = Options(self.path, self.folder)
-        for name, option in (("step", "--step"), ("which", "--encoder"), ("features", "--features")):
+        for name, option in (("step", "--step"), ("encoder", "--encoder"), ("features", "--features")):
             if (value := getattr(self, name)) != getattr(usual, name):
                 rule = "is in the checkpoints of runs alone"
                 raise UserError.of(option, value, rule, "give a run directory, or drop it")
@@ -97,11 +108,12 @@ class Options:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command has that computes features of a folder."""
-    name = "RUN|WEIGHTS"
+    name = "RUN_DIR|WEIGHTS"
     text = "a run directory; or weights of this or of another program, in a file or a folder"
     parser.add_argument("path", metavar=name, type=path_of(name), help=text)
     parser.add_argument("folder", metavar="FOLDER", type=path_of("FOLDER"), help="of images or shards, in any tree")
-    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the evaluation")
+    text = "a config that tells the images of weights; overrides, as for the trainer"
+    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help=text)
     choices.add_arguments(parser)
     text = f"images computed together ({BATCH}); fewer take less memory"
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help=text)
@@ -116,7 +128,7 @@ def of_arguments(parsed: argparse.Namespace, **others: Any) -> Options:
         overrides = [*overrides, f"{_WORKERS}={parsed.workers}"]
     if parsed.device is not None:
         overrides = [*overrides, f"device.type={parsed.device}"]
-    common = {name: getattr(parsed, name) for name in ("path", "folder", "step", "which", "batch")}
+    common = {name: getattr(parsed, name) for name in ("path", "folder", "step", "encoder", "batch")}
     return Options(**common, config=file, overrides=configs.read_overrides(overrides), **others)
 
 

@@ -12,8 +12,8 @@ Layer = Literal["backbone", "head"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose an encoder of a run, which arrive as `which` and `step`."""
-    text = "query: the one that is trained; key: the one that follows it, out of a checkpoint (query)"
-    parser.add_argument("--encoder", dest="which", choices=("query", "key"), default="query", help=text)
-    text = "take this checkpoint of the run (the final encoder, or the last checkpoint)"
+    """Add the options that choose an encoder of a run, which arrive as `encoder` and `step`."""
+    text = "query: the encoder that is trained; key: the one that follows it (query)"
+    parser.add_argument("--encoder", choices=("query", "key"), default="query", help=text)
+    text = "the checkpoint of this step (the final encoder, or the last checkpoint of a run that goes on)"
     parser.add_argument("--step", type=int, metavar="N", help=text)

@@ -31,7 +31,7 @@ def choose(options: Options) -> Weights:
         UserError: names what has changed, or the run has no such weights.
     """
     with_head = options.head or options.to == "reference"
-    step = from_run.choose_step(options.run_dir, with_head=with_head, which=options.which, step=options.step)
+    step = from_run.choose_step(options.run_dir, with_head=with_head, which=options.encoder, step=options.step)
     if step is None:
         before = description.read(weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR"))
     else:

@@ -85,7 +85,7 @@ def gather(options: Options, step: int, digest: str) -> Facts:
     versions, revision = _headline(paths)
     own_rows, converted = _rows(options, step), _converted(paths)
     of_step = [row for row in own_rows if rows.is_evaluation(row) and row["step"] == step]
-    evaluation = of_step[-1] if of_step and options.which == "query" else {}
+    evaluation = of_step[-1] if of_step and options.encoder == "query" else {}
     return Facts(
         config,
         step,

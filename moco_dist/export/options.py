@@ -44,7 +44,7 @@ class Options:
 
     run_dir: Path
     to: Format
-    which: Which
+    encoder: Which
     head: bool
     step: int | None
     out: Path
@@ -71,7 +71,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str], description: str | None = None) -> Options:
     """Parse the command line, and check what needs no weights. Raises UserError."""
     typed = _parser(description).parse_args(arguments)
-    run_dir = directory.existing(typed.run_dir, "RUN_DIR", with_config=True)
+    run_dir = directory.existing(typed.run_dir, with_config=True)
     paths = RunPaths(run_dir)
     _check_parts(typed)
     config = directory.load_config(paths.config)
@@ -81,13 +81,13 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Options:
         packages.need("--to", "onnx", "onnx", "onnxruntime", otherwise="use --to torchscript")
     out = typed.out or paths.export / f"{typed.to}{_SUFFIXES[typed.to]}"
     _check_place(out, typed.to, ours=typed.out is None)
-    return Options(run_dir, typed.to, typed.which, typed.head, typed.step, out, config)
+    return Options(run_dir, typed.to, typed.encoder, typed.head, typed.step, out, config)
 
 
 def _check_parts(typed: argparse.Namespace) -> None:
     """Refuse a part of the run that the format cannot hold, or holds anyway. Raises UserError."""
     if typed.to == "reference":
-        for name, value, plain in (("--encoder", typed.which, "query"), ("--head", typed.head, False)):
+        for name, value, plain in (("--encoder", typed.encoder, "query"), ("--head", typed.head, False)):
             if value != plain:
                 rule = "the authors' checkpoint holds both encoders with their heads"
                 raise UserError.of(name, value, rule, "drop it")

@@ -56,7 +56,7 @@ def _fill(folder: Path, options: Options, encoder: PretrainedEncoder, descriptio
     if usage.fits_timm(model, preprocessing.channels):
         _write_json(folder / "config.json", _of_timm(encoder))
     files.write_text(folder / TRAINING, configs.dump(shareable(options.config)))
-    content = card.write(facts.gather(options, step, encoder.digest), encoder, options.which)
+    content = card.write(facts.gather(options, step, encoder.digest), encoder, options.encoder)
     files.write_text(folder / CARD, content)
     manifest.write(folder, __version__)
 

@@ -28,11 +28,11 @@ def run(options: Options) -> str:
     if options.to == "reference":
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, which=options.which, head=options.head, step=chosen.checkpoint)
+    encoder = load_encoder(path, encoder=options.encoder, head=options.head, step=chosen.checkpoint)
     if chosen.checkpoint is None:
         _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
-    what = f"the {options.which} encoder of step {step}{' with its head' if options.head else ''}"
+    what = f"the {options.encoder} encoder of step {step}{' with its head' if options.head else ''}"
     if options.to == "package":
         with writing(options.out):
             loads = package.write(options, encoder, description, step)
@@ -56,7 +56,7 @@ def _take_counts_(encoder: PretrainedEncoder, run_dir: Path) -> None:
 def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Description:
     """Describe the encoder that is exported, as its run does."""
     origin = {"name": options.config.run.name, "step": step}
-    which = {} if options.which == "query" else {"encoder": options.which}
+    which = {} if options.encoder == "query" else {"encoder": options.encoder}
     return Description(encoder.model, encoder.preprocess, {**origin, **which})
 
 
@@ -74,7 +74,7 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
             return weights.as_safetensors(network, description.metadata()), loads
         case "detectron2":
             loads = "detectron2 loads it as MODEL.WEIGHTS, with MODEL.RESNETS.STRIDE_IN_1X1 False and INPUT.FORMAT RGB"
-            return state_dicts.as_detectron2(network), f"{loads} (docs/weights.md)"
+            return state_dicts.as_detectron2(network), f"{loads} (docs/detection.md)"
         case "onnx":
             model, difference = graphs.as_onnx(encoder, description, head=options.head)
             loads = f"onnxruntime.InferenceSession({file}) loads it"

@@ -29,7 +29,7 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), values: Mappin
     return config.load(file, values=values).at(run_dir)
 
 
-def existing(folder: Path, key: str = "RUN", *, with_config: bool = False) -> Path:
+def existing(folder: Path, key: str = "RUN_DIR", *, with_config: bool = False) -> Path:
     """Return the directory of a run: the folder, or that of the resolved config which it is.
 
     Args:

@@ -77,7 +77,7 @@ def _number(name: str, least: int) -> Callable[[str], int]:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.verify", description)
-    parser.add_argument("run", metavar="RUN", type=path_of("RUN"), help="a run directory")
+    parser.add_argument("run", metavar="RUN_DIR", type=path_of("RUN_DIR"), help="a run directory")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for the trainer")
     text = f"steps to replay; default: {plans.STEPS}, or to a later checkpoint that is near"
     parser.add_argument("--steps", type=_number("--steps", 1), metavar="N", help=text)

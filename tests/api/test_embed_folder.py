@@ -63,7 +63,7 @@ def test_the_process_is_given_back(run: moco_dist.Run, images: Path, tmp_path: P
     ("arguments", "line"),
     [
         ({"folder": "none"}, "FOLDER = none: no such folder"),
-        ({"run_or_weights": "none"}, r"RUN\|WEIGHTS = none: no such file or folder"),
+        ({"run_or_weights": "none"}, r"RUN_DIR\|WEIGHTS = none: no such file or folder"),
         ({"out": "a.txt"}, "--out = a.txt: must end with"),
         ({"overrides": "data.workers=0"}, "overrides = data.workers=0: must be a list of texts or a mapping"),
         ({"overrides": {"data.worker": 1}}, "data.worker"),
