@@ -22,6 +22,7 @@ from moco_dist.encoders.preprocessing import Preprocessing
 from moco_dist.errors import UserError
 from moco_dist.networks import batchnorm, resnet, weight_files, weights
 from moco_dist.networks.weight_files import WeightFile
+from moco_dist.ranks.torch_modes import plain_modes
 from moco_dist.run import directory, paths, status
 
 _LARGE, _SMALL = 224, 32
@@ -153,17 +154,18 @@ def load_encoder(
     """
     path, values = path_of("PATH", path), values_of(overrides)
     run_dir = paths.run_dir_of(path)
-    if run_dir is not None:
-        if config is not None:
-            raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
-        encoder = _of_run(run_dir, which, head, step, values)
-    else:
-        for name, value, plain in (("which", which, "query"), ("head", head, False), ("step", step, None)):
-            if value != plain:
-                raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
-        encoder = _of_weights(path, None if config is None else path_of("config", config), values)
-    batchnorm.make_plain_(encoder)
-    return encoder.eval().to(device)
+    with plain_modes():  # else the weights would be of the caller's default dtype, or on no device
+        if run_dir is not None:
+            if config is not None:
+                raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
+            encoder = _of_run(run_dir, which, head, step, values)
+        else:
+            for name, value, plain in (("which", which, "query"), ("head", head, False), ("step", step, None)):
+                if value != plain:
+                    raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
+            encoder = _of_weights(path, None if config is None else path_of("config", config), values)
+        batchnorm.make_plain_(encoder)
+        return encoder.eval().to(device)
 
 
 def _of_run(
