@@ -127,8 +127,12 @@ class Preprocessing:
             return decode(Path(image) if isinstance(image, str) else image, self.channels, self.value_range)
         if isinstance(image, Image.Image):
             return planes_of_image(image, self.channels, self.value_range)
-        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-        if values.ndim not in (2, 3):
+        if isinstance(image, Tensor):
+            image = image.detach().cpu()
+            values = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # which NumPy does not know
+        else:
+            values = np.asarray(image)
+        if values.ndim not in (2, 3) or not values.size:
             raise ValueError(f"an image has the shape [H, W], [H, W, C] or [C, H, W], not {list(values.shape)}")
         return planes_of_array(values, self.channels, self.value_range)
 

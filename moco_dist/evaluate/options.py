@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
+from moco_dist.config.calls import check_choice
 from moco_dist.errors import UserError
 from moco_dist.run import directory, paths
 
@@ -81,13 +82,12 @@ def parse(arguments: Sequence[str], description: str = "") -> Options:
 def checked(options: Options) -> Options:
     """Return the options as they are used, if they fit together. Raises UserError."""
     for name, choices in _CHOICES.items():
-        if (choice := getattr(options, name)) not in choices:
-            raise UserError.of(f"--{name}", choice, "is not known", f"use {' or '.join(choices)}")
+        check_choice(f"--{name}", getattr(options, name), choices)
     if options.labels is not None and options.label_fraction is not None:
         raise UserError.of("--labels", options.labels, "not allowed with --label-fraction", "drop one of them")
     options = replace(options, path=paths.run_of(options.path) or options.path)
     fraction = options.label_fraction
-    if fraction is not None and not 0 < fraction <= 1:
+    if fraction is not None and not (type(fraction) in (int, float) and 0 < fraction <= 1):
         raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
     if fraction == 1:
         options = replace(options, labels="all", label_fraction=None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
-from moco_dist.config.calls import Overrides, path_of, values_of
+from moco_dist.config.calls import Overrides, check_choice, path_of, values_of, whole_of
 from moco_dist.embed.embedding import Embedding
 from moco_dist.embed.options import BATCH, Layer, Options, Which, check_out_of_features
 from moco_dist.ranks.rank import Rank
@@ -70,16 +71,18 @@ def embed_folder(
         >>> np.array_equal(np.load("features.npy"), embedding.features)
         True
     """
+    check_choice("--features", features, get_args(Layer))
+    check_choice("--encoder", which, get_args(Which))
     options = Options(
         path=path_of("RUN|WEIGHTS", run_or_weights),
         folder=path_of("FOLDER", folder),
         config=None if config is None else path_of("CONFIG", config),
         overrides=tuple(_as_typed(overrides)),
-        step=step,
+        step=whole_of("--step", step),
         which=which,
         features=features,
         normalise=normalise,
-        batch=batch,
+        batch=BATCH if (count := whole_of("--batch", batch)) is None else count,
     )
     file = None if out is None else path_of("--out", out)
     loaded = options.load_config()
