@@ -14,6 +14,8 @@ from moco_dist.run import directory, paths
 
 Layer = Literal["backbone", "head"]
 
+_MOST = 1_000_000
+"""Epochs and draws; more would never end."""
 _CHOICES = {"solver": ("auto", "lbfgs", "sgd"), "features": ("backbone", "head"), "split": ("test", "validation")}
 
 
@@ -99,10 +101,9 @@ def _check_labels(options: Options) -> None:
     """Refuse options about labels that do not fit together. Raises UserError."""
     if not (options.labels is None or options.labels == "all" or isinstance(options.labels, int)):
         raise UserError.of("--labels", options.labels, "must be a number of images, or all", "use --labels 100")
-    if options.draws is not None and options.draws < 1:
-        raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
-    if options.epochs is not None and options.epochs < 1:
-        raise UserError.of("--epochs", options.epochs, "must be 1 or more", "drop it for the recipe's")
+    for name, fix in (("draws", "drop it for one draw"), ("epochs", "drop it for the recipe's")):
+        if (count := getattr(options, name)) is not None and not 1 <= count <= _MOST:
+            raise UserError.of(f"--{name}", count, f"must be 1 or more, and at most {_MOST}", fix)
     if options.labels is None and options.label_fraction is None:
         if options.draws:
             raise UserError.of("--draws", options.draws, "is about few labels", "add --labels N or --label-fraction F")

@@ -121,3 +121,13 @@ def test_what_is_no_path_is_told_in_a_line(path: Any, run: moco_dist.Run, images
     ):
         with pytest.raises(moco_dist.UserError):
             call()
+
+
+def test_features_in_a_file_are_found_from_another_working_directory(
+    run: moco_dist.Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    embedding = moco_dist.embed_folder(run, images, out="a.npy")
+    monkeypatch.chdir("/")
+    assert len(embedding.features) == len(embedding.files)
+    assert embedding.path == tmp_path / "a.npy"
