@@ -116,6 +116,6 @@ def check_out(file: Path) -> None:
         if file.is_symlink():  # such as /dev/stdout: the link itself would be replaced
             raise UserError.of("--out", file, "is a symbolic link", fix)
         if RunPaths.is_own(Path(os.path.realpath(file.parent), file.name)):
-            raise UserError.of("--out", file, "is a file that the run itself needs", fix)
+            raise UserError.of("--out", file, "is a place that the run itself needs", fix)
     except OSError as error:
         raise UserError.of("--out", file, f"cannot be written: {error.strerror}", fix) from None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from moco_dist.api.settings import ConfigLike, config_of
 from moco_dist.config import Config
-from moco_dist.config.from_python import Overrides, path_of, values_of
-from moco_dist.errors import UserError
+from moco_dist.config.from_python import Overrides, path_of, plain, values_of, whole_of
 from moco_dist.evaluate import options as evaluation
 from moco_dist.ranks.rank import Rank
 
@@ -89,13 +87,13 @@ def assess(
             linear=linear,
             solver=solver,
             features=features,
-            labels="all" if labels == "all" else _whole("--labels", labels),
-            label_fraction=label_fraction,
-            draws=_whole("--draws", draws),
+            labels="all" if isinstance(labels, str) and labels == "all" else whole_of("--labels", labels),
+            label_fraction=plain(label_fraction),
+            draws=whole_of("--draws", draws),
             finetune=finetune,
             supervised=supervised,
             semi=semi,
-            epochs=_whole("--epochs", epochs),
+            epochs=whole_of("--epochs", epochs),
             split=split,
             out=None if out is None else path_of("--out", out),
             wandb=wandb,
@@ -112,13 +110,3 @@ def assess(
 
     with preserved("moco_dist.assess"):
         return process.call(options, loaded, rank)
-
-
-def _whole(name: str, number: int | None) -> int | None:
-    """Return a whole number as Python's, NumPy's too, which JSON does not know. Raises UserError for any other."""
-    if number is None:
-        return None
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise UserError.of(name, number, "must be a whole number", "write it without quotes and point") from None

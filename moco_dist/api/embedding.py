@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
-from moco_dist.config.from_python import Overrides, path_of, values_of
+from moco_dist.config.from_python import Overrides, check_choice, path_of, values_of, whole_of
 from moco_dist.embed.embedding import Embedding
 from moco_dist.embed.options import BATCH, Options, check_out_of_features
 from moco_dist.encoders.choices import Layer, Which
@@ -69,16 +70,18 @@ def embed_folder(
         >>> np.array_equal(np.load("features.npy"), embedding.features)
         True
     """
+    check_choice("--features", features, get_args(Layer))
+    check_choice("--encoder", encoder, get_args(Which))
     options = Options(
         path=path_of("RUN_DIR|WEIGHTS", run_or_weights),
         folder=path_of("FOLDER", folder),
         config=None if config is None else path_of("CONFIG", config),
         overrides=values_of(overrides),
-        step=step,
+        step=whole_of("--step", step),
         encoder=encoder,
         features=features,
         normalise=normalise,
-        batch=batch,
+        batch=BATCH if (count := whole_of("--batch", batch)) is None else count,
     )
     file = None if out is None else path_of("--out", out)
     loaded = options.load_config()

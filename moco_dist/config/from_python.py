@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numbers
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moco_dist.config.load import read_overrides
-from moco_dist.config.paths import expanded, literal
+from moco_dist.config.paths import expanded, literal, possible
 from moco_dist.errors import UserError
 
 Overrides = Iterable[str] | Mapping[str, object]
@@ -22,7 +23,35 @@ def path_of(name: str, path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: names the argument.
     """
-    return Path(expanded(name, path) if isinstance(path, str) else path)
+    if isinstance(path, str):
+        return Path(expanded(name, path))
+    try:
+        return Path(possible(name, os.fspath(path)))
+    except TypeError:
+        raise UserError.of(name, path, "is no path", "give a text or a pathlib.Path") from None
+
+
+def whole_of(name: str, number: Any) -> int | None:
+    """Return a whole number as Python's, NumPy's too, which JSON does not know; None for None.
+
+    Raises:
+        UserError: names the argument.
+    """
+    if number is None:
+        return None
+    try:
+        if not isinstance(number, bool):
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise UserError.of(name, number, "must be a whole number", "write it without quotes and point")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of the choices. Raises UserError, which names the argument."""
+    choices = tuple(choices)
+    if not (isinstance(value, str) and value in choices):
+        raise UserError.of(name, value, "is not known", f"use {' or '.join(choices)}")
 
 
 def values_of(overrides: Overrides) -> dict[str, Any]:
@@ -30,7 +59,7 @@ def values_of(overrides: Overrides) -> dict[str, Any]:
     if isinstance(overrides, Mapping):
         return {str(key): plain(value) for key, value in overrides.items()}
     fix = 'write ["section.key=value"], or {"section.key": value}'
-    if isinstance(overrides, str):
+    if isinstance(overrides, str | bytes) or not isinstance(overrides, Iterable):
         raise UserError.of("overrides", overrides, "must be a list of texts or a mapping", fix)
     listed = list(overrides)
     for override in listed:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,8 @@ def expand(text: str) -> str:
 def _possible(path: str) -> str:
     """Return the path if Linux can have it. Raises ValueError."""
     refuse_password(path)
+    if "\0" in path:
+        raise ValueError("holds a zero byte, which no path can; drop it")
     if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(name)) > 255 for name in path.split("/")):
         raise ValueError("must have names of at most 255 bytes, and 4000 in all; shorten it")
     return path
@@ -66,8 +69,17 @@ def literal(path: object) -> str:
 
 def expanded(key: str, text: str) -> str:
     """Expand a path that stands on a command line. Raises UserError, which names the argument or option."""
+    return _read_as(key, text, expand)
+
+
+def possible(key: str, path: str) -> str:
+    """Return a path that is not to be expanded if Linux can have it. Raises UserError, which names the argument."""
+    return _read_as(key, path, _possible)
+
+
+def _read_as(key: str, text: str, read: Callable[[str], str]) -> str:
     try:
-        return expand(text)
+        return read(text)
     except ValueError as error:
         raise UserError(f"{key} = {shown(text)}: {error}") from None
 

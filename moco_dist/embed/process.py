@@ -96,7 +96,8 @@ def embed(options: Options, out: Path | None, config: Config, world: World) -> E
         in_memory = None
         _write(out, stream, description.describe(options, encoder, images), images, world, places)
     names = [os.fsdecode(name) for name in images.names[np.concatenate(places)]]
-    return Embedding(names, stream.unreadable, out, in_memory)
+    path = None if out is None else out.absolute()  # the caller may change the working directory before it is read
+    return Embedding(names, stream.unreadable, path, in_memory)
 
 
 def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSource]:

@@ -8,21 +8,22 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from moco_dist import config as configs
-from moco_dist.config.from_python import Overrides, path_of, values_of
+from moco_dist.config.from_python import Overrides, check_choice, path_of, values_of, whole_of
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders import description, from_run
 from moco_dist.encoders.choices import Which
 from moco_dist.encoders.description import Description
 from moco_dist.encoders.preprocessing import Preprocessing
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, reason
 from moco_dist.networks import batchnorm, resnet, weight_files, weights
 from moco_dist.networks.weight_files import WeightFile
+from moco_dist.ranks.torch_modes import plain_modes
 from moco_dist.run import directory, paths, status
 
 _KEY = "WEIGHTS"
@@ -141,7 +142,8 @@ def load_encoder(
         The module, in evaluation mode.
 
     Raises:
-        UserError: there is no such run or file, it is damaged, or it does not fit what it is said to be.
+        UserError: there is no such run or file, it is damaged, it does not fit what it is said to be, or there is no
+            such device.
 
     Example:
         >>> import moco_dist
@@ -155,18 +157,30 @@ def load_encoder(
         torch.Size([3, 64])
     """
     path, values = path_of(_KEY, path), values_of(overrides)
-    run_dir = paths.run_dir_of(path)
-    if run_dir is not None:
-        if config is not None:
-            raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
-        loaded = _of_run(run_dir, encoder, head, step, values)
-    else:
-        for name, value, plain in (("encoder", encoder, "query"), ("head", head, False), ("step", step, None)):
-            if value != plain:
-                raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
-        loaded = _of_weights(path, None if config is None else path_of("config", config), values)
-    batchnorm.make_plain_(loaded)
-    return loaded.eval().to(device)
+    check_choice("encoder", encoder, get_args(Which))
+    step, run_dir = whole_of("step", step), paths.run_dir_of(path)
+    place = _usable(device)
+    with plain_modes():  # else the weights would be of the caller's default dtype, or on no device
+        if run_dir is not None:
+            if config is not None:
+                raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
+            loaded = _of_run(run_dir, encoder, head, step, values)
+        else:
+            for name, value, plain in (("encoder", encoder, "query"), ("head", head, False), ("step", step, None)):
+                if value != plain:
+                    raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
+            loaded = _of_weights(path, None if config is None else path_of("config", config), values)
+        batchnorm.make_plain_(loaded)
+        return loaded.eval().to(place)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """Return a device on which tensors can lie here. Raises UserError."""
+    try:
+        return torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # each device refuses in its own way
+        cause = reason(error).split(". ")[0]
+        raise UserError.of("device", device, f"cannot be used here: {cause}", 'use device="cpu"') from None
 
 
 def _of_run(run_dir: Path, which: Which, head: bool, step: int | None, values: Mapping[str, Any]) -> PretrainedEncoder:

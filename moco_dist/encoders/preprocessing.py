@@ -19,6 +19,7 @@ from moco_dist.data import augment, crops
 from moco_dist.data.decode import Planes, decode, planes_of_array, planes_of_image
 from moco_dist.data.image_file import Member
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, general_statistics
+from moco_dist.ranks.torch_modes import plain_modes
 
 ImageLike = str | Path | Member | Image.Image | NDArray[Any] | Tensor
 """An image: the path of a file, an image in a shard, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
@@ -92,6 +93,7 @@ class Preprocessing:
         """Return the number of channels of an image."""
         return len(self.mean)
 
+    @plain_modes()
     def pixels(self, image: ImageLike) -> Tensor:
         """Resize an image and cut out its centre.
 
@@ -108,6 +110,7 @@ class Preprocessing:
         pixels = torch.cat([torch.from_numpy(np.array(plane)).view(*plane.size[::-1], -1) for plane in planes], dim=2)
         return crops.centre_batch(pixels.permute(2, 0, 1)[None], self.image_size)[0].contiguous()
 
+    @plain_modes()
     def normalise(self, pixels: Tensor) -> Tensor:
         """Scale pixels, uint8 [..., C, S, S], to [0, 1] and normalise them: float32 of the same shape."""
         return augment.normalise_(
@@ -124,7 +127,11 @@ class Preprocessing:
             return decode(Path(image) if isinstance(image, str) else image, self.channels, self.value_range)
         if isinstance(image, Image.Image):
             return planes_of_image(image, self.channels, self.value_range)
-        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-        if values.ndim not in (2, 3):
+        if isinstance(image, Tensor):
+            image = image.detach().cpu()
+            values = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # which NumPy does not know
+        else:
+            values = np.asarray(image)
+        if values.ndim not in (2, 3) or not values.size:
             raise ValueError(f"an image has the shape [H, W], [H, W, C] or [C, H, W], not {list(values.shape)}")
         return planes_of_array(values, self.channels, self.value_range)

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
+from moco_dist.config.from_python import check_choice
 from moco_dist.encoders.choices import Layer
 from moco_dist.errors import UserError
 from moco_dist.run import directory, paths
 
+_MOST = 1_000_000
+"""Epochs and draws; more would never end."""
 _CHOICES = {"solver": ("auto", "lbfgs", "sgd"), "features": ("backbone", "head"), "split": ("test", "validation")}
 
 
@@ -91,13 +94,12 @@ def parse(arguments: Sequence[str], description: str = "") -> Options:
 def checked(options: Options) -> Options:
     """Return the options as they are used, if they fit together. Raises UserError."""
     for name, choices in _CHOICES.items():
-        if (choice := getattr(options, name)) not in choices:
-            raise UserError.of(f"--{name}", choice, "is not known", f"use {' or '.join(choices)}")
+        check_choice(f"--{name}", getattr(options, name), choices)
     if options.labels is not None and options.label_fraction is not None:
         raise UserError.of("--labels", options.labels, "not allowed with --label-fraction", "drop one of them")
     options = replace(options, path=paths.run_of(options.path) or options.path)
     fraction = options.label_fraction
-    if fraction is not None and not 0 < fraction <= 1:
+    if fraction is not None and not (type(fraction) in (int, float) and 0 < fraction <= 1):
         raise UserError.of("--label-fraction", fraction, "must be above 0 and at most 1", "0.01 is one percent")
     if fraction == 1:
         options = replace(options, labels="all", label_fraction=None)
@@ -109,10 +111,9 @@ def _check_labels(options: Options) -> None:
     """Refuse options about labels that do not fit together. Raises UserError."""
     if not (options.labels is None or options.labels == "all" or isinstance(options.labels, int)):
         raise UserError.of("--labels", options.labels, "must be a number of images, or all", "use --labels 100")
-    if options.draws is not None and options.draws < 1:
-        raise UserError.of("--draws", options.draws, "must be 1 or more", "drop it for one draw")
-    if options.epochs is not None and options.epochs < 1:
-        raise UserError.of("--epochs", options.epochs, "must be 1 or more", "drop it for the recipe's")
+    for name, fix in (("draws", "drop it for one draw"), ("epochs", "drop it for the recipe's")):
+        if (count := getattr(options, name)) is not None and not 1 <= count <= _MOST:
+            raise UserError.of(f"--{name}", count, f"must be 1 or more, and at most {_MOST}", fix)
     if options.labels is None and options.label_fraction is None:
         if options.draws:
             raise UserError.of("--draws", options.draws, "is about few labels", "add --labels N or --label-fraction F")

@@ -41,6 +41,8 @@ def check_replaceable(folder: Path) -> None:
         UserError: names the place, and a file that has changed.
     """
     try:
+        if RunPaths.is_own(Path(os.path.realpath(folder.parent), folder.name)):
+            raise UserError.of("--out", folder, "is a place that the run itself needs", _FIX)
         if not os.path.lexists(folder):
             return
         if folder.is_symlink() or not folder.is_dir():

@@ -14,17 +14,18 @@ import torch
 
 from moco_dist.errors import UserError
 from moco_dist.ranks import devices, watchdog
+from moco_dist.ranks.torch_modes import plain_modes
 
 _one_call = threading.Lock()
 
 
 @contextmanager
 def preserved(call: str) -> Iterator[None]:
-    """Put back, when the block ends, what `World.start` and a run switch in this process.
+    """Put back what `World.start` and a run switch in this process; the caller's modes of torch rest meanwhile.
 
-    That is the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for the fastest
-    kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, the environment, and what
-    prints an error that nobody catches.
+    What is put back is the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for
+    the fastest kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, the
+    environment, and what prints an error that nobody catches.
 
     Args:
         call: name of the function that computes in the block.
@@ -48,6 +49,7 @@ def preserved(call: str) -> Iterator[None]:
             if torch.cuda.is_initialized():
                 put_back.callback(partial(torch.cuda.set_device, torch.cuda.current_device()))
             put_back.callback(watchdog.stop)
+            put_back.enter_context(plain_modes())
             yield
     finally:
         _one_call.release()

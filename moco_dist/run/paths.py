@@ -65,10 +65,21 @@ class RunPaths:
 
     @classmethod
     def is_own(cls, file: Path) -> bool:
-        """Tell whether a file in a run directory is one that the run writes, and nobody else. Raises OSError."""
-        paths = cls(file.parent)
-        own = set(vars(paths).values()) - {paths.folder, paths.report}
-        return file in own and file.parent.is_dir() and cls.holds_run(path.name for path in file.parent.iterdir())
+        """Tell whether a path is one that a run writes itself, or lies in such a folder; exports may be replaced.
+
+        Args:
+            file: absolute, its folder without symbolic links.
+
+        Raises:
+            OSError: a folder cannot be looked at.
+        """
+        for place in (file, *file.parents):
+            paths = cls(place.parent)
+            own = set(vars(paths).values()) - {paths.folder, paths.report}
+            is_in_exports = place == paths.export and place != file
+            if place in own and not is_in_exports and (paths.metrics.exists() or paths.status.exists()):
+                return True
+        return False
 
     def of_the_report(self) -> list[Path]:
         """Return the files that the page of the run is made from."""

@@ -116,3 +116,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         moco_dist.assess(tmp_path / "nothing")
     with pytest.raises(moco_dist.UserError, match=r"^RUN_DIR = .*holds no config\.yaml"):
         moco_dist.assess(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("label_fraction", "0.1"), ("label_fraction", True), ("labels", True), ("split", np.zeros(2))]
+)
+def test_an_argument_of_another_type_is_told_in_a_line(name: str, value: object, run: moco_dist.Run) -> None:
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(moco_dist.UserError, match=f"--{name.replace('_', '-')} = "):
+        moco_dist.assess(run, **arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,3 +80,53 @@ def test_the_call_has_all_options_of_the_command() -> None:
     arguments = set(inspect.signature(moco_dist.embed_folder).parameters)
     options = {"run_or_weights" if name == "path" else name for name in inspect.signature(Options).parameters}
     assert arguments == options | {"out", "verbose"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("encoder", "Query"),
+        ("encoder", None),
+        ("features", "heads"),
+        ("step", True),
+        ("batch", "8"),
+        ("overrides", None),
+    ],
+)
+def test_a_word_that_is_no_choice_is_refused_and_not_taken_for_another(
+    name: str, value: object, run: moco_dist.Run, images: Path
+) -> None:
+    arguments: dict[str, Any] = {name: value}
+    with pytest.raises(moco_dist.UserError):
+        moco_dist.embed_folder(run, images, **arguments)
+    if name in ("which", "step", "overrides"):
+        with pytest.raises(moco_dist.UserError):
+            moco_dist.load_encoder(run, **arguments)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "", 1.5, None])
+def test_a_device_that_is_not_here_is_told_in_a_line(device: Any, run: moco_dist.Run) -> None:
+    with pytest.raises(moco_dist.UserError, match=r"device = .*: cannot be used here: "):
+        moco_dist.load_encoder(run, device=device)
+
+
+@pytest.mark.parametrize("path", ["a\0b", Path("a\0b"), 5, b"runs", None, Path("x" * 300)])
+def test_what_is_no_path_is_told_in_a_line(path: Any, run: moco_dist.Run, images: Path) -> None:
+    for call in (
+        lambda: moco_dist.Run(path),
+        lambda: moco_dist.load_encoder(path),
+        lambda: moco_dist.embed_folder(run, path),
+        lambda: moco_dist.assess(path),
+    ):
+        with pytest.raises(moco_dist.UserError):
+            call()
+
+
+def test_features_in_a_file_are_found_from_another_working_directory(
+    run: moco_dist.Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    embedding = moco_dist.embed_folder(run, images, out="a.npy")
+    monkeypatch.chdir("/")
+    assert len(embedding.features) == len(embedding.files)
+    assert embedding.path == tmp_path / "a.npy"

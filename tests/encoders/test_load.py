@@ -210,3 +210,12 @@ def test_a_picture_is_prepared_in_any_form(tmp_path: Path) -> None:
     for bad in (np.zeros(3, np.uint8), np.zeros((4, 4, 2), np.uint8), np.full((4, 4), "a"), np.full((4, 4), 2.0)):
         with pytest.raises(ValueError, match=r"shape|real numbers|values from"):
             prepare(bad)
+
+
+def test_an_image_without_pixels_is_refused_and_bfloat16_is_taken(run_dir: Path) -> None:
+    prepare = load_encoder(run_dir).preprocess
+    for shape in ((0, 8), (8, 0, 1), (1, 0, 0)):
+        with pytest.raises(ValueError, match="an image has the shape"):
+            prepare(np.zeros(shape, np.uint8))
+    pixels = torch.full((1, 8, 8), 0.5)
+    assert torch.equal(prepare(pixels.bfloat16()), prepare(pixels))
