@@ -7,7 +7,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from moco_dist import config as configs
 from moco_dist import packages
@@ -90,6 +90,12 @@ class Options:
             raise UserError.of("RUN_DIR|WEIGHTS", self.path, rule, "give a run directory or weights")
         if not 1 <= self.batch <= _MOST_BATCH:
             raise UserError.of("--batch", self.batch, f"must be from 1 to {_MOST_BATCH}", f"drop it for {BATCH}")
+        for name, value, values in (
+            ("--encoder", self.encoder, get_args(Which)),
+            ("--features", self.features, get_args(Layer)),
+        ):
+            if value not in values:  # from Python
+                raise UserError.of(name, value, f"must be {' or '.join(values)}", f"drop it for {values[0]}")
         if self.run_dir:
             if self.config is not None:
                 rule = "a run directory has its config"

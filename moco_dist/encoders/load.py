@@ -154,6 +154,8 @@ def load_encoder(
         torch.Size([3, 64])
     """
     path, values = path_of(_KEY, path), values_of(overrides)
+    if encoder not in ("query", "key"):
+        raise UserError.of("encoder", encoder, "must be query or key", "drop it for the query encoder")
     run_dir = paths.run_dir_of(path)
     if run_dir is not None:
         if config is not None:

@@ -76,6 +76,8 @@ def test_the_process_is_given_back(run: moco_dist.Run, images: Path, tmp_path: P
         ({"overrides": "data.workers=0"}, "overrides = data.workers=0: must be a list of texts or a mapping"),
         ({"overrides": {"data.worker": 1}}, "data.worker"),
         ({"batch": 0}, "--batch = 0"),
+        ({"encoder": "k"}, "--encoder = k: must be query or key; drop it for query"),
+        ({"features": "projection"}, "--features = projection: must be backbone or head; drop it for backbone"),
     ],
 )
 def test_mistakes_are_raised(arguments: dict[str, object], line: str, run: moco_dist.Run, images: Path) -> None:
