@@ -247,6 +247,9 @@ def test_output_that_goes_nowhere(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = in_a_process(code, run, run, stdout=write_end)
+    assert (process.returncode, process.stderr) == (141, b"")
+    command = [sys.executable, "-m", "moco_dist.train", "--help"]
+    process = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE)
     os.close(write_end)
     assert (process.returncode, process.stderr) == (141, b"")
     with Path("/dev/full").open("wb") as full:

@@ -69,6 +69,8 @@ def test_the_process_is_given_back(run: moco_dist.Run, images: Path, tmp_path: P
         ({"overrides": "data.workers=0"}, "overrides = data.workers=0: must be a list of texts or a mapping"),
         ({"overrides": {"data.worker": 1}}, "data.worker"),
         ({"batch": 0}, "--batch = 0"),
+        ({"encoder": "k"}, "--encoder = k: is not known; use query or key"),
+        ({"features": "projection"}, "--features = projection: is not known; use backbone or head"),
     ],
 )
 def test_mistakes_are_raised(arguments: dict[str, object], line: str, run: moco_dist.Run, images: Path) -> None:
@@ -99,7 +101,7 @@ def test_a_word_that_is_no_choice_is_refused_and_not_taken_for_another(
     arguments: dict[str, Any] = {name: value}
     with pytest.raises(moco_dist.UserError):
         moco_dist.embed_folder(run, images, **arguments)
-    if name in ("which", "step", "overrides"):
+    if name in ("encoder", "step", "overrides"):
         with pytest.raises(moco_dist.UserError):
             moco_dist.load_encoder(run, **arguments)
 

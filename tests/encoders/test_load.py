@@ -135,6 +135,7 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
     ("options", "line"),
     [
         ({"encoder": "key"}, "encoder = key: is in a run alone"),
+        ({"encoder": "encoder_k"}, "encoder = encoder_k: is not known; use query or key"),
         ({"head": True}, "head = true: is in a run alone"),
         ({"step": 3}, "step = 3: is in a run alone"),
         ({"overrides": ["model.arch=resnet50"]}, "overrides = model.arch: weights without a config have none"),
