@@ -42,7 +42,7 @@ class Progress:
         self._figures: dict[str, float] = {}
         self._others_interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # its thread would outlive a fork
         self._bar: tqdm | None = None
-        if sys.stderr.isatty() and not quiet:
+        if not quiet and sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, desc=description, unit=unit, dynamic_ncols=True)
 
     def update(self, step: int, **figures: float) -> None:
@@ -60,6 +60,8 @@ class Progress:
         if self.quiet and stream is None:
             return
         stream = stream or sys.stdout
+        if stream is None:  # as where a process was started with it closed
+            return
         with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 tqdm.write(line, file=stream)
@@ -77,6 +79,8 @@ class Progress:
                 self._print()
 
     def _print(self) -> None:
+        if sys.stderr is None:
+            return
         self._printed = elapsed = time.monotonic() - self._started
         self._printed_step = self._step
         rate = (self._step - self.initial) / max(elapsed, 1e-9)

@@ -31,7 +31,7 @@ from moco_dist.data.tree import SHARD_INDEX
 from moco_dist.errors import UserError
 from tests.data.made import damaged_avif, draw, folder_of
 from tests.data.test_stream import equal, steps_of
-from tests.nobody import as_nobody
+from tests.nobody import as_nobody, let_in
 
 CPU = torch.device("cpu")
 NAMES = ("a.png", "a.PNG", "a.jpg", "a b.jpg", "a.b.jpg", "a_b.jpg", "ä.bmp", "new\nline.png", "x..png")
@@ -304,8 +304,8 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
     for name in "abc":
         draw(tree / "closed" / f"{name}.png", 10)
     (tree / "closed" / "b.png").chmod(0)
-    for path in (tree, *tree.parents[:3]):
-        path.chmod(0o777)
+    let_in(tree)
+    tree.chmod(0o777)
     before = sorted(map(str, tree.rglob("*")))
     with as_nobody():
         assert command.run(arguments) == 2

@@ -31,7 +31,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.run.paths import RunPaths
 from tests.embed.made import DAMAGED, STRANGE, copied, images_of
 from tests.jobs import ROOT, environment_of
-from tests.nobody import as_nobody
+from tests.nobody import as_nobody, let_in
 from tests.ranks import Ranks
 
 BATCH = ("--batch=3", "--workers=0")
@@ -297,8 +297,7 @@ def test_a_mistake_is_one_line(
 def test_a_closed_folder_is_a_mistake(run_dir: Path, images: Path, tmp_path: Path) -> None:
     folder = copied(images, tmp_path / "images")
     (folder / "train" / "cat").chmod(0)
-    for path in (folder, tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        path.chmod(0o755)
+    let_in(folder)
     encoder = load_encoder(run_dir)
     with as_nobody(), pytest.raises(UserError, match=r"FOLDER = .*: .*train/cat cannot be read: Permission denied"):
         open_folder(folder, encoder.preprocess)

@@ -200,6 +200,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         r"--draws = 3: there is nothing",
     ),
     "no epochs": ([*FULL[:-1], "0"], r"--epochs = 0: must be 1 or more"),
+    "too many epochs": ([*FULL[:-1], str(10**23)], r"--epochs = 1000+: must be 1 or more, and at most 1000000"),
     "no number of epochs": ([*FULL[:-1], "two"], r"argument --epochs: invalid int value: 'two'"),
     "epochs of few labels": (["--labels", "20", "--epochs", "3"], r"--epochs = 3: is about training on all labels"),
     "epochs alone": (["--epochs", "3"], r"--epochs = 3: is about training on all labels; add --labels all"),

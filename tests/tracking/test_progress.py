@@ -74,3 +74,12 @@ def test_stream_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     progress.update(1)
     progress.write("a line")
     progress.close()
+
+
+def test_closed_streams_are_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+        bar = Progress(2, 0, "run", plain_seconds=0.0)
+        bar.update(1)
+        bar.write("a line")
+        bar.close()
