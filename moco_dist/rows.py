@@ -1,6 +1,6 @@
 """Turn the rows of a run, metrics.jsonl, into a table: a Parquet file for data tools, or CSV for everything else.
 
-python -m moco_dist.rows RUN --to parquet|csv [--out PATH]
+python -m moco_dist.rows RUN_DIR --to parquet|csv [--out PATH]
 
 A row of the table is a row of the run, of training, of an evaluation, or a finding; a column is a figure, and a cell is
 empty where a row has none. Numbers read back bit for bit. The run may go on meanwhile.
@@ -45,9 +45,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.rows", __doc__)
-    parser.add_argument("run", type=path_of("RUN"), metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=path_of("RUN_DIR"), metavar="RUN_DIR", help="a run directory")
     parser.add_argument("--to", choices=("parquet", "csv"), required=True, help="the format of the table")
-    parser.add_argument("--out", type=path_of("--out"), metavar="PATH", help="the table (in RUN)")
+    parser.add_argument("--out", type=path_of("--out"), metavar="PATH", help="the table (in RUN_DIR)")
     return parser
 
 
@@ -57,9 +57,9 @@ def _read(paths: RunPaths) -> Rows:
         rows = list(read_rows(paths.metrics))
     except OSError as error:
         rule = f"{paths.metrics.name} cannot be read: {error.strerror or error}"
-        raise UserError.of("RUN", paths.folder, rule, fix) from None
+        raise UserError.of("RUN_DIR", paths.folder, rule, fix) from None
     if not rows:
-        raise UserError.of("RUN", paths.folder, f"{paths.metrics.name} has no row yet", "wait for the first ones")
+        raise UserError.of("RUN_DIR", paths.folder, f"{paths.metrics.name} has no row yet", "wait for the first ones")
     return rows
 
 

@@ -1,8 +1,8 @@
 """Say whether a run learns, and if not, why, and what to change.
 
-python -m moco_dist.why RUN [--json]
+python -m moco_dist.why RUN_DIR [--json]
 
-RUN is the directory of a run that is running, done, stopped, crashed or diverged. docs/health.md describes the rules.
+The run may be running, done, stopped, crashed or diverged. docs/health.md describes the rules.
 """
 
 import argparse
@@ -148,7 +148,7 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.why", __doc__)
-    parser.add_argument("run", type=path_of("RUN"), metavar="RUN", help="a run directory")
+    parser.add_argument("run", type=path_of("RUN_DIR"), metavar="RUN_DIR", help="a run directory")
     parser.add_argument("--json", action="store_true", help="tell it as JSON, for programs")
     return parser
 

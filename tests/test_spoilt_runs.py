@@ -247,6 +247,9 @@ def test_output_that_goes_nowhere(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = in_a_process(code, run, run, stdout=write_end)
+    assert (process.returncode, process.stderr) == (141, b"")
+    command = [sys.executable, "-m", "moco_dist.train", "--help"]
+    process = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE)
     os.close(write_end)
     assert (process.returncode, process.stderr) == (141, b"")
     with Path("/dev/full").open("wb") as full:
@@ -310,7 +313,7 @@ def test_a_closed_folder_is_no_fault_of_the_page(tmp_path: Path, monkeypatch: An
 
     monkeypatch.setattr(Path, "iterdir", closed)
     assert report.run([str(run), "--out", str(tmp_path / "o")]) == 2
-    assert "RUN = " in capsys.readouterr().err
+    assert "RUN_DIR = " in capsys.readouterr().err
 
 
 def test_the_mistake_names_the_option(tmp_path: Path) -> None:

@@ -98,7 +98,12 @@ def _weights(start: Path) -> Iterator[Finding]:
     """Check the weights that a run begins from: a file, a run, or a folder of weights. Only the trainer reads them."""
     is_folder = _is(Path.is_dir, start)
     if not is_folder and not _is(Path.is_file, start):
-        yield finding.error("run.init_from", start, "no such file", "give a .safetensors or .pt")
+        yield finding.error(
+            "run.init_from",
+            start,
+            "no such file",
+            "give a file of safetensors or of torch.save",
+        )
     elif not os.access(start, os.R_OK | os.X_OK if is_folder else os.R_OK):
         yield finding.error("run.init_from", start, "cannot be read by you", "ask for access, or copy it")
     elif is_folder and not CheckpointIndex(RunPaths(start).checkpoints).last() and not _has(start, _WEIGHTS):

@@ -1,6 +1,6 @@
 """Compare two runs: the first step at which their rows part, what differs between them, and the probable cause.
 
-python -m moco_dist.diff RUN RUN [--json]
+python -m moco_dist.diff RUN_DIR RUN_DIR [--json]
 
 Rows are compared bit for bit at the steps that both runs have; figures of time and of memory do not count. Exits with 0
 where all are equal, 1 where some differ, 2 after a mistake. It needs no torch, and changes no run.
@@ -39,7 +39,7 @@ def compare(one: side.Side, other: side.Side) -> dict[str, Any]:
     evaluated = comparison.compare(one.evaluations, other.evaluations)
     if not trained.steps:
         fix = "compare runs with a common multiple of track.log_every"
-        raise UserError.of("RUN", other.folder, f"has a row of no step that {one.folder} has", fix)
+        raise UserError.of("RUN_DIR", other.folder, f"has a row of no step that {one.folder} has", fix)
     listed = differences(one, other)
     first = next((c for c in (trained, evaluated) if c.first is not None), None)
     drift = first.drifts[first.first] if first and first.first else None
@@ -148,6 +148,6 @@ def _line(entry: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.diff", __doc__)
-    parser.add_argument("runs", nargs=2, metavar="RUN", type=path_of("RUN"), help="a run directory")
+    parser.add_argument("runs", nargs=2, metavar="RUN_DIR", type=path_of("RUN_DIR"), help="a run directory")
     parser.add_argument("--json", action="store_true", help="print all of it as an object")
     return parser

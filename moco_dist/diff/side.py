@@ -123,10 +123,10 @@ def read(folder: Path) -> Side:
         name = Path(error.filename or paths.config).name
         rule = f"holds no {name}" if folder.is_dir() else "no such folder"
         rule = rule if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror or error}"
-        raise UserError.of("RUN", folder, rule, fix) from None
+        raise UserError.of("RUN_DIR", folder, rule, fix) from None
     training = comparison.training_rows(rows)
     if not training:
-        raise UserError.of("RUN", folder, "holds no row of a training step yet", "wait for its first one")
+        raise UserError.of("RUN_DIR", folder, "holds no row of a training step yet", "wait for its first one")
     starts = tuple(provenance.read(folder))
     return Side(folder, configs.flat(tree), headline, training, comparison.evaluation_rows(rows), starts)
 

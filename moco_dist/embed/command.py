@@ -1,8 +1,8 @@
 """Compute the features of all images of a folder, and write them to a file with the images' names.
 
-python -m moco_dist.embed RUN FOLDER --out features.npy [--normalise] [...] [section.key=value ...]
+python -m moco_dist.embed RUN_DIR FOLDER --out features.npy [--normalise] [...] [section.key=value ...]
 python -m moco_dist.embed WEIGHTS FOLDER --out features.parquet [CONFIG.yaml] [data.image_size=...]
-torchrun --nproc_per_node=4 -m moco_dist.embed RUN FOLDER --out features.npy
+torchrun --nproc_per_node=4 -m moco_dist.embed RUN_DIR FOLDER --out features.npy
 
 features.npy is a matrix [n, D] of float32, and features.files.json beside it names its rows; a Parquet file has the
 columns file and features. Images that cannot be decoded are left out, and counted. Ranks share the work.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from moco_dist import config as configs
 from moco_dist import packages
@@ -40,7 +41,7 @@ class Options:
     """A config that tells the images of weights from elsewhere."""
     overrides: tuple[str, ...] = ()
     step: int | None = None
-    which: Which = "query"
+    encoder: Which = "query"
     features: Layer = "backbone"
     normalise: bool = False
     batch: int = BATCH
@@ -60,6 +61,14 @@ class Options:
             return [f"data.root={configs.literal(self.folder)}", *self.overrides]  # the one folder that is read
         return [override for override in self.overrides if not override.startswith(_OF_THE_PROCESS)]
 
+    def as_command(self, out: Path) -> str:
+        """Return the command that writes the backbone's features with these options to a file."""
+        words = ["python", "-m", "moco_dist.embed", str(self.path), str(self.folder), "--out", str(out)]
+        words += ["--encoder", self.encoder] * (self.encoder != "query")
+        words += ["--step", str(self.step)] * (self.step is not None)
+        words += [str(self.config)] * (self.config is not None)
+        return shlex.join([*words, *self.overrides])
+
     def workers(self, config: Config) -> int | Literal["auto"]:
         """Return the processes that decode, as `data.workers` of a run says that was trained on files; else auto.
 
@@ -78,16 +87,22 @@ class Options:
         """
         if not os.path.lexists(self.path):
             rule = "no such file or folder"
-            raise UserError.of("RUN|WEIGHTS", self.path, rule, "give a run directory or weights")
+            raise UserError.of("RUN_DIR|WEIGHTS", self.path, rule, "give a run directory or weights")
         if not 1 <= self.batch <= _MOST_BATCH:
             raise UserError.of("--batch", self.batch, f"must be from 1 to {_MOST_BATCH}", f"drop it for {BATCH}")
+        for name, value, values in (
+            ("--encoder", self.encoder, get_args(Which)),
+            ("--features", self.features, get_args(Layer)),
+        ):
+            if value not in values:  # from Python
+                raise UserError.of(name, value, f"must be {' or '.join(values)}", f"drop it for {values[0]}")
         if self.run_dir:
             if self.config is not None:
                 rule = "a run directory has its config"
                 raise UserError.of("argument", self.config, rule, "give overrides alone")
             return directory.load_config(paths.RunPaths(self.run_dir).config, self.overrides)
         usual = Options(self.path, self.folder)
-        for name, field in (("--step", "step"), ("--encoder", "which"), ("--features", "features")):
+        for name, field in (("--step", "step"), ("--encoder", "encoder"), ("--features", "features")):
             if (value := getattr(self, field)) != getattr(usual, field):
                 rule = "is in the checkpoints of runs alone"
                 raise UserError.of(name, value, rule, "give a run directory, or drop it")
@@ -98,14 +113,16 @@ class Options:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every command has that computes features of a folder."""
-    name = "RUN|WEIGHTS"
+    name = "RUN_DIR|WEIGHTS"
     text = "a run directory; or weights of this or of another program, in a file or a folder"
     parser.add_argument("path", metavar=name, type=path_of(name), help=text)
     parser.add_argument("folder", metavar="FOLDER", type=path_of("FOLDER"), help="of images or shards, in any tree")
-    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the evaluation")
-    text = "take this checkpoint of the run (the final encoder, or the last checkpoint)"
+    text = "a config that tells the images of weights; overrides, as for the trainer"
+    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help=text)
+    text = "the checkpoint of this step (the final encoder, or the last checkpoint of a run that goes on)"
     parser.add_argument("--step", type=int, metavar="N", help=text)
-    parser.add_argument("--encoder", dest="which", choices=("query", "key"), default="query", help="of the run (query)")
+    text = "query: the encoder that is trained; key: the one that follows it (query)"
+    parser.add_argument("--encoder", choices=("query", "key"), default="query", help=text)
     text = f"images computed together ({BATCH}); fewer take less memory"
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help=text)
     parser.add_argument("--workers", metavar="N|auto", help="processes that decode, as data.workers")
@@ -119,7 +136,7 @@ def of_arguments(parsed: argparse.Namespace, **others: object) -> Options:
         overrides = [*overrides, f"data.workers={parsed.workers}"]
     if parsed.device is not None:
         overrides = [*overrides, f"device.type={parsed.device}"]
-    common = {name: getattr(parsed, name) for name in ("path", "folder", "step", "which", "batch")}
+    common = {name: getattr(parsed, name) for name in ("path", "folder", "step", "encoder", "batch")}
     return Options(**common, config=file, overrides=tuple(overrides), **others)  # type: ignore[arg-type]
 
 

@@ -129,7 +129,7 @@ def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSo
             warnings.simplefilter("always", UserWarning)
             encoder = load_encoder(
                 options.path,
-                which=options.which,
+                encoder=options.encoder,
                 head=options.features == "head",
                 step=options.step,
                 config=options.config,
@@ -145,7 +145,7 @@ def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSo
     digests = world.gather_objects(encoder.digest)
     if len(set(digests)) > 1:
         fix = "give every node the same files"
-        raise UserError.of("RUN|WEIGHTS", options.path, "the ranks read different weights from it", fix)
+        raise UserError.of("RUN_DIR|WEIGHTS", options.path, "the ranks read different weights from it", fix)
     images = folder.on_all_ranks(options.folder, encoder.preprocess, world)
     for remark in images.remarks:
         world.tell(f"moco_dist: {remark}")

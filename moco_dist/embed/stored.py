@@ -24,7 +24,6 @@ _ROWS = 4096
 """Rows that are read together."""
 _MOST_BYTES = 1 << 32
 """A list of names has no more."""
-_AGAIN = "compute them again: python -m moco_dist.embed"
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,11 @@ def open_stored(path: Path) -> Stored:
     """Open a file of features. Raises UserError where it is none, or is damaged."""
     if path.suffix not in (MATRIX, PARQUET):
         rule = f"must be a file of {MATRIX} or {PARQUET}"
-        raise UserError.of("--features", path, rule, "give what python -m moco_dist.embed has written")
-    check_parquet(path, "--features")
+        raise UserError.of("--features-file", path, rule, "give what python -m moco_dist.embed has written")
+    if not path.exists():
+        fix = f"compute them: python -m moco_dist.embed RUN_DIR FOLDER --out {path}"
+        raise UserError.of("--features-file", path, "no such file", fix)
+    check_parquet(path, "--features-file")
     try:
         about, names, shape = (_open_parquet if path.suffix == PARQUET else _open_matrix)(path)
         fits = about["format"] == FORMAT and len(names) == shape[0]
@@ -135,4 +137,5 @@ def _parquet_parts(path: Path) -> Iterator[NDArray[np.float32]]:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError.of("--features", path, f"cannot be used: {' '.join(reason.split())[:200]}", _AGAIN)
+    fix = f"compute them again: python -m moco_dist.embed RUN_DIR FOLDER --out {path}"
+    return UserError.of("--features-file", path, f"cannot be used: {' '.join(reason.split())[:200]}", fix)

@@ -143,7 +143,7 @@ class Stream:
             name = printable(os.fsdecode(self._chunks.images.names[rows.places[~finite][0]]))
             rule = f"the features of {(~finite).sum()} images are not finite, such as those of {name}"
             fix = "look at the run's loss; take an earlier checkpoint by --step"
-            raise UserError.of("RUN|WEIGHTS", self._encoder.origin.path, rule, fix)
+            raise UserError.of("RUN_DIR|WEIGHTS", self._encoder.origin.path, rule, fix)
         return rows
 
 

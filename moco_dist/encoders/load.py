@@ -24,6 +24,8 @@ from moco_dist.networks import batchnorm, resnet, weight_files, weights
 from moco_dist.networks.weight_files import WeightFile
 from moco_dist.run import directory, paths, status
 
+_KEY = "WEIGHTS"
+"""What messages call the weights, as the commands do."""
 _LARGE, _SMALL = 224, 32
 """Sides in pixels of the images that encoders of a large and of a small stem are customarily trained on."""
 _OF_IMAGES = ("data.image_size", "data.mean", "data.std", "data.value_range")
@@ -115,7 +117,7 @@ class PretrainedEncoder(nn.Module):
 def load_encoder(
     path: str | os.PathLike[str],
     *,
-    which: of_run.Which = "query",
+    encoder: of_run.Which = "query",
     head: bool = False,
     step: int | None = None,
     config: str | os.PathLike[str] | None = None,
@@ -127,7 +129,7 @@ def load_encoder(
     Args:
         path: a run, its directory, or weights: an encoder.safetensors, a checkpoint of this or of another program, or a
             folder of Hugging Face's or timm's. The layout of the names is detected.
-        which: the query encoder, which is trained, or the key encoder, which follows it; the latter is in runs alone.
+        encoder: the query encoder, which is trained, or the key encoder, which follows it; the latter is in runs alone.
         head: whether to load MoCo's head too, for `project`; it is in the checkpoints of runs alone.
         step: of the checkpoint of a run; None: the final encoder, or the last checkpoint of a run that goes on.
         config: of weights from elsewhere, a config that tells their images; without it, what the file tells counts.
@@ -151,19 +153,21 @@ def load_encoder(
         >>> features.shape
         torch.Size([3, 64])
     """
-    path, values = path_of("PATH", path), values_of(overrides)
+    path, values = path_of(_KEY, path), values_of(overrides)
+    if encoder not in ("query", "key"):
+        raise UserError.of("encoder", encoder, "must be query or key", "drop it for the query encoder")
     run_dir = paths.run_dir_of(path)
     if run_dir is not None:
         if config is not None:
             raise UserError.of("config", config, "a run directory has its config", "give overrides alone")
-        encoder = _of_run(run_dir, which, head, step, values)
+        loaded = _of_run(run_dir, encoder, head, step, values)
     else:
-        for name, value, plain in (("which", which, "query"), ("head", head, False), ("step", step, None)):
+        for name, value, plain in (("encoder", encoder, "query"), ("head", head, False), ("step", step, None)):
             if value != plain:
                 raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
-        encoder = _of_weights(path, None if config is None else path_of("config", config), values)
-    batchnorm.make_plain_(encoder)
-    return encoder.eval().to(device)
+        loaded = _of_weights(path, None if config is None else path_of("config", config), values)
+    batchnorm.make_plain_(loaded)
+    return loaded.eval().to(device)
 
 
 def _of_run(
@@ -179,16 +183,16 @@ def _of_run(
 
 
 def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> PretrainedEncoder:
-    file, full = weight_files.read(path, "PATH"), None
+    file, full = weight_files.read(path, _KEY), None
     if config is not None:
         full = configs.load(config, values=values)
         described = Description(full.model, Preprocessing.of(full))
     else:
         described = _overridden(_describe(file, path, sure=bool(values)), values, path)
     with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
-        weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, "PATH")
+        weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, _KEY)
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
-    notes = weights.take_backbone_(network, file, path, key="PATH")
+    notes = weights.take_backbone_(network, file, path, key=_KEY)
     step = described.run.get("step")
     origin = Origin(path, step=step if isinstance(step, int) else None, config=full, notes=tuple(notes))
     return PretrainedEncoder(network, described.preprocessing, described.model, origin, has_head=False)
@@ -207,11 +211,11 @@ def _describe(file: WeightFile, path: Path, *, sure: bool) -> Description:
     """
     if described := description.read(file):
         return described
-    layers = weights.layers_of(file, weights.recognise(file, path, "PATH"), {}, "PATH", path)
+    layers = weights.layers_of(file, weights.recognise(file, path, _KEY), {}, _KEY, path)
     settings = weights.settings_of(layers)
     if not settings:
         rule = "has layers that no model.arch, stem and width of ours has"
-        raise UserError.of("PATH", path, rule, "give one of torchvision's ResNets")
+        raise UserError.of(_KEY, path, rule, "give one of torchvision's ResNets")
     model = ModelSection(arch=settings["model.arch"], stem=settings["model.stem"], width=settings["model.width"])
     channels = settings["data.channels"]
     preprocessing = description.of_folder(file, channels)

@@ -41,12 +41,18 @@ class Options:
 def _parser(description: str) -> argparse.ArgumentParser:
     p = parser_of("moco_dist.evaluate", description)
     name = "RUN_DIR|WEIGHTS"
-    p.add_argument("path", metavar=name, type=path_of(name), help="a run directory, or .safetensors or .pt")
-    p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help="as for the trainer")
+    text = "a run directory; or weights of this or of another program, in a file or a folder"
+    p.add_argument("path", metavar=name, type=path_of(name), help=text)
+    text = "a config, which weights need; overrides, as for the trainer"
+    p.add_argument("config", nargs="*", metavar="CONFIG.yaml|section.key=value", help=text)
     p.add_argument("--knn", action="store_true", help="weighted kNN with eval.knn_k and eval.knn_temperature")
     p.add_argument("--linear", action="store_true", help="linear probe on the features of all labelled images")
-    p.add_argument("--solver", choices=_CHOICES["solver"], default="auto", help="of --linear; auto: by memory")
-    p.add_argument("--features", choices=_CHOICES["features"], default="backbone", help="of --knn and --linear")
+    p.add_argument(
+        "--solver", choices=_CHOICES["solver"], default="auto", help="how --linear is computed (auto: by memory)"
+    )
+    p.add_argument(
+        "--features", choices=_CHOICES["features"], default="backbone", help="what --knn and --linear take (backbone)"
+    )
     few = p.add_mutually_exclusive_group()
     text = "few labels: N images, equally many of each class; all: trains on all, with --finetune or --supervised"
     few.add_argument("--labels", type=_labels, metavar="N|all", help=text)
@@ -57,7 +63,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
     p.add_argument("--supervised", action="store_true", help="the baselines: from scratch on the same labels")
     p.add_argument("--epochs", type=int, metavar="E", help="of each training on --labels all; else its recipe's")
     p.add_argument("--no-semi", dest="semi", action="store_false", help="without the semi-supervised method")
-    p.add_argument("--split", choices=_CHOICES["split"], default="test", help="judge by it; validation: for tuning")
+    p.add_argument(
+        "--split",
+        choices=_CHOICES["split"],
+        default="test",
+        help="the images to judge by; validation: for tuning (test)",
+    )
     p.add_argument(
         "--out", type=path_of("--out"), metavar="DIR", help="where results go; RUN_DIR, or beside the weights"
     )
@@ -168,6 +179,9 @@ def config_of(
     elif path.is_dir() and named is None:
         rule = f"holds no {own.name}"
         raise UserError.of("RUN_DIR", path, rule, "give the directory of a run, or weights and a CONFIG")
+    elif named is None:  # the default's images would be a guess
+        rule = "weights do not say which images they are judged by"
+        raise UserError.of("WEIGHTS", path, rule, "add a CONFIG, such as cifar10 data.root=FOLDER")
     if "eval.knn_split" in values:
         rule = "is what the trainer watches"
         raise UserError.of("eval.knn_split", values["eval.knn_split"], rule, "use --split test or validation")

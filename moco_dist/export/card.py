@@ -81,13 +81,13 @@ def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _of_images(encoder: PretrainedEncoder) -> str:
     """Say which images the encoder takes."""
     prepare, channels = encoder.preprocess, encoder.preprocess.channels
-    kinds = {1: "PIL images, which become gray,", 3: "PIL images in RGB"}
+    kinds = {1: "PIL images, which become gray", 3: "PIL images in RGB"}
     kind = kinds.get(channels, f"tensors [{channels}, H, W] of pixels in 0 to 1")
     scaled = ""
     if prepare.value_range:
         low, high = prepare.value_range
         scaled = f" Values of more than 8 bits are first scaled to 8, so that {low:g} is black and {high:g} white."
-    return f"It takes squares of {prepare.image_size} pixels.{scaled} Of {kind} this makes them:"
+    return f"It takes squares of {prepare.image_size} pixels.{scaled} These lines make them from {kind}:"
 
 
 def _training(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -70,6 +70,7 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Options:
     paths = RunPaths(run_dir)
     if not paths.config.is_file():
         rule = f"holds no {paths.config.name}" if run_dir.is_dir() else "no such directory"
+        rule = "is a file, not the directory of a run" if run_dir.is_file() else rule
         raise UserError.of("RUN_DIR", run_dir, rule, "give the directory of a run, such as runs/NAME")
     _check_parts(typed)
     config = directory.load_config(paths.config)

@@ -29,7 +29,7 @@ def run(options: Options) -> str:
     if options.to == "reference":
         return _reference(options, step)
     path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, which=options.encoder, head=options.head, step=weights.checkpoint)
+    encoder = load_encoder(path, encoder=options.encoder, head=options.head, step=weights.checkpoint)
     if weights.checkpoint is None:
         _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
@@ -75,7 +75,7 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
             return state_dicts.as_safetensors(network, description), loads
         case "detectron2":
             loads = "detectron2 loads it as MODEL.WEIGHTS, with MODEL.RESNETS.STRIDE_IN_1X1 False and INPUT.FORMAT RGB"
-            return state_dicts.as_detectron2(network), f"{loads} (docs/weights.md)"
+            return state_dicts.as_detectron2(network), f"{loads} (docs/detection.md)"
         case "onnx":
             model, difference = compiled.as_onnx(encoder, description, head=options.head)
             loads = f"onnxruntime.InferenceSession({file}) loads it"

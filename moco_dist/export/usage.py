@@ -44,12 +44,12 @@ def _of_another_width(model: ModelSection) -> list[str]:
         "import torch",
         f"from torchvision.models.resnet import {kind}, ResNet",
         "",
-        "class OfAnotherWidth(ResNet):",
+        "class ScaledResNet(ResNet):",
         "    def _make_layer(self, block, planes, *arguments, **options):",
         f"        self.inplanes = {model.width} if planes == 64 else self.inplanes",
         f"        return super()._make_layer(block, planes * {model.width} // 64, *arguments, **options)",
         "",
-        f"model = OfAnotherWidth({kind}, {depths})",
+        f"model = ScaledResNet({kind}, {depths})",
     ]
 
 

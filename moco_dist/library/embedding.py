@@ -19,7 +19,7 @@ def embed_folder(
     out: str | os.PathLike[str] | None = None,
     features: Layer = "backbone",
     normalise: bool = False,
-    which: Which = "query",
+    encoder: Which = "query",
     step: int | None = None,
     config: str | os.PathLike[str] | None = None,
     overrides: Overrides = (),
@@ -39,7 +39,7 @@ def embed_folder(
             the names beside it in `.files.json`, or `.parquet`, with the columns `file` and `features`.
         features: of the backbone, [n, D], as the evaluation uses them; or the output of the head, which runs have.
         normalise: whether each feature is divided by its length.
-        which: the query encoder, which is trained, or the key encoder, which follows it.
+        encoder: the query encoder, which is trained, or the key encoder, which follows it.
         step: of a checkpoint of the run; unset, the final encoder, or the last checkpoint of a run that goes on.
         config: of weights from elsewhere, a config that tells their images.
         overrides: as those of `fit`, such as `{"data.workers": 8, "device.type": "cpu"}`.
@@ -71,12 +71,12 @@ def embed_folder(
         True
     """
     options = Options(
-        path=path_of("RUN|WEIGHTS", run_or_weights),
+        path=path_of("RUN_DIR|WEIGHTS", run_or_weights),
         folder=path_of("FOLDER", folder),
         config=None if config is None else path_of("CONFIG", config),
         overrides=tuple(_as_typed(overrides)),
         step=step,
-        which=which,
+        encoder=encoder,
         features=features,
         normalise=normalise,
         batch=batch,

@@ -50,12 +50,12 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        folder = path_of("RUN", path)
+        folder = path_of("RUN_DIR", path)
         try:
             self._path = directory.existing(folder).absolute()
         except OSError as error:
             fix = "give the directory of a run that you may read"
-            raise UserError.of("RUN", folder, error.strerror or str(error), fix) from None
+            raise UserError.of("RUN_DIR", folder, error.strerror or str(error), fix) from None
 
     @classmethod
     def at(cls, folder: Path) -> Run:

@@ -198,7 +198,7 @@ def refuse(names: Sequence[str], key: str, path: Path) -> NoReturn:
         rule = "holds the children of lightly's ResNetGenerator, which has no ReLU after its first BatchNorm"
         raise UserError.of(key, path, rule, "it computes something else; train one of torchvision's ResNets")
     first = ", ".join(map(short, names[:5])) or "nothing"
-    raise UserError.of(key, path, f"holds no ResNet's layers, but {first}", "give a ResNet in torchvision's names")
+    raise UserError.of(key, path, f"holds no ResNet's layers, but {first}", "docs/weights.md lists what is read")
 
 
 def short(name: str) -> str:

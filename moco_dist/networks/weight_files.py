@@ -117,8 +117,8 @@ def _unreadable(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError):
         text = error.strerror or text
     elif not isinstance(error, NotWeights):
-        text = f"damaged: {text.rpartition('WeightsUnpickler error: ')[2][:100] or type(error).__name__}"
-    return f"cannot be read as weights: {text}", "give a .safetensors or .pt"
+        text = f"damaged or cut short: {text.rpartition('WeightsUnpickler error: ')[2][:100] or type(error).__name__}"
+    return f"cannot be read as weights: {text}", "give a file of safetensors or of torch.save"
 
 
 def _values(tree: Mapping[Any, Any]) -> dict[str, object]:

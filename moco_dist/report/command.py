@@ -1,10 +1,10 @@
 """Make a page of one run or several: verdict, curves, figures, config, pictures; or serve it for runs that go on.
 
-python -m moco_dist.report RUN [RUN ...]          RUN/report.html; of several runs, report.html here
+python -m moco_dist.report RUN_DIR [RUN_DIR ...]          RUN_DIR/report.html; of several runs, report.html here
 python -m moco_dist.report --sweep DIR            DIR/report.html, of all runs in a folder
-python -m moco_dist.report RUN --watch            a page on this machine that shows new rows as they come
+python -m moco_dist.report RUN_DIR --watch            a page on this machine that shows new rows as they come
 
-The page is one file that makes no request. A RUN may be running, finished or crashed.
+The page is one file that makes no request. A RUN_DIR may be running, finished or crashed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     p = parser_of("moco_dist.report", __doc__)
-    p.add_argument("runs", nargs="*", metavar="RUN", type=path_of("RUN"), help="a run directory")
+    p.add_argument("runs", nargs="*", metavar="RUN_DIR", type=path_of("RUN_DIR"), help="a run directory")
     p.add_argument("--sweep", metavar="DIR", type=path_of("--sweep"), help="a folder: all runs in it, at any depth")
     p.add_argument("--out", metavar="PATH", type=path_of("--out"), help="where the page goes")
     p.add_argument("--watch", action="store_true", help="serve the page on 127.0.0.1 until Ctrl-C, and write no file")
@@ -58,7 +58,7 @@ def _make(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if not options.runs and not options.sweep:
-        raise UserError("RUN: no run is named; give a run directory, or --sweep DIR")
+        raise UserError("RUN_DIR: no run is named; give a run directory, or --sweep DIR")
     if options.port is not None and not options.watch:
         raise UserError.of("--port", options.port, "is about --watch", "add --watch, or drop it")
     if options.port is not None and not 0 <= options.port < 65536:

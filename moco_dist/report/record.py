@@ -116,13 +116,13 @@ def _check(folder: Path) -> None:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else None
     except OSError as error:
         raise UserError.of(
-            "RUN", folder, f"{error.strerror}", "give the directory of a run that you may read"
+            "RUN_DIR", folder, f"{error.strerror}", "give the directory of a run that you may read"
         ) from None
     if names is None:
-        raise UserError.of("RUN", folder, "no such folder", "give the directory of a run")
+        raise UserError.of("RUN_DIR", folder, "no such folder", "give the directory of a run")
     if not RunPaths.holds_run(names):
         raise UserError.of(
-            "RUN", folder, "holds no run", "give the directory of a run, or --sweep for a folder of them"
+            "RUN_DIR", folder, "holds no run", "give the directory of a run, or --sweep for a folder of them"
         )
 
 

@@ -37,12 +37,12 @@ def existing(folder: Path) -> Path:
     """
     folder, fix = paths.run_of(folder) or folder, "give the directory of a run"
     if not folder.is_dir():
-        raise UserError.of("RUN", folder, "is no directory" if folder.exists() else "no such directory", fix)
+        raise UserError.of("RUN_DIR", folder, "is no directory" if folder.exists() else "no such directory", fix)
     file = paths.RunPaths(folder).config
     if not file.exists() and status.read(folder).state is None:
-        raise UserError.of("RUN", folder, f"holds no {file.name}", fix)
+        raise UserError.of("RUN_DIR", folder, f"holds no {file.name}", fix)
     if file.exists() and not file.is_file():
-        raise UserError.of("RUN", file, "is not a regular file", "remove it")
+        raise UserError.of("RUN_DIR", file, "is not a regular file", "remove it")
     return folder
 
 

@@ -197,7 +197,7 @@ def rows_so_far(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError.of("RUN", path, error.strerror or str(error), "mend it") from None
+        raise UserError.of("RUN_DIR", path, error.strerror or str(error), "mend it") from None
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

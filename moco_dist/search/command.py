@@ -1,7 +1,7 @@
 """Find the images of a folder whose features are nearest to those of a query, and draw them.
 
-python -m moco_dist.search RUN FOLDER --query IMAGE [--query IMAGE ...] [--count 10] [--out nearest.png]
-python -m moco_dist.search RUN FOLDER --query IMAGE --features features.npy
+python -m moco_dist.search RUN_DIR FOLDER --query IMAGE [--query IMAGE ...] [--count 10] [--out nearest.png]
+python -m moco_dist.search RUN_DIR FOLDER --query IMAGE --features-file features.npy
 python -m moco_dist.search WEIGHTS FOLDER --query IMAGE [CONFIG.yaml] [data.image_size=...]
 
 The similarity is the cosine of backbone features, 1 for equal images. The query itself, where it lies in the folder, is
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     text = f"images that are shown of each query ({COUNT})"
     parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=text)
     text = "features of FOLDER that python -m moco_dist.embed has written"
-    parser.add_argument("--features", type=path_of("--features"), metavar="FILE", help=text)
+    parser.add_argument("--features-file", dest="features", type=path_of("--features-file"), metavar="FILE", help=text)
     text = "the picture (nearest.png)"
     parser.add_argument("--out", type=path_of("--out"), default=Path("nearest.png"), metavar="PICTURE.png", help=text)
     return parser

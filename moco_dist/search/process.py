@@ -84,7 +84,7 @@ def _features_of(pixels: Tensor, encoder: PretrainedEncoder, options: Options, w
     features = torch.cat([features_of(encoder, part, "backbone", normalise=False) for part in parts]).cpu()
     if not features.isfinite().all():
         fix = "look at the run's loss; take an earlier checkpoint by --step"
-        raise UserError.of("RUN|WEIGHTS", options.path, "the features of a query are not finite", fix)
+        raise UserError.of("RUN_DIR|WEIGHTS", options.path, "the features of a query are not finite", fix)
     return features.numpy()
 
 
@@ -104,18 +104,23 @@ def _of_file(nearest: Nearest, file: Path, options: Options, encoder: Pretrained
 def _check(features: Stored, now: dict[str, object], options: Options) -> None:
     """Refuse features of other weights, images or preprocessing. Raises UserError."""
     before = features.about
+    fix = f"compute them again: {options.as_command(features.path)}"
     if before.get("features") != "backbone":
-        raise UserError.of("--features", features.path, "are outputs of the head", "compute those of the backbone")
-    fix = f"compute them again: python -m moco_dist.embed {options.path} {options.folder} --out {features.path}"
+        raise UserError.of("--features-file", features.path, "are outputs of the head, not of the backbone", fix)
     if before.get("weights") != now["weights"]:
-        rule = f"are of other weights ({str(before.get('weights'))[:12]}, step {before.get('step')}) than"
-        rule += f" {options.path} ({str(now['weights'])[:12]}, step {now['step']})"
-        raise UserError.of("--features", features.path, rule, fix)
+        rule = f"are of other weights ({_weights_in_words(before)}) than {options.path} ({_weights_in_words(now)})"
+        raise UserError.of("--features-file", features.path, rule, fix)
     if before.get("preprocessing") != now["preprocessing"]:
-        raise UserError.of("--features", features.path, "are of images that were prepared in another way", fix)
+        raise UserError.of("--features-file", features.path, "are of images that were prepared in another way", fix)
     if any(before.get(field) != now[field] for field in ("images", "names", "contents")):
         rule = f"are of other images than {options.folder} has now ({before.get('images')}, now {now['images']})"
-        raise UserError.of("--features", features.path, rule, fix)
+        raise UserError.of("--features-file", features.path, rule, fix)
+
+
+def _weights_in_words(description: dict[str, object]) -> str:
+    """Return the first digits of the weights' digest, and the step of a run's."""
+    step = "" if description.get("step") is None else f", step {description['step']}"
+    return f"{str(description.get('weights'))[:12]}{step}"
 
 
 def _others(query: Path, nearest: Nearest, number: int, images: FileSource, count: int) -> list[Neighbour]:

@@ -41,5 +41,5 @@ class Request:
                 rule = "is a folder" if query.is_dir() else rule
                 raise UserError.of("--query", query, rule, "give the file of an image")
         if self.features is not None:
-            options.check_parquet(self.features, "--features")
+            options.check_parquet(self.features, "--features-file")
         options.check_result(self.out, folder, (".png",))

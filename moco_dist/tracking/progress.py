@@ -38,6 +38,7 @@ class Progress:
         self.total, self.initial, self.description, self.unit = total, initial, description, unit
         self.plain_seconds, self.quiet = plain_seconds, quiet
         self._step, self._started, self._printed = initial, time.monotonic(), -plain_seconds
+        self._printed_step = initial
         self._figures: dict[str, float] = {}
         self._others_interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # its thread would outlive a fork
         self._bar: tqdm | None = None
@@ -72,11 +73,12 @@ class Progress:
         with contextlib.suppress(*_GONE):
             if self._bar is not None:
                 self._bar.close()
-            elif not self.quiet and self._step > self.initial:
+            elif not self.quiet and self._step > max(self.initial, self._printed_step):
                 self._print()
 
     def _print(self) -> None:
         self._printed = elapsed = time.monotonic() - self._started
+        self._printed_step = self._step
         rate = (self._step - self.initial) / max(elapsed, 1e-9)
         left = tqdm.format_interval((self.total - self._step) / rate) if rate else "?"
         figures = "".join(f", {k} {v:.4g}" for k, v in self._figures.items())

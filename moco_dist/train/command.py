@@ -1,4 +1,4 @@
-"""The trainer's command: a config first, and torch only when that is valid.
+"""Train an encoder, or go on with a run.
 
 torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value ...]
 

@@ -1,9 +1,9 @@
 """Replay recorded steps of a run on this machine, and say whether they come out equal to the bit.
 
-python -m moco_dist.verify RUN [--steps N] [--from STEP] [--out PATH] [section.key=value ...]
-torchrun --nproc_per_node=4 -m moco_dist.verify RUN [...]
+python -m moco_dist.verify RUN_DIR [--steps N] [--from STEP] [--out PATH] [section.key=value ...]
+torchrun --nproc_per_node=4 -m moco_dist.verify RUN_DIR [...]
 
-The steps begin from a checkpoint that the run keeps, or from step 0. RUN is only read, and may be running. Overrides
+The steps begin from a checkpoint that the run keeps, or from step 0. The run is only read, and may go on. Overrides
 say where this machine has the data, or how it computes; what would change the curve is refused. Exits with 0 where all
 is equal, 1 where something differs, 2 after a mistake. docs/reproducibility.md explains the JSON that it writes.
 """

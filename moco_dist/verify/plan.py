@@ -60,17 +60,17 @@ def choose(folder: Path, steps: int | None, from_step: int | None) -> Plan:
         rows = list(read_rows(run.metrics))
     except OSError as error:
         rule = f"{run.metrics.name}: {error.strerror or error}"
-        raise UserError.of("RUN", folder, rule, "give the directory of a run that has begun") from None
+        raise UserError.of("RUN_DIR", folder, rule, "give the directory of a run that has begun") from None
     recorded = sorted({int(row["step"]) for row in rows if is_training(row)})
     if not recorded:
-        raise UserError.of("RUN", folder, "holds no row of a training step yet", "wait for its first one")
+        raise UserError.of("RUN_DIR", folder, "holds no row of a training step yet", "wait for its first one")
     kept = CheckpointIndex(run.checkpoints).steps()
     # Where another program took the first steps, the run does not begin from its config.
     begun = [] if run.converted.exists() else [0]
     places = [step for step in (*begun, *kept) if step < recorded[-1]]
     if not places:
         rule = "keeps no checkpoint that has a row of training after it"
-        raise UserError.of("RUN", folder, rule, "go on with it, and verify what comes")
+        raise UserError.of("RUN_DIR", folder, rule, "go on with it, and verify what comes")
     start = _start(places, recorded[-1], steps or STEPS) if from_step is None else from_step
     _check_start(start, places, kept, recorded[-1])
     following = [step for step in kept if start < step <= recorded[-1]]

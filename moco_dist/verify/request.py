@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str], rank: Rank, description: str) -> Request:
     file = paths.RunPaths(folder).config
     if not file.is_file():
         rule = f"holds no {file.name}" if folder.is_dir() else "no such folder"
-        raise UserError.of("RUN", folder, rule, "give the directory of a run")
+        raise UserError.of("RUN_DIR", folder, rule, "give the directory of a run")
     named, overrides = configs.parse_arguments(options.overrides)
     if named is not None:
         raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")
@@ -80,7 +80,7 @@ def _number(name: str, least: int) -> Callable[[str], int]:
 
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = parser_of("moco_dist.verify", description)
-    parser.add_argument("run", metavar="RUN", type=path_of("RUN"), help="a run directory")
+    parser.add_argument("run", metavar="RUN_DIR", type=path_of("RUN_DIR"), help="a run directory")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for the trainer")
     text = f"steps to replay; default: {plans.STEPS}, or to a later checkpoint that is near"
     parser.add_argument("--steps", type=_number("--steps", 1), metavar="N", help=text)

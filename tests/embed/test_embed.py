@@ -120,7 +120,7 @@ def test_layers_encoders_and_steps(run_dir: Path, images: Path, tmp_path: Path) 
             ("--features=head",): head.network(batch),
             ("--features=head", "--normalise"): head.project(batch),
             ("--normalise",): torch.nn.functional.normalize(torch.from_numpy(plain), dim=1),
-            ("--encoder=key",): load_encoder(run_dir, which="key").features(batch),
+            ("--encoder=key",): load_encoder(run_dir, encoder="key").features(batch),
             ("--step=2",): load_encoder(run_dir, step=2).features(batch),
         }
     for options, features in expected.items():
@@ -225,7 +225,7 @@ def test_weights_from_elsewhere_are_warned_of_in_one_line(
     assert command.run(arguments) == 0
     printed = capsys.readouterr().err
     assert printed.count("a.pth does not describe its images: 32 pixels and ImageNet's") == 1
-    assert re.search("^moco_dist: PATH = .*a.pth: took the", printed, re.MULTILINE)
+    assert re.search("^moco_dist: WEIGHTS = .*a.pth: took the", printed, re.MULTILINE)
     assert command.run([*arguments, "data.image_size=24"]) == 0
     assert "does not describe" not in capsys.readouterr().err
     assert json.loads((tmp_path / "a.files.json").read_text())["preprocessing"]["image_size"] == 24
@@ -250,8 +250,8 @@ MISTAKES = [
     (["{run}", "{images}/train/notes.txt", "--out=a.npy"], "FOLDER = .*: is a file, not a folder"),
     (["{run}", "{text}", "--out=a.npy"], r"FOLDER = .*text: no image below it \(\.jpg"),
     (["{run}", "{damaged}", "--out=a.npy"], "FOLDER = .*: none of its 1 images can be decoded; a.png: cannot identify"),
-    (["{none}", "{images}", "--out=a.npy"], r"RUN\|WEIGHTS = .*none: no such file or folder"),
-    (["{text}/a.txt", "{images}", "--out=a.npy"], "PATH = .*cannot be read as weights"),
+    (["{none}", "{images}", "--out=a.npy"], r"RUN_DIR\|WEIGHTS = .*none: no such file or folder"),
+    (["{text}/a.txt", "{images}", "--out=a.npy"], "WEIGHTS = .*cannot be read as weights"),
     (["{run}", "{images}", "--out=none/a.npy"], "--out = none/a.npy: its folder does not exist; make it"),
     (["{run}", "{images}", "--out=a.txt"], r"--out = a.txt: must end with \.npy or \.parquet; write --out a\.npy"),
     (["{run}", "{images}", "--out={images}/a.npy"], "--out = .*: lies in .*, where it would be taken for an image"),

@@ -79,7 +79,7 @@ def test_the_encoders_of_checkpoints_differ_and_have_heads(run_dir: Path) -> Non
     final, head, key, before = (
         load_encoder(run_dir),
         load_encoder(run_dir, head=True),
-        load_encoder(run_dir, which="key"),
+        load_encoder(run_dir, encoder="key"),
         load_encoder(run_dir, step=2),
     )
     with torch.no_grad():
@@ -134,7 +134,8 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"which": "key"}, "which = key: is in a run alone"),
+        ({"encoder": "key"}, "encoder = key: is in a run alone"),
+        ({"encoder": "encoder_k"}, "encoder = encoder_k: must be query or key"),
         ({"head": True}, "head = true: is in a run alone"),
         ({"step": 3}, "step = 3: is in a run alone"),
         ({"overrides": ["model.arch=resnet50"]}, "overrides = model.arch: weights without a config have none"),
@@ -154,7 +155,7 @@ def test_what_does_not_fit_weights_is_refused(options: dict[str, object], line: 
         ({"step": 3}, "has no checkpoint of step 3, but of 2, 4; take one"),
         ({"config": "digits"}, "config = digits: a run directory has its config"),
         ({"overrides": ["model.width=16"]}, r"layers do not fit"),
-        ({"overrides": ["model.width=16"], "which": "key"}, "does not fit the config"),
+        ({"overrides": ["model.width=16"], "encoder": "key"}, "does not fit the config"),
     ],
 )
 def test_what_does_not_fit_a_run_is_refused(options: dict[str, object], line: str, run_dir: Path) -> None:

@@ -340,6 +340,10 @@ def not_finite(run_dir: Path) -> list[str]:
 MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no such path": (lambda r: [f"{r}/nothing"], r"RUN_DIR\|WEIGHTS = .*nothing: no such file or folder"),
     "no run": (lambda r: [str(r.parent)], r"RUN_DIR = .*holds no config\.yaml"),
+    "weights alone": (
+        lambda r: [str(r / "encoder.safetensors"), "model.width=8"],
+        r"WEIGHTS = .*encoder\.safetensors: weights do not say which images they are judged by; add a CONFIG",
+    ),
     "two configs": (lambda r: [str(r), "digits.yaml"], r"argument = digits\.yaml: a run directory has its config"),
     "other weights": (
         lambda r: [str(r / "encoder.safetensors"), "digits"],
@@ -347,7 +351,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         r".*; set model\.",
     ),
     "no weights": (lambda r: [str(r / "metrics.jsonl"), "digits"], r"WEIGHTS = .*cannot be read as weights"),
-    "no head": (lambda r: [str(r / "encoder.safetensors"), "--features", "head", "model.width=8"], "have no head"),
+    "no head": (
+        lambda r: [str(r / "encoder.safetensors"), "digits", "--features", "head", "model.width=8"],
+        "have no head",
+    ),
     "no labels": (unlabelled, r"data\.root = .*images: no labels; give a folder with train/ and val/"),
     "NaN": (not_finite, r"conv1\.weight holds NaN, infinity or a variance below 0; "),
     "fewer labels than classes": (lambda r: [str(r), "--labels", "9"], "--labels = 9: there are 10 classes"),

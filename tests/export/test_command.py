@@ -176,7 +176,8 @@ def test_a_spoilt_run_is_told(
 def test_what_is_no_run_is_told(tmp_path: Path, narrow: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such directory" in refused(tmp_path / "nothing", capsys, "--to", "onnx")
     assert run([str(narrow / "encoder.safetensors"), "--to", "onnx"]) == 2
-    assert "give the directory of a run, such as runs/NAME" in capsys.readouterr().err
+    expected = "is a file, not the directory of a run; give the directory of a run, such as runs/NAME"
+    assert expected in capsys.readouterr().err
     assert run([str(narrow / "config.yaml"), "--to", "safetensors"]) == 0  # which means its run
 
 

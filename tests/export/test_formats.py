@@ -81,7 +81,7 @@ def test_our_own_format_is_that_of_the_run(narrow: Path) -> None:
     assert files[0].metadata == files[1].metadata and files[0].values.keys() == files[1].values.keys()
     assert all(torch.equal(tensor, files[1].values[name]) for name, tensor in files[0].values.items())  # type: ignore[arg-type]
     assert int(files[0].values["bn1.num_batches_tracked"]) > 0  # type: ignore[call-overload]
-    key = load_encoder(narrow, which="key")
+    key = load_encoder(narrow, encoder="key")
     assert load_encoder(export(narrow, "safetensors", "--encoder", "key")).digest == key.digest
     before = load_encoder(export(narrow, "safetensors", "--step", "2"))
     assert before.digest == load_encoder(narrow, step=2).digest and before.origin.step == 2
@@ -159,7 +159,7 @@ def test_onnx_runtime_computes_any_batch(options: list[str], narrow: Path, capsy
     file = export(narrow, "onnx", *options)
     assert re.search(r"; largest difference from torch \d\S*\n$", capsys.readouterr().out)
     which, head = ("key" if "key" in options else "query"), "--head" in options
-    encoder = load_encoder(narrow, which=which, head=head, step=2 if "2" in options else None)  # type: ignore[arg-type]
+    encoder = load_encoder(narrow, encoder=which, head=head, step=2 if "2" in options else None)  # type: ignore[arg-type]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = "projection" if head else "features"
     for batch in (1, 3, 17):

@@ -149,7 +149,7 @@ def test_timm_and_ours_take_the_folder(standard: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_of_a_narrow_encoder_is_read_back(narrow: Path) -> None:
     folder = package_of(narrow, "--encoder", "key")
-    ours, key = load_encoder(folder), load_encoder(narrow, which="key")
+    ours, key = load_encoder(folder), load_encoder(narrow, encoder="key")
     assert ours.digest == key.digest and ours.preprocess == key.preprocess and ours.model == key.model
     assert json.loads((folder / "preprocessing.json").read_text())["channels"] == 1
     assert not (folder / "config.json").exists()

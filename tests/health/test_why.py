@@ -159,9 +159,9 @@ def refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing, file = tmp_path / "none", tmp_path / "file"
     file.write_text("")
-    refused([str(missing)], f"RUN = {missing}: no such directory; give the directory of a run", capsys)
-    refused([str(file)], f"RUN = {file}: is no directory; give the directory of a run", capsys)
-    refused([str(tmp_path)], f"RUN = {tmp_path}: holds no config.yaml; give the directory of a run", capsys)
+    refused([str(missing)], f"RUN_DIR = {missing}: no such directory; give the directory of a run", capsys)
+    refused([str(file)], f"RUN_DIR = {file}: is no directory; give the directory of a run", capsys)
+    refused([str(tmp_path)], f"RUN_DIR = {tmp_path}: holds no config.yaml; give the directory of a run", capsys)
     refused([], "the following arguments are required: RUN", capsys)
     refused([str(tmp_path), "--js"], "unrecognized arguments: --js; see python -m moco_dist.why --help", capsys)
     (tmp_path / "config.yaml").write_text("optim: {lr: fast}")

@@ -89,7 +89,9 @@ def test_weights_and_archives(place: Path) -> None:
         unread = errors(f"run.init_from={place}/weights.pt", run_dir=run_dir)
         words = ("data.source=imagefolder", "data.root=.")
         archive = errors(*words, run_dir=run_dir, stage=f"{place}/closed/data.tar")
-    assert absent == [f"run.init_from = {place}/closed/weights.pt: no such file; give a .safetensors or .pt"]
+    assert absent == [
+        f"run.init_from = {place}/closed/weights.pt: no such file; give a file of safetensors or of torch.save"
+    ]
     assert unread == [f"run.init_from = {place}/weights.pt: cannot be read by you; ask for access, or copy it"]
     assert archive == [f"--stage = {place}/closed/data.tar: cannot be read: Permission denied; give a tar or zip"]
 

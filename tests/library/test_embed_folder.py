@@ -71,11 +71,13 @@ def test_the_process_is_given_back(run: moco_dist.Run, images: Path, tmp_path: P
     ("arguments", "line"),
     [
         ({"folder": "none"}, "FOLDER = none: no such folder"),
-        ({"run_or_weights": "none"}, r"RUN\|WEIGHTS = none: no such file or folder"),
+        ({"run_or_weights": "none"}, r"RUN_DIR\|WEIGHTS = none: no such file or folder"),
         ({"out": "a.txt"}, "--out = a.txt: must end with"),
         ({"overrides": "data.workers=0"}, "overrides = data.workers=0: must be a list of texts or a mapping"),
         ({"overrides": {"data.worker": 1}}, "data.worker"),
         ({"batch": 0}, "--batch = 0"),
+        ({"encoder": "k"}, "--encoder = k: must be query or key; drop it for query"),
+        ({"features": "projection"}, "--features = projection: must be backbone or head; drop it for backbone"),
     ],
 )
 def test_mistakes_are_raised(arguments: dict[str, object], line: str, run: moco_dist.Run, images: Path) -> None:

@@ -140,7 +140,7 @@ def test_damaged_files_are_told_or_passed_over(folder: Path) -> None:
     paths.metrics.unlink()
     os.mkfifo(paths.metrics)  # it would be waited for
     for name in ("rows", "training_rows", "evaluation_rows", "figures"):
-        with pytest.raises(UserError, match=r"^RUN = .*metrics\.jsonl.*not a regular file"):
+        with pytest.raises(UserError, match=r"^RUN_DIR = .*metrics\.jsonl.*not a regular file"):
             getattr(digits, name)
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_run_is_refused(kind: str, tmp_path: Path) -> None:
         folder.mkdir()
     if kind == "a pipe for a config":
         os.mkfifo(folder / "config.yaml")
-    with pytest.raises(UserError, match=r"^RUN = ") as raised:
+    with pytest.raises(UserError, match=r"^RUN_DIR = ") as raised:
         moco_dist.Run("$NOTHING_LIKE_IT" if kind == "a variable" else folder)
     assert "\n" not in str(raised.value)
 
@@ -163,7 +163,7 @@ def test_a_closed_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "closed" / "run").mkdir(parents=True)
     (tmp_path / "closed").chmod(0)
     try:
-        with pytest.raises(UserError, match=r"^RUN = .*ermission denied.*may read"):
+        with pytest.raises(UserError, match=r"^RUN_DIR = .*ermission denied.*may read"):
             moco_dist.Run(tmp_path / "closed" / "run")
     finally:
         (tmp_path / "closed").chmod(0o700)

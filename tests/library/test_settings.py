@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
     "no such name": ("nothing", {}, r"^config nothing: no such file.*digits"),
     "no such file": (Path("nothing.yaml"), {}, r"^config nothing\.yaml: no such file"),
     "a variable that is not set": ("$NOTHING_LIKE_IT/a.yaml", {}, r"^config = \$NOTHING_LIKE_IT/a\.yaml: the variable"),
-    "a folder that holds no run": (Path(__file__).parent, {}, r"^RUN = .*library: holds no config\.yaml"),
+    "a folder that holds no run": (Path(__file__).parent, {}, r"^RUN_DIR = .*library: holds no config\.yaml"),
 }
 
 

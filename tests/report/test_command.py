@@ -32,9 +32,9 @@ def test_a_page_goes_into_its_run_and_that_of_a_sweep_into_its_folder(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "RUN: no run is named; give a run directory, or --sweep DIR"),
-        (["none"], "RUN = none: no such folder; give the directory of a run"),
-        (["."], "RUN = .: holds no run; give the directory of a run, or --sweep for a folder of them"),
+        ([], "RUN_DIR: no run is named; give a run directory, or --sweep DIR"),
+        (["none"], "RUN_DIR = none: no such folder; give the directory of a run"),
+        (["."], "RUN_DIR = .: holds no run; give the directory of a run, or --sweep for a folder of them"),
         (["--sweep", "empty"], "--sweep = empty: holds no run; give the folder of a sweep's runs"),
         (["--sweep", "none"], "--sweep = none: no such folder; give the folder of a sweep's runs"),
         (["a", "--port", "80"], "--port = 80: is about --watch; add --watch, or drop it"),

@@ -79,7 +79,7 @@ def test_the_same_search_gives_the_same_bytes_with_features_of_any_file(
     files = [features_of(run_dir, folder, tmp_path / name) for name in ("a.npy", "a.parquet")]
     queries = [f"--query={folder / name}" for name in (QUERY, STRANGE)]
     outcomes = []
-    for number, options in enumerate([[], [], *([f"--features={file}"] for file in files)]):
+    for number, options in enumerate([[], [], *([f"--features-file={file}"] for file in files)]):
         if number == 2:  # from here on, no image of the folder is encoded
             monkeypatch.setattr(Stream, "__iter__", None)
         out = tmp_path / str(number) / "a.png"
@@ -98,7 +98,7 @@ def search_on(world: World, options: Options, request: Request) -> None:
 @pytest.mark.parametrize("in_file", [False, True])
 def test_ranks_find_the_same(in_file: bool, run_dir: Path, folder: Path, tmp_path: Path, ranks: Ranks) -> None:
     features = features_of(run_dir, folder, tmp_path / "a.npy") if in_file else None
-    of_file = [f"--features={features}"] if in_file else []
+    of_file = [f"--features-file={features}"] if in_file else []
     assert search(run_dir, folder, tmp_path / "alone.png", f"--query={folder / QUERY}", *of_file) == 0
     request = Request((folder / QUERY,), 10, features, tmp_path / "together.png")
     ranks.run(2, search_on, Options(run_dir, folder, overrides=("data.workers=0",), batch=3), request)
@@ -131,25 +131,36 @@ def test_features_of_something_else_are_refused(
     described = json.loads(plain.with_suffix(".files.json").read_text())
     (tmp_path / "format.files.json").write_text(json.dumps({**described, "format": 2}))
     expected = {
-        "head": "are outputs of the head; compute those of the backbone",
+        "head": "are outputs of the head, not of the backbone; compute them again: python -m moco_dist.embed ",
         "key": r"are of other weights \([0-9a-f]{12}, step 4\) than .*small \([0-9a-f]{12}, step 4\); compute",
         "swapped": r"cannot be used: its numbers are not those that swapped\.files\.json belongs to",
         "short": r"cannot be used: it is no matrix of float32 \[12, \d+\], as short\.files\.json says",
         "alone": r"cannot be used: alone\.files\.json: No such file or directory; compute them again",
         "format": "cannot be used: it has 12 rows and 12 names, in format 2",
         "many": "cannot be used: mmap length is greater than file size",
-        "none": r"cannot be used: none\.files\.json: No such file",
+        "none": r"none\.npy: no such file; compute them: python -m moco_dist\.embed RUN_DIR FOLDER --out .*none\.npy",
     }
     for name, line in expected.items():
-        refused(run_dir, folder, tmp_path, line, capsys, f"--features={tmp_path / name}.npy")
+        refused(run_dir, folder, tmp_path, line, capsys, f"--features-file={tmp_path / name}.npy")
     with_option = "are of images that were prepared in another way; compute them again"
-    refused(run_dir, folder, tmp_path, with_option, capsys, f"--features={plain}", "data.image_size=16")
+    refused(run_dir, folder, tmp_path, with_option, capsys, f"--features-file={plain}", "data.image_size=16")
+    key_as_command = r"--out .*plain\.npy --encoder key data\.workers=1$"
+    refused(
+        run_dir, folder, tmp_path, key_as_command, capsys, f"--features-file={plain}", "--encoder=key", "--workers=1"
+    )
     (folder / "new.png").write_bytes((folder / QUERY).read_bytes())
     refused(
-        run_dir, folder, tmp_path, r"are of other images than .* has now \(13, now 14\)", capsys, f"--features={plain}"
+        run_dir,
+        folder,
+        tmp_path,
+        r"are of other images than .* has now \(13, now 14\)",
+        capsys,
+        f"--features-file={plain}",
     )
     (folder / "new.png").rename(folder / DAMAGED)
-    refused(run_dir, folder, tmp_path, r"are of other images than .* \(13, now 13\)", capsys, f"--features={plain}")
+    refused(
+        run_dir, folder, tmp_path, r"are of other images than .* \(13, now 13\)", capsys, f"--features-file={plain}"
+    )
 
 
 def test_damaged_tables_are_refused(
@@ -163,9 +174,11 @@ def test_damaged_tables_are_refused(
     parquet.write_table(table.take(list(range(12))[::-1]), tmp_path / "turned.parquet")
     parquet.write_table(table.drop_columns("features"), tmp_path / "less.parquet")
     for name in ("short", "bare", "turned", "less"):
-        refused(run_dir, folder, tmp_path, "cannot be used: .*compute", capsys, f"--features={tmp_path / name}.parquet")
+        refused(
+            run_dir, folder, tmp_path, "cannot be used: .*compute", capsys, f"--features-file={tmp_path / name}.parquet"
+        )
     monkeypatch.setattr(packages, "fault", lambda name: f"{name} is not installed here")
-    refused(run_dir, folder, tmp_path, "pyarrow is not installed here; install it", capsys, f"--features={file}")
+    refused(run_dir, folder, tmp_path, "pyarrow is not installed here; install it", capsys, f"--features-file={file}")
 
 
 def refused(
@@ -196,7 +209,7 @@ def refused(
         (["--out={folder}/a.png"], "--out = .*a.png: lies in .*, where it would be taken for an image of it"),
         (["--out={folder}/a.jpg"], r"--out = .*a.jpg: must end with \.png"),
         (["--out={folder}/none/a.png"], "--out = .*a.png: its folder does not exist"),
-        (["--features={folder}/a.txt"], r"--features = .*a.txt: must be a file of \.npy or \.parquet"),
+        (["--features-file={folder}/a.txt"], r"--features-file = .*a.txt: must be a file of \.npy or \.parquet"),
         (["--step=3"], "has no checkpoint of step 3"),
     ],
 )

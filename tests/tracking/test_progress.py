@@ -43,6 +43,7 @@ def test_every_so_many_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(3, 0, "digits", plain_seconds=0)
     for step in (1, 2, 3):
         progress.update(step)
+    progress.close()  # the last step was shown
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
         f"digits: step {step}/3" for step in (1, 2, 3)
     ]

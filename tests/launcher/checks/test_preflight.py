@@ -356,7 +356,7 @@ def test_weights_to_begin_from(tmp_path: Path) -> None:
     weights = tmp_path / "encoder.safetensors"
     config = load("digits", f"run.init_from={weights}")
     assert lines(local(config, tmp_path / "run")) == [
-        f"run.init_from = {weights}: no such file; give a .safetensors or .pt"
+        f"run.init_from = {weights}: no such file; give a file of safetensors or of torch.save"
     ]
     weights.touch()
     assert lines(local(config, tmp_path / "run")) == [f"run.init_from = {weights}: is empty; copy it again"]
