@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,13 @@ def as_safetensors(encoder: Encoder, metadata: Mapping[str, str] = {}) -> bytes:
         encoder: what the file holds.
         metadata: text that stands beside the tensors.
     """
-    return save(backbone_of(encoder), metadata={"format": "pt", **metadata})
+    content = save(backbone_of(encoder), metadata={"format": "pt", **metadata})
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # which safetensors puts in any order
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def save_backbone(encoder: Encoder, path: Path, metadata: Mapping[str, str] = {}) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from moco_dist.config.schema import ModelSection
@@ -103,6 +104,14 @@ def test_a_checkpoint_of_ours_gives_its_query_encoder(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="its checksum does not match"):
         loaded(path)
+
+
+def test_the_same_encoder_gives_the_same_bytes() -> None:
+    """Safetensors writes the metadata in an order of its own in each process."""
+    content = weights.as_safetensors(encoder(1), dict.fromkeys("gabcdeh", "ä"))
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0 and list(json.loads(content[8 : 8 + length])["__metadata__"]) == [*"abcde", "format", *"gh"]
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in load(content).items())
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin"])
