@@ -10,7 +10,6 @@ from moco_dist.errors import UserError, reason
 EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
-    "onnxscript": "onnx",
     "pyarrow": "parquet",
     "tensorboard": "tensorboard",
     "timm": "timm",

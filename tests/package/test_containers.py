@@ -123,7 +123,7 @@ def test_the_image_names_no_host_and_runs_as_no_root() -> None:
 def test_requirements_are_those_of_the_project(extras: list[str]) -> None:
     always = requirements()
     assert {"torch", "wandb", "submitit"} <= set(always) and "timm" not in always
-    assert requirements(*extras)[len(always) :] == ["onnx", "onnxruntime", "onnxscript", "timm"]
+    assert requirements(*extras)[len(always) :] == ["onnx", "onnxruntime", "timm"]
     assert requirements("") == always
 
 
