@@ -199,7 +199,7 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
         full = configs.load(config, values=values)
         described = Description(full.model, Preprocessing.of(full))
     else:
-        described = _overridden(_describe(file, path, warns=not values), values, path)
+        described = _overridden(_describe(file, path, values), values, path)
     with torch.device("meta"):  # what does not fit may be of any size, and is refused before it takes memory
         weights.fitting_layers(resnet.Encoder(described.model, described.preprocessing.channels), file, path, _KEY)
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
@@ -209,13 +209,13 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
     return PretrainedEncoder(network, described.preprocessing, described.model, origin, has_head=False)
 
 
-def _describe(file: WeightFile, path: Path, *, warns: bool) -> Description:
+def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Description:
     """Describe weights by what stands beside them, or else by their shapes and what is customary.
 
     Args:
         file: the weights.
         path: of the file.
-        warns: whether to warn where nothing tells what the images are.
+        values: overrides of the caller's, by key; what nothing tells of the images is assumed, with a warning.
 
     Raises:
         UserError: they are not those of a ResNet of ours.
@@ -232,8 +232,10 @@ def _describe(file: WeightFile, path: Path, *, warns: bool) -> Description:
     preprocessing = description.of_folder(file, channels)
     if preprocessing is None:
         preprocessing = Preprocessing.general(_LARGE if model.stem == "imagenet" else _SMALL, channels)
-        if warns:
-            what = f"{preprocessing.image_size} pixels and ImageNet's statistics are assumed"
+        assumed = [] if "data.image_size" in values else [f"{preprocessing.image_size} pixels"]
+        assumed += [] if "data.mean" in values else ["ImageNet's statistics"]
+        if assumed:
+            what = f"{' and '.join(assumed)} are assumed"
             warnings.warn(f"{path} does not describe its images: {what}; give config or overrides", stacklevel=4)
     return Description(model, preprocessing)
 

@@ -226,7 +226,10 @@ def test_weights_from_elsewhere_are_warned_of_in_one_line(
     printed = capsys.readouterr().err
     assert printed.count("a.pth does not describe its images: 32 pixels and ImageNet's") == 1
     assert re.search("^moco_dist: WEIGHTS = .*a.pth: took the", printed, re.MULTILINE)
-    assert command.run([*arguments, "data.image_size=24"]) == 0
+    statistics = ["data.mean=0.5,0.5,0.5", "data.std=0.2,0.2,0.2"]
+    assert command.run([*arguments, *statistics]) == 0
+    assert "a.pth does not describe its images: 32 pixels are assumed;" in capsys.readouterr().err
+    assert command.run([*arguments, *statistics, "data.image_size=24"]) == 0
     assert "does not describe" not in capsys.readouterr().err
     assert json.loads((tmp_path / "a.files.json").read_text())["preprocessing"]["image_size"] == 24
 
