@@ -14,7 +14,7 @@ from moco_dist.engine.build import build
 from moco_dist.engine.engine import Engine
 from moco_dist.methods import moco
 from moco_dist.ranks.collectives import World
-from moco_dist.train.loop import first_encoder
+from moco_dist.train.initial_encoder import first_encoder, first_weights
 
 _LAST_SCHEDULED_STEP = 1000
 """The learning rate stays as it is at this step, so that the schedule does not end."""
@@ -25,7 +25,9 @@ def endless(
 ) -> tuple[Engine, Iterator[tuple[Views, int, float]]]:
     """Return an engine, and for each of its steps the views, the number from 0 on, and the learning rate."""
     plan = configs.layout(config, 1)
-    engine = build(moco.MoCo(config, world, first_encoder(config, data, world)), config, plan, world)
+    engine = build(
+        moco.MoCo(config, world, first_encoder(config, data, world, first_weights(config))), config, plan, world
+    )
     augmentation = Augment(Recipe.of(config.data), *data.train.pixel_statistics)
     epoch_steps = stream.steps_per_epoch(len(data.train), config.optim.global_batch)
     pairs = stream.pretraining(data.train, config, world, engine.method.own_places)
