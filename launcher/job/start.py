@@ -107,14 +107,26 @@ class Start:
         """Print a line on stderr, and add it to the job's own log, with the name of this node."""
         self.launch.say(f"{self.hostnames[self.node]}: {line}")
 
+    @property
+    def is_replaced(self) -> bool:
+        """Return whether a job that was sent later goes on with the run, and this one is only to end.
+
+        Between the sending of a job and its record, the record is that of the job before.
+        """
+        last = self.launch.submission()
+        return last is not None and last.submitted > self.submission.submitted and not self.local
+
     def requeue(self) -> bool:
-        """Ask SLURM to start the job again.
+        """Ask SLURM to start the job again, unless another job goes on with the run.
 
         Returns:
             Whether SLURM agreed; if not, a mark is left, by which the batch script asks once srun has ended.
         """
         if self.local:
             return True
+        if self.is_replaced:  # SLURM would start both, also if this one is cancelled at the same moment
+            self.say("ends, since another job goes on with the run")
+            return False
         at_fault = bad_nodes.repeated(self.launch)  # before: SLURM ends this task's processes then
         try:
             slurm_jobs.requeue(self.job)

@@ -207,6 +207,7 @@ class Stop:
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
         self._requeued = False
+        """Whether the run goes on without this task: by another start of the job, or by another job."""
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
@@ -240,12 +241,14 @@ class Stop:
     def _end_with_the_job(self) -> None:
         """End this task when SLURM starts the job again, so that no node is idle for KillWait, or when it is given up.
 
-        The first task knows that SLURM has agreed; the others get TERM, since SLURM then ends the job. The main thread
-        may wait for ranks that hang, or for the agents of other nodes.
+        So it ends where another job goes on with the run. The first task knows that SLURM has agreed; the others get
+        TERM, since SLURM then ends the job. The main thread may wait for ranks that hang, or for the agents of other
+        nodes.
         """
         while not self._requeued:
             ready, _, _ = select.select([self._reader], [], [], 2.0)
             self._requeued = bool(ready) and signal.SIGTERM in os.read(self._reader, 64)
+            self._requeued = self._requeued or self._start.is_replaced
             if not self._requeued and self._start.launch.stands_still(self._start.job):
                 for pid in rank_processes():
                     with contextlib.suppress(ProcessLookupError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -159,6 +160,21 @@ def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, mon
     assert job.requeued == ["12", "12"]
     assert job.save(minutes=1, step=9, saved=9) == "stays"
     assert len(job.requeued) == len(job.launch.failures()) == 3
+
+
+@pytest.mark.parametrize(("submitted", "requeued"), [("2026-01-02T00:00:09", []), ("2026-01-02T00:00:07", ["12"])])
+def test_a_job_that_another_one_replaces_is_not_requeued(
+    submitted: str, requeued: list[str], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A requeue at the moment of the cancellation would undo that. An earlier job's record may still be there."""
+    job = SavingJob(run_dir, monkeypatch)
+    own = job.launch.submission()
+    assert own
+    start = Start(run_dir, own.model_copy(update={"submitted": "2026-01-02T00:00:08"}), "")
+    record = json.loads(job.launch.job_file.read_text())
+    job.launch.job_file.write_text(json.dumps({**record, "job": "13", "submitted": submitted}))
+    assert start.requeue() == bool(requeued)
+    assert job.requeued == requeued and not start.requeue_mark.exists()
 
 
 # What the user is told of.
