@@ -325,11 +325,12 @@ def test_packing_that_was_interrupted_looks_unfinished(tmp_path: Path, number: s
         "pack._contents = slow; sys.exit(command.run(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", script, "pack", str(tmp_path / "images"), str(tmp_path / "out")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "half\n"
         time.sleep(0.1)
         process.send_signal(number)
-    assert process.returncode == (-number if left else 130)
+        _, errors = process.communicate()
+    assert process.returncode == (-number if left else 130), errors
     assert (tmp_path / "out").exists() == left
     if left:
         with pytest.raises(UserError, match=f"no image below it .* of the shards in it no {SHARD_INDEX}"):
