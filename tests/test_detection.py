@@ -166,8 +166,8 @@ def test_encoders_that_torchvision_lacks_are_refused(
 ) -> None:
     others = ["data.mean=[0.5]", "data.std=[0.5]"] if "channels" in override else []
     assert example.main([str(write_run(tmp_path / "run", override, *others))]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"faster_rcnn: {line}") and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"faster_rcnn: {line}") and printed.count("\n") == 1
 
 
 def test_the_program_runs(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,15 +18,15 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 def examples_of(name: str) -> list[doctest.DocTest]:
     """The examples in the docstrings of a public name and of its members."""
-    found = doctest.DocTestFinder(exclude_empty=True).find(getattr(moco_dist, name), name, module=False, globs={})
-    return [examples for examples in found if examples.examples]
+    docstrings = doctest.DocTestFinder(exclude_empty=True).find(getattr(moco_dist, name), name, module=False, globs={})
+    return [examples for examples in docstrings if examples.examples]
 
 
 def run(examples: doctest.DocTest) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     runner = doctest.DocTestRunner(optionflags=OPTIONS, verbose=False)
-    runner.run(examples, out=told.append)
-    assert not runner.failures and runner.tries, "".join(told)
+    runner.run(examples, out=printed.append)
+    assert not runner.failures and runner.tries, "".join(printed)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist.config import Config
-from moco_dist.config.from_python import path_of
+from moco_dist.config.from_python import as_path
 from moco_dist.errors import UserError
 from moco_dist.files import read_object
 from moco_dist.health import Finding, reading
@@ -50,7 +50,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        folder = path_of("RUN_DIR", path)
+        folder = as_path("RUN_DIR", path)
         try:
             self._path = directory.existing(folder).absolute()
         except OSError as error:

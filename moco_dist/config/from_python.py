@@ -17,7 +17,7 @@ Overrides = Iterable[str] | Mapping[str, object]
 """Overrides as on the command line, `["optim.lr=0.06"]`, or values by key, `{"optim.lr": 0.06}`."""
 
 
-def path_of(name: str, path: str | os.PathLike[str]) -> Path:
+def as_path(name: str, path: str | os.PathLike[str]) -> Path:
     """Return a path: in a text, `~` and `$NAME` are expanded as on the command line; any other path stays as it is.
 
     Raises:

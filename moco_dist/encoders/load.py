@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_dist import config as configs
-from moco_dist.config.from_python import Overrides, check_choice, path_of, values_of, whole_of
+from moco_dist.config.from_python import Overrides, as_path, check_choice, values_of, whole_of
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders import description, from_run
 from moco_dist.encoders.choices import Which
@@ -156,7 +156,7 @@ def load_encoder(
         >>> features.shape
         torch.Size([3, 64])
     """
-    path, values = path_of(_KEY, path), values_of(overrides)
+    path, values = as_path(_KEY, path), values_of(overrides)
     check_choice("encoder", encoder, get_args(Which))
     step, run_dir = whole_of("step", step), paths.run_dir_of(path)
     place = _usable(device)
@@ -169,7 +169,7 @@ def load_encoder(
             for name, value, plain in (("encoder", encoder, "query"), ("head", head, False), ("step", step, None)):
                 if value != plain:
                     raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
-            loaded = _of_weights(path, None if config is None else path_of("config", config), values)
+            loaded = _of_weights(path, None if config is None else as_path("config", config), values)
         batchnorm.make_plain_(loaded)
         return loaded.eval().to(place)
 

@@ -79,27 +79,19 @@ class Start:
 
 @loader.no_workers_left()
 def run(
-    config: Config,
-    plan: Layout,
-    rank: Rank,
-    run_dir: directory.RunDirectory,
-    make_method: loop.MakeMethod,
-    met: Callable[[collectives.World], None] = lambda world: None,
+    start: Start, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None
 ) -> int:
     """Train to the end of the run, to a request to stop, or to a mistake of the user's.
 
     Args:
-        config: of the run.
-        plan: how its batch lies on the ranks.
-        rank: this process.
-        run_dir: its run directory, not opened yet.
+        start: this start of the run, which is closed at the end.
         make_method: makes what is trained.
         met: called on all ranks once they have met.
 
     Returns:
         The exit status; raises whatever else goes wrong.
     """
-    start = Start(config, plan, rank, run_dir)
+    rank, run_dir = start.rank, start.run_dir
     try:
         start.train(make_method, met)
         return 0
@@ -127,16 +119,11 @@ def run(
 
 
 @loader.no_workers_left()
-def call(
-    config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirectory, make_method: loop.MakeMethod
-) -> None:
+def call(start: Start, make_method: loop.MakeMethod) -> None:
     """Train as `run` does, for a caller that goes on in this process. The status tells the end in the same words.
 
     Args:
-        config: of the run.
-        plan: how its batch lies on the ranks.
-        rank: this process.
-        run_dir: its run directory, not opened yet.
+        start: this start of the run, which is closed at the end.
         make_method: makes what is trained.
 
     Raises:
@@ -144,7 +131,7 @@ def call(
         Ended: the run has ended before its last step.
         Exception: whatever else goes wrong.
     """
-    start = Start(config, plan, rank, run_dir)
+    rank, run_dir = start.rank, start.run_dir
     try:
         start.train(make_method)
     except UserError as error:

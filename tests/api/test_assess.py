@@ -58,7 +58,7 @@ def test_it_gives_the_rows_that_it_writes_and_is_silent(
     assert again == rows[:1] and "kNN" in capfd.readouterr().out
 
 
-def test_the_results_of_a_run_are_found_again(run: moco_dist.Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_results_of_a_run_are_found_again(run: moco_dist.Run) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     state = torch.get_rng_state()
     few: dict[str, Any] = {"labels": 20, "semi": False, "split": "validation"}

@@ -57,7 +57,7 @@ def test_no_submodule_takes_the_place_of_a_public_name() -> None:
         assert module == moco_dist._MODULES.get(name, ""), name
 
 
-def test_all_names_are_there_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_names_are_there_and_no_others() -> None:
     assert set(moco_dist._MODULES) == set(moco_dist.__all__) - {"__version__"}
     assert set(moco_dist.__all__) <= set(dir(moco_dist)) and moco_dist.__all__ == sorted(moco_dist.__all__)
     with pytest.raises(AttributeError, match="'moco_dist' has no attribute 'fits'"):

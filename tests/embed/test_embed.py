@@ -271,6 +271,13 @@ MISTAKES = [
 ]
 
 
+def mistake_in(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command with a mistake, and return the one line that it prints about it."""
+    assert command.run(arguments) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
+    return line
+
+
 @pytest.mark.parametrize(("arguments", "line"), MISTAKES)
 def test_a_mistake_is_one_line(
     arguments: list[str],
@@ -290,8 +297,7 @@ def test_a_mistake_is_one_line(
     here |= {"run": run_dir, "images": images, "folder": tmp_path / "folder.npy"}
     here["weights"] = RunPaths(run_dir).encoder
     before = {*tmp_path.rglob("*"), *images.rglob("*")}
-    assert command.run([argument.format(**here) for argument in arguments]) == 2
-    (printed,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
+    printed = mistake_in([argument.format(**here) for argument in arguments], capsys)
     monkeypatch.undo()
     assert re.search(line, printed), printed
     assert {*tmp_path.rglob("*"), *images.rglob("*")} == before
@@ -308,15 +314,10 @@ def test_a_closed_folder_is_a_mistake(run_dir: Path, images: Path, tmp_path: Pat
 
 
 def test_without_pyarrow_a_matrix_is_proposed(
-    run_dir: Path,
-    images: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "fault", lambda name: f"{name} is not installed here")
-    assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet")]) == 2
-    printed = capsys.readouterr().err
+    printed = mistake_in([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet")], capsys)
     assert (
         "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in printed
     )

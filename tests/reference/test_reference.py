@@ -164,8 +164,8 @@ def test_theirs_goes_on_where_ours_stands() -> None:
     optimizer.load_state_dict(content["optimizer"])
     assert all(t.is_contiguous() for t in flat(content).values())
     expected = [engine.step(Views.of(*images(step)), step, 0.1).values[0].item() for step in range(4, 8)]
-    found = [authors.step(model, optimizer, *images(step)) for step in range(4, 8)]
-    assert found == pytest.approx(expected, rel=0, abs=2e-5)
+    losses = [authors.step(model, optimizer, *images(step)) for step in range(4, 8)]
+    assert losses == pytest.approx(expected, rel=0, abs=2e-5)
 
 
 def test_the_momentum_counts() -> None:
