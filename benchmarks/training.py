@@ -17,7 +17,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.train.initial_encoder import first_encoder, first_weights
 
 _LAST_SCHEDULED_STEP = 1000
-"""The learning rate stays as it is at this step, so that the schedule does not end."""
+"""Later steps have the learning rate of this one, so that the schedule does not end."""
 
 
 def endless(

@@ -17,7 +17,7 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def examples_of(name: str) -> list[doctest.DocTest]:
-    """The examples in the docstrings of a public name and of its members."""
+    """Return the examples in the docstrings of a public name and of its members."""
     docstrings = doctest.DocTestFinder(exclude_empty=True).find(getattr(moco_dist, name), name, module=False, globs={})
     return [examples for examples in docstrings if examples.examples]
 
@@ -41,7 +41,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def works(value: Any) -> bool:
-    """Whether a public name does something that an example can show."""
+    """Return whether a public name does something that an example can show."""
     return inspect.isroutine(value) or (inspect.isclass(value) and not issubclass(value, Exception))
 
 

@@ -13,7 +13,7 @@ from moco_dist.run import directory
 from moco_dist.run.paths import RunPaths
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | Config
-"""A YAML file, a shipped config's name, the directory of a run, a mapping of sections, or a config."""
+"""A caller gives a config as a YAML file, a shipped one's name, a run's directory, a mapping of sections, or itself."""
 
 
 def config_of(config: ConfigLike | None, overrides: Overrides = ()) -> Config:

@@ -14,7 +14,7 @@ from moco_dist.config.paths import expanded, literal, possible
 from moco_dist.errors import UserError
 
 Overrides = Iterable[str] | Mapping[str, object]
-"""Overrides as on the command line, `["optim.lr=0.06"]`, or values by key, `{"optim.lr": 0.06}`."""
+"""A caller gives overrides as on the command line, `["optim.lr=0.06"]`, or by key, `{"optim.lr": 0.06}`."""
 
 
 def as_path(name: str, path: str | os.PathLike[str]) -> Path:

@@ -38,9 +38,9 @@ class _Whole:
 
     config: configs.Config
     engine: Engine
-    """Its state is that of the file."""
+    """The engine has the state that the file holds."""
     identity: Identity
-    """Tells the training images from others."""
+    """The number of the training images and of their classes, and a digest of names and labels."""
     progress: agreement.Progress
 
 
@@ -73,7 +73,7 @@ def run(request: Request) -> None:
 
 @contextmanager
 def _as_mistakes(request: Request) -> Iterator[None]:
-    """Tell what does not fit as a mistake in the file. Raises UserError."""
+    """Turn errors about what does not fit into the user's mistake in the file. Raises UserError."""
     try:
         yield
     except Unfit as unfit:

@@ -23,7 +23,7 @@ class Request:
     run_dir: Path
     config: configs.Config
     layout: configs.Layout
-    """Tells how the batch lies on one rank; the BatchNorm groups are the same on any number of them."""
+    """The division of the batch for one rank; the BatchNorm groups are the same on any number of them."""
     epoch: int | None
     """Number of finished epochs, for a file that does not tell it."""
 

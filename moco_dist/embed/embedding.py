@@ -29,7 +29,7 @@ class Embedding:
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
-        """The features, float32 [n, D], row by row those of `files`.
+        """Return the features, float32 [n, D], a row for each name in `files`.
 
         Of a file `.npy`, a memory map that cannot be written to; a Parquet file is read when they are first asked for.
         """

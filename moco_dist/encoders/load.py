@@ -27,7 +27,7 @@ from moco_dist.ranks.torch_modes import plain_modes
 from moco_dist.run import directory, paths, status
 
 _KEY = "WEIGHTS"
-"""What messages call the weights, as the commands do."""
+"""Messages call the weights so, as the commands do."""
 _LARGE, _SMALL = 224, 32
 """Sides in pixels of the images that encoders of a large and of a small stem are customarily trained on."""
 _OF_IMAGES = ("data.image_size", "data.mean", "data.std", "data.value_range")
@@ -36,12 +36,12 @@ _OF_IMAGES = ("data.image_size", "data.mean", "data.std", "data.value_range")
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin says where an encoder comes from."""
+    """The origin says which file and run an encoder comes from."""
 
     path: Path
     which: Which = "query"
     step: int | None = None
-    """Steps that the run had done; None for weights from elsewhere."""
+    """The number of steps that the run had done; None for weights from elsewhere."""
     config: configs.Config | None = None
     """The config of the run; None for weights from elsewhere without one."""
     notes: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class PretrainedEncoder(nn.Module):
         return nn.functional.normalize(self.network(images), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute `features`."""
+        """Compute the features of images, as `features` does."""
         return self.features(images)
 
     def extra_repr(self) -> str:
@@ -175,7 +175,7 @@ def load_encoder(
 
 
 def _usable(device: str | torch.device) -> torch.device:
-    """Return a device on which tensors can lie here. Raises UserError."""
+    """Return the device of a name, if it works on this machine. Raises UserError."""
     try:
         return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # each device refuses in its own way
@@ -210,7 +210,7 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
 
 
 def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Description:
-    """Describe weights by what stands beside them, or else by their shapes and what is customary.
+    """Describe weights by the description beside them, or else by their shapes and what is customary.
 
     Args:
         file: the weights.
@@ -241,7 +241,7 @@ def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Descri
 
 
 def _overridden(described: Description, values: Mapping[str, Any], path: Path) -> Description:
-    """Change what is known of the images of weights. Raises UserError for an override of anything else."""
+    """Replace settings of the images that the weights take. Raises UserError for an override of anything else."""
     before = described.preprocessing
     if strange := [key for key in values if key not in _OF_IMAGES]:
         rule = "weights without a config have none but these keys: " + ", ".join(_OF_IMAGES)

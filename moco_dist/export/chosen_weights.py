@@ -16,12 +16,12 @@ from moco_dist.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Weights:
-    """These are the weights that the options mean; they are chosen once, since a run may go on meanwhile."""
+    """This object names the weights to export; they are chosen once, since a run may go on meanwhile."""
 
     checkpoint: int | None
-    """The step of the checkpoint that holds them; None: the run's encoder.safetensors does."""
+    """The step of the checkpoint that holds the weights; None: the run's encoder.safetensors holds them."""
     step: int
-    """The step that they are of; 0 where nothing tells it: a damaged directory of an earlier revision."""
+    """The number of steps that made the weights; 0 where a damaged directory of an earlier revision hides it."""
 
 
 def choose(options: Options) -> Weights:
@@ -43,7 +43,7 @@ def choose(options: Options) -> Weights:
 
 
 def _compare(before: Description, options: Options) -> None:
-    """Compare what was written down with the config. Raises UserError."""
+    """Compare the description of the weights with the config. Raises UserError."""
     now = Description.of(options.config, 0)
     of_model = (before.model.model_dump(), now.model.model_dump())
     of_images = (before.preprocessing.fields(), now.preprocessing.fields())

@@ -28,7 +28,7 @@ class Rank:
     local_rank: int
     """Its number among the ranks of its node."""
     quiet: bool = field(default=False, kw_only=True, compare=False)
-    """Whether it tells people nothing but warnings."""
+    """This says whether the rank prints nothing but warnings."""
 
     @classmethod
     def from_environment(cls, arguments: Sequence[str] = (), *, quiet: bool = False) -> Rank:

@@ -1,4 +1,4 @@
-"""The life of one training process: from a valid config to its exit status, or to what a caller in it gets."""
+"""Run one training process: from a valid config to its exit status, or for a caller in the process."""
 
 import functools
 import signal
@@ -34,7 +34,7 @@ class Start:
         self.world: collectives.World | None = None
         """The ranks, once they have met."""
         self.stop: ends.StopRequest | None = None
-        """It heeds signals from the moment that there is something to save."""
+        """The request to stop by a signal, which is heeded from the moment that there is something to save."""
 
     def train(
         self, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None

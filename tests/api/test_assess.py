@@ -1,4 +1,4 @@
-"""The evaluation as a call: the command line's options, figures and files, in silence."""
+"""`assess` has the options, figures and files of the command line, and prints nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_arguments_are_the_options_of_the_command_line() -> None:
-    """An option that the command line gets is an argument here, with its default, or this fails."""
+    """Every option of the command line must be an argument of `assess`, with the same default."""
     parameters = inspect.signature(moco_dist.assess).parameters
     by_default = vars(options._parser("").parse_intermixed_args(["RUN"]))
     assert list(by_default) != [] and {*by_default} == {field.name for field in dataclasses.fields(options.Options)}

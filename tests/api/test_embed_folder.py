@@ -1,4 +1,4 @@
-"""Features of a folder as a call: what the command writes, in memory or in a file, and in silence."""
+"""`embed_folder` computes what the command writes, in memory or in a file, and prints nothing."""
 
 from __future__ import annotations
 

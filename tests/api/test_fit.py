@@ -1,4 +1,4 @@
-"""Training as a call: one run with the command line's, and a process that goes on as it was."""
+"""`fit` trains the same run as the command line, and leaves the process as it was."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def state_of_this_process() -> dict[str, Any]:
 
 
 def threads_left(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Threads that go on half a second later; the watchdog needs a moment to see that it is over."""
+    """Return the threads that still run half a second later; the watchdog needs a moment to see that it is over."""
     deadline = time.monotonic() + 5
     while (left := [t for t in threading.enumerate() if t not in before]) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -232,7 +232,7 @@ def test_another_thread_can_train(tmp_path: Path) -> None:
 
 
 def test_what_is_told_goes_where_a_notebook_shows_it(tmp_path: Path) -> None:
-    """Such streams are no files, and no terminals."""
+    """The streams of a notebook are neither files nor terminals."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
         run = moco_dist.fit("digits", {**TINY, "run.dir": tmp_path / "run"})
         moco_dist.assess(run, labels=20, semi=False, verbose=True)
@@ -305,7 +305,7 @@ def test_a_run_at_wandb_of_the_callers_own_goes_on(tmp_path: Path) -> None:
 
 
 RANKS = '''
-"""What every rank of torchrun does."""
+"""Train, fail and evaluate as every rank of torchrun, and note the results."""
 import json, os, sys
 import moco_dist
 from tests.api.made import fit, losses

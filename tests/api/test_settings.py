@@ -1,4 +1,4 @@
-"""The forms in which a caller gives a config."""
+"""A caller may give a config in any of several forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that makes a run of a checkpoint of the authors' code."""
+"""`python -m moco_dist.convert` makes a run of a checkpoint of the authors' code."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ IMAGES = (
     *("moco.symmetric=false", "moco.bn_groups=2", "optim.global_batch=16", "optim.weight_decay=1e-3"),
     *("optim.epochs=5", "optim.schedule=constant", "optim.warmup_epochs=0", "optim.lr=0.1"),
 )
-"""A config that the checkpoint `good` agrees with but for the head: 10 steps an epoch."""
+"""The overrides for a config that the checkpoint `good` fits, but for the head: 10 steps an epoch."""
 V1, V2 = ("model.mlp=false",), ("model.mlp=true",)
 
 
 @pytest.fixture(scope="module")
 def good() -> dict[str, Any]:
-    """A checkpoint of a ResNet-18 that is narrow, for speed."""
+    """Make a checkpoint of a ResNet-18 that is narrow, for speed."""
     section = configs.load(Path("digits"), [*IMAGES[1:], *V1]).model
     model, optimizer = authors.trained(lambda: build_encoder(section, 3, 0), 16)
     content = authors.saved(model, optimizer, 2, "resnet18")
@@ -69,7 +69,7 @@ def state_in(run_dir: Path) -> dict[str, Any]:
 
 
 def encoder_in(run_dir: Path, which: str = "encoder_q") -> Encoder:
-    """The encoder of a run, ready to compute."""
+    """Load the encoder of a run, ready to compute."""
     config = configs.load(RunPaths(run_dir).config)
     encoder = build_encoder(config.model, config.data.channel_count, 1)
     encoder.load_state_dict(state_in(run_dir)[which])
@@ -115,7 +115,7 @@ def test_the_encoders_compute_what_the_authors_do(kind: str, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs of five steps."""
+    """Train a run of three epochs of five steps."""
     run_dir = tmp_path_factory.mktemp("runs") / "digits"
     assert train.run([*DIGITS, f"run.dir={run_dir}"]) == 0
     return run_dir

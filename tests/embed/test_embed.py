@@ -1,4 +1,4 @@
-"""Features of a folder: what is written is what `load_encoder` computes, on any number of ranks, and nothing else."""
+"""`python -m moco_dist.embed` writes the features that `load_encoder` computes, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def embed_on(world: World, options: Options, out: Path | None) -> Any:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
-    """With 4 chunks, the last one of a single image, some ranks have less to do than others, or nothing."""
+    """Some ranks have less to do than others, or nothing, since there are 4 chunks, the last one of a single image."""
     options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
     for end in ("npy", "parquet"):
         alone, together = tmp_path / f"alone.{end}", tmp_path / f"together.{end}"

@@ -1,4 +1,4 @@
-"""`python -m moco_dist.evaluate RUN --finetune --labels all`: figures, what it leaves, mistakes."""
+"""`python -m moco_dist.evaluate RUN --finetune --labels all` trains networks, and refuses mistakes in one line."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 CONFIG = configs.load(None, ["model.width=8"])
 FULL = ["--finetune", "--labels", "all", "--epochs", "1"]
 FEW_IMAGES = ["data.source=synthetic", "data.samples=520", "data.channels=1", "data.image_size=8"]
-"""Images of noise, for two steps of an epoch."""
+"""Overrides for images of noise, as many as two steps of an epoch need."""
 FINE_TUNED, FROM_SCRATCH = "fine-tuned (SimCLR, 1 epoch)", "supervised resnet18 (torchvision, 1 epoch)"
 SMALL = "supervised small net (torchvision, 1 epoch)"
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """What a run on digits leaves, with an encoder of other weights than those that training from scratch begins as."""
+    """Write what a run on digits leaves; training from scratch begins with other weights than its encoder's."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(configs.dump(CONFIG))
@@ -139,7 +139,7 @@ def test_weights_from_elsewhere(run_dir: Path, tmp_path: Path) -> None:
 
 
 def folders(images: Path, count: int) -> list[str]:
-    """Arguments for two classes of so many images each, dark and light."""
+    """Make two classes of so many images each, dark and light, and return the arguments for them."""
     for split in ("train", "val"):
         for name, shade in (("dark", 0), ("light", 200)):
             (images / split / name).mkdir(parents=True)
