@@ -1,4 +1,4 @@
-"""The commands of docs/embeddings.md do what the page says."""
+"""The commands of docs/features.md do what the page says."""
 
 from __future__ import annotations
 
