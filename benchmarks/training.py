@@ -1,4 +1,4 @@
-"""A training without an end, for benchmarks that measure what comes beside its steps."""
+"""Run a training without an end, for benchmarks that measure the work beside its steps."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object; {} for a text that is none, such as a damaged one."""
+    """Parse a JSON object; {} for any other text, such as a damaged one."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

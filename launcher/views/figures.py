@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Latest:
-    """These figures are what the rows and the status of a run tell so far; None is what they do not tell."""
+    """These figures come from the rows and the status of a run so far; None stands for one that they do not have."""
 
     step: int = 0
     """Of the last training row."""

@@ -25,7 +25,7 @@ READERS = 16  # on a network disk each file takes milliseconds
 
 @dataclass(frozen=True)
 class Run:
-    """A run is shown by what SLURM and its directory tell about it."""
+    """A run is described by SLURM's answers and by its directory."""
 
     launch: Launch
     state: verdict.State

@@ -55,7 +55,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def values_of(overrides: Overrides) -> dict[str, Any]:
-    """Return overrides as values by key. Raises UserError for what is none."""
+    """Return overrides as values by key. Raises UserError for an object that is no override."""
     if isinstance(overrides, Mapping):
         return {str(key): plain(value) for key, value in overrides.items()}
     fix = 'write ["section.key=value"], or {"section.key": value}'

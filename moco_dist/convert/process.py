@@ -45,7 +45,7 @@ class _Whole:
 
 
 def run(request: Request) -> None:
-    """Convert what is requested, and say what was taken, computed and left out; a mistake leaves nothing behind.
+    """Convert a checkpoint, and print what was taken, computed and left out; a mistake leaves nothing behind.
 
     Raises:
         UserError: the file is no such checkpoint, does not agree with the config, or the run cannot be written.
@@ -89,7 +89,7 @@ def _engine(config: configs.Config, layout: configs.Layout, channels: int, world
 
 
 def _lines(request: Request, contents: Contents, now: agreement.Progress, momentum: str, images: int) -> Iterator[str]:
-    """Say in a line each what was taken, computed and left out, and what to look at."""
+    """Yield the lines that say what was taken, computed and left out, and what deserves a look."""
     config, size = request.config, len(contents.queue)
     yield (
         f"{request.checkpoint}: took {contents.names} and the key encoder, {len(contents.encoder_q)} tensors each, "

@@ -17,7 +17,7 @@ COMMAND = "moco_dist.convert"
 
 @dataclass(frozen=True)
 class Request:
-    """A request says what is converted; it is valid as far as that can be told without torch."""
+    """A request names the checkpoint, the new run and its config, all checked as far as possible without torch."""
 
     checkpoint: Path
     run_dir: Path

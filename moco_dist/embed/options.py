@@ -1,4 +1,4 @@
-"""Parse and check the options of what computes features of a folder, and load the config for it. No torch."""
+"""Parse and check the options of commands that compute features of a folder, and load their config. No torch."""
 
 from __future__ import annotations
 
@@ -171,6 +171,6 @@ def names_beside(matrix: Path) -> Path:
 
 
 def check_parquet(out: Path, key: str) -> None:
-    """Refuse a Parquet file where what reads and writes them is missing. Raises UserError."""
+    """Refuse a Parquet file where pyarrow is missing, which reads and writes them. Raises UserError."""
     if out.suffix == PARQUET:
         packages.need(key, out, "pyarrow", otherwise="use a file of .npy")

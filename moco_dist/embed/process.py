@@ -169,7 +169,7 @@ def _write(
 def _interruptible() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the work once, as KeyboardInterrupt; torchrun sends both, and cleaning up takes time.
 
-    What is ignored stays so, as Ctrl-C is in the background. At the end a SIGTERM does what it would have done.
+    A signal that is ignored stays ignored, as Ctrl-C is in the background. At the end a SIGTERM that came has the
     """
     if threading.current_thread() is not threading.main_thread():  # which alone has handlers
         yield

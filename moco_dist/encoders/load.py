@@ -80,7 +80,7 @@ class PretrainedEncoder(nn.Module):
         return weights.digest(self.network, head=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute what the evaluation uses: the pooled output of the last stage, before the head.
+        """Compute the features that the evaluation uses: the pooled output of the last stage, before the head.
 
         Args:
             images: [N, C, S, S], each from `preprocess`.
@@ -91,7 +91,7 @@ class PretrainedEncoder(nn.Module):
         return self.network.features(images)
 
     def project(self, images: Tensor) -> Tensor:
-        """Compute what the contrast compares: the head's output, of length 1 (He et al. 2020, section 3.1).
+        """Compute the vectors that the loss compares: the head's output, of length 1 (He et al. 2020, section 3.1).
 
         Args:
             images: [N, C, S, S], each from `preprocess`.

@@ -1,4 +1,4 @@
-"""Turn an image into what an encoder takes, as the evaluation of its run does."""
+"""Turn an image into the input of an encoder, as the evaluation of its run does."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Preprocessing | None:
-        """Read what `fields` has written; None where that is damaged."""
+        """Read a preprocessing that `fields` has written; None where it is damaged."""
         try:
             numbers = [tuple(map(float, fields[name])) for name in ("mean", "std")]
             size, resize = (int(fields[name]) for name in ("image_size", "resize"))

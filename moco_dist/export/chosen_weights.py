@@ -62,7 +62,7 @@ def _compare(before: Description, options: Options) -> None:
 
 
 def _of_checkpoint(state: Mapping[str, Any], options: Options, step: int) -> Description | None:
-    """Describe the encoder of a checkpoint by the config that it holds; None where that is of another revision."""
+    """Describe the encoder of a checkpoint by the config that it holds; None for a config of another revision."""
     try:
         began = Config.model_validate(state["config"])
     except (KeyError, ValueError):

@@ -113,7 +113,7 @@ def _check_network(to: Format, model: ModelSection, channels: int) -> None:
 
 
 def _check_place(out: Path, to: Format, *, ours: bool) -> None:
-    """Refuse to replace what is no export of the same format.
+    """Refuse to replace a file that is no export of the same format.
 
     Args:
         out: where the export goes.

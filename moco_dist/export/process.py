@@ -21,7 +21,7 @@ from moco_dist.run.paths import RunPaths
 
 
 def run(options: Options) -> str:
-    """Export as the options say. Returns the line that says what lies where, and what loads it. Raises UserError."""
+    """Export as the options say. Returns the line that names the file and how it is loaded. Raises UserError."""
     chosen = chosen_weights.choose(options)
     step = chosen.step
     if options.to == "reference":
@@ -59,7 +59,7 @@ def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Descrip
 
 
 def _content(encoder: PretrainedEncoder, description: Description, options: Options) -> tuple[bytes, str]:
-    """Return the file of a format, and what loads it. Raises UserError."""
+    """Return the content of a format's file, and the call that loads it. Raises UserError."""
     arch, file, network = encoder.model.arch, repr(str(options.out)), encoder.network
     match options.to:
         case "safetensors":
@@ -85,7 +85,7 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
 
 
 def _reference(options: Options, chosen: Weights) -> str:
-    """Write a checkpoint of the authors' layout. Returns what lies where. Raises UserError."""
+    """Write a checkpoint of the authors' layout. Returns the line that names the file. Raises UserError."""
     content = reference.of_run(chosen.state)
     _write(options, state_dicts.saved(content))
     loads = f"main_moco.py --resume {quote(printable(str(options.out)))} of the authors' code goes on from it"

@@ -42,7 +42,7 @@ _DETECTRON2 = (
 
 
 def _as_torchvision(name: str) -> str | None:
-    """Take torchvision's names, and those of networks that call the layer beside a block `shortcut`."""
+    """Translate torchvision's names, and those of networks that call the layer beside a block `shortcut`."""
     if not re.match(r"(conv1|bn1|layer[1-4]|fc)\.", name):
         return None
     return re.sub(r"^(layer[1-4]\.\d+\.)shortcut\.", r"\1downsample.", name)
@@ -131,7 +131,7 @@ class Recognised:
         return any(word in self.prefix for word in _FOLLOWERS)
 
     def lines(self, taken: Iterable[str]) -> list[str]:
-        """Say in a line each what is taken, renamed and left out.
+        """Say which layers are taken, renamed and left out, a line for each of the three.
 
         Args:
             taken: our names of the layers that are.

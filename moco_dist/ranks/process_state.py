@@ -23,9 +23,9 @@ _one_call = threading.Lock()
 def preserved(call: str) -> Iterator[None]:
     """Restore at the end all that `World.start` and a run change in this process; until then torch's modes are off.
 
-    What is put back is the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for
+    The state consists of the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for
     the fastest kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, the
-    environment, and what prints an error that nobody catches.
+    environment, and the hook that prints an error that nobody catches.
 
     Args:
         call: name of the function that computes in the block.

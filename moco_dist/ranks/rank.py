@@ -69,7 +69,7 @@ class Rank:
             self.warn(line)
 
     def warn(self, line: str) -> None:
-        """Print a warning on stderr, about what all ranks know, once, also where this rank is quiet."""
+        """Print a warning that is the same on all ranks once on stderr, also where this rank is quiet."""
         if self.rank == 0:
             print(line, file=sys.stderr, flush=True)
 

@@ -98,7 +98,7 @@ def read(tree: Mapping[Any, Any]) -> Contents:
 
 
 def _prefix(tree: Mapping[Any, Any], state: Mapping[Any, Any]) -> str:
-    """Return what stands before `encoder_q.` in the names of the layers."""
+    """Return the text before `encoder_q.` in the names of the layers."""
     if isinstance(tree.get("encoder_q"), Mapping):
         rule = "is a checkpoint of this trainer's own"
         raise Unfit(rule, "go on with its run by python -m moco_dist.train RUN_DIR/config.yaml")

@@ -31,7 +31,7 @@ _GREY = "0.85"
 
 
 class Tile(NamedTuple):
-    """A tile is an image and what stands below it."""
+    """A tile is an image with its title and its name below it."""
 
     pixels: NDArray[np.uint8] | None
     """[H, W] or [H, W, 3]; None for an image that cannot be read."""
