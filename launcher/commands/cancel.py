@@ -48,10 +48,14 @@ def _end(live: Sequence[runs.Run]) -> list[runs.Run]:
     A job that asks for its own requeue at this moment, after a crash or ahead of a preemption, comes back into the
     queue although it was cancelled; it is cancelled once more.
     """
+    launches, running = [run.launch for run in live], {run.launch for run in live if not run.waits}
+
+    def is_back(run: runs.Run) -> bool:
+        return run.waits and run.launch in running
+
     _cancel(live)
-    launches = [run.launch for run in live]
-    left = runs.wait(launches, lambda run: not run.live or run.job is None or run.waits, _LEAVE_SECONDS)
-    if back := [run for run in left if run.waits]:
+    left = runs.wait(launches, lambda run: not run.live or run.job is None or is_back(run), _LEAVE_SECONDS)
+    if back := [run for run in left if is_back(run)]:
         _cancel(back)
         left = runs.wait(launches, lambda run: not run.live or run.job is None, _LEAVE_SECONDS)
     return left
