@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -20,7 +21,9 @@ from PIL import Image
 
 from moco_dist import packages
 from moco_dist.config.schema import ModelSection
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.pack import pack
+from moco_dist.data.store import FileSource
 from moco_dist.embed import command, process, write
 from moco_dist.embed.folder import open_folder
 from moco_dist.embed.options import Options
@@ -28,6 +31,7 @@ from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
 from moco_dist.run.paths import RunPaths
 from tests.embed.made import DAMAGED, STRANGE, copied, images_of
 from tests.jobs import ROOT, environment_of
@@ -320,3 +324,67 @@ def test_without_pyarrow_a_matrix_is_proposed(
     assert (
         "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in printed
     )
+
+
+def test_images_that_vanish_are_counted_and_never_replaced(
+    run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, names = embed(run_dir, images, tmp_path / "a.npy")
+    place, listed = copied(images, tmp_path / "images"), process.open_both
+
+    def vanishing(options: Options, world: World) -> tuple[PretrainedEncoder, FileSource]:
+        both = listed(options, world)
+        (place / names[2]).unlink()
+        (place / names[5]).write_bytes(b"")
+        return both
+
+    monkeypatch.setattr(process, "open_both", vanishing)
+    rest, rest_names = embed(run_dir, place, tmp_path / "b.npy")
+    kept = [row for row in range(len(names)) if row not in (2, 5)]
+    assert rest_names == [names[row] for row in kept] and np.allclose(rest, features[kept], rtol=1e-4, atol=1e-6)
+    printed = capsys.readouterr().err
+    assert "3 images cannot be decoded, left out: " in printed and f"{names[2]}: [Errno 2] No such file" in printed
+
+
+def embed_where_one_rank_cannot_read(world: World, options: Options, broken: dict[int, str]) -> Any:
+    attempt, before = FileSource.attempt, embed_on(world, options, None)
+
+    def on_this_rank(images: FileSource, place: int, read: Any) -> Any:
+        if os.fsdecode(images.names[place]) == broken.get(world.rank):
+            return Unreadable.of(images.file(place), OSError(errno.EIO, "Input/output error"))
+        return attempt(images, place, read)
+
+    FileSource.attempt = on_this_rank  # type: ignore[method-assign]
+    try:
+        return before, embed_on(world, options, None)
+    finally:
+        FileSource.attempt = attempt  # type: ignore[method-assign]
+
+
+def test_an_image_that_one_rank_alone_cannot_read(run_dir: Path, images: Path, ranks: Ranks) -> None:
+    """Of chunks of three images, rank 0 takes the first and the third, and rank 1 the second."""
+    options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
+    names = embed_on(World(0, 1, 0, torch.device("cpu")), options, None)[0]
+    both = ranks.run(2, embed_where_one_rank_cannot_read, options, {0: names[4], 1: names[3]})
+    for before, after in both:
+        assert before[0] == names and after[0] == [*names[:3], *names[4:]]
+        assert [image.name for image in after[1]] == [names[3], DAMAGED]
+        assert np.array_equal(after[2], np.delete(before[2], 3, axis=0))
+
+
+def test_a_killed_worker_ends_the_work_and_leaves_nothing(
+    run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.npy").write_bytes(b"an earlier one")
+
+    def add(*_: object) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+
+    monkeypatch.setattr(write._Matrix, "add", add)
+    options = Options(run_dir, images, overrides={"data.workers": 1}, batch=1)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited)"):
+        process.call(options, tmp_path / "a.npy", options.load_config(), Rank(0, 1, 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    assert (tmp_path / "a.npy").read_bytes() == b"an earlier one" and not multiprocessing.active_children()
