@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_dist import config as configs
 from moco_dist import train
-from moco_dist.convert import command
+from moco_dist.convert import command, request
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
 from moco_dist.interruption import interruptible
@@ -33,6 +33,7 @@ from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import read_rows
 from moco_dist.verify import plan
 from tests.full_disk import full_disk
+from tests.nobody import as_nobody, let_in
 from tests.reference import authors
 
 FAST = ("track.wandb=disabled", "track.log_every=1", "eval.knn_every=0")
@@ -246,6 +247,10 @@ def with_state(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda c: {**c, "state_dict": {**c["state_dict"], **{f"module.{n}": v for n, v in values.items()}}}
 
 
+def shallower(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in state.items() if "layer3.1." not in name}
+
+
 def same(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
@@ -266,6 +271,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...], str]] =
     "images of another kind": (same, ("data.channels=1",), r"have 1 channels, and the file's encoder sees 3"),
     "not its arch": (lambda c: {**c, "arch": "resnet50"}, (), "resnet50, and its layers .* resnet18"),
     "an arch of others": (lambda c: {**c, "arch": "resnext50_32x4d"}, (), "resnext50_32x4d, and its layers"),
+    "a network of none": (
+        lambda c: {"epoch": 2, "optimizer": c["optimizer"], "state_dict": shallower(c["state_dict"])},
+        (),
+        r"model\.arch = resnet18: the file's encoder is none of the ResNets known here",
+    ),
     "another momentum": (same, ("optim.sgd_momentum=0.8",), r"= 0\.8: .* 0\.9; add optim\.sgd_momentum=0\.9$"),
     "another decay": (same, ("optim.weight_decay=0",), r"= 0\.0: .* 0\.001; add optim\.weight_decay=0\.001$"),
     "Nesterov": (with_group(nesterov=True), (), r"nesterov=true .*run\.init_from"),
@@ -316,7 +326,10 @@ PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a run": (lambda path: (path.mkdir(), (path / "status.json").touch()), "holds a run; name a new directory"),
     "something": (lambda path: (path.mkdir(), (path / "notes.txt").touch()), "not empty, it holds notes.txt"),
     "a file": (lambda path: path.touch(), "is no directory"),
-    "a link to an empty folder": (lambda path: (path.with_name("other").mkdir(), path.symlink_to("other")), "is no direc"),
+    "a link to an empty folder": (
+        lambda path: (path.with_name("other").mkdir(), path.symlink_to("other")),
+        "is no direc",
+    ),
     "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "is no directory"),
     "below a file": (lambda path: path.parent.rmdir() or path.parent.touch(), "cannot be written: "),
 }
@@ -434,3 +447,10 @@ def test_two_at_once_into_one_directory_leave_the_first(
     assert f"RUN_DIR = {tmp_path}/run: cannot be written: Directory not empty; name" in capsys.readouterr().err
     assert configs.load(RunPaths(tmp_path / "run").config).run.name == "first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "theirs.pth.tar"]
+
+
+def test_a_closed_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0)
+    let_in(tmp_path)
+    with as_nobody(), pytest.raises(UserError, match=r"RUN_DIR = .*run: cannot be read: Permission denied"):
+        request._check_free(tmp_path / "run")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from moco_dist.data.pack import pack
 from moco_dist.data.store import FileSource
 from moco_dist.embed import command, process, write
 from moco_dist.embed.folder import open_folder
-from moco_dist.embed.options import Options
+from moco_dist.embed.options import Options, check_out_of_features
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError
 from moco_dist.networks.resnet import build_encoder
@@ -388,3 +389,41 @@ def test_a_killed_worker_ends_the_work_and_leaves_nothing(
         process.call(options, tmp_path / "a.npy", options.load_config(), Rank(0, 1, 0))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
     assert (tmp_path / "a.npy").read_bytes() == b"an earlier one" and not multiprocessing.active_children()
+
+
+def test_weights_with_a_config_are_used_as_it_says(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
+    torch.save(network.state_dict(), weights := tmp_path / "a.pth")
+    (config := tmp_path / "mine.yaml").write_text("data: {source: imagefolder, root: nowhere, image_size: 20}\n")
+    settings = ("model.width=8", "model.stem=small", "data.mean=0.5,0.5,0.5", "data.std=0.2,0.2,0.2")
+    features, names = embed(weights, images, tmp_path / "a.npy", str(config), *settings)
+    expected = load_encoder(weights, overrides={"data.image_size": 20, "data.mean": [0.5] * 3, "data.std": [0.2] * 3})
+    np.testing.assert_allclose(features, one_by_one(expected, images, names).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_closed_place_is_told_before_the_work(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    (closed := tmp_path / "closed").mkdir(mode=0o555)
+    let_in(closed)
+    with as_nobody(), pytest.raises(UserError, match=r"--out = .*a\.npy: its folder cannot be written to; choose"):
+        check_out_of_features(closed / "a.npy", images)
+
+
+def refused_on(world: World, options: Options, copies: list[Path]) -> str:
+    """Return the mistake where each rank has files of its own: weights, or images."""
+    options = replace(options, **{"folder" if "images" in copies[0].name else "path": copies[world.rank]})
+    with pytest.raises(UserError) as mistake:
+        process.embed(options, None, options.load_config(), world)
+    return str(mistake.value)
+
+
+def test_ranks_that_see_other_files_are_refused(run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
+    options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
+    fewer = copied(images, tmp_path / "images")
+    (fewer / "beside.png").unlink()
+    for line in ranks.run(2, refused_on, options, [copied(images, tmp_path / "all images"), fewer]):
+        assert "the ranks see different images in it: 10, 9 of them; give every node the same files" in line
+    weights = [tmp_path / f"{seed}.pth" for seed in range(2)]
+    for seed, file in enumerate(weights):
+        torch.save(build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed).state_dict(), file)
+    for line in ranks.run(2, refused_on, options, weights):
+        assert "the ranks read different weights from it; give every node the same files" in line

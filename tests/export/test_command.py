@@ -20,7 +20,7 @@ from moco_dist.interruption import interruptible
 from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths
 from tests.full_disk import full_disk
-from tests.jobs import ROOT
+from tests.jobs import ROOT, environment_of
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -247,3 +247,9 @@ def test_an_interruption_leaves_the_old_export(to: str, narrow: Path, monkeypatc
         with pytest.raises(KeyboardInterrupt), interruptible():
             run([str(narrow), "--to", to])
         assert files_below(narrow) == before and told.pop() == signal.SIGTERM
+
+
+def test_as_a_user_types_it(narrow: Path) -> None:
+    words = [sys.executable, "-m", "moco_dist.export", str(narrow), "--to", "timm"]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment_of(ROOT))
+    assert result.returncode == 2 and result.stderr.startswith("moco_dist.export: --to = timm: its resnet18 has")

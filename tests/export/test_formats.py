@@ -21,7 +21,7 @@ from moco_dist.encoders.load import load_encoder
 from moco_dist.errors import UserError
 from moco_dist.export import graphs, onnx_graph, state_dicts
 from moco_dist.export.command import run
-from moco_dist.networks import batchnorm, weight_files
+from moco_dist.networks import batchnorm, layouts, weight_files
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.reference import read as reference
 from tests.jobs import ROOT
@@ -250,3 +250,8 @@ def test_the_authors_layout_holds_both_encoders_and_the_queue(
     for encoder in ("encoder_q", "encoder_k"):
         assert torch.equal(getattr(content, encoder)["layer4.1.conv2.weight"], state[encoder]["layer4.1.conv2.weight"])
     assert content.arch == "resnet18" and content.optimizer is not None
+
+
+def test_detectron2_has_no_name_for_the_head() -> None:
+    with pytest.raises(AssertionError, match="is no layer of a backbone"):
+        layouts.to_detectron2("fc.weight")
