@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from moco_dist import config as configs
 from moco_dist.errors import UserError, print_masked, printable
+from moco_dist.interruption import interruptible
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
@@ -67,14 +68,16 @@ def path_of(name: str) -> Callable[[str], Path]:
 def run_command(run: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command with the arguments of this process, and exit with its status.
 
-    Whatever a name holds can be printed; a closed folder is a mistake like others; `| head` and Ctrl-C end it quietly.
+    Whatever a name holds can be printed; a closed folder is a mistake like others; `| head` and Ctrl-C end it quietly,
+    and SIGTERM in order, by that signal.
     """
     sys.excepthook = print_masked
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not fit the terminal's encoding
     try:
-        exit_status = run(sys.argv[1:])
+        with interruptible():
+            exit_status = run(sys.argv[1:])
         if sys.stdout is not None:  # None: it was closed from the start
             sys.stdout.flush()
     except PermissionError as error:

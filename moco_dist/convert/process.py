@@ -117,8 +117,8 @@ def _write(request: Request, whole: _Whole, lines: list[str]) -> None:
         with folder_aside(run_dir) as aside:
             _fill(aside, request, whole, lines)
             aside.rename(run_dir)  # which fails where the directory has got a content meanwhile
-    except (OSError, RuntimeError) as error:
-        cause = checkpoint.cause_of(error)
+    except (OSError, RuntimeError, UserError) as error:
+        cause = error.__context__ if isinstance(error, UserError) else checkpoint.cause_of(error)  # of the lease
         rule = f"cannot be written: {getattr(cause, 'strerror', None) or cause}"
         raise UserError.of("RUN_DIR", run_dir, rule, "name another directory") from None
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 
@@ -25,6 +22,7 @@ from moco_dist.embed.stream import Rows, Stream
 from moco_dist.embed.write import writer_of
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError, printable, some_names
+from moco_dist.interruption import interruptible
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.tracking.progress import Progress
@@ -46,8 +44,7 @@ def run(options: Options, out: Path, config: Config, rank: Rank) -> int:
 
 def run_command(command: str, work: Callable[[World], None], config: Config, rank: Rank) -> int:
     """Do the work of a command on all ranks. Returns the exit status; raises whatever else goes wrong."""
-    with _interruptible():
-        return joint_work.run(command, work, config, rank, _PATIENCE_SECONDS)
+    return joint_work.run(command, work, config, rank, _PATIENCE_SECONDS)
 
 
 def call(options: Options, out: Path | None, config: Config, rank: Rank) -> Embedding:
@@ -58,7 +55,7 @@ def call(options: Options, out: Path | None, config: Config, rank: Rank) -> Embe
         tell_unreadable("moco_dist.embed_folder", embedding.unreadable, world)
         return embedding
 
-    with _interruptible():
+    with interruptible():
         return joint_work.call(work, config, rank, _PATIENCE_SECONDS)
 
 
@@ -163,30 +160,3 @@ def _write(
             places.append(rows.places)
         world.from_first(writer.finish)
         world.from_first(put_in_place.close)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the work once, as KeyboardInterrupt; torchrun sends both, and cleaning up takes time.
-
-    A signal that is ignored stays ignored, as Ctrl-C is in the background. At the end a SIGTERM that came has the
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
-        yield
-        return
-    came = list[int]()
-
-    def end(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        if len(came) == 1:
-            raise KeyboardInterrupt
-
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came[:1] == [signal.SIGTERM]:
-            signal.raise_signal(signal.SIGTERM)

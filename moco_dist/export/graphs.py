@@ -6,7 +6,9 @@ import copy
 import io
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
+from typing import IO
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +67,20 @@ def as_torchscript(encoder: PretrainedEncoder, description: Description, *, head
         traced = torch.jit.trace(_Plain(encoder.network, head=head).eval(), example, check_trace=False)
         names = {f"{name}.json": text for name, text in notes_of(description).items()}
         torch.jit.save(traced, file, _extra_files=names)
-        model = file.getvalue()
+        model = _without_source_lines(file)
         loaded = torch.jit.load(io.BytesIO(model))
     sizes = [*((batch, size) for batch in _BATCHES), (2, size + 7), (2, 2 * size)]
     return model, compare(encoder, loaded, sizes, to="torchscript", head=head)
+
+
+def _without_source_lines(file: IO[bytes]) -> bytes:
+    """Return a file of TorchScript without its records of source lines, which name this machine's folders."""
+    kept = io.BytesIO()
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(kept, "w") as without:
+        for record in whole.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                without.writestr(record, whole.read(record))
+    return kept.getvalue()
 
 
 def compare(

@@ -35,14 +35,13 @@ def write(options: Options, encoder: PretrainedEncoder, description: Description
         new, old = aside / "new", aside / "old"
         new.mkdir()
         _fill(new, options, encoder, description, step)
-        if out.exists():
-            out.rename(old)
         try:
+            if out.exists():
+                out.rename(old)
             new.rename(out)
-        except OSError:
-            if old.exists():
+        finally:
+            if old.exists() and not out.exists():  # also where Ctrl-C came between the two
                 old.rename(out)
-            raise
     loads = "torchvision and timm" if usage.fits_timm(encoder.model, encoder.preprocess.channels) else "torchvision"
     return f"its {CARD} has the lines that load it in {loads}, and moco_dist.load_encoder takes the folder"
 

@@ -26,6 +26,7 @@ from moco_dist import train
 from moco_dist.engine import engine
 from moco_dist.ranks import collectives, process_state
 from moco_dist.run import status
+from moco_dist.train import ends, loop
 from tests import jobs, wandb_file
 from tests.api.made import STEPS, TINY, fit, losses
 
@@ -357,3 +358,24 @@ def test_under_torchrun_every_rank_gets_the_same(tmp_path: Path) -> None:
     assert [line.partition(" ")[0] for line in mistakes] == [
         *("optim.lr", "optim.global_batch", "run.init_from", "track.tensorboard")
     ]
+
+
+def test_a_batch_that_does_not_divide_is_noted_in_the_run(tmp_path: Path) -> None:
+    with pytest.raises(moco_dist.UserError, match=r"^optim\.global_batch = 64: must be divisible by ") as mistake:
+        fit(tmp_path / "run", moco__bn_groups=None, optim__accumulate=7)
+    (tmp_path / "old").mkdir()
+    with pytest.raises(moco_dist.UserError, match=r"^optim\.global_batch = 64: must be divisible by "):
+        fit(tmp_path / "old", moco__bn_groups=None, optim__accumulate=7)
+    noted = status.read(tmp_path / "old")
+    assert (noted.state, noted.reason) == ("user_error", str(mistake.value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_while_this_rank_waited_alone_is_raised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: loop.Training) -> None:
+        raise ends.StoppedAlone(3, "asked to stop, and the next batch did not come")
+
+    monkeypatch.setattr(loop.Training, "run", stopped)
+    with pytest.raises(moco_dist.Stopped, match="the next batch did not come") as stop:
+        fit(tmp_path / "run")
+    assert stop.value.run_dir == tmp_path / "run" and stop.value.step == 3

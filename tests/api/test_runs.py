@@ -16,6 +16,7 @@ from moco_dist.errors import UserError
 from moco_dist.health import TITLES
 from moco_dist.run import lease, rows, status
 from moco_dist.run.paths import RunPaths
+from tests.nobody import as_nobody, let_in
 
 
 def figures(loss: float) -> dict[str, float]:
@@ -167,3 +168,11 @@ def test_a_closed_folder_is_told(tmp_path: Path) -> None:
             moco_dist.Run(tmp_path / "closed" / "run")
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_run_that_is_closed_to_the_user_is_told(folder: Path) -> None:
+    let_in(folder)
+    folder.parent.chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=r"RUN_DIR = .*moved: Permission denied; give the"):
+        moco_dist.Run(folder)
+    folder.parent.chmod(0o755)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,16 +20,20 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_dist import config as configs
 from moco_dist import train
-from moco_dist.convert import command
+from moco_dist.convert import command, request
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
+from moco_dist.interruption import interruptible
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.reference import write
 from moco_dist.run import comparison, status
 from moco_dist.run.checkpoints import CheckpointIndex
+from moco_dist.run.directory import RunDirectory
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import read_rows
 from moco_dist.verify import plan
+from tests.full_disk import full_disk
+from tests.nobody import as_nobody, let_in
 from tests.reference import authors
 
 FAST = ("track.wandb=disabled", "track.log_every=1", "eval.knn_every=0")
@@ -249,6 +254,10 @@ def with_state(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda c: {**c, "state_dict": {**c["state_dict"], **{f"module.{n}": v for n, v in values.items()}}}
 
 
+def shallower(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in state.items() if "layer3.1." not in name}
+
+
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...], str]] = {
     "another queue": (same, ("moco.queue_size=128",), r"moco\.queue_size = 128: .*had 64; add moco\.queue_size=64$"),
     "another dim": (same, ("model.dim=32",), r"model\.dim = 32: .*had 16; add model\.dim=16$"),
@@ -265,6 +274,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...], str]] =
     "images of another kind": (same, ("data.channels=1",), r"have 1 channels, and the file's encoder sees 3"),
     "not its arch": (lambda c: {**c, "arch": "resnet50"}, (), "resnet50, and its layers .* resnet18"),
     "an arch of others": (lambda c: {**c, "arch": "resnext50_32x4d"}, (), "resnext50_32x4d, and its layers"),
+    "a network of none": (
+        lambda c: {"epoch": 2, "optimizer": c["optimizer"], "state_dict": shallower(c["state_dict"])},
+        (),
+        r"model\.arch = resnet18: the file's encoder is none of the ResNets known here",
+    ),
     "another momentum": (same, ("optim.sgd_momentum=0.8",), r"= 0\.8: .* 0\.9; add optim\.sgd_momentum=0\.9$"),
     "another decay": (same, ("optim.weight_decay=0",), r"= 0\.0: .* 0\.001; add optim\.weight_decay=0\.001$"),
     "Nesterov": (with_group(nesterov=True), (), r"nesterov=true .*run\.init_from"),
@@ -314,6 +328,10 @@ PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a run": (lambda path: (path.mkdir(), (path / "status.json").touch()), "holds a run; name a new directory"),
     "something": (lambda path: (path.mkdir(), (path / "notes.txt").touch()), "not empty, it holds notes.txt"),
     "a file": (lambda path: path.touch(), "is no directory"),
+    "a link to an empty folder": (
+        lambda path: (path.with_name("other").mkdir(), path.symlink_to("other")),
+        "is no direc",
+    ),
     "a link to nowhere": (lambda path: path.symlink_to("nowhere"), "is no directory"),
     "below a file": (lambda path: path.parent.rmdir() or path.parent.touch(), "cannot be written: "),
 }
@@ -388,3 +406,51 @@ def test_the_command_as_a_user_types_it(saved: Path, tmp_path: Path) -> None:
     result = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "run code" in result.stderr, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("most_bytes", [0, 2000])
+def test_a_disk_that_is_full_from_the_start_or_later(
+    most_bytes: int, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_disk(most_bytes):
+        assert command.run([str(saved), f"{tmp_path}/run", *IMAGES, *V1]) == 2
+    line = f"moco_dist.convert: RUN_DIR = {tmp_path}/run: cannot be written: File too large; name another directory\n"
+    assert capsys.readouterr().err == line
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth.tar"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing(
+    number: signal.Signals, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    signal.signal(number, lambda number, _: told.append(number))
+    monkeypatch.setattr(RunDirectory, "record", lambda *_: signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        command.run([str(saved), f"{tmp_path}/run", *IMAGES, *V1])
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth.tar"]
+    assert told == [signal.SIGTERM] * (number == signal.SIGTERM)
+
+
+def test_two_at_once_into_one_directory_leave_the_first(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, record = [str(saved), f"{tmp_path}/run", *IMAGES, *V1], RunDirectory.record
+
+    def overtaken(directory: RunDirectory, config: configs.Config) -> None:
+        record(directory, config)
+        monkeypatch.setattr(RunDirectory, "record", record)
+        assert command.run([*arguments, "run.name=first"]) == 0
+
+    monkeypatch.setattr(RunDirectory, "record", overtaken)
+    assert command.run(arguments) == 2
+    assert f"RUN_DIR = {tmp_path}/run: cannot be written: Directory not empty; name" in capsys.readouterr().err
+    assert configs.load(RunPaths(tmp_path / "run").config).run.name == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "theirs.pth.tar"]
+
+
+def test_a_closed_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0)
+    let_in(tmp_path)
+    with as_nobody(), pytest.raises(UserError, match=r"RUN_DIR = .*run: cannot be read: Permission denied"):
+        request._check_free(tmp_path / "run")

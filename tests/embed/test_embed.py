@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,17 @@ from PIL import Image
 
 from moco_dist import packages
 from moco_dist.config.schema import ModelSection
+from moco_dist.data.decode import Unreadable
 from moco_dist.data.pack import pack
+from moco_dist.data.store import FileSource
 from moco_dist.embed import command, process, write
 from moco_dist.embed.folder import open_folder
-from moco_dist.embed.options import Options
+from moco_dist.embed.options import Options, check_out_of_features
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
+from moco_dist.ranks.rank import Rank
 from moco_dist.run.paths import RunPaths
 from tests.embed.made import DAMAGED, STRANGE, copied, images_of
 from tests.jobs import ROOT, environment_of
@@ -321,3 +326,105 @@ def test_without_pyarrow_a_matrix_is_proposed(
     assert (
         "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in printed
     )
+
+
+def test_images_that_vanish_are_counted_and_never_replaced(
+    run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, names = embed(run_dir, images, tmp_path / "a.npy")
+    place, listed = copied(images, tmp_path / "images"), process.open_both
+
+    def vanishing(options: Options, world: World) -> tuple[PretrainedEncoder, FileSource]:
+        both = listed(options, world)
+        (place / names[2]).unlink()
+        (place / names[5]).write_bytes(b"")
+        return both
+
+    monkeypatch.setattr(process, "open_both", vanishing)
+    rest, rest_names = embed(run_dir, place, tmp_path / "b.npy")
+    kept = [row for row in range(len(names)) if row not in (2, 5)]
+    assert rest_names == [names[row] for row in kept] and np.allclose(rest, features[kept], rtol=1e-4, atol=1e-6)
+    printed = capsys.readouterr().err
+    assert "3 images cannot be decoded, left out: " in printed and f"{names[2]}: [Errno 2] No such file" in printed
+
+
+def embed_where_one_rank_cannot_read(world: World, options: Options, broken: dict[int, str]) -> Any:
+    attempt, before = FileSource.attempt, embed_on(world, options, None)
+
+    def on_this_rank(images: FileSource, place: int, read: Any) -> Any:
+        if os.fsdecode(images.names[place]) == broken.get(world.rank):
+            return Unreadable.of(images.file(place), OSError(errno.EIO, "Input/output error"))
+        return attempt(images, place, read)
+
+    FileSource.attempt = on_this_rank  # type: ignore[method-assign]
+    try:
+        return before, embed_on(world, options, None)
+    finally:
+        FileSource.attempt = attempt  # type: ignore[method-assign]
+
+
+def test_an_image_that_one_rank_alone_cannot_read(run_dir: Path, images: Path, ranks: Ranks) -> None:
+    """Of chunks of three images, rank 0 takes the first and the third, and rank 1 the second."""
+    options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
+    names = embed_on(World(0, 1, 0, torch.device("cpu")), options, None)[0]
+    both = ranks.run(2, embed_where_one_rank_cannot_read, options, {0: names[4], 1: names[3]})
+    for before, after in both:
+        assert before[0] == names and after[0] == [*names[:3], *names[4:]]
+        assert [image.name for image in after[1]] == [names[3], DAMAGED]
+        assert np.array_equal(after[2], np.delete(before[2], 3, axis=0))
+
+
+def test_a_killed_worker_ends_the_work_and_leaves_nothing(
+    run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.npy").write_bytes(b"an earlier one")
+
+    def add(*_: object) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+
+    monkeypatch.setattr(write._Matrix, "add", add)
+    options = Options(run_dir, images, overrides={"data.workers": 1}, batch=1)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited)"):
+        process.call(options, tmp_path / "a.npy", options.load_config(), Rank(0, 1, 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    assert (tmp_path / "a.npy").read_bytes() == b"an earlier one" and not multiprocessing.active_children()
+
+
+def test_weights_with_a_config_are_used_as_it_says(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
+    torch.save(network.state_dict(), weights := tmp_path / "a.pth")
+    (config := tmp_path / "mine.yaml").write_text("data: {source: imagefolder, root: nowhere, image_size: 20}\n")
+    settings = ("model.width=8", "model.stem=small", "data.mean=0.5,0.5,0.5", "data.std=0.2,0.2,0.2")
+    features, names = embed(weights, images, tmp_path / "a.npy", str(config), *settings)
+    expected = load_encoder(weights, overrides={"data.image_size": 20, "data.mean": [0.5] * 3, "data.std": [0.2] * 3})
+    np.testing.assert_allclose(features, one_by_one(expected, images, names).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_closed_place_is_told_before_the_work(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    (closed := tmp_path / "closed").mkdir(mode=0o555)
+    let_in(closed)
+    with as_nobody(), pytest.raises(UserError, match=r"--out = .*a\.npy: its folder cannot be written to; choose"):
+        check_out_of_features(closed / "a.npy", images)
+
+
+def refused_on(world: World, options: Options, copies: list[Path]) -> str:
+    """Return the mistake where each rank has files of its own: weights, or images."""
+    options = replace(options, **{"folder" if "images" in copies[0].name else "path": copies[world.rank]})
+    with pytest.raises(UserError) as mistake:
+        process.embed(options, None, options.load_config(), world)
+    return str(mistake.value)
+
+
+def test_ranks_that_see_other_files_are_refused(run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
+    options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
+    fewer = copied(images, tmp_path / "images")
+    (fewer / "beside.png").unlink()
+    for line in ranks.run(2, refused_on, options, [copied(images, tmp_path / "all images"), fewer]):
+        assert "the ranks see different images in it: 10, 9 of them; give every node the same files" in line
+    weights = [tmp_path / f"{seed}.pth" for seed in range(2)]
+    for seed, file in enumerate(weights):
+        torch.save(build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed).state_dict(), file)
+    for line in ranks.run(2, refused_on, options, weights):
+        assert "the ranks read different weights from it; give every node the same files" in line

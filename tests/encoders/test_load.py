@@ -16,11 +16,14 @@ from safetensors.torch import save_file
 from moco_dist.config.schema import ModelSection
 from moco_dist.data import sources
 from moco_dist.data.augment import Augment, Recipe
+from moco_dist.encoders import description
 from moco_dist.encoders.load import load_encoder
 from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
+from moco_dist.networks.weight_files import WeightFile
 from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths
 from moco_dist.train import run as train
@@ -220,3 +223,31 @@ def test_an_image_without_pixels_is_refused_and_bfloat16_is_taken(run_dir: Path)
             prepare(np.zeros(shape, np.uint8))
     pixels = torch.full((1, 8, 8), 0.5)
     assert torch.equal(prepare(pixels.bfloat16()), prepare(pixels))
+
+
+def test_a_checkpoint_of_another_revision_tells_nothing_of_its_images(run_dir: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(CheckpointIndex(RunPaths(run_dir).checkpoints).path(4))
+    state["config"]["data"]["colour"] = "a key of another revision"
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="does not describe its images"):
+        assert load_encoder(tmp_path / "a.pt").preprocess.image_size == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"input_size": [3, 176, 160]}, {"input_size": [1, 176, 176]}, {"mean": None}, {"crop_pct": 0}, {"crop_pct": "a"}],
+    ids=str,
+)
+def test_a_preprocessing_of_timms_that_is_none_is_passed_over(other: dict[str, object]) -> None:
+    pretrained = {"input_size": [3, 176, 176], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "crop_pct": 0.95}
+    described = [
+        description.of_folder(WeightFile({}, {}, config={"pretrained_cfg": content}), 3)
+        for content in (pretrained, {**pretrained, **other}, 3)
+    ]
+    assert described == [Preprocessing(176, 185, (0.5,) * 3, (0.2,) * 3), None, None]
+
+
+def test_it_is_described_where_it_is_printed(run_dir: Path) -> None:
+    text = f"resnet18, small stem, 64 features, of {run_dir}, step 4"
+    assert text in repr(load_encoder(run_dir))
+    assert text not in repr(load_encoder(RunPaths(run_dir).encoder.parent, step=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from moco_dist import packages
 from moco_dist.encoders.load import load_encoder
 from moco_dist.export.command import run
 from moco_dist.export.options import FORMATS
+from moco_dist.interruption import interruptible
 from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths
-from tests.jobs import ROOT
+from tests.full_disk import full_disk
+from tests.jobs import ROOT, environment_of
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -211,3 +214,42 @@ def test_help_needs_no_torch() -> None:
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert process.stdout.endswith("False\n") and "--to" in process.stdout
     assert json.dumps(process.stderr) == '""'
+
+
+@pytest.mark.parametrize("to", ["safetensors", "onnx", "torchscript", "package"])
+def test_a_full_disk_leaves_the_old_export(to: str, narrow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(narrow), "--to", to]) == 0
+    capsys.readouterr()
+    with full_disk(50_000):
+        assert "cannot be written: File too large; choose another place" in refused(narrow, capsys, "--to", to)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "onnx", "torchscript", "package"])
+def test_an_interruption_leaves_the_old_export(to: str, narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run([str(narrow), "--to", to, "--step", "2"]) == 0
+    before, told, change = files_below(narrow), list[int](), Path.rename
+
+    def last_moment(path: Path, target: Path) -> Path:
+        if path.name != "old":  # which puts the old package back
+            signal.raise_signal(signal.SIGTERM)
+        return change(path, target)
+
+    def between(path: Path, target: Path) -> Path:
+        moved = change(path, target)
+        if target.name == "old":
+            signal.raise_signal(signal.SIGTERM)
+        return moved
+
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    for moment in (last_moment, between) if to == "package" else (last_moment,):
+        for name in ("replace", "rename"):
+            monkeypatch.setattr(Path, name, moment)
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            run([str(narrow), "--to", to])
+        assert files_below(narrow) == before and told.pop() == signal.SIGTERM
+
+
+def test_as_a_user_types_it(narrow: Path) -> None:
+    words = [sys.executable, "-m", "moco_dist.export", str(narrow), "--to", "timm"]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment_of(ROOT))
+    assert result.returncode == 2 and result.stderr.startswith("moco_dist.export: --to = timm: its resnet18 has")

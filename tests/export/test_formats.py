@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from moco_dist.encoders.load import load_encoder
 from moco_dist.errors import UserError
 from moco_dist.export import graphs, onnx_graph, state_dicts
 from moco_dist.export.command import run
-from moco_dist.networks import batchnorm, weight_files
+from moco_dist.networks import batchnorm, layouts, weight_files
 from moco_dist.networks.resnet import Encoder, build_encoder
 from moco_dist.reference import read as reference
+from tests.jobs import ROOT
 
 
 def export(run_dir: Path, to: str, *options: str) -> Path:
@@ -228,6 +230,16 @@ def test_torchscript_computes_any_batch_and_size(head: bool, narrow: Path) -> No
         assert torch.allclose(model(images), expected, atol=1e-5)
 
 
+def test_no_folder_of_this_machine_leaves_with_an_encoder(narrow: Path) -> None:
+    folders = [str(folder).encode() for folder in (ROOT, Path(torch.__file__).parent, narrow)]
+    for file in [export(narrow, to) for to in ("safetensors", "onnx", "torchscript")]:
+        contents = [file.read_bytes()]
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                contents += map(archive.read, archive.namelist())
+        assert not any(folder in content for folder in folders for content in contents), file.name
+
+
 def test_the_authors_layout_holds_both_encoders_and_the_queue(
     standard: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,3 +250,8 @@ def test_the_authors_layout_holds_both_encoders_and_the_queue(
     for encoder in ("encoder_q", "encoder_k"):
         assert torch.equal(getattr(content, encoder)["layer4.1.conv2.weight"], state[encoder]["layer4.1.conv2.weight"])
     assert content.arch == "resnet18" and content.optimizer is not None
+
+
+def test_detectron2_has_no_name_for_the_head() -> None:
+    with pytest.raises(AssertionError, match="is no layer of a backbone"):
+        layouts.to_detectron2("fc.weight")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,17 @@ from moco_dist import config as configs
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders.load import load_encoder
 from moco_dist.encoders.preprocessing import Preprocessing
-from moco_dist.export import state_dicts, usage
+from moco_dist.engine import checkpoint
+from moco_dist.errors import UserError
+from moco_dist.export import card, facts, manifest, options, state_dicts, usage
 from moco_dist.export.card import escaped
 from moco_dist.export.command import run
 from moco_dist.export.package import crop_part
 from moco_dist.networks.resnet import build_encoder
+from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths
 from tests.export.test_formats import images_of
+from tests.nobody import as_nobody, let_in
 
 TORCHVISION_ALONE = [
     *("torch", "torchgen", "torchvision", "numpy", "PIL", "typing_extensions", "sympy", "mpmath"),
@@ -295,6 +300,7 @@ def every_bad_figure(paths: RunPaths) -> None:
         every_bad_figure,
         lambda paths: paths.metrics.unlink(),
         lambda paths: truncate(paths.metrics),
+        lambda paths: (paths.metrics.unlink(), paths.metrics.mkdir()),
         lambda paths: paths.metrics.write_text(BAD_ROWS),
         lambda paths: paths.provenance.unlink(),
         lambda paths: paths.provenance.write_text(BAD_START),
@@ -340,6 +346,7 @@ def test_a_changed_package_is_not_replaced(narrow: Path, capsys: pytest.CaptureF
         lambda: (folder / "more.txt").write_text("mine"),
         lambda: (folder / "README.md").write_text("license: mit"),
         lambda: (folder / "manifest.json").unlink(),
+        lambda: (folder / "link").symlink_to("README.md"),
     ):
         kept = {path.name: path.read_bytes() for path in folder.iterdir()}
         change()
@@ -353,3 +360,46 @@ def test_a_changed_package_is_not_replaced(narrow: Path, capsys: pytest.CaptureF
         for name, bytes_before in kept.items():
             (folder / name).write_bytes(bytes_before)
     assert [path.name for path in folder.parent.iterdir()] == ["package"]
+
+
+def test_an_empty_folder_takes_a_package_and_a_closed_one_is_told(narrow: Path, tmp_path: Path) -> None:
+    for name in ("empty", "closed"):
+        (tmp_path / name).mkdir()
+    assert (package_of(narrow, "--out", str(tmp_path / "empty")), (tmp_path / "empty" / "README.md").is_file())[1]
+    (tmp_path / "closed").chmod(0)
+    let_in(tmp_path)
+    with as_nobody(), pytest.raises(UserError, match=r"--out = .*closed: cannot be read: Permission denied; name a"):
+        manifest.check_replaceable(tmp_path / "closed")
+
+
+def test_a_config_that_vanishes_meanwhile_tells_no_revision(narrow: Path) -> None:
+    chosen = options.parse([str(narrow), "--to", "package"])
+    RunPaths(narrow).config.unlink()
+    RunPaths(narrow).provenance.unlink()
+    known = facts.gather(chosen, 4, "")
+    assert (known.revision, known.versions, known.findings) == ("", {}, [])
+
+
+def test_a_checkpoint_of_another_revision_is_exported(narrow: Path) -> None:
+    file = CheckpointIndex(RunPaths(narrow).checkpoints).path(2)
+    state = checkpoint.load(file)
+    state["config"] = {"model": {"arch": "a key of another revision"}}
+    checkpoint.write(file, state)
+    assert "of step 2 of 4" in (package_of(narrow, "--step", "2") / "README.md").read_text()
+
+
+def test_the_scaling_of_deep_images_is_told(narrow: Path) -> None:
+    encoder = load_encoder(narrow)
+    assert "Values of more than 8 bits" not in card._of_images(encoder)
+    encoder.preprocess = replace(encoder.preprocess, value_range=(0, 4095))
+    assert "are first scaled to 8, so that 0 is black and 4095 white." in card._of_images(encoder)
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=alert(1)>", "[a](b) **c**", "a|b`c`", "&lt;b&gt; $x$"])
+def test_the_name_of_a_folder_of_images_is_text(name: str, narrow: Path, tmp_path: Path) -> None:
+    config = configs.load(RunPaths(narrow).config, [])
+    data = config.data.model_copy(update={"source": "imagefolder", "root": str(tmp_path / name)})
+    config = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"init_from": f"/a/{name}"})})
+    known = facts.Facts(config, 4, data={"images": 8, "classes": 2}, hardware=[name], revision=name, findings=[name])
+    text = card.write(known, load_encoder(narrow), "query")
+    assert text.count(escaped(name)) == 5 and name not in text and str(tmp_path) not in text

@@ -172,6 +172,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "numpy's arrays": (saving(NUMPY), r"conv1\.weight is an array of numpy, not a tensor"),
     "whole numbers": (saving({**STATE, "bn1.bias": torch.ones(8).long()}), "bn1.bias is a tensor of torch.int64, not"),
+    "two depths": (
+        saving({"student": STATE, "teacher": encoder(2, arch="resnet34").state_dict()}),
+        r"holds several encoders: student\., teacher\.; keep the one",
+    ),
     "two networks": (
         saving({"student": STATE, "teacher": OTHER}),
         r"holds several encoders: student\., teacher\.; keep the one",

@@ -8,6 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch.distributed
+
+from moco_dist.ranks.meeting import name_of_start
+from moco_dist.ranks.rank import Rank
+
 ROOT = Path(__file__).parents[2]
 
 MEETINGS = """
@@ -41,3 +47,10 @@ def test_a_rank_that_leaves_late_is_met_again() -> None:
     ]
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors
+
+
+def test_ranks_that_do_not_come_are_missed() -> None:
+    store = torch.distributed.HashStore()
+    store.set("moco_dist", "a name of a dead rank 0")
+    with pytest.raises(TimeoutError, match="rank 1: the other ranks did not start within 0 s"):
+        name_of_start(Rank(1, 2, 1), store, 0.3)

@@ -339,3 +339,17 @@ def test_what_is_left_out_is_named(content: dict[str, Any]) -> None:
     contents = read(content)
     assert contents.others == ["module.predictor.weight", "scaler", "optimizer"]
     assert contents.optimizer is None
+
+
+def test_a_parameter_that_had_no_gradient_has_no_momentum(content: dict[str, Any]) -> None:
+    whole = state_of(content)["optimizer"]["state"]
+    content["optimizer"]["state"][0] = {"momentum_buffer": None}
+    assert state_of(content)["optimizer"]["state"].keys() == whole.keys() - {0}
+
+
+def test_a_layer_that_the_demo_has_not_is_refused(content: dict[str, Any]) -> None:
+    layers = {f"module.encoder_{e}.net.{n}.weight": torch.ones(2) for e in "qk" for n in (0, 99)}
+    others = {name: tensor for name, tensor in content["state_dict"].items() if ".encoder_" not in name}
+    with pytest.raises(Unfit) as unfit:
+        read({**content, "state_dict": {**others, **layers}})
+    assert unfit.value.rule == "module.encoder_q.net.99.weight is no layer of the authors' encoder"

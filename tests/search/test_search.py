@@ -6,21 +6,31 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from moco_dist import packages
+from moco_dist.config.schema import ModelSection
 from moco_dist.embed import command as embed
 from moco_dist.embed.options import Options
 from moco_dist.embed.stream import Stream
+from moco_dist.encoders.load import load_encoder
+from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
 from moco_dist.run.paths import RunPaths
-from moco_dist.search import command, process
+from moco_dist.search import command, picture, process
 from moco_dist.search.request import Request
 from tests.embed.made import DAMAGED, STRANGE, copied
+from tests.jobs import ROOT, environment_of
 from tests.ranks import Ranks
 
 QUERY = "train/cat/2.png"
@@ -241,3 +251,57 @@ def test_weights_are_searched_by_too(
         assert search(path, folder, tmp_path / "a.png", f"--query={folder / QUERY}") == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
+
+
+def test_a_query_whose_features_are_not_finite(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
+    for block in network.layer4:  # the sum of both is beyond float32
+        torch.nn.init.constant_(block.bn2.bias, 3e38)
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    assert search(tmp_path / "a.pth", images, tmp_path / "a.png", f"--query={images / QUERY}") == 2
+    assert "a.pth: the features of a query are not finite; look at the run's loss" in capsys.readouterr().err
+
+
+def test_a_full_memory_is_no_damaged_image(
+    run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(picture, "decode", full)
+    with pytest.raises(MemoryError):
+        picture.read(images / QUERY, 1, None)
+    monkeypatch.setattr(Preprocessing, "pixels", full)
+    with pytest.raises(MemoryError):
+        process._pixels_of(images / QUERY, load_encoder(run_dir))
+
+
+def test_a_neighbour_that_vanishes_is_drawn_as_such(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = process._others
+
+    def vanished(*arguments: Any) -> list[process.Neighbour]:
+        (folder / "another copy.png").unlink(missing_ok=True)
+        return others(*arguments)
+
+    monkeypatch.setattr(process, "_others", vanished)
+    assert search(run_dir, folder, tmp_path / "a.png", f"--query={folder / QUERY}") == 0
+    assert "    1   1.0000  another copy.png\n" in capsys.readouterr().out
+
+
+def test_as_a_user_types_it_and_ended_by_a_signal(run_dir: Path, images: Path, tmp_path: Path) -> None:
+    """The signal comes while the picture is written, which is in place of an earlier one."""
+    out = tmp_path / "nearest.png"
+    words = [str(run_dir), str(images), f"--query={images / QUERY}", f"--out={out}", "--workers=0"]
+    script = "import os, pathlib, runpy, signal, sys\n{}runpy.run_module('moco_dist.search', run_name='__main__')\n"
+    ended = "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+    for ahead, status in (("", 0), (ended, -signal.SIGTERM)):
+        command_line = [sys.executable, "-c", script.format(ahead), *words]
+        result = subprocess.run(command_line, capture_output=True, text=True, timeout=240, env=environment_of(ROOT))
+        assert result.returncode == status and "Traceback" not in result.stderr, result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    with Image.open(out) as picture:
+        assert picture.width > 1000

@@ -1,0 +1,41 @@
+"""End a command in order where a signal asks it to end, so that it leaves nothing unfinished behind."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What Ctrl-C, schedulers and torchrun, and a lost terminal send."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the block once, as KeyboardInterrupt, so that it cleans up.
+
+    Later ones pass unnoticed: torchrun sends several, and cleaning up takes time. What is ignored stays so, as Ctrl-C
+    is in the background. At the end, SIGTERM and SIGHUP do what they would have done. In another thread than the main
+    one, which alone may have handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = list[int]()
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+
+    heeded = [n for n in _ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)]  # None: no handler of Python's
+    before = {number: signal.signal(number, end) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came and came[0] != signal.SIGINT:
+            signal.raise_signal(came[0])
