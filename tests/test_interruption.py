@@ -34,7 +34,11 @@ run_command(run)
 """
 
 
-def end_by(out: Path, *numbers: int, ahead: str = "") -> subprocess.CompletedProcess[str]:
+HEEDED = "import signal\nfor number in (1, 2, 15):\n    signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)\n"
+"""Ahead of a command that is to heed signals, also where the tests run under nohup or in the background."""
+
+
+def end_by(out: Path, *numbers: int, ahead: str = HEEDED) -> subprocess.CompletedProcess[str]:
     """Run a command that is half done when signals come."""
     words = [sys.executable, "-c", ahead + COMMAND, str(out), *(str(int(number)) for number in numbers)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment_of(ROOT))
