@@ -34,7 +34,7 @@ run_command(run)
 """
 
 
-HEEDED = "import signal\nfor number in (1, 2, 15):\n    signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)\n"
+HEEDED = "import signal\nfor number in (1, 2, 15):\n    signal.signal(number, signal.SIG_DFL)\n"
 """Ahead of a command that is to heed signals, also where the tests run under nohup or in the background."""
 
 
