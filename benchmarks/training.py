@@ -1,4 +1,4 @@
-"""A training without an end, for benchmarks that measure what comes beside its steps."""
+"""Run a training without an end, for benchmarks that measure the work beside its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.train.initial_encoder import first_encoder, first_weights
 
 _LAST_SCHEDULED_STEP = 1000
-"""The learning rate stays as it is at this step, so that the schedule does not end."""
+"""Later steps have the learning rate of this one, so that the schedule does not end."""
 
 
 def endless(

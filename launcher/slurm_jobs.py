@@ -52,7 +52,7 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """Return whether it waits or runs."""
+        """Return whether the job waits or runs."""
         return self.state in _WAITS | _RUNS
 
 

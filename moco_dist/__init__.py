@@ -32,7 +32,7 @@ _MODULES = {
     "fit": "moco_dist.api.training",
     "load_encoder": "moco_dist.encoders.load",
 }
-"""The module of each public name; none may have the name of a submodule, which would take its place when imported."""
+"""The module of each public name. No name may be that of a submodule, which would replace it when imported."""
 
 if not TYPE_CHECKING:  # else a type checker would take any name for a public one
 

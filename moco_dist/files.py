@@ -50,7 +50,7 @@ def read_text(path: Path, errors: str = "strict", most_bytes: int = MOST_BYTES) 
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object that a file holds; {} where there is none, or it is damaged."""
+    """Read the JSON object in a file; {} where the file is missing or damaged."""
     try:
         return parse_object(read_text(path))
     except (OSError, UnicodeDecodeError):
@@ -58,7 +58,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object; {} for a text that is none, such as a damaged one."""
+    """Parse a JSON object; {} for any other text, such as a damaged one."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ EXTRAS = {
     "trackio": "trackio",
     "wandb_workspaces": "workspace",
 }
-"""The extra of moco-dist that brings a package, by the name under which the package is imported."""
+"""The extra of moco-dist that installs each package, by the name under which the package is imported."""
 
 
 def installed(name: str) -> bool:

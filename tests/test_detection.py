@@ -1,4 +1,4 @@
-"""The path to detection: an encoder arrives in torchvision's Faster R-CNN; detectron2's keys are as documented."""
+"""An encoder arrives whole in torchvision's Faster R-CNN, and detectron2's keys are as documented."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from moco_dist.networks.resnet import build_encoder
 DOCS = Path(__file__).parent.parent / "docs"
 SIZE = 64
 OWN = PIXEL_STATISTICS["cifar10"]
-"""Pixel statistics of the encoder's images, which are not ImageNet's."""
+"""Pixel statistics of the encoder's images that are not ImageNet's."""
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    """The program of the documents, as a module."""
+    """Load the program of the documents as a module."""
     spec = importlib.util.spec_from_file_location("faster_rcnn", DOCS / "examples/faster_rcnn.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -41,7 +41,7 @@ def example() -> ModuleType:
 
 
 def write_run(folder: Path, *overrides: str) -> Path:
-    """What a run leaves, with an encoder that has seen images: its BatchNorms have statistics of their own."""
+    """Write what a run leaves, with an encoder that has seen images: its BatchNorms have statistics of their own."""
     folder.mkdir()
     network = ["model.stem=imagenet", "model.width=64"]
     images = ["data.source=imagefolder", f"data.root={folder}", "data.channels=3", f"data.image_size={SIZE}"]
@@ -63,7 +63,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PretrainedEncoder:
 
 
 def stages(encoder: PretrainedEncoder, images: Tensor) -> list[Tensor]:
-    """The outputs of the four stages of an encoder."""
+    """Return the outputs of the four stages of an encoder."""
     network, outputs = encoder.network, list[Tensor]()
     hooks = [
         stage.register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -77,7 +77,7 @@ def stages(encoder: PretrainedEncoder, images: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def test_the_detector_sees_what_the_encoder_sees(example: ModuleType, encoder: PretrainedEncoder) -> None:
-    """Its body's maps of an image are those of the encoder, of pixels that are normalised alike."""
+    """The body of the detector makes the same maps of an image as the encoder, of pixels that are normalised alike."""
     model = example.detector(encoder, 3, SIZE, **example.SMALL).eval()
     image = torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     as_detector, _ = model.transform([image / 255])
@@ -92,7 +92,7 @@ def test_the_detector_sees_what_the_encoder_sees(example: ModuleType, encoder: P
 
 
 def test_the_files_of_a_run_fit_torchvisions_own_detector(tmp_path: Path) -> None:
-    """The two lines of docs/detection.md; no BatchNorm is frozen."""
+    """The two lines of docs/detection.md load the files; no BatchNorm is frozen."""
     run_dir = write_run(tmp_path / "run", "model.arch=resnet50")
     lines = re.findall(r"^    (detector.*)$", (DOCS / "detection.md").read_text(), re.M)
     assert len(lines) == 2
@@ -134,7 +134,7 @@ def test_recall_counts_right_boxes_of_the_right_class_alone(example: ModuleType)
     data = example.Shapes(0, 10, SIZE)
 
     class Oracle(torch.nn.Linear):
-        """It knows the answers, and changes them."""
+        """The oracle knows the answers, and returns them changed."""
 
         def __init__(self, shift: int = 0, label: int = 0, score: float = 0.9) -> None:
             super().__init__(1, 1)
@@ -166,8 +166,8 @@ def test_encoders_that_torchvision_lacks_are_refused(
 ) -> None:
     others = ["data.mean=[0.5]", "data.std=[0.5]"] if "channels" in override else []
     assert example.main([str(write_run(tmp_path / "run", override, *others))]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"faster_rcnn: {line}") and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"faster_rcnn: {line}") and printed.count("\n") == 1
 
 
 def test_the_program_runs(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,16 +17,16 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def examples_of(name: str) -> list[doctest.DocTest]:
-    """The examples in the docstrings of a public name and of its members."""
-    found = doctest.DocTestFinder(exclude_empty=True).find(getattr(moco_dist, name), name, module=False, globs={})
-    return [examples for examples in found if examples.examples]
+    """Return the examples in the docstrings of a public name and of its members."""
+    docstrings = doctest.DocTestFinder(exclude_empty=True).find(getattr(moco_dist, name), name, module=False, globs={})
+    return [examples for examples in docstrings if examples.examples]
 
 
 def run(examples: doctest.DocTest) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     runner = doctest.DocTestRunner(optionflags=OPTIONS, verbose=False)
-    runner.run(examples, out=told.append)
-    assert not runner.failures and runner.tries, "".join(told)
+    runner.run(examples, out=printed.append)
+    assert not runner.failures and runner.tries, "".join(printed)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +41,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def works(value: Any) -> bool:
-    """Whether a public name does something that an example can show."""
+    """Return whether a public name does something that an example can show."""
     return inspect.isroutine(value) or (inspect.isclass(value) and not issubclass(value, Exception))
 
 

@@ -81,7 +81,7 @@ def test_extras_are_those_of_the_project() -> None:
 
 
 def name_of(requirement: str) -> str:
-    """The name under which a required package is imported, as far as both differ by dashes alone."""
+    """Return the name under which a required package is imported, as far as both differ by dashes alone."""
     return re.split(r"[^\w-]", requirement)[0].replace("-", "_")
 
 

@@ -28,9 +28,9 @@ class Seconds:
     """How long the parts of a run took."""
 
     start: float
-    """This part is from the config in the run directory, which is written ahead of W&B's start, to the first row."""
+    """Seconds from the config in the run directory, which is written ahead of W&B's start, to the first row."""
     exit: float
-    """This part is from the status `done` to the end of the process."""
+    """Seconds from the status `done` to the end of the process."""
 
 
 @dataclass

@@ -168,14 +168,14 @@ def recall(model: FasterRCNN, data: Shapes) -> float:
     """Return the recall: the fraction of objects that a box of their class covers with an IoU of at least 0.5."""
     device = next(model.parameters()).device
     model.eval()
-    found: list[bool] = []
+    are_covered: list[bool] = []
     for image, target in data:
         [output] = model([image.to(device)])
         sure = output["scores"] > 0.5
         boxes, labels = output["boxes"][sure].cpu(), output["labels"][sure].cpu()
         hits = (box_iou(target["boxes"], boxes) >= 0.5) & (target["labels"][:, None] == labels[None])
-        found += hits.any(1).tolist()
-    return float(np.mean(found))
+        are_covered += hits.any(1).tolist()
+    return float(np.mean(are_covered))
 
 
 def main(arguments: Sequence[str]) -> int:

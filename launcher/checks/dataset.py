@@ -32,7 +32,7 @@ _FILES = {
     "cifar10": tuple(f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
 }
 _WEIGHTS = ("*.safetensors", "pytorch_model.bin", "*.index.json")
-"""What a folder of weights holds one of."""
+"""A folder of weights holds a file that one of these patterns matches."""
 _IMAGES = {"digits": 1438, "mnist": 60_000, "cifar10": 50_000}
 _SIDES = {"digits": 8, "mnist": 28, "cifar10": 32}
 _SAMPLES = 9

@@ -36,17 +36,39 @@ def run(options: argparse.Namespace) -> int:
     saving = [run for run in running if (_terminate(run) if run.local else run.ask_to_save("TERM"))]
     runs.wait_for_saving(saving, lambda run: _has_saved(run) or run.waits or not run.live, options.wait_seconds)
     now = runs.look(launches)
-    for run in now:
-        if run.live and run.job:
+    left = _end([run for run in now if run.live])
+    after = {run.launch: run for run in [*now, *left]}
+    codes = [_print_outcome(before[launch], after[launch]) for launch in launches]
+    return max([*codes, *(_cancel_unrecorded(job, options.wait_seconds) for job in unrecorded)])
+
+
+def _end(live: Sequence[runs.Run]) -> list[runs.Run]:
+    """End the jobs of live runs, and wait until they have left. Returns how these runs stand then.
+
+    A job that asks for its own requeue at this moment, after a crash or ahead of a preemption, comes back into the
+    queue although it was cancelled; it is cancelled once more.
+    """
+    launches, running = [run.launch for run in live], {run.launch for run in live if not run.waits}
+
+    def is_back(run: runs.Run) -> bool:
+        return run.waits and run.launch in running
+
+    _cancel(live)
+    left = runs.wait(launches, lambda run: not run.live or run.job is None or is_back(run), _LEAVE_SECONDS)
+    if back := [run for run in left if is_back(run)]:
+        _cancel(back)
+        left = runs.wait(launches, lambda run: not run.live or run.job is None, _LEAVE_SECONDS)
+    return left
+
+
+def _cancel(live: Sequence[runs.Run]) -> None:
+    """Cancel the jobs of live runs, and print what SLURM says against it."""
+    for run in live:
+        if run.job:
             try:
                 slurm_jobs.cancel(run.job.id)
             except slurm.Refused as error:  # it has ended meanwhile, or what follows says that it has not
                 print(f"{run.name}: {error}", flush=True)
-    live = [run.launch for run in now if run.live]
-    left = runs.wait(live, lambda run: not run.live or run.job is None, _LEAVE_SECONDS)
-    after = {run.launch: run for run in [*now, *left]}
-    codes = [_print_outcome(before[launch], after[launch]) for launch in launches]
-    return max([*codes, *(_cancel_unrecorded(job, options.wait_seconds) for job in unrecorded)])
 
 
 def _named(texts: Sequence[str]) -> tuple[list[str], list[slurm_jobs.Job]]:

@@ -207,7 +207,7 @@ class Stop:
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
         self._requeued = False
-        """Whether the run goes on without this task: by another start of the job, or by another job."""
+        """This says whether the run goes on without this task: by another start of the job, or by another job."""
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Latest:
-    """These figures are what the rows and the status of a run tell so far; None is what they do not tell."""
+    """These figures come from the rows and the status of a run so far; None stands for one that they do not have."""
 
     step: int = 0
     """Of the last training row."""
@@ -35,7 +35,7 @@ class Latest:
     images_per_second: float | None = None
     """Median of the last rows: one step's time is chance."""
     knn_top1: float | None = None
-    """Of the last evaluation, 0 to 1."""
+    """Accuracy of kNN in the last evaluation, 0 to 1."""
     total_steps: int | None = None
     """Length of the run, by its status."""
     seconds_left: float | None = None
@@ -45,7 +45,7 @@ class Latest:
     data_wait: float | None = None
     """Share of the time that was waited for data, as a mean of all ranks, by the last row that tells it."""
     node_data_waits: tuple[float, ...] = ()
-    """The same of each node, in the order of their ranks, by the last row that tells it."""
+    """Each node's share of time waited for data, in the order of their ranks, by the last row that tells it."""
 
 
 NOTHING = Latest()

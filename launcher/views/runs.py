@@ -25,7 +25,7 @@ READERS = 16  # on a network disk each file takes milliseconds
 
 @dataclass(frozen=True)
 class Run:
-    """This is a run as it stands."""
+    """A run is described by SLURM's answers and by its directory."""
 
     launch: Launch
     state: verdict.State
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Return how long it has waited or run, or the last start of an ended one has run; None for unknown."""
+        """Return how long the run has waited or run, or the last start of an ended one has run; None for unknown."""
         begin, end = self.since, time.time()
         if not self.live:
             begin, end = self.evidence.began_at, self.evidence.changed_at
@@ -67,12 +67,12 @@ class Run:
 
     @property
     def live(self) -> bool:
-        """Return whether it waits or runs. If it is neither live nor ended, nobody could tell."""
+        """Return whether the run waits or runs. If it is neither live nor ended, nobody could tell."""
         return self.confirmed and self.state in get_args(verdict.Live)
 
     @property
     def ended(self) -> bool:
-        """Return whether it has ended. SLURM ends a job whose node died for some seconds, before it requeues it."""
+        """Return whether the run has ended. SLURM ends a job whose node died for some seconds before the requeue."""
         return self.confirmed and self.state in get_args(verdict.Ended)
 
     @property
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return what to call it on a command line from here."""
+        """Return the word that names the run on a command line in this folder."""
         path, here = self.launch.run_dir.resolve(), Path.cwd()
         if path.parent == here / "runs":
             return path.name
@@ -90,12 +90,12 @@ class Run:
 
     @property
     def job_id(self) -> str:
-        """Return the id of its last job, or of the local one's process; empty where nobody knows it."""
+        """Return the id of the run's last job, or of a local run's process; empty where nobody knows it."""
         return self.submission.job if self.submission else self.job.id if self.job else ""
 
     @property
     def step(self) -> int:
-        """Return the last step that is known of."""
+        """Return the last step that the run is known to have reached."""
         return max(self.figures.step, self.evidence.step)
 
     @property
@@ -105,24 +105,24 @@ class Run:
 
     @property
     def local(self) -> bool:
-        """Return whether it runs without SLURM."""
+        """Return whether the run was started without SLURM."""
         return self.submission is not None and self.submission.executor == "local"
 
     @property
     def waits(self) -> bool:
-        """Return whether its job is in the queue, to be started."""
+        """Return whether the run's job is in the queue, to be started."""
         return self.job is not None and self.job.waits
 
     @property
     def nodes(self) -> str:
-        """Return where it runs or has run last, in SLURM's words or as a list of names; may be empty."""
+        """Return the nodes that the run is on or was on last, in SLURM's words or as a list of names; may be empty."""
         if self.waits:
             return ""
         return (self.job.nodes if self.job else "") or ",".join(self.evidence.nodes)
 
     @property
     def saved(self) -> str:
-        """Return which checkpoint there is to go on from, in words."""
+        """Return in words which checkpoint the run can go on from."""
         step = self.launch.checkpoint_step()
         return f"saved at step {step}" if step else "no checkpoint yet"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from moco_dist.api.settings import ConfigLike, config_of
 from moco_dist.config import Config
-from moco_dist.config.from_python import Overrides, path_of, plain, values_of, whole_of
+from moco_dist.config.from_python import Overrides, as_path, plain, values_of, whole_of
 from moco_dist.evaluate import options as evaluation
 from moco_dist.ranks.rank import Rank
 
@@ -81,7 +81,7 @@ def assess(
     """
     options = evaluation.checked(
         evaluation.Options(
-            path=path_of("RUN_DIR|WEIGHTS", run),
+            path=as_path("RUN_DIR|WEIGHTS", run),
             config=[],
             knn=knn,
             linear=linear,
@@ -95,7 +95,7 @@ def assess(
             semi=semi,
             epochs=whole_of("--epochs", epochs),
             split=split,
-            out=None if out is None else path_of("--out", out),
+            out=None if out is None else as_path("--out", out),
             wandb=wandb,
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from moco_dist.config.from_python import Overrides, check_choice, path_of, values_of, whole_of
+from moco_dist.config.from_python import Overrides, as_path, check_choice, values_of, whole_of
 from moco_dist.embed.embedding import Embedding
 from moco_dist.embed.options import BATCH, Options, check_out_of_features
 from moco_dist.encoders.choices import Layer, Which
@@ -73,9 +73,9 @@ def embed_folder(
     check_choice("--features", features, get_args(Layer))
     check_choice("--encoder", encoder, get_args(Which))
     options = Options(
-        path=path_of("RUN_DIR|WEIGHTS", run_or_weights),
-        folder=path_of("FOLDER", folder),
-        config=None if config is None else path_of("CONFIG", config),
+        path=as_path("RUN_DIR|WEIGHTS", run_or_weights),
+        folder=as_path("FOLDER", folder),
+        config=None if config is None else as_path("CONFIG", config),
         overrides=values_of(overrides),
         step=whole_of("--step", step),
         encoder=encoder,
@@ -83,7 +83,7 @@ def embed_folder(
         normalise=normalise,
         batch=BATCH if (count := whole_of("--batch", batch)) is None else count,
     )
-    file = None if out is None else path_of("--out", out)
+    file = None if out is None else as_path("--out", out)
     loaded = options.load_config()
     if file is not None:
         check_out_of_features(file, options.folder)

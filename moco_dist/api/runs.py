@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist.config import Config
-from moco_dist.config.from_python import path_of
+from moco_dist.config.from_python import as_path
 from moco_dist.errors import UserError
 from moco_dist.files import read_object
 from moco_dist.health import Finding, reading
@@ -50,7 +50,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        folder = path_of("RUN_DIR", path)
+        folder = as_path("RUN_DIR", path)
         try:
             self._path = directory.existing(folder).absolute()
         except OSError as error:
@@ -66,22 +66,22 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run directory, as an absolute path."""
+        """Return the run directory, as an absolute path."""
         return self._path
 
     @property
     def name(self) -> str:
-        """The name of the run, `run.name`; that of the directory where a run ended before it wrote its config."""
+        """Return `run.name`; the name of the directory, if the run ended before it wrote its config."""
         return self.config.run.name if self._paths.config.exists() else self.path.name
 
     @property
     def config(self) -> Config:
-        """The config of the run, whose sections and keys are attributes: `config.optim.lr`. Raises UserError."""
+        """Return the config of the run, whose sections and keys are attributes: `config.optim.lr`. Raises UserError."""
         return directory.load_config(self._paths.config)
 
     @property
     def status(self) -> status.Status:
-        """How the run stands: `state`, `step`, `reason`, `total_steps` and `epoch_steps`.
+        """Return the status of the run: `state`, `step`, `reason`, `total_steps` and `epoch_steps`.
 
         `state` is `running`, `done`, `stopped`, `user_error`, `diverged` or `crashed`, and None before the first
         status. A run that was killed is still `running`, and `writer` is empty.
@@ -90,12 +90,12 @@ class Run:
 
     @property
     def writer(self) -> str:
-        """The process that trains the run now, in words; empty where there is none."""
+        """Return in words which process trains the run now; empty where there is none."""
         return lease.held_by(self.path)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of `metrics.jsonl` in their order, of training, of evaluations and of findings. Raises UserError.
+        """Return all rows of `metrics.jsonl` in order, of training, of evaluations and of findings. Raises UserError.
 
         A row has numbers and texts by name; `step`, counted from 1, is in every row. `pandas.DataFrame(run.rows)` makes
         a table of them. docs/metrics.md describes the figures.
@@ -104,17 +104,17 @@ class Run:
 
     @property
     def training_rows(self) -> list[dict[str, Any]]:
-        """The rows of training steps alone, which have `loss`. Raises UserError."""
+        """Return the rows of training steps alone, which have `loss`. Raises UserError."""
         return [row for row in rows_so_far(self._paths.metrics) if is_training(row)]
 
     @property
     def evaluation_rows(self) -> list[dict[str, Any]]:
-        """The rows of evaluations during training alone, which have `knn_top1` (0 to 1). Raises UserError."""
+        """Return the rows of evaluations during training alone, which have `knn_top1` (0 to 1). Raises UserError."""
         return [row for row in rows_so_far(self._paths.metrics) if is_evaluation(row)]
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The final figures by name, such as `knn_top1` and `loss`; of a run that is not done, the latest ones.
+        """Return the final figures by name, such as `knn_top1` and `loss`; of a run that is not done, the latest ones.
 
         `step` and `epoch` are of the last training row. An evaluation may be of an earlier step, which the last of
         `evaluation_rows` tells. Raises UserError.
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def evaluation(self) -> list[dict[str, Any]]:
-        """The rows of `evaluation.json`, which `assess` and `python -m moco_dist.evaluate` write: a row a method.
+        """Return the rows of `evaluation.json`, a row a method; `assess` or `python -m moco_dist.evaluate` writes it.
 
         A row has `method`, `labels`, `draws`, accuracies from 0 to 1 such as `test_accuracy_mean`, and the `seconds` of
         a draw.
@@ -138,13 +138,13 @@ class Run:
 
     @property
     def checkpoints(self) -> dict[int, Path]:
-        """The files of the checkpoints by their steps, in order; `torch.load(path, weights_only=True)` opens them."""
+        """Return the checkpoints' files by their steps, in order; `torch.load(path, weights_only=True)` opens them."""
         index = CheckpointIndex(self._paths.checkpoints)
         return {step: index.path(step) for step in index.steps()}
 
     @property
     def findings(self) -> list[Finding]:
-        """What is or was wrong with the run, as `python -m moco_dist.why` tells it, in the order of its beginning.
+        """Return all that is or was wrong with the run, the earliest first, as `python -m moco_dist.why` shows it.
 
         A finding has `name`, `evidence` (a sentence), `override` (the change that it proposes), `first_step`,
         `last_step` and `ended`. Raises UserError.

@@ -8,12 +8,12 @@ from typing import Any
 
 from moco_dist import config as configs
 from moco_dist.config import Config
-from moco_dist.config.from_python import Overrides, path_of, plain, values_of
+from moco_dist.config.from_python import Overrides, as_path, plain, values_of
 from moco_dist.run import directory
 from moco_dist.run.paths import RunPaths
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | Config
-"""A YAML file, a shipped config's name, the directory of a run, a mapping of sections, or a config."""
+"""A caller gives a config as a YAML file, a shipped one's name, a run's directory, a mapping of sections, or itself."""
 
 
 def config_of(config: ConfigLike | None, overrides: Overrides = ()) -> Config:
@@ -31,7 +31,7 @@ def config_of(config: ConfigLike | None, overrides: Overrides = ()) -> Config:
         return configs.resolve(config.model_dump(mode="json", context=True), values)
     if isinstance(config, Mapping):
         return configs.resolve(plain(config), values)
-    file = None if config is None else path_of("config", config)
+    file = None if config is None else as_path("config", config)
     if file is not None and file.is_dir():
         file = RunPaths(directory.existing(file)).config
     return directory.load_config(file, values=values)

@@ -56,5 +56,5 @@ def fit(config: ConfigLike | None = None, overrides: Overrides = (), *, verbose:
     from moco_dist.train import process
 
     with preserved("moco_dist.fit"):
-        process.call(loaded, plan, rank, run_dir, MoCo)
+        process.call(process.Start(loaded, plan, rank, run_dir), MoCo)
     return Run.at(run_dir.folder)

@@ -14,10 +14,10 @@ from moco_dist.config.paths import expanded, literal, possible
 from moco_dist.errors import UserError
 
 Overrides = Iterable[str] | Mapping[str, object]
-"""Overrides as on the command line, `["optim.lr=0.06"]`, or values by key, `{"optim.lr": 0.06}`."""
+"""A caller gives overrides as on the command line, `["optim.lr=0.06"]`, or by key, `{"optim.lr": 0.06}`."""
 
 
-def path_of(name: str, path: str | os.PathLike[str]) -> Path:
+def as_path(name: str, path: str | os.PathLike[str]) -> Path:
     """Return a path: in a text, `~` and `$NAME` are expanded as on the command line; any other path stays as it is.
 
     Raises:
@@ -55,7 +55,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def values_of(overrides: Overrides) -> dict[str, Any]:
-    """Return overrides as values by key. Raises UserError for what is none."""
+    """Return overrides as values by key. Raises UserError for an object that is no override."""
     if isinstance(overrides, Mapping):
         return {str(key): plain(value) for key, value in overrides.items()}
     fix = 'write ["section.key=value"], or {"section.key": value}'

@@ -41,7 +41,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mappin
 
 
 def resolve(sections: Mapping[str, Any], values: Mapping[str, Any] = {}, *, name: str = "run") -> Config:
-    """Make a config of a tree of sections as `load` does, by the rules of what a user has typed.
+    """Make a config of a tree of sections as `load` does, by the rules for text that a user has typed.
 
     Args:
         sections: keys by section; they stay as they are.

@@ -1,4 +1,4 @@
-"""Compare a checkpoint of the authors' code with a config: what it tells must be what the config says."""
+"""Compare a checkpoint of the authors' code with a config, which must agree with all that the file holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moco_dist.networks.weights import settings_of
 from moco_dist.reference.read import Contents, Unfit, sgd_group
 
 _OTHER_SGD = {"nesterov": False, "dampening": 0, "maximize": False}
-"""Settings of torch's SGD that have no key here, and what they are in every run."""
+"""Settings of torch's SGD that have no key here, with the value that every run of ours uses."""
 _LR_TOLERANCE = 1e-6
 _UNKNOWN = {
     "moco": ("momentum", "temperature", "symmetric", "bn_groups"),
@@ -23,12 +23,12 @@ _UNKNOWN = {
     "run": ("seed",),
     "device": ("precision",),
 }
-"""Keys that matter most of those that the file does not tell."""
+"""The most important ones of the keys whose values the file does not hold."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """This is where a run stands."""
+    """The progress says how far a run has come."""
 
     epoch: int
     """Finished epochs."""
@@ -39,7 +39,7 @@ class Progress:
 
     @property
     def step(self) -> int:
-        """Return the steps done."""
+        """Return the number of steps that are done."""
         return self.epoch * self.epoch_steps
 
 
@@ -170,7 +170,7 @@ def doubts(contents: Contents, config: Config, now: Progress) -> Iterator[str]:
 
 
 def unknown(config: Config) -> str:
-    """Write what the file does not tell, and the config decides."""
+    """Write down the settings that the file does not hold, so that the config alone decides them."""
     tree = config.model_dump(mode="json")
     values = [f"{section}.{name}={shown(tree[section][name])}" for section, names in _UNKNOWN.items() for name in names]
     return f"not in the file, so as the config says: {', '.join(values)}"

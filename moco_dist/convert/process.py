@@ -38,14 +38,14 @@ class _Whole:
 
     config: configs.Config
     engine: Engine
-    """Its state is that of the file."""
+    """The engine has the state that the file holds."""
     identity: Identity
-    """Tells the training images from others."""
+    """The number of the training images and of their classes, and a digest of names and labels."""
     progress: agreement.Progress
 
 
 def run(request: Request) -> None:
-    """Convert what is requested, and say what was taken, computed and left out; a mistake leaves nothing behind.
+    """Convert a checkpoint, and print what was taken, computed and left out; a mistake leaves nothing behind.
 
     Raises:
         UserError: the file is no such checkpoint, does not agree with the config, or the run cannot be written.
@@ -73,7 +73,7 @@ def run(request: Request) -> None:
 
 @contextmanager
 def _as_mistakes(request: Request) -> Iterator[None]:
-    """Tell what does not fit as a mistake in the file. Raises UserError."""
+    """Turn errors about what does not fit into the user's mistake in the file. Raises UserError."""
     try:
         yield
     except Unfit as unfit:
@@ -89,7 +89,7 @@ def _engine(config: configs.Config, layout: configs.Layout, channels: int, world
 
 
 def _lines(request: Request, contents: Contents, now: agreement.Progress, momentum: str, images: int) -> Iterator[str]:
-    """Say in a line each what was taken, computed and left out, and what to look at."""
+    """Yield the lines that say what was taken, computed and left out, and what deserves a look."""
     config, size = request.config, len(contents.queue)
     yield (
         f"{request.checkpoint}: took {contents.names} and the key encoder, {len(contents.encoder_q)} tensors each, "

@@ -17,13 +17,13 @@ COMMAND = "moco_dist.convert"
 
 @dataclass(frozen=True)
 class Request:
-    """A request says what is converted; it is valid as far as that can be told without torch."""
+    """A request names the checkpoint, the new run and its config, all checked as far as possible without torch."""
 
     checkpoint: Path
     run_dir: Path
     config: configs.Config
     layout: configs.Layout
-    """Tells how the batch lies on one rank; the BatchNorm groups are the same on any number of them."""
+    """The division of the batch for one rank; the BatchNorm groups are the same on any number of them."""
     epoch: int | None
     """Number of finished epochs, for a file that does not tell it."""
 

@@ -1,4 +1,4 @@
-"""Describe what features were computed of and by, so that features of another encoder or folder are refused."""
+"""Describe the encoder and the folder that features come from, so that those of another one are refused."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ class Embedding:
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
-        """The features, float32 [n, D], row by row those of `files`.
+        """Return the features, float32 [n, D], a row for each name in `files`.
 
-        Of a file `.npy`, a memory map that cannot be written to; a Parquet file is read when they are first asked for.
+        Those of a `.npy` file are a read-only memory map; a Parquet file is read at the first access.
         """
         if self._in_memory is not None:
             return self._in_memory

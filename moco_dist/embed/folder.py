@@ -82,7 +82,7 @@ def _source(
 
 
 def _packed(root: Path) -> tuple[list[bytes], Places]:
-    """List the images of both splits of a folder of shards as a walk of what was packed would. Raises UserError."""
+    """List the images of both splits of a folder of shards, in the order of the packed folder. Raises UserError."""
     splits: list[PackedSplit] = [open_split(root, split, "FOLDER") for split in get_args(index.Split)]
     names, shards, images = list[bytes](), tuple[str, ...](), []
     for packed in splits:

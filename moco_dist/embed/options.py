@@ -1,4 +1,4 @@
-"""Parse and check the options of what computes features of a folder, and load the config for it. No torch."""
+"""Parse and check the options of commands that compute features of a folder, and load their config. No torch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from moco_dist.errors import UserError
 from moco_dist.run import directory, paths
 
 MATRIX, PARQUET = ".npy", ".parquet"
-"""How the names of files of features end."""
+"""The names of files of features end with one of these."""
 BATCH = 256
-"""Images computed together, unless another number is asked for."""
+"""The number of images that are computed together, unless the caller chooses another."""
 _MOST_BATCH = 65536
 _WORKERS = "data.workers"
 _OF_THE_PROCESS = ("device.", _WORKERS)
-"""How the keys begin of overrides that say how features are computed, not what the images are."""
+"""Overrides of keys that begin so say how features are computed, and nothing about the images."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Options:
         return shlex.join([*words, *(f"{key}={text}" for key, text in texts.items())])
 
     def workers(self, config: Config) -> int | Literal["auto"]:
-        """Return the processes that decode, as `data.workers` of a run says that was trained on files; else auto.
+        """Return the number of decoding processes: `data.workers` of a run that was trained on files, else auto.
 
         Args:
             config: that `load_config` has returned.
@@ -107,7 +107,7 @@ class Options:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every command has that computes features of a folder."""
+    """Add the options of every command that computes features of a folder."""
     name = "RUN_DIR|WEIGHTS"
     text = "a run directory; or weights of this or of another program, in a file or a folder"
     parser.add_argument("path", metavar=name, type=path_of(name), help=text)
@@ -171,6 +171,6 @@ def names_beside(matrix: Path) -> Path:
 
 
 def check_parquet(out: Path, key: str) -> None:
-    """Refuse a Parquet file where what reads and writes them is missing. Raises UserError."""
+    """Refuse a Parquet file where pyarrow is missing, which reads and writes them. Raises UserError."""
     if out.suffix == PARQUET:
         packages.need(key, out, "pyarrow", otherwise="use a file of .npy")

@@ -1,4 +1,4 @@
-"""The life of one process that computes features of a folder: from valid options to its exit status."""
+"""Run one process that computes features of a folder: from valid options to its exit status."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from moco_dist.ranks.rank import Rank
 from moco_dist.tracking.progress import Progress
 
 _PATIENCE_SECONDS = 3600.0
-"""How long ranks wait for one another: a chunk of large images takes minutes on a slow CPU."""
+"""Ranks wait so long for one another, since a chunk of large images takes minutes on a slow CPU."""
 
 
 def run(options: Options, out: Path, config: Config, rank: Rank) -> int:
@@ -142,7 +142,7 @@ def shown(stream: Stream, world: World) -> Iterator[Rows]:
 
 
 def tell_unreadable(command: str, unreadable: list[Unreadable], world: World) -> None:
-    """Warn of images that were left out: the first ones, and how many there are."""
+    """Warn about images that were left out: name the first ones, and say how many there are."""
     if unreadable:
         count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)}"
         world.warn(f"{command}: {count} cannot be decoded, left out: {some_names(list(map(str, unreadable)))}")

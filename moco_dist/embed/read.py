@@ -1,4 +1,4 @@
-"""Read files of features back, a part at a time, and tell what they were computed of and by."""
+"""Read files of features back, a part at a time, with the description of the encoder and the folder."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from moco_dist.embed.write import METADATA, text_of
 from moco_dist.errors import UserError
 
 _ROWS = 4096
-"""Rows that are read together."""
+"""The number of rows that are read together."""
 _MOST_BYTES = 1 << 32
-"""A list of names has no more."""
+"""A longer list of names is refused as damaged."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Stored features are in a file that was written by `embed`."""
+    """This object reads features from a file that `embed` has written."""
 
     path: Path
     about: dict[str, Any]
-    """What describes them."""
+    """The description of the features, as `description.describe` has written it."""
     files: list[str]
     """[n] names of the rows; of Parquet, as `text_of` writes them."""
     dim: int

@@ -103,7 +103,7 @@ class Stream:
         self.unreadable = list[Unreadable]()
         """The images that were left out, by their names below the folder; complete when the iteration has ended."""
         self.round = batch * world.size
-        """Images that the ranks compute at once."""
+        """The number of images that all ranks compute at once."""
 
     def __len__(self) -> int:
         """Return the number of images of the folder."""

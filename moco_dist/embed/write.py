@@ -36,7 +36,7 @@ class Writer(Protocol):
         """Write some rows."""
 
     def finish(self) -> None:
-        """Write what is known only after the last row."""
+        """Write the parts of the file that depend on the last row."""
 
 
 def writer_of(out: Path, names: NDArray[np.bytes_], dim: int, about: Mapping[str, Any]) -> Writer:
@@ -52,7 +52,7 @@ def writer_of(out: Path, names: NDArray[np.bytes_], dim: int, about: Mapping[str
 
 
 class _Matrix:
-    """Write float32 [n, D] as .npy, and beside it the names of its rows as JSON, which any name can stand in."""
+    """Write float32 [n, D] as .npy, and beside it the names of its rows as JSON, which can hold any name."""
 
     def __init__(self, out: Path, names: NDArray[np.bytes_], dim: int, about: Mapping[str, Any]) -> None:
         self._out, self._names, self._dim, self._about = out, names, dim, about
@@ -116,7 +116,7 @@ class _Parquet:
         self._table.close()
 
     def _write(self, *, whole_groups: bool) -> None:
-        """Write what waits, in groups of the same rows however many ranks there are."""
+        """Write the rows that wait, in groups that are the same however many ranks there are."""
         places, features = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
         last = len(places) // _ROWS_OF_A_GROUP * _ROWS_OF_A_GROUP if whole_groups else len(places)
         texts = [text_of(name) for name in self._names[places[:last]]]

@@ -6,9 +6,9 @@ import argparse
 from typing import Literal
 
 Which = Literal["query", "key"]
-"""The encoder that is trained, or the one that follows it."""
+"""`query` is the encoder that is trained, and `key` the one that follows it."""
 Layer = Literal["backbone", "head"]
-"""The features of the backbone, or the output of MoCo's head."""
+"""`backbone` means the features of the backbone, and `head` the output of MoCo's head."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ _METADATA = "moco_dist"
 
 @dataclass(frozen=True)
 class Description:
-    """A description tells what weights alone do not: how the network is built, and what it takes."""
+    """A description says how the network of some weights is built, and which images it takes."""
 
     model: ModelSection
     preprocessing: Preprocessing
@@ -31,7 +31,7 @@ class Description:
 
     @classmethod
     def of(cls, config: Config, step: int) -> Description:
-        """Describe the encoder of a run after so many steps."""
+        """Describe the encoder of a run after a number of steps."""
         return cls(config.model, Preprocessing.of(config), {"name": config.run.name, "step": step})
 
     def fields(self) -> dict[str, Any]:

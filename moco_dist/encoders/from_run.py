@@ -15,7 +15,7 @@ from moco_dist.run.checkpoints import CheckpointIndex, Damaged
 
 
 def choose_step(run_dir: Path, *, with_head: bool, which: Which = "query", step: int | None = None) -> int | None:
-    """Choose the checkpoint to read an encoder from; None where the run's encoder.safetensors holds what is wanted.
+    """Choose the checkpoint to read an encoder from; None where the run's encoder.safetensors holds the encoder.
 
     Args:
         run_dir: run directory. A run that has gone on since it was done is as its last checkpoint.
@@ -46,7 +46,7 @@ def choose_step(run_dir: Path, *, with_head: bool, which: Which = "query", step:
 
 
 def weights_of(path: Path) -> Path:
-    """Return the file to read the weights of a path from: of a run, what it has left or its last checkpoint.
+    """Return the file with the weights of a path: for a run, its encoder.safetensors or else its last checkpoint.
 
     Args:
         path: a run directory, its config, or anything else, which is returned as it is.

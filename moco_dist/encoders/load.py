@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_dist import config as configs
-from moco_dist.config.from_python import Overrides, check_choice, path_of, values_of, whole_of
+from moco_dist.config.from_python import Overrides, as_path, check_choice, values_of, whole_of
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders import description, from_run
 from moco_dist.encoders.choices import Which
@@ -27,7 +27,7 @@ from moco_dist.ranks.torch_modes import plain_modes
 from moco_dist.run import directory, paths, status
 
 _KEY = "WEIGHTS"
-"""What messages call the weights, as the commands do."""
+"""Messages call the weights so, as the commands do."""
 _LARGE, _SMALL = 224, 32
 """Sides in pixels of the images that encoders of a large and of a small stem are customarily trained on."""
 _OF_IMAGES = ("data.image_size", "data.mean", "data.std", "data.value_range")
@@ -36,12 +36,12 @@ _OF_IMAGES = ("data.image_size", "data.mean", "data.std", "data.value_range")
 
 @dataclass(frozen=True)
 class Origin:
-    """The origin says where an encoder comes from."""
+    """The origin says which file and run an encoder comes from."""
 
     path: Path
     which: Which = "query"
     step: int | None = None
-    """Steps that the run had done; None for weights from elsewhere."""
+    """The number of steps that the run had done; None for weights from elsewhere."""
     config: configs.Config | None = None
     """The config of the run; None for weights from elsewhere without one."""
     notes: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class PretrainedEncoder(nn.Module):
         return weights.digest(self.network, head=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute what the evaluation uses: the pooled output of the last stage, before the head.
+        """Compute the features that the evaluation uses: the pooled output of the last stage, before the head.
 
         Args:
             images: [N, C, S, S], each from `preprocess`.
@@ -91,7 +91,7 @@ class PretrainedEncoder(nn.Module):
         return self.network.features(images)
 
     def project(self, images: Tensor) -> Tensor:
-        """Compute what the contrast compares: the head's output, of length 1 (He et al. 2020, section 3.1).
+        """Compute the vectors that the loss compares: the head's output, of length 1 (He et al. 2020, section 3.1).
 
         Args:
             images: [N, C, S, S], each from `preprocess`.
@@ -107,7 +107,7 @@ class PretrainedEncoder(nn.Module):
         return nn.functional.normalize(self.network(images), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute `features`."""
+        """Compute the features of images, as `features` does."""
         return self.features(images)
 
     def extra_repr(self) -> str:
@@ -156,7 +156,7 @@ def load_encoder(
         >>> features.shape
         torch.Size([3, 64])
     """
-    path, values = path_of(_KEY, path), values_of(overrides)
+    path, values = as_path(_KEY, path), values_of(overrides)
     check_choice("encoder", encoder, get_args(Which))
     step, run_dir = whole_of("step", step), paths.run_dir_of(path)
     place = _usable(device)
@@ -169,13 +169,13 @@ def load_encoder(
             for name, value, plain in (("encoder", encoder, "query"), ("head", head, False), ("step", step, None)):
                 if value != plain:
                     raise UserError.of(name, value, "is in a run alone", "give a run directory, or drop it")
-            loaded = _of_weights(path, None if config is None else path_of("config", config), values)
+            loaded = _of_weights(path, None if config is None else as_path("config", config), values)
         batchnorm.make_plain_(loaded)
         return loaded.eval().to(place)
 
 
 def _usable(device: str | torch.device) -> torch.device:
-    """Return a device on which tensors can lie here. Raises UserError."""
+    """Return the device of a name, if it works on this machine. Raises UserError."""
     try:
         return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # each device refuses in its own way
@@ -210,7 +210,7 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
 
 
 def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Description:
-    """Describe weights by what stands beside them, or else by their shapes and what is customary.
+    """Describe weights by the description beside them, or else by their shapes and what is customary.
 
     Args:
         file: the weights.
@@ -241,7 +241,7 @@ def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Descri
 
 
 def _overridden(described: Description, values: Mapping[str, Any], path: Path) -> Description:
-    """Change what is known of the images of weights. Raises UserError for an override of anything else."""
+    """Replace settings of the images that the weights take. Raises UserError for an override of anything else."""
     before = described.preprocessing
     if strange := [key for key in values if key not in _OF_IMAGES]:
         rule = "weights without a config have none but these keys: " + ", ".join(_OF_IMAGES)

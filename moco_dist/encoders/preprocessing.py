@@ -1,4 +1,4 @@
-"""Turn an image into what an encoder takes, as the evaluation of its run does."""
+"""Turn an image into the input of an encoder, as the evaluation of its run does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, g
 from moco_dist.ranks.torch_modes import plain_modes
 
 ImageLike = str | Path | Member | Image.Image | NDArray[Any] | Tensor
-"""An image: the path of a file, an image in a shard, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
+"""An image is the path of a file, an image in a shard, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
 
 _LARGEST_SIDE = 4096
 
@@ -60,12 +60,12 @@ class Preprocessing:
 
     @classmethod
     def general(cls, image_size: int, channels: int) -> Preprocessing:
-        """Return what is customary for an encoder whose own preprocessing is not known: ImageNet's statistics."""
+        """Return the customary preprocessing for an encoder that has none of its own: ImageNet's statistics."""
         return cls(image_size, crops.shorter_side(image_size), *general_statistics(channels))
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Preprocessing | None:
-        """Read what `fields` has written; None where that is damaged."""
+        """Read a preprocessing that `fields` has written; None where it is damaged."""
         try:
             numbers = [tuple(map(float, fields[name])) for name in ("mean", "std")]
             size, resize = (int(fields[name]) for name in ("image_size", "resize"))
@@ -79,11 +79,11 @@ class Preprocessing:
         return cls(size, resize, mean, std, value_range) if sound else None
 
     def fields(self) -> dict[str, Any]:
-        """Return all of it as JSON holds it."""
+        """Return the preprocessing as JSON holds it."""
         return asdict(self)
 
     def at(self, image_size: int) -> Preprocessing:
-        """Return the same for squares of another side, with as much of the image around them."""
+        """Return this preprocessing for squares of another side, which hold as much of the image."""
         customary = self.resize == crops.shorter_side(self.image_size)
         resize = crops.shorter_side(image_size) if customary else round(image_size * self.resize / self.image_size)
         return replace(self, image_size=image_size, resize=resize)

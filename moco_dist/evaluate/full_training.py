@@ -21,7 +21,7 @@ REVISIONS = {"fine-tuned": 1, "supervised": 1, "supervised small net": 1}
 here or in what the method calls (training.py, classifier.py)."""
 
 _MOST_LINES = 10
-"""Lines of progress of a training, at most."""
+"""A training prints no more lines of progress than these."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,18 @@ class FullTraining:
         return EvaluationMethod(shown, run, lambda: None, settings, recipe=recipe.settings())
 
     def _fine_tuned(self) -> Classifier:
-        """Begin with the encoder, and with a classifier that knows nothing."""
+        """Return a classifier of the encoder's weights, which fine-tuning begins with."""
         return Classifier(copy.deepcopy(self.subject.encoder), self.subject.classes)
 
     def _supervised(self) -> Classifier:
-        """Begin with the same architecture, with weights of the seed."""
+        """Return a classifier of the same architecture, with random weights by the seed."""
         config = self.subject.config
         return Classifier(
             resnet.build_encoder(config.model, self.subject.train.channels, config.run.seed), self.subject.classes
         )
 
     def _small(self) -> Classifier:
-        """Begin with the small convolutional net, with weights of the seed."""
+        """Return a classifier of the small convolutional net, with random weights by the seed."""
         subject = self.subject
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.config.run.seed)

@@ -154,7 +154,7 @@ def config_of(
     values: Mapping[str, Any],
     load: Callable[[Mapping[str, Any]], configs.Config],
 ) -> configs.Config:
-    """Return the config of what is evaluated.
+    """Return the config of the run or the weights that are evaluated.
 
     Args:
         options: name what is evaluated, and by which images it is judged.

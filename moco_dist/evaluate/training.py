@@ -29,7 +29,7 @@ from moco_dist.ranks import collectives, devices, watchdog
 from moco_dist.summation import PairwiseSum
 
 _LR_BATCH = 256
-"""Images of the batch that a recipe's learning rate is for."""
+"""The batch size that a recipe's learning rate is for."""
 
 _GROUP = 32
 """Images of a BatchNorm group, where there are so many: those of one GPU in torchvision's reference training."""
@@ -41,7 +41,7 @@ class TrainingRecipe:
 
     name: str
     source: str
-    """Where the settings come from."""
+    """The publication or program that the settings come from."""
     epochs: int
     """Passes over the images, each without its last incomplete batch."""
     lr: float
@@ -123,8 +123,11 @@ FROM_SCRATCH = TrainingRecipe(
 )
 
 EpochDone = Callable[[int, float, Sequence[Unreadable]], None]
-"""Is called after each epoch on every rank, with the epochs done, the mean loss of the last batch before its step, the
-same on all ranks, and the images that were replaced on this rank."""
+"""This function is called on every rank after each epoch.
+
+It gets the number of epochs done, the mean loss of the last batch before its step, which is the same on all ranks, and
+the images that were replaced on this rank.
+"""
 
 
 def train_(
@@ -188,7 +191,7 @@ class _Descent:
     ) -> None:
         self.classifier, self.world = classifier, world
         self.groups = recipe.batch // recipe.group // world.size
-        """Groups of this rank."""
+        """The number of BatchNorm groups of this rank."""
         self.parts = self.groups  # the exact way: one at a time
         if not config.device.is_exact(on_cpu=not devices.runs_ahead(world.device)):
             self.parts = max(n for n in range(1, config.optim.accumulate + 1) if self.groups % n == 0)
@@ -233,7 +236,7 @@ class _Descent:
         return means[0]
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Compute what a part adds to the mean loss of this rank's images."""
+        """Compute the share that a part contributes to the mean loss of this rank's images."""
         with devices.autocast(self.world.device, self.dtype):
             logits = self.classifier(images)  # [n / parts, classes]
         return F.cross_entropy(logits.float(), labels) / self.parts

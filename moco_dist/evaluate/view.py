@@ -38,13 +38,13 @@ class Images:
     """These are the images that a view shows."""
 
     held_out: Source
-    """These were classified."""
+    """The images that were classified."""
     train: Source
-    """The held-out images are compared with the features of these."""
+    """The images with whose features the held-out ones are compared."""
     size: int
     """Side at which both are encoded, in pixels."""
     split: str
-    """The held-out images are of this split: test or validation."""
+    """The split of the held-out images: test or validation."""
 
 
 def leave(

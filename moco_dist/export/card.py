@@ -91,7 +91,7 @@ def _of_images(encoder: PretrainedEncoder) -> str:
 
 
 def _training(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Yield what is known of the training, a row each."""
+    """Yield a row of the card's table for each known fact about the training."""
     config = facts.config
     yield "images", _images(facts)
     if _DIGEST.fullmatch(str(digest := facts.data.get("digest"))):
@@ -131,7 +131,7 @@ def _images(facts: Facts) -> str:
 
 
 def _figures(facts: Facts) -> Iterator[str]:
-    """Yield what was measured with these weights."""
+    """Yield the lines about accuracies that were measured with these weights."""
     if not facts.measured:
         yield "None was measured with these weights."
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from moco_dist.config import Config
 from moco_dist.encoders import description, from_run
@@ -16,12 +18,14 @@ from moco_dist.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Weights:
-    """These are the weights that the options mean; they are chosen once, since a run may go on meanwhile."""
+    """This object names the weights to export; they are chosen once, since a run may go on meanwhile."""
 
     checkpoint: int | None
-    """The step of the checkpoint that holds them; None: the run's encoder.safetensors does."""
+    """The step of the checkpoint that holds the weights; None: the run's encoder.safetensors holds them."""
     step: int
-    """The step that they are of; 0 where nothing tells it: a damaged directory of an earlier revision."""
+    """The number of steps that made the weights; 0 where a damaged directory of an earlier revision hides it."""
+    state: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The content of the checkpoint that holds the weights; empty where there is none."""
 
 
 def choose(options: Options) -> Weights:
@@ -33,17 +37,20 @@ def choose(options: Options) -> Weights:
     with_head = options.head or options.to == "reference"
     step = from_run.choose_step(options.run_dir, with_head=with_head, which=options.encoder, step=options.step)
     if step is None:
+        state: dict[str, Any] = {}
         before = description.read(weight_files.read(RunPaths(options.run_dir).encoder, "RUN_DIR"))
     else:
-        before = _of_checkpoint(options, step)
+        state = from_run.state_of(options.run_dir, step)
+        before = _of_checkpoint(state, options, step)
     if before is not None:  # an earlier revision wrote nothing down
         _compare(before, options)
     described_step = before.run.get("step") if before and step is None else step
-    return Weights(step, described_step if isinstance(described_step, int) else status.read(options.run_dir).step)
+    its_step = described_step if isinstance(described_step, int) else status.read(options.run_dir).step
+    return Weights(step, its_step, state)
 
 
 def _compare(before: Description, options: Options) -> None:
-    """Compare what was written down with the config. Raises UserError."""
+    """Compare the description of the weights with the config. Raises UserError."""
     now = Description.of(options.config, 0)
     of_model = (before.model.model_dump(), now.model.model_dump())
     of_images = (before.preprocessing.fields(), now.preprocessing.fields())
@@ -54,10 +61,10 @@ def _compare(before: Description, options: Options) -> None:
             raise UserError.of("RUN_DIR", RunPaths(options.run_dir).config, rule, "put the config of the run back")
 
 
-def _of_checkpoint(options: Options, step: int) -> Description | None:
-    """Describe the encoder of a checkpoint by the config that it holds; None where that is of another revision."""
+def _of_checkpoint(state: Mapping[str, Any], options: Options, step: int) -> Description | None:
+    """Describe the encoder of a checkpoint by the config that it holds; None for a config of another revision."""
     try:
-        began = Config.model_validate(from_run.state_of(options.run_dir, step)["config"])
+        began = Config.model_validate(state["config"])
     except (KeyError, ValueError):
         return None
     data = options.config.data

@@ -1,4 +1,4 @@
-"""Gather what a run directory tells of the weights that are exported; what is missing or damaged is left out."""
+"""Gather the facts in a run directory about the exported weights; missing and damaged ones are left out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from moco_dist.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Measured:
-    """This is an accuracy that was measured with the exported weights."""
+    """A measured accuracy belongs to the exported weights."""
 
     name: str
-    """The method."""
+    """The name of the method that classified."""
     labels: int | None
-    """Labels that it learned from; None: all."""
+    """The number of labels that the method learned from; None: all."""
     draws: int
     accuracy: float
     """Share of the held-out images that are named right, a mean over the draws."""
@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts say what is known of the weights and their training."""
+    """The facts describe the exported weights and their training."""
 
     config: Config
     step: int
@@ -48,16 +48,16 @@ class Facts:
     revision: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Sequence[str] = ()
-    """What each start up to the step ran on, in words; equal ones once."""
+    """The hardware of each start up to the step, in words; equal ones once."""
     hours: float | None = None
     """Time of the steps that were taken here, by the wall clock."""
     converted: tuple[int, str] | None = None
-    """Steps that another program took first, and the sha256 of the checkpoint that it left; None for no such steps."""
+    """The steps that another program took first, and the sha256 of its checkpoint; None for no such steps."""
     measured: Sequence[Measured] = ()
     train_top1: float | None = None
     """Share of its own training images that the linear probe names right."""
     findings: Sequence[str] = ()
-    """What was wrong with the run at the end, in a sentence each."""
+    """The faults that the run had at the end, in a sentence each."""
 
     @property
     def epochs(self) -> float | None:
@@ -72,7 +72,7 @@ class Facts:
 
 
 def gather(options: Options, step: int, digest: str) -> Facts:
-    """Gather what is known of weights.
+    """Gather all facts about exported weights from the run directory.
 
     Args:
         options: of the export.
@@ -121,7 +121,7 @@ def _rows(options: Options, step: int) -> list[dict[str, Any]]:
 
 
 def _converted(paths: RunPaths) -> tuple[int, str] | None:
-    """Read what the run was converted from."""
+    """Read the note about the checkpoint that the run was converted from."""
     origin = files.read_object(paths.converted)
     step, sha256 = origin.get("step"), origin.get("sha256")
     return (step, sha256) if type(step) is int and 0 < step < 2**53 and isinstance(sha256, str) else None
@@ -146,7 +146,7 @@ def _hours(own_rows: Sequence[Mapping[str, Any]], global_batch: int, begun: int)
 
 
 def _hardware(start: Mapping[str, Any]) -> str:
-    """Say what a start ran on."""
+    """Describe the hardware of a start in words."""
     devices, cpus = start.get("devices"), start.get("cpus")
     machines = len(start.get("hosts", [])) or len(cpus or {})
     if not devices:
@@ -162,7 +162,7 @@ def _share(value: Any) -> float | None:
 
 
 def _in_training(row: Mapping[str, Any], config: Config) -> Iterator[Measured]:
-    """Yield what the training itself measured after the step."""
+    """Yield the accuracies that the training itself measured after the step."""
     images = f"{config.eval.knn_split} images"
     command = "python -m moco_dist.train RUN_DIR/config.yaml"
     for name, method in (("knn_top1", "kNN, in training"), ("linear_top1", "linear probe, in training")):
@@ -205,7 +205,7 @@ def _flags(method: str, labels: int | None, draws: int) -> str:
 
 
 def _findings(options: Options, step: int) -> list[str]:
-    """Return what was found wrong with the run, and had not ended by the step."""
+    """Return the faults of the run that had not ended by the step."""
     try:
         diagnosis = reading.read(options.run_dir).diagnosis
     except UserError:

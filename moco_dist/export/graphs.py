@@ -26,7 +26,7 @@ _BATCHES = (1, 3, 8)
 
 
 def notes_of(description: Description) -> dict[str, str]:
-    """Return what a model tells of itself beside its weights, each as JSON."""
+    """Return the description that a model holds beside its weights, each entry as JSON."""
     return {name: json.dumps(value) for name, value in description.fields().items()}
 
 

@@ -23,7 +23,7 @@ def write(folder: Path, version: str) -> None:
 
 
 def digests(folder: Path) -> Mapping[str, str]:
-    """Return the sha256 of each file in a folder by its name; of what is no regular file, nothing. Raises OSError."""
+    """Return the sha256 of each file in a folder by its name; "" for a folder or a link. Raises OSError."""
     names = sorted(path.name for path in folder.iterdir() if path.name != NAME)
     return {name: _digest(folder / name) for name in names}
 

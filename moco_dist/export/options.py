@@ -32,7 +32,7 @@ _SUFFIXES: dict[Format, str] = {
     "package": "",
 }
 _TOLD_BY_SUFFIX = ("timm", "detectron2")
-"""Formats whose programs tell them by the ending of the file's name."""
+"""Formats whose programs recognise a file by the ending of its name."""
 _WITH_HEAD = ("onnx", "torchscript")
 _THEIR_NETWORKS = ("torchvision", "timm", "detectron2")
 """Formats whose programs build the network by its name."""
@@ -97,7 +97,7 @@ def _check_parts(typed: argparse.Namespace) -> None:
 
 
 def differences(model: ModelSection, channels: int) -> list[str]:
-    """Return what a network has otherwise than torchvision's ResNet of the same name, as settings of the config."""
+    """Return the settings by which a network differs from torchvision's ResNet of the same name."""
     others = [f"model.stem={model.stem}"] if model.stem != "imagenet" else []
     others += [f"model.width={model.width}"] if model.width != 64 else []
     return others + ([f"{channels} channel{'s' * (channels > 1)}"] if channels != 3 else [])
@@ -113,7 +113,7 @@ def _check_network(to: Format, model: ModelSection, channels: int) -> None:
 
 
 def _check_place(out: Path, to: Format, *, ours: bool) -> None:
-    """Refuse to replace what is no export of the same format.
+    """Refuse to replace a file that is no export of the same format.
 
     Args:
         out: where the export goes.

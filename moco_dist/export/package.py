@@ -91,7 +91,7 @@ def crop_part(preprocessing: Preprocessing) -> float:
 
 
 def shareable(config: Config) -> Config:
-    """Return the config of a run without what is the machine's or private: folders, and what is shown at W&B."""
+    """Return the config of a run without private settings: folders, and all that says where its figures are shown."""
     run = config.run.model_copy(update={"dir": None, "init_from": _last_name(config.run.init_from)})
     data = config.data.model_copy(update={"root": _last_name(config.data.root)})
     kept = config.track.model_dump(include={"log_every", "compare_ranks_every"})

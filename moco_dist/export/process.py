@@ -7,14 +7,13 @@ from shlex import quote
 
 from torch import Tensor
 
-from moco_dist import config as configs
 from moco_dist import files
 from moco_dist.arguments import writing
-from moco_dist.encoders import from_run
 from moco_dist.encoders.description import Description
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import printable
 from moco_dist.export import chosen_weights, graphs, package, state_dicts
+from moco_dist.export.chosen_weights import Weights
 from moco_dist.export.options import Options
 from moco_dist.networks import weight_files, weights
 from moco_dist.reference import write as reference
@@ -22,13 +21,12 @@ from moco_dist.run.paths import RunPaths
 
 
 def run(options: Options) -> str:
-    """Export as the options say. Returns the line that says what lies where, and what loads it. Raises UserError."""
+    """Export as the options say. Returns the line that names the file and how it is loaded. Raises UserError."""
     chosen = chosen_weights.choose(options)
     step = chosen.step
     if options.to == "reference":
-        return _reference(options, step)
-    path = configs.literal(options.run_dir)  # which is expanded already
-    encoder = load_encoder(path, encoder=options.encoder, head=options.head, step=chosen.checkpoint)
+        return _reference(options, chosen)
+    encoder = load_encoder(options.run_dir, encoder=options.encoder, head=options.head, step=chosen.checkpoint)
     if chosen.checkpoint is None:
         _take_counts_(encoder, options.run_dir)
     description = describe(encoder, step, options)
@@ -61,7 +59,7 @@ def describe(encoder: PretrainedEncoder, step: int, options: Options) -> Descrip
 
 
 def _content(encoder: PretrainedEncoder, description: Description, options: Options) -> tuple[bytes, str]:
-    """Return the file of a format, and what loads it. Raises UserError."""
+    """Return the content of a format's file, and the call that loads it. Raises UserError."""
     arch, file, network = encoder.model.arch, repr(str(options.out)), encoder.network
     match options.to:
         case "safetensors":
@@ -86,15 +84,14 @@ def _content(encoder: PretrainedEncoder, description: Description, options: Opti
     return model, f"{loads}; largest difference from torch {difference:.2g}"
 
 
-def _reference(options: Options, step: int) -> str:
-    """Write a checkpoint of the authors' layout. Returns what lies where. Raises UserError."""
-    state = from_run.state_of(options.run_dir, step)
-    content = reference.of_run(state)
+def _reference(options: Options, chosen: Weights) -> str:
+    """Write a checkpoint of the authors' layout. Returns the line that names the file. Raises UserError."""
+    content = reference.of_run(chosen.state)
     _write(options, state_dicts.saved(content))
     loads = f"main_moco.py --resume {quote(printable(str(options.out)))} of the authors' code goes on from it"
-    if reasons := reference.remarks(state):
+    if reasons := reference.remarks(chosen.state):
         loads = f"moco_dist.convert reads it; the authors' {', and '.join(reasons)}"
-    what = f"both encoders, queue and optimizer of step {step}, after {content['epoch']} epochs"
+    what = f"both encoders, queue and optimizer of step {chosen.step}, after {content['epoch']} epochs"
     return f"{printable(str(options.out))}: {what}; {loads}"
 
 

@@ -43,7 +43,7 @@ class _Pickler(pickle.Pickler):
 
 
 def saved(content: Any) -> bytes:
-    """Return what torch.save writes."""
+    """Return the bytes that torch.save writes for an object."""
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()

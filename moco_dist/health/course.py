@@ -63,7 +63,7 @@ class Facts:
     cores: int | None = None
     """CPU cores of a rank."""
     bn_groups: int | None = None
-    """BatchNorm groups of the global batch. Where it is unset, the config says it, or leaves it to the ranks."""
+    """BatchNorm groups of the global batch: those of the config where unset; None where the ranks decide them."""
 
     def __post_init__(self) -> None:
         self.bn_groups = self.bn_groups or self.config.moco.bn_groups
@@ -181,7 +181,7 @@ class Course:
     """The last evaluation."""
     first_evaluation: Row = field(default_factory=dict)
     best_evaluation: Row = field(default_factory=dict)
-    """It has the highest accuracy of kNN."""
+    """The evaluation with the highest accuracy of kNN."""
     best_share: float = math.inf
     """The least loss of a settled window before the last one, as a share of the loss at chance."""
 

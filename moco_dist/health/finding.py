@@ -32,7 +32,7 @@ class Finding:
 
     name: str
     key: str | None
-    """This key of the config is to be changed; it is None in a note."""
+    """The key of the config that is to be changed; None in a note."""
     value: Value | None
     first_step: int
     """The step at which it was told."""

@@ -47,7 +47,7 @@ class Diagnosis:
     """A diagnosis is what the rows of a run tell."""
 
     findings: list[Finding]
-    """They are in the order in which they began, and those that have ended are among them."""
+    """All findings in the order in which they began, also those that have ended."""
     notes: list[Finding]
     checked: list[str]
     """Rules that were judged, by name, in the order of the documents."""

@@ -15,12 +15,12 @@ class Reading:
 
     folder: Path
     config: Config | None
-    """It is None where the run ended before it wrote one."""
+    """The config of the run; None where the run ended before it wrote one."""
     status: status.Status
     writer: str
     """The process that writes to the directory; empty where there is none."""
     diagnosis: Diagnosis | None
-    """It is None where there is no config to judge the rows by."""
+    """The diagnosis of the rows; None where there is no config to judge them by."""
 
 
 def read(folder: Path) -> Reading:

@@ -52,7 +52,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 def make_plain_(module: nn.Module) -> None:
-    """Replace the group BatchNorms of a module by torch's own, for who does not train it by the engine.
+    """Replace the group BatchNorms of a module by torch's own, for users who train it without the engine.
 
     In training, torch's own keeps running statistics by itself; where no group is set, it computes the same otherwise.
     """

@@ -1,4 +1,4 @@
-"""Recognise an encoder by the names of its layers: what other programs call the layers of a ResNet, and what we do.
+"""Recognise an encoder in a file by the names that its program gives to the layers of a ResNet.
 
 Ours are torchvision's names. A program adds a prefix to them, numbers them, or has names of its own.
 """
@@ -18,18 +18,18 @@ from moco_dist.errors import UserError, printable, some_names
 _MOST_ENCODERS = 8
 """Encoders of a file that are looked at; a file of more is refused by these."""
 _FOLLOWERS = ("encoder_k", "momentum", "target", "key_encoder", "key_backbone")
-"""What MoCo's and BYOL's programs call the encoder that follows the trained one; their own evaluation leaves it out.
+"""MoCo's and BYOL's programs call the encoder that follows the trained one so; their own evaluation leaves it out.
 
 Programs differ on which of a teacher and a student, or of weights and their average, is to be evaluated.
 """
 _WRAPPERS = r"(?:(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)*"
-"""What torch puts before a name that lies in a module that is compiled, distributed or recomputed."""
+"""torch adds these to the names in a module that is compiled, distributed or recomputed."""
 _NETWORK = r"(conv|bn|norm|layer|stem|attnpool|relu|act|maxpool|avgpool|pool|global_pool)\d*\."
-"""What begins the names of layers that change what an encoder computes, beside torchvision's own."""
+"""The names of torchvision's layers, and of others that change the features, begin so."""
 _NUMBERED_WITH_POOL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 """Children of torchvision's ResNet in an nn.Sequential, as lightly has them: 2 is the ReLU, 3 the pool."""
 _NUMBERED = {"0": "conv1", "1": "bn1", "3": "layer1", "4": "layer2", "5": "layer3", "6": "layer4", "9": "fc"}
-"""The same without the pool and with the head, as the authors' CIFAR-10 demo has them."""
+"""Children of a ResNet without a pool, and with its head, as the authors' CIFAR-10 demo numbers them."""
 _DETECTRON2 = (
     (r"conv1\.", "stem.conv1."),
     (r"bn1\.", "stem.conv1.norm."),
@@ -42,14 +42,14 @@ _DETECTRON2 = (
 
 
 def _as_torchvision(name: str) -> str | None:
-    """Take torchvision's names, and those of networks that call the layer beside a block `shortcut`."""
+    """Translate torchvision's names, and those of networks that call the layer beside a block `shortcut`."""
     if not re.match(r"(conv1|bn1|layer[1-4]|fc)\.", name):
         return None
     return re.sub(r"^(layer[1-4]\.\d+\.)shortcut\.", r"\1downsample.", name)
 
 
 def _from_numbers(numbers: Mapping[str, str]) -> Callable[[str], str | None]:
-    """Return what turns the number of a child into its name."""
+    """Return a function that turns the number of a child into its name."""
 
     def rename(name: str) -> str | None:
         number, dot, rest = name.partition(".")
@@ -76,17 +76,17 @@ class Layout:
     """A layout is the way in which some programs name the layers of a ResNet."""
 
     name: str
-    """The layout in words for people."""
+    """The layout in words, for messages."""
     landmark: str
-    """A layer that an encoder of this layout has once: what stands before its name in a file is the prefix of all."""
+    """A layer that an encoder of this layout has once; the text before its name in a file is the prefix of all."""
     ours: Callable[[str], str | None]
-    """Translates a name without its prefix into ours; None for what is no layer of the encoder."""
+    """A function that translates a name without its prefix into ours, and any other name into None."""
     network: str
-    """Matches the beginning of all names, without the prefix, that change what the network computes."""
+    """A pattern for the beginning, behind the prefix, of all names that change what the network computes."""
     is_told_by: str = ""
-    """One of our names that an encoder of this layout has, and a similar sequence of layers has not; empty for none."""
+    """One of our names that an encoder of this layout has, and a similar sequence of layers lacks; empty for none."""
     has_pool: bool = True
-    """Whether the network has a pool behind a stem of 7x7."""
+    """This says whether the network has a pool behind a stem of 7x7."""
 
 
 TORCHVISION = Layout("torchvision's names", "layer1.0.conv1.weight", _as_torchvision, _NETWORK)
@@ -113,11 +113,11 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """This is an encoder that was recognised in a file."""
+    """A recognised encoder is one whose layers were found in a file by their names."""
 
     layout: Layout
     prefix: str
-    """What stands before the name of each of its layers in the file."""
+    """The text before the name of each of the encoder's layers in the file."""
     theirs: Mapping[str, str]
     """The name in the file of each layer, by ours; `fc.` begins the names of a head."""
     others: Sequence[str]
@@ -127,11 +127,11 @@ class Recognised:
 
     @property
     def follows(self) -> bool:
-        """Return whether the encoder follows another one that is trained, by its name."""
+        """Return whether the encoder's name says that it follows another one, which is trained."""
         return any(word in self.prefix for word in _FOLLOWERS)
 
     def lines(self, taken: Iterable[str]) -> list[str]:
-        """Say in a line each what is taken, renamed and left out.
+        """Say which layers are taken, renamed and left out, a line for each of the three.
 
         Args:
             taken: our names of the layers that are.
@@ -148,7 +148,7 @@ class Recognised:
         return lines
 
     def _groups(self, names: Sequence[str]) -> list[str]:
-        """Join names that part from the prefix at the same place, with their number."""
+        """Summarise names by their first part behind the prefix, with the number of names in each group."""
         own = self.prefix.split(".")[:-1]
         counts: Counter[str] = Counter()
         for name in names:
@@ -192,7 +192,7 @@ def _translated(layout: Layout, prefix: str, names: Iterable[str]) -> Recognised
 
 
 def refuse(names: Sequence[str], key: str, path: Path) -> NoReturn:
-    """Refuse a file without an encoder that we know, by the first of its names. Raises UserError."""
+    """Refuse a file that holds no encoder of a known layout, and show the first of its names. Raises UserError."""
     if any(f".{name}".endswith(".5.0.conv1.weight") for name in names):
         # Its ReLU after the first BatchNorm is no child, so that an nn.Sequential of the children lacks it.
         rule = "holds the children of lightly's ResNetGenerator, which has no ReLU after its first BatchNorm"

@@ -18,11 +18,11 @@ from moco_dist.files import open_bytes, read_bytes
 from moco_dist.run.checkpoints import MARK, verify
 
 BEGINNINGS = (b"PK", b"\x80\x02")
-"""What a file of torch.save begins with: an archive, or a pickle as before torch 1.6."""
+"""A file of torch.save begins with one of these: an archive, or a pickle as before torch 1.6."""
 _MOST_OPERATIONS = 3_000_000
-"""Operations of a pickle that are followed. The checkpoint of a large run has some ten thousand."""
+"""The number of operations of a pickle that are followed. The checkpoint of a large run has some ten thousand."""
 _MOST_BYTES = 4 << 30
-"""Of a file as before torch 1.6, which is held in memory as a whole."""
+"""A file as before torch 1.6 may not be larger, since it is held in memory as a whole."""
 _CHUNK = 1 << 24
 
 _HARMLESS = frozenset(
@@ -36,7 +36,7 @@ They are not imported. An inert object or an empty dict or list stands in for ea
 _PLAIN = frozenset(
     {"bool", "bytes", "dict", "float", "frozenset", "getattr", "int", "list", "object", "slice", "str", "tuple"}
 )
-"""What such objects name of Python's own; `getattr` too is replaced by an inert object."""
+"""Python's own functions and classes that such objects name; `getattr` too is replaced by an inert object."""
 
 
 class NotWeights(Exception):
@@ -55,7 +55,7 @@ class Inert:
 
 
 def load(path: Path) -> Any:
-    """Load what torch.save has written, with stand-ins for harmless objects.
+    """Load a file of torch.save, with stand-ins for harmless objects.
 
     Raises:
         NotWeights: it was written by something else, bits have changed, or it would need too much time or memory.
@@ -139,7 +139,7 @@ def _harmless(content: IO[bytes], count: int) -> set[str]:
 
 
 def _stand_in(name: str) -> Any:
-    """Return what stands in for a class of a pickle: torch fills dicts and lists of its own kinds alone."""
+    """Return the stand-in for a class of a pickle: torch fills dicts and lists of its own kinds alone."""
     if name.endswith("defaultdict"):
         return _empty_dict
     if name.endswith("deque"):

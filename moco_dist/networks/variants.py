@@ -28,7 +28,7 @@ _CAFFE = re.compile(r"""\bstyle\b['"]?\s*[=:]\s*['"]caffe['"]""")
 
 
 def check(file: WeightFile, key: str, path: Path) -> None:
-    """Refuse weights by what stands beside them: a config.json, the name of a model, or the config of OpenMMLab.
+    """Refuse weights if a config.json, the name of a model or OpenMMLab's config beside them names another network.
 
     Raises:
         UserError: names what is different.
@@ -63,7 +63,7 @@ def check_stem(file: WeightFile, recognised: Recognised, key: str, path: Path) -
 
 
 def remarks(file: WeightFile, recognised: Recognised) -> list[str]:
-    """Say what a file of a known program cannot tell, and what differs if it is so; often nothing."""
+    """Warn about properties of a network that its file does not record, and say how features would differ."""
     of_lightning = "pytorch-lightning_version" in file.tree and recognised.prefix == "state_dict.backbone."
     if of_lightning and _kernel(file, recognised) == 3:
         return ["if solo-learn made it: its 3x3 stem pads by 2 pixels, ours by 1, so features differ somewhat"]

@@ -29,9 +29,9 @@ class WeightFile:
     """This is the content of a file of weights, or of a folder of them."""
 
     tree: Mapping[Any, Any]
-    """What the file holds, as it was saved: dicts of tensors, and whatever stands beside these."""
+    """The content of the file, as it was saved: dicts of tensors, and all other values beside these."""
     values: Mapping[str, object]
-    """What stands in the tree, each under its names joined by dots."""
+    """The values of the tree, each under its names joined by dots."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The text that stands beside the tensors of a safetensors file."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class WeightFile:
 
 
 def read(path: Path, key: str) -> WeightFile:
-    """Read weights by what the file is and not by its suffix: safetensors, torch.save, or a folder of Hugging Face's.
+    """Read weights from a safetensors file, a file of torch.save, or a folder of Hugging Face's, whatever its suffix.
 
     Args:
         path: of the file or folder.
@@ -92,7 +92,7 @@ def _read_parts(folder: Path, index: str) -> dict[Any, Any]:
 
 
 def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
-    """Read what a file of weights holds, and the text beside its tensors. Raises errors of any kind."""
+    """Read the content of a file of weights, and the text beside its tensors. Raises errors of any kind."""
     if path.exists() and not path.is_file():
         raise NotWeights("neither a file nor a link to one")  # a pipe or a device may have no end
     with open_bytes(path) as file:
@@ -122,7 +122,7 @@ def _unreadable(error: Exception) -> tuple[str, str]:
 
 
 def _values(tree: Mapping[Any, Any]) -> dict[str, object]:
-    """Return what stands in a tree of dicts, each under its names joined by dots.
+    """Return the values in a tree of dicts, each under its names joined by dots.
 
     Raises:
         NotWeights: two tensors have one name, or a dict holds itself.
@@ -136,7 +136,7 @@ def _values(tree: Mapping[Any, Any]) -> dict[str, object]:
 
 
 def _walk(tree: Mapping[Any, Any]) -> Iterator[tuple[str, object]]:
-    """Yield what stands in a tree of dicts, in order. Raises NotWeights, also where dicts hold themselves."""
+    """Yield the values in a tree of dicts, in order. Raises NotWeights, also where dicts hold themselves."""
     levels, prefixes, visited = [iter(tree.items())], [""], 0
     while levels:
         item = next(levels[-1], None)

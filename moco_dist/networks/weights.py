@@ -47,7 +47,7 @@ def as_safetensors(encoder: Encoder, metadata: Mapping[str, str] = {}) -> bytes:
 
 
 def save_backbone(encoder: Encoder, path: Path, metadata: Mapping[str, str] = {}) -> None:
-    """Replace a file by what `as_safetensors` returns. Raises OSError."""
+    """Write the backbone to a file in place of an old one, as `as_safetensors` returns it. Raises OSError."""
     with replacing(path) as file:
         file.write(as_safetensors(encoder, metadata))
 
@@ -177,7 +177,7 @@ def fault_of(name: str, value: object) -> tuple[str, str] | None:
 
 
 def _fault(value: object) -> tuple[str, str] | None:
-    """Return rule and fix for what is no dense tensor of floats; None for one."""
+    """Return rule and fix for a value that is no dense tensor of floats; None for such a tensor."""
     if not isinstance(value, Tensor):
         kind = "an array of numpy" if isinstance(value, Inert) else f"of type {type(value).__name__}"
         return f"is {kind}, not a tensor of floats", "save a state_dict()"

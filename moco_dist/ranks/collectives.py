@@ -34,7 +34,7 @@ _SHARED_FROM_BYTES = 2**20
 """Less than this goes through sockets as fast."""
 
 _stores: dict[tuple[str | None, ...], Any] = {}
-"""The store of this process's first start at a place, where no agent has one: rank 0's would be gone for the next."""
+"""The store of this process's first start at each address, where no agent has one; later starts use it too."""
 _untyped: Any = dist  # for the names that torch does not export to type checkers
 
 # Two names that later releases of torch have changed.

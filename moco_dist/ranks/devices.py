@@ -70,7 +70,7 @@ def _keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Let glibc give back what is freed, as it does by itself, and what it has kept."""
+    """Let glibc return freed memory to the system again, as it does by default, also the memory that it has kept."""
     _tune_malloc({_TRIM_THRESHOLD: 128 * 1024, _MOST_MAPPINGS: 65536})  # what it begins with
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

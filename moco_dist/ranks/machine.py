@@ -26,7 +26,7 @@ def libraries(device: torch.device) -> dict[str, str]:
 
 
 def cpu_model() -> str:
-    """Return the name of the processor, as far as the system tells it."""
+    """Return the name of the processor, or of its architecture where the system has no other."""
     with suppress(OSError):
         for line in _CPU_INFO.read_text(errors="replace").splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Put back what a call from Python switches in this process: a notebook goes on in it."""
+"""Restore the state of this process after a call from Python, since a notebook goes on in it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _one_call = threading.Lock()
 
 @contextmanager
 def preserved(call: str) -> Iterator[None]:
-    """Put back what `World.start` and a run switch in this process; the caller's modes of torch rest meanwhile.
+    """Restore at the end all that `World.start` and a run change in this process; until then torch's modes are off.
 
-    What is put back is the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for
+    The state consists of the watchdog, the number of torch's threads, its deterministic algorithms, cuDNN's search for
     the fastest kernels, the CUDA device, torch's random state on the CPU, how glibc keeps freed memory, the
-    environment, and what prints an error that nobody catches.
+    environment, and the hook that prints an error that nobody catches.
 
     Args:
         call: name of the function that computes in the block.

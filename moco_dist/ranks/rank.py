@@ -28,7 +28,7 @@ class Rank:
     local_rank: int
     """Its number among the ranks of its node."""
     quiet: bool = field(default=False, kw_only=True, compare=False)
-    """Whether it tells people nothing but warnings."""
+    """This says whether the rank prints nothing but warnings."""
 
     @classmethod
     def from_environment(cls, arguments: Sequence[str] = (), *, quiet: bool = False) -> Rank:
@@ -69,7 +69,7 @@ class Rank:
             self.warn(line)
 
     def warn(self, line: str) -> None:
-        """Print a warning on stderr, about what all ranks know, once, also where this rank is quiet."""
+        """Print a warning that is the same on all ranks once on stderr, also where this rank is quiet."""
         if self.rank == 0:
             print(line, file=sys.stderr, flush=True)
 

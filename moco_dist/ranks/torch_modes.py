@@ -13,7 +13,7 @@ _TYPES = ("cpu", "cuda")
 
 @contextmanager
 def plain_modes() -> Iterator[None]:
-    """Switch off, within the block, what would change the numbers or the kind of the tensors that are made in it.
+    """Switch off, within the block, torch's modes that would change the numbers or the kind of tensors made in it.
 
     That is another default dtype or default device, the inference mode, no_grad, and autocast. Each stays untouched
     where it is as torch begins with it.

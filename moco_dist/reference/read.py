@@ -1,4 +1,4 @@
-"""Read what a checkpoint of the authors' code holds, and turn it into the state of an engine.
+"""Read a checkpoint of the authors' code, and turn its content into the state of an engine.
 
 Their main_moco.py saves `epoch` (how many are finished), `arch`, `state_dict` and `optimizer`; their CIFAR-10 demo the
 same without `arch`, and numbers the layers of its encoders, `encoder_q.net.0`. Their queue has one key a column, ours
@@ -36,16 +36,16 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents are those of a checkpoint of the authors' code, in our names and with our queue."""
+    """This object holds what was read from a checkpoint of the authors' code, in our names and with our queue."""
 
     encoder_q: dict[str, Tensor]
     encoder_k: dict[str, Tensor]
     queue: Tensor  # [K, C]
-    """The keys, one a row."""
+    """The keys, one a row: float32 [K, C]."""
     cursor: int
     """Row of the oldest key."""
     epoch: int | None
-    """How many epochs are finished; None where the file does not say."""
+    """The number of finished epochs; None where the file does not say."""
     arch: str | None
     """Name of the architecture in torchvision; None where the file does not say."""
     optimizer: Mapping[str, Any] | None
@@ -57,7 +57,7 @@ class Contents:
 
 
 def read(tree: Mapping[Any, Any]) -> Contents:
-    """Read what a file holds; every tensor of the result is dense, finite and float32.
+    """Read the content of a file; every tensor of the result is dense, finite and float32.
 
     Args:
         tree: the content of the file.
@@ -98,7 +98,7 @@ def read(tree: Mapping[Any, Any]) -> Contents:
 
 
 def _prefix(tree: Mapping[Any, Any], state: Mapping[Any, Any]) -> str:
-    """Return what stands before `encoder_q.` in the names of the layers."""
+    """Return the text before `encoder_q.` in the names of the layers."""
     if isinstance(tree.get("encoder_q"), Mapping):
         rule = "is a checkpoint of this trainer's own"
         raise Unfit(rule, "go on with its run by python -m moco_dist.train RUN_DIR/config.yaml")
@@ -113,7 +113,7 @@ def _prefix(tree: Mapping[Any, Any], state: Mapping[Any, Any]) -> str:
 
 
 def _is_numbered(theirs: Mapping[str, object]) -> bool:
-    """Tell whether the layers are named as the CIFAR-10 demo names them."""
+    """Return whether the layers are named as the CIFAR-10 demo names them."""
     return all(name.startswith("encoder_q.net.") for name in theirs if name.startswith("encoder_q."))
 
 

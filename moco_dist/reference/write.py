@@ -12,7 +12,7 @@ from torch import Tensor
 from moco_dist.errors import UserError
 
 _PREFIX = "module."
-"""Their model lies within DistributedDataParallel."""
+"""The prefix of all names in the file, since the authors' model lies within DistributedDataParallel."""
 
 
 def of_run(state: Mapping[str, Any]) -> dict[str, Any]:

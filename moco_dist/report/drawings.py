@@ -27,7 +27,7 @@ class Dots:
     name: str
     colour: int
     right: str
-    """This is the path of those that kNN classifies rightly."""
+    """The path of the images that kNN classifies rightly."""
     wrong: str
     count: int
 
@@ -59,7 +59,7 @@ class Cell:
     share: float
     """The share of the images of the true class."""
     shade: int
-    """It goes from 0 to 9 by the root of the share, so that rare errors show, and is 0 on the diagonal."""
+    """The shade, from 0 to 9 by the root of the share, so that rare errors show; 0 on the diagonal."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Confusion:
     """The confusions are the whole matrix; where there are many classes, only what matters in it."""
 
     cells: list[list[Cell]]
-    """They lie at [true][predicted]; there are none where there are too many classes to be drawn."""
+    """All cells, at [true][predicted]; empty where there are too many classes to be drawn."""
     pairs: list[Cell]
     """The most frequent errors, the worst first."""
     worst: list[tuple[int, float, int]]
@@ -110,7 +110,7 @@ class Span:
     left: float
     width: float
     kind: str
-    """It is `finding`, `note` or `start`."""
+    """One of `finding`, `note` and `start`."""
     first_step: int
     last_step: int
 

@@ -34,9 +34,9 @@ class Section:
     name: str
     title: str
     panels: list[tuple[int, panels.Panel]]
-    """Each panel comes with its number."""
+    """The panels, each with its number."""
     facts: list[tuple[str, str]]
-    """They are names and values that stand above the panels."""
+    """Names and values that stand above the panels."""
     open: bool
 
 

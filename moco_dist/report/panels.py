@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from moco_dist.run import figures
 
 SECTIONS: dict[str, str] = dict(figures.SECTIONS.items(), other="Other figures")
-"""These are the sections of the listed figures, and one of those that no list names."""
+"""The sections of the listed figures, and one of the figures that no list names."""
 
 _TOGETHER = (
     ("Loss", ("loss", "loss_at_chance")),

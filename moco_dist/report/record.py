@@ -36,15 +36,15 @@ class RunRecord:
     """Values of the config by `section.key`."""
     curves: dict[str, Curve]
     diagnosis: health.Diagnosis | None
-    """It is None where the run cannot be judged by its config."""
+    """The diagnosis of the rows; None where the run cannot be judged by its config."""
     not_judged: str = ""
-    """This says why there is no diagnosis."""
+    """The reason why there is no diagnosis."""
     features: features_view.FeaturesView | None = None
     pairs_picture: str = ""
     """The picture of the two views of the first images, in base64; empty where there is none."""
     rows: int = 0
     starts: Sequence[provenance.Start] = ()
-    """They say what each start ran on, in their order; a run of an earlier version has none."""
+    """The hardware and software of each start, in their order; a run of an earlier version has none."""
     writer: str = ""
     """The process that writes to the directory; empty where there is none."""
 

@@ -36,7 +36,7 @@ def read_headline(line: str) -> tuple[dict[str, str], str]:
 
 
 def git_revision() -> str:
-    """Return the revision of the checkout; of a copy, what the copy was made of, which its file REVISION tells.
+    """Return the revision of the checkout; for a copy, the revision in its file REVISION.
 
     An installation has the revision that pip has installed it from; from a wheel or a folder, it is unknown.
     """
@@ -54,7 +54,7 @@ def is_checkout(package: Path) -> bool:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git answers in a folder, or None where it fails."""
+    """Return git's answer in a folder, or None where it fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -8,6 +8,6 @@ from moco_dist.run.paths import RunPaths
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """Read the rows of `evaluation.json`; none where there is no such file, or a damaged one."""
+    """Read the rows of `evaluation.json`; none where the file is missing or damaged."""
     rows = read_object(RunPaths(run_dir).evaluation_table).get("rows")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

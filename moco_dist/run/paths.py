@@ -65,7 +65,7 @@ class RunPaths:
 
     @classmethod
     def is_own(cls, file: Path) -> bool:
-        """Tell whether a path is one that a run writes itself, or lies in such a folder; exports may be replaced.
+        """Return whether a run itself writes a path, or a folder around it; exports do not count, and may be replaced.
 
         Args:
             file: absolute, its folder without symbolic links.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moco_dist.embed.stream import Rows
 
 _DIGITS = 6
-"""Similarities are compared to so many digits: equal images in different chunks may differ in the last bits."""
+"""Similarities are rounded to so many digits, since those of equal images in two chunks may differ in the last bits."""
 
 
 class Nearest:
@@ -24,10 +24,10 @@ class Nearest:
         self.places = np.empty((len(queries), 0), dtype=np.int64)
         """[Q, count or fewer] places of the images in the folder, the nearest first."""
         self.similarities = np.empty((len(queries), 0))
-        """The same of their cosines, rounded."""
+        """The cosine between each query and each of its nearest images, rounded: [Q, count or fewer]."""
 
     def add(self, rows: Rows) -> None:
-        """Look at some more images."""
+        """Compare more images with the queries, and keep those that are nearer."""
         similarities = np.round(self._queries @ _normalised(rows.features).T, _DIGITS)  # [Q, n]
         places = np.broadcast_to(rows.places, similarities.shape)
         places = np.concatenate([self.places, places], axis=1)

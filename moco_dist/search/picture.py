@@ -24,19 +24,19 @@ from moco_dist.search.request import PER_LINE
 _WIDTH, _HEIGHT, _IMAGE, _LEAST = 1.45, 1.9, 1.3, 0.03
 """Width and height of a tile, side of the box that an image is fitted into, and least side of an image, in inches."""
 _PIXELS = 208
-"""The longer side of an image that is drawn has no more."""
+"""The longer side of a drawn image has at most so many pixels."""
 _LETTERS = 24
-"""Letters for which a tile has room."""
+"""The number of letters that fit on a line below a tile."""
 _GREY = "0.85"
 
 
 class Tile(NamedTuple):
-    """A tile is an image and what stands below it."""
+    """A tile is an image with its title and its name below it."""
 
     pixels: NDArray[np.uint8] | None
     """[H, W] or [H, W, 3]; None for an image that cannot be read."""
     title: str
-    """What it is, or how similar."""
+    """The heading of the tile: the word for the query, or the similarity of a near image."""
     name: str
     """The name of its file."""
 

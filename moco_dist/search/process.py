@@ -1,4 +1,4 @@
-"""The life of one process that searches: from valid options to its exit status."""
+"""Run one process that searches: from valid options to its exit status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from moco_dist.search.nearest import Nearest
 from moco_dist.search.request import Request
 
 _SPARE = 8
-"""So many more images than asked for are kept: names in the folder may be links to the query itself."""
+"""So many images are kept beyond those to be shown, since names in the folder may be links to the query itself."""
 
 
 class Neighbour(NamedTuple):
@@ -96,7 +96,7 @@ def _add_all(nearest: Nearest, rows: Iterable[Rows]) -> Nearest:
 
 
 def _of_file(nearest: Nearest, file: Path, options: Options, encoder: PretrainedEncoder, images: FileSource) -> Nearest:
-    """Look for the nearest images among the features of a file. Raises UserError where they are of something else."""
+    """Find the nearest images by the features in a file. Raises UserError for those of another encoder or folder."""
     features = read.open_stored(file)
     _check(features, json.loads(json.dumps(description.describe(options, encoder, images))), options)
     return _add_all(nearest, features.rows(images.names))
@@ -125,14 +125,14 @@ def _weights_in_words(description: dict[str, object]) -> str:
 
 
 def _others(query: Path, nearest: Nearest, number: int, images: FileSource, count: int) -> list[Neighbour]:
-    """Return what is nearest to a query, but for the file of the query itself."""
+    """Return the images nearest to a query, without the file of the query itself."""
     pairs = zip(nearest.places[number].tolist(), nearest.similarities[number].tolist(), strict=True)
     kept = [Neighbour(place, similarity) for place, similarity in pairs]
     return [one for one in kept if not _is_same(query, images, one.place)][:count]
 
 
 def _is_same(query: Path, images: FileSource, place: int) -> bool:
-    """Tell whether an image of the folder is the file of the query, be it by a link."""
+    """Return whether an image of the folder is the file of the query, be it by a link."""
     file = images.file(place)
     try:
         return isinstance(file, Path) and file.samefile(query)

@@ -1,4 +1,4 @@
-"""A request says what is searched for, and where the picture goes. No torch."""
+"""Define a request for a search, which names the queries and the file for the picture. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moco_dist.embed import options
 from moco_dist.errors import UserError
 
 COUNT, _MOST = 10, 100
-"""Images that are shown of each query, unless another number is asked for, and at most."""
+"""The number of images that are shown for each query by default, and the largest number."""
 PER_LINE = 10
 """Images beside each other in the picture."""
 _MOST_LINES = 200
@@ -22,14 +22,14 @@ class Request:
 
     queries: tuple[Path, ...]
     count: int
-    """Images that are shown of each query."""
+    """The number of images that are shown for each query."""
     features: Path | None
-    """A file of features of the folder; None: they are computed."""
+    """A file with the features of the folder; None: they are computed."""
     out: Path
-    """The picture."""
+    """The file for the picture."""
 
     def check(self, folder: Path) -> None:
-        """Refuse what cannot be searched for in a folder, or drawn. Raises UserError."""
+        """Refuse a request that cannot be searched for or drawn. Raises UserError."""
         if not 1 <= self.count <= _MOST:
             raise UserError.of("--count", self.count, f"must be from 1 to {_MOST}", f"drop it for {COUNT}")
         if len(self.queries) * -(-self.count // PER_LINE) > _MOST_LINES:

@@ -51,7 +51,7 @@ def main() -> int:
 
 
 class _Shown:
-    """This object reads what Trackio has of a run: the last step of each kind of message.
+    """This object reads from Trackio's records of a run the last step of each kind of message.
 
     A start that was killed leaves rows of later steps than the next one begins at. Those are equal to the ones that
     come again, which are therefore left out.

@@ -64,7 +64,7 @@ class WandbRun:
     """The step of the last row."""
     _run: Any = field(default=None, init=False)
     _is_guest: bool = field(default=False, init=False)
-    """Whether the caller's own run at W&B is open in this process; it must not notice ours."""
+    """This says whether the caller's own run at W&B is open in this process; ours must not disturb it."""
     _evaluations: dict[int, Row] = field(default_factory=dict, init=False)
     """Rows of evaluations by their steps."""
     _arrived: dict[str, int] = field(default_factory=dict, init=False)
@@ -190,7 +190,7 @@ class WandbRun:
             teardown()
 
     def kill(self) -> None:
-        """Kill W&B's process, unless the caller uses it: its exit handler would wait for it for ever."""
+        """Kill W&B's process, unless the caller uses it: W&B's exit handler would wait for that process for ever."""
         for process in () if self._is_guest else core_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

@@ -63,6 +63,6 @@ def run(
     from moco_dist.methods.moco import MoCo
     from moco_dist.train import process
 
-    exit_status = record(process.run)(config, plan, rank, run_dir, make_method or MoCo, met)
+    exit_status = record(process.run)(process.Start(config, plan, rank, run_dir), make_method or MoCo, met)
     assert exit_status is not None
     return exit_status

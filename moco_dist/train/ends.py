@@ -72,7 +72,7 @@ class StopRequest:
         self._signal = number
 
     def put_back(self) -> int | None:
-        """Give the signals back to the handlers that they had. Returns the last one that came meanwhile, if any."""
+        """Restore the earlier handlers of the signals. Returns the last signal that came meanwhile, if any."""
         while self._handlers:
             number, handler = self._handlers.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: Python did not install it

@@ -15,7 +15,7 @@ _GIB = 2**30
 
 
 class Meters:
-    """The meters measure what one rank takes for its steps. All ranks make theirs together."""
+    """The meters measure the time and the memory that one rank needs for its steps. All ranks make theirs together."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -1,4 +1,4 @@
-"""The life of one training process: from a valid config to its exit status, or to what a caller in it gets."""
+"""Run one training process: from a valid config to its exit status, or for a caller in the process."""
 
 import functools
 import signal
@@ -34,7 +34,7 @@ class Start:
         self.world: collectives.World | None = None
         """The ranks, once they have met."""
         self.stop: ends.StopRequest | None = None
-        """It heeds signals from the moment that there is something to save."""
+        """The request to stop by a signal, which is heeded from the moment that there is something to save."""
 
     def train(
         self, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None
@@ -79,27 +79,19 @@ class Start:
 
 @loader.no_workers_left()
 def run(
-    config: Config,
-    plan: Layout,
-    rank: Rank,
-    run_dir: directory.RunDirectory,
-    make_method: loop.MakeMethod,
-    met: Callable[[collectives.World], None] = lambda world: None,
+    start: Start, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None
 ) -> int:
     """Train to the end of the run, to a request to stop, or to a mistake of the user's.
 
     Args:
-        config: of the run.
-        plan: how its batch lies on the ranks.
-        rank: this process.
-        run_dir: its run directory, not opened yet.
+        start: this start of the run, which is closed at the end.
         make_method: makes what is trained.
         met: called on all ranks once they have met.
 
     Returns:
         The exit status; raises whatever else goes wrong.
     """
-    start = Start(config, plan, rank, run_dir)
+    rank, run_dir = start.rank, start.run_dir
     try:
         start.train(make_method, met)
         return 0
@@ -127,16 +119,11 @@ def run(
 
 
 @loader.no_workers_left()
-def call(
-    config: Config, plan: Layout, rank: Rank, run_dir: directory.RunDirectory, make_method: loop.MakeMethod
-) -> None:
+def call(start: Start, make_method: loop.MakeMethod) -> None:
     """Train as `run` does, for a caller that goes on in this process. The status tells the end in the same words.
 
     Args:
-        config: of the run.
-        plan: how its batch lies on the ranks.
-        rank: this process.
-        run_dir: its run directory, not opened yet.
+        start: this start of the run, which is closed at the end.
         make_method: makes what is trained.
 
     Raises:
@@ -144,7 +131,7 @@ def call(
         Ended: the run has ended before its last step.
         Exception: whatever else goes wrong.
     """
-    start = Start(config, plan, rank, run_dir)
+    rank, run_dir = start.rank, start.run_dir
     try:
         start.train(make_method)
     except UserError as error:

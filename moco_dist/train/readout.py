@@ -20,7 +20,7 @@ class Reading(NamedTuple):
     step: int
     """Counted from 1."""
     figures: Figures
-    """They are on the host, and can be read without a wait."""
+    """The figures, which are on the host and can be read without a wait."""
     unreadable: list[Unreadable]
     """This rank's images that were replaced."""
 

@@ -1,4 +1,4 @@
-"""The run and the images that the tests of features have."""
+"""Give these tests the run and the images that the tests of features use."""
 
 from tests.embed.conftest import images, run_dir
 

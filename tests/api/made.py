@@ -1,4 +1,4 @@
-"""The small run that these tests train, look at and evaluate."""
+"""Make the small run that these tests train, look at and evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation as a call: the command line's options, figures and files, in silence."""
+"""`assess` has the options, figures and files of the command line, and prints nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_arguments_are_the_options_of_the_command_line() -> None:
-    """An option that the command line gets is an argument here, with its default, or this fails."""
+    """Every option of the command line must be an argument of `assess`, with the same default."""
     parameters = inspect.signature(moco_dist.assess).parameters
     by_default = vars(options._parser("").parse_intermixed_args(["RUN"]))
     assert list(by_default) != [] and {*by_default} == {field.name for field in dataclasses.fields(options.Options)}
@@ -58,7 +58,7 @@ def test_it_gives_the_rows_that_it_writes_and_is_silent(
     assert again == rows[:1] and "kNN" in capfd.readouterr().out
 
 
-def test_the_results_of_a_run_are_found_again(run: moco_dist.Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_results_of_a_run_are_found_again(run: moco_dist.Run) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     state = torch.get_rng_state()
     few: dict[str, Any] = {"labels": 20, "semi": False, "split": "validation"}

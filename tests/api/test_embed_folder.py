@@ -1,4 +1,4 @@
-"""Features of a folder as a call: what the command writes, in memory or in a file, and in silence."""
+"""`embed_folder` computes what the command writes, in memory or in a file, and prints nothing."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_device_that_is_not_here_is_told_in_a_line(device: Any, run: moco_dist
 
 
 @pytest.mark.parametrize("path", ["a\0b", Path("a\0b"), 5, b"runs", None, Path("x" * 300)])
-def test_what_is_no_path_is_told_in_a_line(path: Any, run: moco_dist.Run, images: Path) -> None:
+def test_what_is_no_path_is_told_in_a_line(path: Any, run: moco_dist.Run) -> None:
     for call in (
         lambda: moco_dist.Run(path),
         lambda: moco_dist.load_encoder(path),

@@ -1,4 +1,4 @@
-"""Training as a call: one run with the command line's, and a process that goes on as it was."""
+"""`fit` trains the same run as the command line, and leaves the process as it was."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def state_of_this_process() -> dict[str, Any]:
 
 
 def threads_left(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Threads that go on half a second later; the watchdog needs a moment to see that it is over."""
+    """Return the threads that still run half a second later; the watchdog needs a moment to see that it is over."""
     deadline = time.monotonic() + 5
     while (left := [t for t in threading.enumerate() if t not in before]) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -201,18 +201,18 @@ def test_a_signal_stops_the_run_and_not_the_process(number: signal.Signals, tmp_
 
 
 def test_a_signal_that_comes_too_late_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    received_signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received_signals.append(number))
     leave = collectives.World.leave
 
     def late(world: collectives.World) -> None:
         signal.raise_signal(signal.SIGTERM)
-        assert told == []
+        assert received_signals == []
         leave(world)
 
     monkeypatch.setattr(collectives.World, "leave", late)
     assert fit(tmp_path / "run").status.state == "done"
-    assert told == [signal.SIGTERM]
+    assert received_signals == [signal.SIGTERM]
 
 
 def test_another_thread_can_train(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_another_thread_can_train(tmp_path: Path) -> None:
 
 
 def test_what_is_told_goes_where_a_notebook_shows_it(tmp_path: Path) -> None:
-    """Such streams are no files, and no terminals."""
+    """The streams of a notebook are neither files nor terminals."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
         run = moco_dist.fit("digits", {**TINY, "run.dir": tmp_path / "run"})
         moco_dist.assess(run, labels=20, semi=False, verbose=True)
@@ -306,30 +306,30 @@ def test_a_run_at_wandb_of_the_callers_own_goes_on(tmp_path: Path) -> None:
 
 
 RANKS = '''
-"""What every rank of torchrun does."""
+"""Train, fail and evaluate as every rank of torchrun, and note the results."""
 import json, os, sys
 import moco_dist
 from tests.api.made import fit, losses
-place, told = sys.argv[1], {}
+place, results = sys.argv[1], {}
 for seed in (0, 1):
-    told[f"seed {seed}"] = losses(fit(f"{place}/{seed}", run__seed=seed))
+    results[f"seed {seed}"] = losses(fit(f"{place}/{seed}", run__seed=seed))
 mistakes = {"optim__lr": "fast"}, {"optim__global_batch": 2000}, {"run__init_from": "/nowhere.pt"}
 mistakes += ({"track__tensorboard": True},)  # which rank 0 alone finds
 for changes in mistakes:
     try:
         fit(f"{place}/mistake", **changes)
     except moco_dist.UserError as error:
-        told[str(changes)] = str(error)
+        results[str(changes)] = str(error)
 for end in ({"run__max_minutes": 1e-4}, {"optim__lr": 1e25, "optim__warmup_epochs": 0, "optim__steps": 9}):
     try:
-        fit(f"{place}/{len(told)}", **end)
+        fit(f"{place}/{len(results)}", **end)
     except (moco_dist.Stopped, moco_dist.Diverged) as error:
-        told[str(end)] = [type(error).__name__, error.step, str(error)]
+        results[str(end)] = [type(error).__name__, error.step, str(error)]
 rows = moco_dist.assess(f"{place}/0", knn=True)
-told["kNN"] = rows[0]["accuracies"]
-told["hook"] = sys.excepthook is sys.__excepthook__
+results["kNN"] = rows[0]["accuracies"]
+results["hook"] = sys.excepthook is sys.__excepthook__
 with open(f"{place}/rank{os.environ['RANK']}.json", "w") as file:
-    json.dump(told, file)
+    json.dump(results, file)
 '''
 
 

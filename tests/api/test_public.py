@@ -1,4 +1,4 @@
-"""What `import moco_dist` offers: its names, their types, and that it costs nothing."""
+"""`import moco_dist` offers its names with their types, and imports nothing large."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def printed_by(script: str) -> str:
-    """What a new process prints that runs a script."""
+    """Run a script in a new process, and return what it prints."""
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     return process.stdout
 
@@ -57,7 +57,7 @@ def test_no_submodule_takes_the_place_of_a_public_name() -> None:
         assert module == moco_dist._MODULES.get(name, ""), name
 
 
-def test_all_names_are_there_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_names_are_there_and_no_others() -> None:
     assert set(moco_dist._MODULES) == set(moco_dist.__all__) - {"__version__"}
     assert set(moco_dist.__all__) <= set(dir(moco_dist)) and moco_dist.__all__ == sorted(moco_dist.__all__)
     with pytest.raises(AttributeError, match="'moco_dist' has no attribute 'fits'"):
@@ -111,7 +111,7 @@ run.row
 
 
 def test_a_users_script_is_typed(tmp_path: Path) -> None:
-    """It is checked by the project's settings, so that what `make check` has read is not read again."""
+    """The script is checked by the project's settings, so that mypy's cache of `make check` serves here."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + MISTAKES)
     result = subprocess.run([sys.executable, "-m", "mypy", script], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A run as Python sees it: going on, ended, damaged."""
+"""`Run` shows a run that goes on, one that has ended, and a damaged one."""
 
 from __future__ import annotations
 

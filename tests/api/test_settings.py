@@ -1,4 +1,4 @@
-"""The forms in which a caller gives a config."""
+"""A caller may give a config in any of several forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from moco_dist import config as configs
 from moco_dist.api.settings import config_of
-from moco_dist.config.from_python import path_of
+from moco_dist.config.from_python import as_path
 from moco_dist.errors import UserError
 from moco_dist.run import status
 
@@ -53,8 +53,8 @@ def test_text_is_expanded_and_a_path_is_not(monkeypatch: pytest.MonkeyPatch) -> 
         assert config_of(None, {"run.dir": PurePosixPath(path)}).run_dir == Path(path)
         assert config_of({"run": {"dir": Path(path)}}).run_dir == Path(path)
         assert config_of(config_of(None, {"run.dir": Path(path)})).run_dir == Path(path)
-        assert path_of("RUN", Path(path)) == Path(path)
-    assert path_of("RUN", "~/a") == Path("/home/me/a")
+        assert as_path("RUN", Path(path)) == Path(path)
+    assert as_path("RUN", "~/a") == Path("/home/me/a")
 
 
 MISTAKES: dict[str, tuple[Any, Any, str]] = {

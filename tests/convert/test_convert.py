@@ -1,4 +1,4 @@
-"""The command that makes a run of a checkpoint of the authors' code."""
+"""`python -m moco_dist.convert` makes a run of a checkpoint of the authors' code."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ IMAGES = (
     *("moco.symmetric=false", "moco.bn_groups=2", "optim.global_batch=16", "optim.weight_decay=1e-3"),
     *("optim.epochs=5", "optim.schedule=constant", "optim.warmup_epochs=0", "optim.lr=0.1"),
 )
-"""A config that the checkpoint `good` agrees with but for the head: 10 steps an epoch."""
+"""The overrides for a config that the checkpoint `good` fits, but for the head: 10 steps an epoch."""
 V1, V2 = ("model.mlp=false",), ("model.mlp=true",)
 
 
 @pytest.fixture(scope="module")
 def good() -> dict[str, Any]:
-    """A checkpoint of a ResNet-18 that is narrow, for speed."""
+    """Make a checkpoint of a ResNet-18 that is narrow, for speed."""
     section = configs.load(Path("digits"), [*IMAGES[1:], *V1]).model
     model, optimizer = authors.trained(lambda: build_encoder(section, 3, 0), 16)
     content = authors.saved(model, optimizer, 2, "resnet18")
@@ -74,7 +74,7 @@ def state_in(run_dir: Path) -> dict[str, Any]:
 
 
 def encoder_in(run_dir: Path, which: str = "encoder_q") -> Encoder:
-    """The encoder of a run, ready to compute."""
+    """Load the encoder of a run, ready to compute."""
     config = configs.load(RunPaths(run_dir).config)
     encoder = build_encoder(config.model, config.data.channel_count, 1)
     encoder.load_state_dict(state_in(run_dir)[which])
@@ -120,7 +120,7 @@ def test_the_encoders_compute_what_the_authors_do(kind: str, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs of five steps."""
+    """Train a run of three epochs of five steps."""
     run_dir = tmp_path_factory.mktemp("runs") / "digits"
     assert train.run([*DIGITS, f"run.dir={run_dir}"]) == 0
     return run_dir
@@ -133,13 +133,13 @@ def test_a_run_goes_on_as_it_would_have(digits: Path, tmp_path: Path, capsys: py
     assert encoder.endswith("with model.stem=small, model.width=8 and 1 channels") and "symmetric" in loss
     run_dir = tmp_path / "a run"
     assert command.run([str(save(content, tmp_path)), str(run_dir), *DIGITS]) == 0
-    told = capsys.readouterr().out
-    assert "2 epochs of 5 steps (1438 images in batches of 256)" in told and "step 10 of 15" in told
-    assert re.search(r"SGD's momentum of (\d+) of \1 parameters", told)
-    assert "moco.temperature=0.2" in told and "left out" not in told and "look at" not in told
+    printed = capsys.readouterr().out
+    assert "2 epochs of 5 steps (1438 images in batches of 256)" in printed and "step 10 of 15" in printed
+    assert re.search(r"SGD's momentum of (\d+) of \1 parameters", printed)
+    assert "moco.temperature=0.2" in printed and "left out" not in printed and "look at" not in printed
     now = status.read(run_dir)
     assert (now.state, now.step, now.total_steps, now.epoch_steps) == ("stopped", 10, 15, 5)
-    (line,) = [line for line in told.splitlines() if "goes on, under" in line]
+    (line,) = [line for line in printed.splitlines() if "goes on, under" in line]
     words = shlex.split(line.partition(": ")[2])
     assert words[:3] == ["python", "-m", "moco_dist.train"] and words[4:6] == ["goes", "on,"]
     assert train.run([words[3]]) == 0
@@ -185,17 +185,17 @@ def test_the_rest_of_a_file_is_named(good: dict[str, Any], tmp_path: Path, capsy
     assert "moco_dist.convert: left out: scaler, best_acc1\n" in capsys.readouterr().out
 
 
-DOUBTS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], tuple[str, ...], str]] = {
-    "other images": (lambda c: c, ("data.samples=170",), None),
-    "a number of images that the cursor does not fit": (
-        lambda c: c,
-        ("data.samples=177",),
-        "the queue's cursor is 0, and 22",
-    ),
+def same(content: dict[str, Any]) -> dict[str, Any]:
+    return content
+
+
+DOUBTS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], tuple[str, ...], str | None]] = {
+    "other images": (same, ("data.samples=170",), None),
+    "a number of images that the cursor does not fit": (same, ("data.samples=177",), "the queue's cursor is 0, and 22"),
     "no optimizer": (lambda c: {**c, "optimizer": None}, (), "momentum begins at 0"),
-    "another rate": (lambda c: c, ("optim.lr=0.2",), "learning rate was 0.1 in the last epoch"),
-    "another schedule": (lambda c: c, ("optim.schedule=cosine",), "it was 0.0904508 to 0.0684062"),
-    "drops": (lambda c: c, ("optim.schedule=step", "optim.milestones=[1]"), "it was 0.01 to 0.01"),
+    "another rate": (same, ("optim.lr=0.2",), "learning rate was 0.1 in the last epoch"),
+    "another schedule": (same, ("optim.schedule=cosine",), "it was 0.0904508 to 0.0684062"),
+    "drops": (same, ("optim.schedule=step", "optim.milestones=[1]"), "it was 0.01 to 0.01"),
 }
 
 
@@ -209,9 +209,12 @@ def test_what_the_config_does_not_explain_is_told(
     assert len(doubts) == (text is not None) and all(text in line for line in doubts)
 
 
+def without_epoch(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != "epoch"}
+
+
 def test_a_file_without_epochs_needs_them(good: dict[str, Any], tmp_path: Path) -> None:
-    content = {name: value for name, value in good.items() if name != "epoch"}
-    arguments = [str(save(content, tmp_path)), f"{tmp_path}/run", *IMAGES, *V1]
+    arguments = [str(save(without_epoch(good), tmp_path)), f"{tmp_path}/run", *IMAGES, *V1]
     assert command.run([*arguments, "--epoch", "3"]) == 0
     assert state_in(tmp_path / "run")["step"] == 30
 
@@ -231,8 +234,12 @@ def test_an_epoch_that_is_not_finished_is_not_exported(digits: Path) -> None:
 # -------------------------------------------------------------------- mistakes
 
 
-def without_epoch(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name != "epoch"}
+def mistake_in(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command with a mistake, and return the line that is all it prints."""
+    assert command.run(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and not printed.out, printed
+    return printed.err.removesuffix("\n")
 
 
 def with_group(**settings: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -249,10 +256,6 @@ def with_state(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 def shallower(state: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in state.items() if "layer3.1." not in name}
-
-
-def same(content: dict[str, Any]) -> dict[str, Any]:
-    return content
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...], str]] = {
@@ -314,11 +317,10 @@ def test_a_mistake_is_told_in_one_line(
     change, overrides, pattern = WRONG[what]
     file = save(change(good), tmp_path)
     arguments = [str(file), f"{tmp_path}/deep/run", *IMAGES, *V1]
-    assert command.run([*arguments, *overrides]) == 2
-    output = capsys.readouterr()
-    assert re.search(pattern, output.err.strip()) and output.err.count("\n") == 1 and not output.out, output.err
+    error = mistake_in([*arguments, *overrides], capsys)
+    assert re.search(pattern, error), error
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth.tar"]
-    if fix := re.search(r"; add ((?:\w+\.\w+=[\w.]+ ?)+)$", output.err.strip().replace("=N,", "=4,")):
+    if fix := re.search(r"; add ((?:\w+\.\w+=[\w.]+ ?)+)$", error.replace("=N,", "=4,")):
         assert command.run([*arguments, *overrides, *fix[1].split()]) == 0, "the fix does not help"
 
 
@@ -344,9 +346,8 @@ def test_a_directory_that_is_taken_is_left_alone(
     place.parent.mkdir()
     make(place)
     before = sorted(tmp_path.rglob("*"))
-    assert command.run([str(saved), str(place), *IMAGES, *V1]) == 2
-    error = capsys.readouterr().err
-    assert re.search(pattern, error) and error.count("\n") == 1
+    error = mistake_in([str(saved), str(place), *IMAGES, *V1], capsys)
+    assert re.search(pattern, error), error
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -366,8 +367,8 @@ def test_a_full_disk_leaves_nothing(
             raise RuntimeError("unexpected pos 64 vs 0") from None  # as torch's writer does
 
     monkeypatch.setattr(checkpoint, "write", full)
-    assert command.run([str(saved), f"{tmp_path}/run", *IMAGES, *V1]) == 2
-    assert "run: cannot be written: No space left on device" in capsys.readouterr().err
+    error = mistake_in([str(saved), f"{tmp_path}/run", *IMAGES, *V1], capsys)
+    assert "run: cannot be written: No space left on device" in error
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth.tar"]
 
 
@@ -394,9 +395,8 @@ def test_a_bad_file_is_told_in_one_line(
     spoil, pattern = FILES[what]
     spoil(saved)
     monkeypatch.chdir(tmp_path)
-    assert command.run([str(saved), "run", *IMAGES, *V1]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"moco_dist.convert: CHECKPOINT = {saved}: ") and error.count("\n") == 1
+    error = mistake_in([str(saved), "run", *IMAGES, *V1], capsys)
+    assert error.startswith(f"moco_dist.convert: CHECKPOINT = {saved}: ")
     assert pattern in error and {path.name for path in tmp_path.iterdir()} <= {saved.name}
 
 

@@ -1,4 +1,4 @@
-"""A run and images, made once."""
+"""Make a run and images once for all tests of features."""
 
 from __future__ import annotations
 

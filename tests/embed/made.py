@@ -1,4 +1,4 @@
-"""What the tests of features and of the search share: a small run, and a folder of images of all kinds."""
+"""Make what the tests of features and of the search share: a small run, and a folder of images of all kinds."""
 
 from __future__ import annotations
 

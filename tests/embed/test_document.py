@@ -1,4 +1,4 @@
-"""The commands of the document do what it says."""
+"""The commands of docs/features.md do what the page says."""
 
 from __future__ import annotations
 

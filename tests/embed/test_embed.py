@@ -1,4 +1,4 @@
-"""Features of a folder: what is written is what `load_encoder` computes, on any number of ranks, and nothing else."""
+"""`python -m moco_dist.embed` writes the features that `load_encoder` computes, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def embed_on(world: World, options: Options, out: Path | None) -> Any:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_change_no_bit(size: int, run_dir: Path, images: Path, tmp_path: Path, ranks: Ranks) -> None:
-    """With 4 chunks, the last one of a single image, some ranks have less to do than others, or nothing."""
+    """Some ranks have less to do than others, or nothing, since there are 4 chunks, the last one of a single image."""
     options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
     for end in ("npy", "parquet"):
         alone, together = tmp_path / f"alone.{end}", tmp_path / f"together.{end}"
@@ -278,6 +278,13 @@ MISTAKES = [
 ]
 
 
+def mistake_in(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command with a mistake, and return the one line that it prints about it."""
+    assert command.run(arguments) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
+    return line
+
+
 @pytest.mark.parametrize(("arguments", "line"), MISTAKES)
 def test_a_mistake_is_one_line(
     arguments: list[str],
@@ -297,8 +304,7 @@ def test_a_mistake_is_one_line(
     here |= {"run": run_dir, "images": images, "folder": tmp_path / "folder.npy"}
     here["weights"] = RunPaths(run_dir).encoder
     before = {*tmp_path.rglob("*"), *images.rglob("*")}
-    assert command.run([argument.format(**here) for argument in arguments]) == 2
-    (printed,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("moco_dist.embed: ")]
+    printed = mistake_in([argument.format(**here) for argument in arguments], capsys)
     monkeypatch.undo()
     assert re.search(line, printed), printed
     assert {*tmp_path.rglob("*"), *images.rglob("*")} == before
@@ -315,15 +321,10 @@ def test_a_closed_folder_is_a_mistake(run_dir: Path, images: Path, tmp_path: Pat
 
 
 def test_without_pyarrow_a_matrix_is_proposed(
-    run_dir: Path,
-    images: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "fault", lambda name: f"{name} is not installed here")
-    assert command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet")]) == 2
-    printed = capsys.readouterr().err
+    printed = mistake_in([str(run_dir), str(images), "--out", str(tmp_path / "a.parquet")], capsys)
     assert (
         "pyarrow is not installed here; install it (pip install 'moco-dist[parquet]'), or use a file of .npy" in printed
     )

@@ -1,4 +1,4 @@
-"""Encoders as modules: what `load_encoder` gives is what the evaluation of the run computes."""
+"""The module that `load_encoder` returns computes the features that the evaluation of the run uses."""
 
 from __future__ import annotations
 

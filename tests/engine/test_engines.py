@@ -137,7 +137,7 @@ def test_what_a_step_used_is_what_it_tells() -> None:
 
 
 class Convolved(nn.Module):
-    """An encoder with a weight whose order in memory the memory format decides."""
+    """This encoder has a weight whose order in memory the memory format decides."""
 
     def __init__(self) -> None:
         super().__init__()

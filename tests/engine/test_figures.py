@@ -75,7 +75,7 @@ def views_of(world: World, step: int) -> Views:
 
 
 def rows_of(world: World, engine: Engine, details: bool = True) -> list[dict[str, float]]:
-    """Return all that four steps tell."""
+    """Return the rows of four steps."""
     rows = []
     for step in range(4):
         of_step = engine.step(views_of(world, step), step, 0.1, {"one": 1.0}, Details() if details else None).to_host()

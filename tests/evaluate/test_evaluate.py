@@ -148,8 +148,8 @@ def test_weights_alone_and_a_checkpoint_give_what_the_run_gives(
     assert [row["accuracies"] for row in rows(tmp_path)] == expected
     assert command.run([str(theirs), "digits", "model.width=8", "--knn"]) == 0
     assert [row["accuracies"] for row in rows(theirs.parent)] == expected[:1]
-    told = f"moco_dist.evaluate: WEIGHTS = {theirs}: took the encoder's 100 tensors, state_dict.module.encoder_q.*"
-    assert told in capsys.readouterr().err
+    line = f"moco_dist.evaluate: WEIGHTS = {theirs}: took the encoder's 100 tensors, state_dict.module.encoder_q.*"
+    assert line in capsys.readouterr().err
     (run_dir / "encoder.safetensors").unlink()
     assert command.run([str(run_dir), "--out", str(tmp_path / "of checkpoint")]) == 0
     assert [row["accuracies"] for row in rows(tmp_path / "of checkpoint")] == expected

@@ -1,4 +1,4 @@
-"""`python -m moco_dist.evaluate RUN --finetune --labels all`: figures, what it leaves, mistakes."""
+"""`python -m moco_dist.evaluate RUN --finetune --labels all` trains networks, and refuses mistakes in one line."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 CONFIG = configs.load(None, ["model.width=8"])
 FULL = ["--finetune", "--labels", "all", "--epochs", "1"]
 FEW_IMAGES = ["data.source=synthetic", "data.samples=520", "data.channels=1", "data.image_size=8"]
-"""Images of noise, for two steps of an epoch."""
+"""Overrides for images of noise, as many as two steps of an epoch need."""
 FINE_TUNED, FROM_SCRATCH = "fine-tuned (SimCLR, 1 epoch)", "supervised resnet18 (torchvision, 1 epoch)"
 SMALL = "supervised small net (torchvision, 1 epoch)"
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """What a run on digits leaves, with an encoder of other weights than those that training from scratch begins as."""
+    """Write what a run on digits leaves; training from scratch begins with other weights than its encoder's."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(configs.dump(CONFIG))
@@ -76,11 +76,11 @@ def test_a_broken_off_evaluation_goes_on_and_another_recipe_is_computed_anew(
 ) -> None:
     arguments = [str(run_dir), *FEW_IMAGES]
     assert command.run([*arguments, *FULL]) == 0
-    told = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"moco_dist\.evaluate: fine-tuned \(SimCLR, 1 epoch\), epoch 1 of 1, loss \d\.\d+", told[0]), (
-        told
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"moco_dist\.evaluate: fine-tuned \(SimCLR, 1 epoch\), epoch 1 of 1, loss \d\.\d+", lines[0]), (
+        lines
     )
-    assert len(told) == 2 and FROM_SCRATCH in told[1]
+    assert len(lines) == 2 and FROM_SCRATCH in lines[1]
     begun: list[str] = []
     fresh = build_encoder(CONFIG.model, 1, CONFIG.run.seed)
 
@@ -139,7 +139,7 @@ def test_weights_from_elsewhere(run_dir: Path, tmp_path: Path) -> None:
 
 
 def folders(images: Path, count: int) -> list[str]:
-    """Arguments for two classes of so many images each, dark and light."""
+    """Make two classes of so many images each, dark and light, and return the arguments for them."""
     for split in ("train", "val"):
         for name, shade in (("dark", 0), ("light", 200)):
             (images / split / name).mkdir(parents=True)
@@ -170,13 +170,13 @@ def test_images_that_cannot_be_decoded_are_named_and_a_hundredth_is_too_many(
     ]
     (images / "train/dark/3.png").write_bytes(b"no image")
     assert command.run(arguments) == 0
-    told = capsys.readouterr().err
-    assert told.count("cannot be decoded, replaced by others: ") == 1 and "dark/3.png" in told
+    printed = capsys.readouterr().err
+    assert printed.count("cannot be decoded, replaced by others: ") == 1 and "dark/3.png" in printed
     for number in range(4, 40):
         (images / f"train/dark/{number}.png").write_bytes(b"no image")
     assert command.run([*arguments, "--out", str(run_dir.parent)]) == 2
-    told = capsys.readouterr().err
-    assert re.search(r"data\.root = .*: \d+ of 120 images cannot be decoded, more than 1 %", told)
+    printed = capsys.readouterr().err
+    assert re.search(r"data\.root = .*: \d+ of 120 images cannot be decoded, more than 1 %", printed)
 
 
 def test_a_training_that_diverges_is_told(
@@ -184,10 +184,10 @@ def test_a_training_that_diverges_is_told(
 ) -> None:
     monkeypatch.setattr(training.TrainingRecipe, "learning_rate", lambda self, step, epoch_steps: 1e30)
     assert command.run([str(run_dir), *FULL]) == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        told.count("\n") == 1
-        and "--labels = all: fine-tuned (SimCLR, 1 epoch) has diverged by epoch 1 of 1; try" in told
+        printed.count("\n") == 1
+        and "--labels = all: fine-tuned (SimCLR, 1 epoch) has diverged by epoch 1 of 1; try" in printed
     )
     assert not (run_dir / "evaluation.json").exists()
 
@@ -214,9 +214,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def test_a_mistake_is_told_in_one_line(name: str, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, message = MISTAKES[name]
     assert command.run([str(run_dir), *arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("moco_dist.evaluate: ") and told.count("\n") == 1
-    assert re.search(message, told), told
+    printed = capsys.readouterr().err
+    assert printed.startswith("moco_dist.evaluate: ") and printed.count("\n") == 1
+    assert re.search(message, printed), printed
 
 
 def on_few_images(world: World, run_dir: str, images: list[str]) -> str:

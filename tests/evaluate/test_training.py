@@ -1,4 +1,4 @@
-"""Classifiers trained on all labels: the recipes, a training by hand, and any number of ranks."""
+"""A classifier is trained on all labels by a recipe, as a training by hand does it, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def begun(seed: int = 0) -> Classifier:
 
 
 def trained(world: World = ALONE, recipe: TrainingRecipe = SHORT, config: Config = CONFIG) -> tuple[Classifier, Any]:
-    """A classifier that has been trained, and the losses at the ends of the epochs."""
+    """Train a classifier, and return it with the losses at the ends of the epochs."""
     classifier, losses = begun().to(world.device), list[float]()
 
     def epoch_done(epoch: int, loss: float, unreadable: list[Unreadable]) -> None:
@@ -100,7 +100,7 @@ def test_fewer_images_than_groups_are_a_mistake() -> None:
 
 
 def crops(recipe: TrainingRecipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised crops of a step, and their labels."""
+    """Return normalised crops of a step, and their labels."""
     epoch, within = divmod(step, len(SOME) // recipe.batch)
     order = randomness.permutation(CONFIG.run.seed, randomness.Stream.FULL_ORDER, epoch, 0, len(SOME))
     samples = order[within * recipe.batch :][: recipe.batch]
@@ -119,7 +119,10 @@ def crops(recipe: TrainingRecipe, step: int) -> tuple[torch.Tensor, torch.Tensor
     "recipe", [SHORT, replace(SHORT, nesterov=False, schedule="thirds", weight_decay=0.01, flip=1.0)]
 )
 def test_a_training_is_the_one_by_hand(recipe: TrainingRecipe) -> None:
-    """All groups at once, `v <- m v + grad, w <- w - lr (grad + m v)` with Nesterov's momentum, else `w - lr v`."""
+    """The training by hand takes all groups at once.
+
+    With Nesterov's momentum, `v <- m v + grad, w <- w - lr (grad + m v)`; else the step is `w <- w - lr v`.
+    """
     classifier, losses = trained(recipe=recipe)
     assert not classifier.training
     by_hand = begun().train()

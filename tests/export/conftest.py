@@ -1,4 +1,4 @@
-"""Runs whose encoders are exported: one of torchvision's network, and one that only some formats can hold."""
+"""Make runs to export from: one of torchvision's network, and one that only some formats can hold."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ STANDARD = [
 ]
 
 EVALUATION = {"knn_top1": 0.75, "linear_top1": 0.5, "linear_train_top1": 0.625}
-"""Accuracies that the training of the narrow encoder tells, which takes longer to measure than to train."""
+"""Accuracies that stand in the narrow run's rows; to measure them would take longer than the training."""
 
 
 @pytest.fixture(scope="session")
 def of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose encoder has a small stem, eight channels in its first stage, and sees gray images."""
+    """Train a run whose encoder has a small stem, eight channels in its first stage, and sees gray images."""
     folder = tmp_path_factory.mktemp("runs") / "narrow"
     assert train([f"run.dir={folder}", *NARROW]) == 0
     with RunPaths(folder).metrics.open("a") as rows:
@@ -52,7 +52,7 @@ def of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def standard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose encoder is torchvision's ResNet-18; its files are large, so that all tests share it."""
+    """Make a run whose encoder is torchvision's ResNet-18; its files are large, so that all tests share it."""
     folder = tmp_path_factory.mktemp("runs") / "standard"
     assert train([f"run.dir={folder}", *STANDARD]) == 0
     return folder
@@ -60,5 +60,5 @@ def standard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def narrow(of_digits: Path, tmp_path: Path) -> Path:
-    """A copy of the run of the narrow encoder, to be spoilt."""
+    """Copy the run of the narrow encoder, so that a test can spoil it."""
     return Path(shutil.copytree(of_digits, tmp_path / "narrow"))

@@ -1,4 +1,4 @@
-"""The command line of the export: what cannot be done is one line, and nothing is written or replaced then."""
+"""The command line of the export refuses a mistake in one line, and then writes and replaces nothing."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_what_is_no_run_is_told(tmp_path: Path, narrow: Path, capsys: pytest.Cap
 
 
 def test_measured_pixel_statistics_are_those_of_the_config(narrow: Path) -> None:
-    """They are measured at the first start and written into the config, and a checkpoint may not have them."""
+    """The statistics are measured at the first start and written into the config; a checkpoint may lack them."""
     paths = RunPaths(narrow)
     edit(paths.config, "  mean: null\n  std: null", "  mean: [0.25]\n  std: [0.5]")
     assert run([str(narrow), "--to", "safetensors", "--step", "2"]) == 0

@@ -1,4 +1,4 @@
-"""Encoders that leave: other programs compute with them what this one does."""
+"""Other programs compute the same features with an exported encoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.jobs import ROOT
 
 
 def export(run_dir: Path, to: str, *options: str) -> Path:
-    """Export in the place that a format has by itself."""
+    """Export an encoder to the default place of a format."""
     assert run([str(run_dir), "--to", to, *options]) == 0
     (out,) = (run_dir / "export").glob(f"{to}*")
     return out
@@ -119,7 +119,7 @@ def from_detectron2(name: str) -> str:
 
 
 class Recording(pickle.Unpickler):
-    """Note what a pickle names."""
+    """This unpickler records all functions and classes that a pickle names."""
 
     names: set[str]
 

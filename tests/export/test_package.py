@@ -1,4 +1,4 @@
-"""A package: its lines run in an environment that has torchvision alone, and its card tells what the run tells."""
+"""The lines of a package run in an environment with torchvision alone, and its card has the facts of the run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TORCHVISION_ALONE = [
     *("torch", "torchgen", "torchvision", "numpy", "PIL", "typing_extensions", "sympy", "mpmath"),
     *("networkx", "jinja2", "markupsafe", "filelock", "fsspec", "nvidia", "triton"),
 ]
-"""torchvision, torch, and what these need."""
+"""The packages that torchvision and torch need, and both themselves."""
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 USE = """
@@ -64,7 +64,7 @@ for folder in sys.argv[2:]:
         scope["model"](prepared[None])
     torch.save({"features": features, "prepared": prepared}, "computed.pt")
 """
-"""Runs the lines of packages with nothing but torchvision, and keeps what they compute."""
+"""This program runs the lines of packages with nothing but torchvision, and keeps the features that they compute."""
 
 
 def package_of(run_dir: Path, *options: str) -> Path:
@@ -226,7 +226,7 @@ def test_the_hours_of_a_run_begun_elsewhere_are_those_spent_here(narrow: Path) -
 
 
 def test_figures_of_other_weights_are_not_told(narrow: Path) -> None:
-    """An evaluation is of the weights that it names, and the training measured the query encoder alone."""
+    """An evaluation belongs to the weights that it names, and the training measured the query encoder alone."""
     key = (package_of(narrow, "--encoder", "key") / "README.md").read_text()
     assert "None was measured with these weights." in key and "Its quality is unknown" in key and "kNN" not in key
     table = {"weights": load_encoder(narrow).digest, "split": "test", "held_out": 359}

@@ -15,8 +15,6 @@ from moco_dist.run.rows import Row
 IMAGES, BATCH, QUEUE = 2048, 64, 512
 EPOCH_STEPS = IMAGES // BATCH
 CHANCE = math.log(QUEUE + 1)
-MINUTE_STEPS = 30
-"""Steps of a minute: a step takes two seconds."""
 
 Changes = Callable[[int], Mapping[str, Any]]
 

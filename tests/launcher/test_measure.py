@@ -119,7 +119,7 @@ def test_a_size_whose_job_does_not_start_is_named_and_its_job_cancelled(
 def test_a_size_that_slurm_refuses_is_not_sent(
     programs: Programs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its job would wait for nodes that the partition does not have."""
+    """A job of that size would wait for nodes that the partition does not have."""
     lines = [
         'case "$(cat "$2")" in *nodes=4*) echo "sbatch: error: Node count specification invalid" >&2; exit 1 ;; esac'
     ]

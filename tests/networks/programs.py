@@ -1,4 +1,4 @@
-"""Files of weights as other programs save them, each with the features that its program computes."""
+"""Write files of weights as other programs do, each with the features that its program computes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass
 class Saved:
-    """Weights that a program has saved, and what it computes with them."""
+    """A saved file has the weights of another program, and a function that computes as that program does."""
 
     features: Features
-    """[N, 3, S, S] to [N, D]."""
+    """The program's own function from images, [N, 3, S, S], to features, [N, D]."""
     prefix: str
-    """What the names of the encoder's layers begin with."""
+    """The text that the names of the encoder's layers begin with."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Settings of our encoder; torchvision's ResNet-18 where they tell nothing else."""
+    """Settings of our encoder that differ from torchvision's ResNet-18."""
 
 
 def trained(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -235,7 +235,7 @@ def torchvisions(arch: str, path: Path) -> Saved:
 
 
 def timms(arch: str, path: Path) -> Saved:
-    """A checkpoint of timm's own training script."""
+    """Write a checkpoint as timm's own training script does."""
     torch.manual_seed(0)
     network = trained(timm.create_model(arch))
     args = argparse.Namespace(model=arch, lr=0.1)
@@ -251,7 +251,7 @@ def timm_folder(folder: Path, arch: str = "resnet18", **options: Any) -> Saved:
 
 
 class Unit(nn.Module):
-    """Convolution, BatchNorm and perhaps ReLU, as transformers has them."""
+    """A unit is a convolution, BatchNorm and perhaps ReLU, as transformers has them."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Unit(nn.Module):
 
 
 class Block(nn.Module):
-    """A basic block or a bottleneck of transformers, which strides in its 3x3 convolution."""
+    """This is a basic block or a bottleneck of transformers, which strides in its 3x3 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def transformers_resnet(bottleneck: bool) -> Any:
 
 
 def transformers(bottleneck: bool, folder: Path, parts: int = 1) -> Saved:
-    """A folder of transformers', in one file or in several with an index."""
+    """Write a folder as transformers does, in one file or in several with an index."""
     model = transformers_resnet(bottleneck)
     folder.mkdir()
     (folder / "config.json").write_text(
@@ -332,7 +332,7 @@ def transformers(bottleneck: bool, folder: Path, parts: int = 1) -> Saved:
 
 
 class ShortcutBlock(nn.Module):
-    """A basic block whose layer beside it is called shortcut."""
+    """This basic block calls the layer beside it shortcut."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -349,7 +349,7 @@ class ShortcutBlock(nn.Module):
 
 
 def with_shortcuts(path: Path) -> Saved:
-    """The ResNet-18 for CIFAR-10 of many repositories."""
+    """Write the weights of the ResNet-18 for CIFAR-10 that many repositories have."""
     torch.manual_seed(0)
     model: Any = nn.Module()
     model.conv1, model.bn1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64)
@@ -373,7 +373,7 @@ def with_shortcuts(path: Path) -> Saved:
 
 
 def compiled(path: Path, stages: bool) -> Saved:
-    """Names as torch.compile leaves them, of the network as a whole or of two of its stages."""
+    """Write weights with names as torch.compile leaves them, of the whole network or of two of its stages."""
     network = resnet()
     features = headless(network)
     if stages:

@@ -1,4 +1,4 @@
-"""Weights of other programs: the encoder that is loaded computes what the program's own module does."""
+"""An encoder that is loaded from the weights of another program computes what that program's module does."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_file_in_a_folder_is_read_with_the_config_beside_it(tmp_path: Path) ->
 
 
 def test_the_small_stem_of_solo_learn_is_told(tmp_path: Path) -> None:
-    """It cannot be told from other files of Lightning, and features differ at the border alone."""
+    """The file looks like others of Lightning, and its features differ from ours at the border alone."""
     saved = programs.solo_learn("small", tmp_path / "weights.ckpt")
     encoder, lines = load(tmp_path / "weights.ckpt", **saved.model)
     assert lines[-1].endswith(

@@ -1,4 +1,4 @@
-"""Files that were made to do harm: each ends in one line, soon, without running or importing anything."""
+"""A file that was made to do harm is refused in one line, soon, without running or importing anything."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def in_bins(path: Path) -> None:
 
 
 def behind_a_link(path: Path) -> None:
-    """Save as the cache of Hugging Face's does."""
+    """Save a file behind a link, as Hugging Face's cache does."""
     (path / "blobs").mkdir()
     save_file(STATE, path / "blobs" / "0123")
     (path / "model.safetensors").symlink_to("blobs/0123")

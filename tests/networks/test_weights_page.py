@@ -1,4 +1,4 @@
-"""What docs/weights.md says of weights that come in: its commands run, and its lists are those of the code."""
+"""The commands of docs/weights.md about foreign weights run, and its lists are those of the code."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PACKAGES = ("moco_dist", "launcher", "slurm")
 
 
 def tracked() -> list[str]:
-    """The files of this checkout that git has; none where it is no checkout."""
+    """Return the files that git tracks in this checkout; none where it is no checkout."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z"]
     try:
         names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
@@ -27,7 +27,7 @@ def tracked() -> list[str]:
 
 
 def copy_tracked(folder: Path) -> Path:
-    """Copy what git has into a new folder, since a build leaves files beside the code. Returns the folder."""
+    """Copy the files that git tracks into a new folder, since a build leaves files beside the code. Returns it."""
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
@@ -56,7 +56,7 @@ def build_sdist(source: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Environment:
-    """A new environment of Python's, which has what is installed into it, and borrows all else from this one.
+    """This environment of Python's has what is installed into it, and borrows all else from the one that runs here.
 
     A line in a `.pth` file is the way to this one's packages. Python follows no further such line there, so that
     nothing leads to the checkout that is installed here.

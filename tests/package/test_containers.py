@@ -21,14 +21,14 @@ REQUIREMENTS = FOLDER / "requirements.py"
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions: the word and the rest, on one line."""
+    """Return the Dockerfile's instructions: the word and the rest, on one line."""
     text = "\n".join(line for line in (FOLDER / "Dockerfile").read_text().splitlines() if not line.startswith("#"))
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines if line.strip()]
 
 
 def copies() -> list[tuple[str, str]]:
-    """What the Dockerfile copies: names in the checkout, and below the folder that it builds in."""
+    """Return the paths that the Dockerfile copies: in the checkout, and below the folder that it builds in."""
     pairs = []
     for words in (shlex.split(rest) for word, rest in instructions() if word == "COPY"):
         *sources, target = words
@@ -37,12 +37,12 @@ def copies() -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    """The shell commands of the Dockerfile's RUN lines, without their mounts."""
+    """Return the shell commands of the Dockerfile's RUN lines, without their mounts."""
     return [re.sub(r"^(--mount=\S+\s+)+", "", rest) for word, rest in instructions() if word == "RUN"]
 
 
 def sections() -> dict[str, list[str]]:
-    """The lines of each section of the definition for Apptainer, without comments; the header has the name ''."""
+    """Return the lines of each section of Apptainer's definition, without comments; the header has the name ''."""
     parts: dict[str, list[str]] = {}
     name = ""
     for line in map(str.strip, (FOLDER / "apptainer.def").read_text().splitlines()):
@@ -54,7 +54,7 @@ def sections() -> dict[str, list[str]]:
 
 
 def let_in() -> set[str]:
-    """What .dockerignore lets into the build."""
+    """Return the files that .dockerignore lets into the build."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     return {line.removeprefix("!") for line in lines if line.startswith("!")}
@@ -134,6 +134,6 @@ def test_an_unknown_extra_is_told_in_one_line() -> None:
 
 
 def requirements(*extras: str) -> list[str]:
-    """The names of the packages that the script prints."""
+    """Run the script, and return the names of the packages that it prints."""
     done = subprocess.run([sys.executable, REQUIREMENTS, *extras], capture_output=True, text=True, check=True)
     return [re.split(r"[^\w-]", line)[0] for line in done.stdout.splitlines()]

@@ -52,7 +52,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
 
 @pytest.fixture(scope="module")
 def place(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the default has been trained for three steps."""
+    """Make a folder in which the default config has been trained for three steps."""
     place = tmp_path_factory.mktemp("place")
     environment.run("-m", "moco_dist.train", "optim.steps=3", folder=place)
     return place
@@ -64,7 +64,7 @@ def members(wheel: Path) -> dict[str, bytes]:
 
 
 def files_of(source: Path) -> dict[str, bytes]:
-    """The files of the packages, also by the link to the shipped configs."""
+    """Return the files of the packages, also those behind the link to the shipped configs."""
     return {
         Path(folder, name).relative_to(source).as_posix(): Path(folder, name).read_bytes()
         for package in PACKAGES

@@ -1,4 +1,4 @@
-"""What a caller has switched on in torch changes no number of a run, and is on again afterwards."""
+"""Modes of torch that a caller has switched on change no number of a run, and are on again afterwards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
 
 
 def state() -> tuple[object, ...]:
-    """Return what the modes change."""
+    """Return the settings of torch that the modes change."""
     in_autocast, grad = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
     default = (torch.get_default_dtype(), torch.get_default_device().type)
     return (*default, torch.is_inference_mode_enabled(), grad, in_autocast)

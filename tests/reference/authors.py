@@ -1,4 +1,4 @@
-"""A MoCo of the kind that the authors' code builds and saves, written from the paper with torch.nn alone."""
+"""Build and save a MoCo as the authors' code does, written from the paper with torch.nn alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class AuthorsMoCo(nn.Module):
-    """Two encoders, the queue [C, K] with one key a column, and the cursor, by the names of the authors' code.
+    """This model has two encoders, the queue [C, K] with a key a column, and the cursor, in the authors' names.
 
     One process, so that one BatchNorm group is all there is, and the shuffle changes nothing.
     """
@@ -43,7 +43,7 @@ class AuthorsMoCo(nn.Module):
 
 
 def sgd(model: AuthorsMoCo, lr: float = 0.1, weight_decay: float = 1e-3) -> torch.optim.SGD:
-    """Their optimizer has the parameters of both encoders."""
+    """Return SGD as the authors make it, over the parameters of both encoders."""
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
 
 
@@ -58,7 +58,7 @@ def step(model: AuthorsMoCo, optimizer: torch.optim.SGD, im_q: Tensor, im_k: Ten
 def saved(
     model: AuthorsMoCo, optimizer: torch.optim.SGD | None, epoch: int = 1, arch: str | None = None
 ) -> dict[str, Any]:
-    """What main_moco.py saves of a model within DistributedDataParallel."""
+    """Return the checkpoint that main_moco.py saves of a model within DistributedDataParallel."""
     state = OrderedDict((f"module.{name}", tensor) for name, tensor in model.state_dict().items())
     content: dict[str, Any] = {"epoch": epoch, "arch": arch, "state_dict": state}
     if optimizer is not None:
@@ -67,13 +67,13 @@ def saved(
 
 
 def with_mlp(encoder: Any) -> Any:
-    """MoCo v2's head, made of v1's."""
+    """Give an encoder MoCo v2's head, made of v1's."""
     encoder.fc = nn.Sequential(nn.Linear(encoder.fc.in_features, encoder.fc.in_features), nn.ReLU(), encoder.fc)
     return encoder
 
 
 class Narrow(ResNet):
-    """torchvision's ResNet with an eighth of the channels in each stage, and a head of v1's: fast, and their code."""
+    """This is torchvision's own ResNet with an eighth of the channels in each stage, for speed, and a head of v1's."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], depths: list[int], dim: int) -> None:
         super().__init__(block, depths)
@@ -86,7 +86,7 @@ class Narrow(ResNet):
 
 
 class Numbered(nn.Module):
-    """The encoder of the CIFAR-10 demo: the children of a ResNet without a pool, whose first convolution is small."""
+    """This is the encoder of the CIFAR-10 demo: the children of a ResNet with a small first convolution and no pool."""
 
     def __init__(self, resnet: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code: out and in again, and against their step and the recordings of it."""
+"""Checkpoints of the authors' code go out and in again, and agree with their step and the recordings of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 def through_a_file(content: dict[str, Any]) -> dict[str, Any]:
-    """Save and load it as anybody would who runs no code of a file's."""
+    """Save an object and load it without running any code of the file."""
     file = io.BytesIO()
     torch.save(content, file)
     file.seek(0)
@@ -60,7 +60,7 @@ def losses(engine: Engine, trace: Trace, first: int, last: int) -> list[float]:
 
 
 def first_checkpoint(trace: Trace) -> dict[str, Any]:
-    """What the authors' code would have saved before step 0, had it saved anything."""
+    """Return the checkpoint that the authors' code would save before step 0."""
     names = [name for name in trace.arrays if name.startswith("init.")]
     state = {f"module.{name.removeprefix('init.')}": torch.from_numpy(trace.arrays[name]) for name in names}
     return {"epoch": 1, "arch": "resnet50", "state_dict": state}
@@ -88,7 +88,7 @@ def check(trace: Trace) -> None:
 
 
 def flat(state: Any, name: str = "") -> dict[str, torch.Tensor]:
-    """The tensors of a state by their paths, and its numbers as tensors."""
+    """Return the tensors of a state by their paths, and its numbers as tensors."""
     if isinstance(state, list):
         state = dict(enumerate(state))
     if isinstance(state, dict):
@@ -164,12 +164,12 @@ def test_theirs_goes_on_where_ours_stands() -> None:
     optimizer.load_state_dict(content["optimizer"])
     assert all(t.is_contiguous() for t in flat(content).values())
     expected = [engine.step(Views.of(*images(step)), step, 0.1).values[0].item() for step in range(4, 8)]
-    found = [authors.step(model, optimizer, *images(step)) for step in range(4, 8)]
-    assert found == pytest.approx(expected, rel=0, abs=2e-5)
+    losses = [authors.step(model, optimizer, *images(step)) for step in range(4, 8)]
+    assert losses == pytest.approx(expected, rel=0, abs=2e-5)
 
 
 def test_the_momentum_counts() -> None:
-    """Else the tests above could not fail."""
+    """Without this, the tests above could not fail on a lost momentum."""
     model, optimizer = theirs()
     for step in range(4):
         authors.step(model, optimizer, *images(step))
@@ -204,7 +204,7 @@ def renamed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def by_addresses(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """As torch named the entries before 1.6: by the addresses of the parameters."""
+    """Name the entries of an optimizer by the addresses of the parameters, as torch did before 1.6."""
     address = {number: 140000000 - 96 * number for number in optimizer["param_groups"][0]["params"]}
     entries = {address[number]: entry for number, entry in optimizer["state"].items()}
     return {"state": entries, "param_groups": [{**optimizer["param_groups"][0], "params": list(address.values())}]}
@@ -246,7 +246,7 @@ def test_the_same_state_in_other_words(content: dict[str, Any], how: str) -> Non
 
 
 def put(*path: Any) -> Callable[[dict[str, Any]], None]:
-    """Set what stands at a path of keys to the last of them."""
+    """Return a change of the value at a path of keys; the last argument is the new value, or computes it."""
     *keys, last, value = path
 
     def change(content: dict[str, Any]) -> None:

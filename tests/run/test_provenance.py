@@ -78,7 +78,7 @@ def test_earlier_lines_stay_whole_json(tmp_path: Path) -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that holds an installation, within the checkout of another project."""
+    """Make a folder that holds an installation, within the checkout of another project."""
     git(tmp_path, "init", "--quiet")
     (tmp_path / "theirs.py").write_text("")
     git(tmp_path, "add", "theirs.py")

@@ -1,4 +1,4 @@
-"""The nearest images, however the features come."""
+"""The same images are the nearest, in whatever parts the features come."""
 
 from __future__ import annotations
 

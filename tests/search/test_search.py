@@ -38,7 +38,7 @@ QUERY = "train/cat/2.png"
 
 @pytest.fixture
 def folder(images: Path, tmp_path: Path) -> Path:
-    """The images, with two copies of the query and a link to it."""
+    """Make a folder of the images, with two copies of the query and a link to it."""
     folder = copied(images, tmp_path / "images")
     shutil.copy(folder / QUERY, folder / "train" / "dog" / "copy.png")
     shutil.copy(folder / QUERY, folder / "another copy.png")
@@ -194,7 +194,7 @@ def test_damaged_tables_are_refused(
 def refused(
     run_dir: Path, folder: Path, tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str], *options: str
 ) -> None:
-    """Search with a mistake, which is one line and leaves no picture."""
+    """Search with a mistake, which must be told in one line and leave no picture."""
     out = tmp_path / "none.png"
     query = [] if any(option.startswith("--query") for option in options) else [f"--query={folder / QUERY}"]
     capsys.readouterr()

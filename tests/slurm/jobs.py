@@ -184,7 +184,7 @@ class Sent:
 
 
 def small(run_dir: Path, *words: str, steps: int = 3) -> list[str]:
-    """A submission of one rank."""
+    """Return the arguments for a submission of one rank."""
     overrides = [f"run.dir={run_dir}", f"optim.steps={steps}", "eval.knn_every=0"]
     return ["submit", str(FAST), *overrides, "--cluster", "devcluster", "--gpus-per-node", "1", *words]
 
@@ -192,13 +192,13 @@ def small(run_dir: Path, *words: str, steps: int = 3) -> list[str]:
 def launch(
     cluster: Cluster, *words: str, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run the launcher as a user does. Returns its exit status, and all that it has said."""
+    """Run the launcher as a user does. Returns its exit status, and all that it has printed."""
     done = launcher(cluster, *words, cwd=cwd, environment=environment)
     return done.returncode, done.stdout + done.stderr
 
 
 def rows(cluster: Cluster, here: Path, *places: str) -> list[dict[str, Any]]:
-    """What `status` says, however busy SLURM is."""
+    """Return the rows of `status`, however busy SLURM is."""
     listed = json.loads(launcher(cluster, "status", *places, "--json", "--patience", "30", cwd=here).stdout)
     assert isinstance(listed, list)
     return listed
@@ -207,7 +207,7 @@ def rows(cluster: Cluster, here: Path, *places: str) -> list[dict[str, Any]]:
 def sent(
     cluster: Cluster, run_dir: Path, *words: str, steps: int = 3, environment: dict[str, str] | None = None
 ) -> Sent:
-    """Send a run."""
+    """Submit a run."""
     code, said = launch(cluster, *small(run_dir, *words, steps=steps), environment=environment)
     job = re.search(r"^job: (\S+)$", said, re.MULTILINE)
     assert code == 0 and job, said

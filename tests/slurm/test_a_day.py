@@ -1,4 +1,4 @@
-"""A person's day with the launcher on a real SLURM: what the commands say of runs that wait, start, train and end."""
+"""The launcher's commands say on a real SLURM, through a person's day, how runs wait, start, train and end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def row(cluster: Cluster, run: Sent) -> dict[str, Any]:
 
 
 def says(cluster: Cluster, here: Path, *words: str, code: int = 0) -> str:
-    """Run a command of the launcher, which must end with an exit status. Returns all that it has said."""
+    """Run a command of the launcher, which must end with an exit status. Returns all that it has printed."""
     exit_status, text = launch(cluster, *words, cwd=here)
     assert exit_status == code, text
     return text

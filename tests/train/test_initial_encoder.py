@@ -1,4 +1,4 @@
-"""What a run begins with: random weights, those of another run, or those of a file, which it needs once."""
+"""A run begins with random weights, those of another run, or those of a file, which it needs once."""
 
 from __future__ import annotations
 

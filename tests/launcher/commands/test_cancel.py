@@ -8,6 +8,7 @@ import pytest
 
 from launcher.__main__ import main
 from launcher.commands import cancel
+from launcher.views import runs
 from moco_dist.run import status
 from tests.launcher.made import MadeUp, make_run, replace_sleep
 
@@ -45,6 +46,28 @@ def test_it_saves_before_it_ends(made_up: MadeUp, monkeypatch: pytest.MonkeyPatc
     replace_sleep(monkeypatch, cancel, sleep)
     assert main(["cancel", "12"]) == 0
     assert pauses == [["scancel --quiet --signal=TERM 12"], ["scancel --quiet --signal=TERM 12", "scancel --quiet 12"]]
+
+
+@pytest.mark.parametrize("back", ["PENDING", "REQUEUE_HOLD"])
+def test_a_job_that_comes_back_is_cancelled_again(
+    made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch, back: str
+) -> None:
+    """It had crashed, or was told of a preemption, and asked for its requeue as it was cancelled."""
+    launch = make_run(Path("runs/a").absolute(), state="crashed", starts=1)
+    made_up.queues("12", "RUNNING", launch.run_dir)
+    states = iter(["COMPLETING", back, "COMPLETING", None])
+
+    def sleep(_: float) -> None:
+        if (state := next(states)) is None:
+            made_up.forgets("12")
+            made_up.accounts("12", "CANCELLED")
+        else:
+            made_up.queues("12", state, launch.run_dir)
+
+    replace_sleep(monkeypatch, runs, sleep)
+    assert main(["cancel", "a"]) == 0
+    assert [words for words in made_up.asked if words.startswith("scancel")] == ["scancel --quiet 12"] * 2
+    assert capsys.readouterr().out.startswith("a: job 12 cancelled; ")
 
 
 def test_a_whole_array(made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:
