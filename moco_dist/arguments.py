@@ -17,6 +17,8 @@ from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
 
+_OF_STDOUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing to standard output may raise; others that name no file are of something else, such as a failed fork."""
 _CLOSED_PIPE = 141
 """What a process exits with whose reader has gone, as a shell counts it; 1 would say that two runs differ."""
 
@@ -86,7 +88,7 @@ def run_command(run: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:
         exit_status = 130
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno not in _OF_STDOUT:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
         exit_status = _CLOSED_PIPE

@@ -34,7 +34,11 @@ run_command(run)
 """
 
 
-def end_by(out: Path, *numbers: int, ahead: str = "") -> subprocess.CompletedProcess[str]:
+HEEDED = "import signal\nfor number in (1, 2, 15):\n    signal.signal(number, signal.SIG_DFL)\n"
+"""Ahead of a command that is to heed signals, also where the tests run under nohup or in the background."""
+
+
+def end_by(out: Path, *numbers: int, ahead: str = HEEDED) -> subprocess.CompletedProcess[str]:
     """Run a command that is half done when signals come."""
     words = [sys.executable, "-c", ahead + COMMAND, str(out), *(str(int(number)) for number in numbers)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment_of(ROOT))
@@ -88,3 +92,19 @@ def test_another_thread_changes_no_handler() -> None:
     (thread := threading.Thread(target=work)).start()
     thread.join()
     assert within == [handlers]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        ("OSError(errno.ENOSPC, 'No space left on device')", 2, "standard output: No space left on device; send it"),
+        ("OSError(errno.EPIPE, 'Broken pipe')", 141, ""),
+        ("OSError(errno.ENOMEM, 'Cannot allocate memory')", 1, "OSError: [Errno 12] Cannot allocate memory"),
+        ("OSError(errno.ENOSPC, 'No space left on device', 'a.txt')", 1, "No space left on device: 'a.txt'"),
+    ],
+)
+def test_only_an_error_of_writing_is_told_of_standard_output(error: str, status: int, told: str) -> None:
+    code = f"import errno\nfrom moco_dist.arguments import run_command\ndef run(_): raise {error}\nrun_command(run)"
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment_of(ROOT))
+    assert result.returncode == status and told in result.stderr and bool(told) == bool(result.stderr)

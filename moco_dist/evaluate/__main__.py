@@ -1,8 +1,7 @@
 """Run `python -m moco_dist.evaluate`."""
 
-import sys
-
+from moco_dist.arguments import run_command
 from moco_dist.evaluate.command import run
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    run_command(run)

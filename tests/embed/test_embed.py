@@ -24,7 +24,9 @@ from moco_dist import packages
 from moco_dist.config.schema import ModelSection
 from moco_dist.data.decode import Unreadable
 from moco_dist.data.pack import pack
+from moco_dist.data.shards import IMAGE, PackedSplit, Places, index_of
 from moco_dist.data.store import FileSource
+from moco_dist.data.tree import SHARD_INDEX
 from moco_dist.embed import command, process, write
 from moco_dist.embed.folder import open_folder
 from moco_dist.embed.options import Options, check_out_of_features
@@ -431,3 +433,10 @@ def test_ranks_that_see_other_files_are_refused(run_dir: Path, images: Path, tmp
         torch.save(build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed).state_dict(), file)
     for line in ranks.run(2, refused_on, options, weights):
         assert "the ranks read different weights from it; give every node the same files" in line
+
+
+def test_shards_without_an_image_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    nothing = PackedSplit(np.array([], dtype=bytes), None, (), (), Places(tmp_path, (), "", np.empty(0, IMAGE)))
+    np.savez(tmp_path / SHARD_INDEX, **index_of({"train": nothing, "test": nothing}))
+    with pytest.raises(UserError, match=r"FOLDER = .*: no image in its shards; give the folder that holds the images"):
+        open_folder(tmp_path, load_encoder(run_dir).preprocess)

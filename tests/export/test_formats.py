@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_dist.config.schema import ModelSection
+from moco_dist.encoders.description import Description
 from moco_dist.encoders.load import load_encoder
 from moco_dist.errors import UserError
 from moco_dist.export import graphs, onnx_graph, state_dicts
@@ -255,3 +256,10 @@ def test_the_authors_layout_holds_both_encoders_and_the_queue(
 def test_detectron2_has_no_name_for_the_head() -> None:
     with pytest.raises(AssertionError, match="is no layer of a backbone"):
         layouts.to_detectron2("fc.weight")
+
+
+def test_an_encoder_that_onnx_cannot_hold_is_refused(narrow: Path) -> None:
+    encoder = load_encoder(narrow)
+    encoder.network.fc = nn.Linear(2**15, 2**14, device="meta")  # 2 GiB of weights, which take no memory
+    with pytest.raises(UserError, match="--to = onnx: a file of ONNX holds 2 GiB at most; use --to torchscript"):
+        graphs.as_onnx(encoder, Description(encoder.model, encoder.preprocess, {}), head=True)

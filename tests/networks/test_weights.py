@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from moco_dist.config.schema import ModelSection
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
-from moco_dist.networks import weights
+from moco_dist.networks import layouts, weights
 from moco_dist.networks.resnet import Encoder, build_encoder
 
 SMALL = ModelSection(arch="resnet18", stem="small", width=8)
@@ -266,3 +266,10 @@ def test_a_deeper_network_is_not_cut_down_in_silence(tmp_path: Path) -> None:
     assert all(tensor.shape == STATE[name].shape for name, tensor in first.items())  # every layer wanted is there
     with pytest.raises(UserError, match=r"layers do not fit: layer1\.2\.conv1\.weight .*; set model\.arch=resnet34"):
         loaded(tmp_path / "weights.pt")
+
+
+def test_a_layer_that_transformers_resnets_have_not_is_a_stray() -> None:
+    names = ["resnet.embedder.embedder.convolution.weight", "resnet.encoder.stages.0.gate.weight", "classifier.1.bias"]
+    (encoder,) = layouts.find(names)
+    assert encoder.theirs == {"conv1.weight": names[0]}
+    assert (encoder.others, encoder.strays) == (names[1:], [names[1]])
