@@ -1,4 +1,4 @@
-"""What checkpoints cost the training loop, as a share of the time of the steps between two.
+"""Measure what checkpoints cost the training loop, as a share of the time of the steps between two.
 
 python -m benchmarks.checkpoint [--saves N] [--disk MB] [--json PATH] [CONFIG.yaml] [section.key=value ...]
 

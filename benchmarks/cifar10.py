@@ -33,9 +33,9 @@ from moco_dist.run.paths import RunPaths
 
 CONFIG = "configs/cifar10.yaml"
 HOUR = ("optim.epochs=11", "device.precision=bf16")
-"""As many epochs as two cores do in an hour."""
+"""The setting of an hour: as many epochs as two cores do in it."""
 SPARE_MINUTES = 1.0
-"""What a start, the last checkpoint of a piece, or the evaluation takes at most."""
+"""A start, the last checkpoint of a piece, or the evaluation takes at most this long."""
 
 
 class FullRun(NamedTuple):
@@ -43,7 +43,7 @@ class FullRun(NamedTuple):
 
     name: str
     loss: str
-    """What the loss is of, for people."""
+    """The name of the loss, for people."""
     symmetric: str
     authors: float
     """Accuracy of kNN on the test images that the authors' demo reports, in %."""

@@ -1,4 +1,4 @@
-"""What the evaluations during a training run cost, as a share of the time of the steps between two.
+"""Measure what the evaluations during a training run cost, as a share of the time of the steps between two.
 
 python -m benchmarks.evaluation [CONFIG.yaml] [section.key=value ...]
 

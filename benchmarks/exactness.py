@@ -1,4 +1,4 @@
-"""What it costs on the CPU that 1, 2 and 4 ranks give the same bits: CPU time of the parts of a step, for an image.
+"""Measure what the same bits on 1, 2 and 4 ranks cost on the CPU: CPU time of the parts of a step, for an image.
 
 python -m benchmarks.exactness --root FOLDER [--ranks N] [--json PATH] [section.key=value ...]
 

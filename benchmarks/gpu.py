@@ -1,4 +1,4 @@
-"""What the trainer does on a GPU, beside a bare step of torchvision's networks: speed, memory, data, checkpoints.
+"""Measure the trainer on a GPU beside a bare step of torchvision's networks: speed, memory, data, checkpoints.
 
 python -m benchmarks.gpu [PART ...] [--minutes 8] [--json PATH] [--device cpu]
 

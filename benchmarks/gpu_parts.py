@@ -33,7 +33,7 @@ SMALL += ("device.precision=fp32", "device.compile=false")
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the parts run."""
+    """The device and the folder that the parts use."""
 
     device: torch.device
     scratch: Path
@@ -243,7 +243,7 @@ class Started(NamedTuple):
 
     step: Step
     first_seconds: float
-    """From nothing to the end of the first step."""
+    """The time from nothing to the end of the first step."""
     peak_bytes: int
     """The most bytes of the GPU that it takes; on the CPU 0."""
 

@@ -28,7 +28,7 @@ from moco_dist.run.paths import RunPaths
 LABELS = 100
 
 SHORT = ("optim.epochs=4", "eval.knn_every=1")
-"""Of an ablation, evaluation included, at most ten minutes on two cores; a point of its curve each epoch."""
+"""The setting of an ablation: at most ten minutes on two cores with its evaluation, a point of its curve each epoch."""
 V1 = ("model.mlp=false", "moco.temperature=0.07")
 
 EFFECTS = (
@@ -38,7 +38,7 @@ EFFECTS = (
     ("turning, slanting and bending the digits", "no-warp", "v2-asymmetric-shuffle"),
     ("all epochs, not an ablation's", "v2-asymmetric-shuffle", "main"),
 )
-"""What is changed, and what that changes in the names of the pretrainings that are compared."""
+"""The changes that are studied, and how each changes the names of the pretrainings that are compared."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pretraining:
 
     name: str
     label: str
-    """What people call it."""
+    """The name for people."""
     overrides: tuple[str, ...]
     draws: int
     evaluation: tuple[str, ...] = ("--knn", "--finetune")
@@ -142,7 +142,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _effects(rows: Sequence[dict[str, Any]]) -> str:
-    """What each change of the pretraining adds to each method, the mean over the pairs that differ in it alone."""
+    """Return each change's gain for each method, the mean over the pairs of pretrainings that differ in it alone."""
     of = {(row["run"], row["method"], row["labels"]): row["accuracies"] for row in rows if row["pretraining"]}
     runs, methods = (list(dict.fromkeys(keys)) for keys in ((run for run, *_ in of), (key[1:] for key in of)))
     methods = [m for m in methods if sum((run, *m) in of for run in runs) > 1]
@@ -160,7 +160,7 @@ def _effects(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _gain(before: Sequence[float], after: Sequence[float]) -> float:
-    """In percentage points, on the draws that both have."""
+    """Return the gain in percentage points, on the draws that both have."""
     return 100 * statistics.fmean(b - a for a, b in zip(before, after, strict=False))
 
 

@@ -1,4 +1,4 @@
-"""What the studies share: runs of the trainer that go on where they were stopped, and tables in docs/."""
+"""The studies share runs of the trainer that go on where they were stopped, and tables in docs/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOCS = HERE.parent / "docs"
 
 
 class Taken(NamedTuple):
-    """What the training of a run has taken over all its starts."""
+    """The time that the training of a run has taken over all its starts."""
 
     wall: float
     """Seconds."""
@@ -112,7 +112,7 @@ def train(run_dir: Path, ranks: int, config: str, *overrides: str) -> None:
 
 
 def taken(run_dir: Path) -> Taken:
-    """What the training of a run has taken until now."""
+    """Return what the training of a run has taken until now."""
     file = run_dir / "taken.json"
     return Taken(**json.loads(file.read_text())) if file.exists() else Taken(0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""How long commands take to say `--help`, to refuse a config, and to import what training needs, beside `import torch`.
+"""Time commands that say `--help`, refuse a config, or import what training needs, beside `import torch`.
 
 python -m benchmarks.startup [--rounds N] [--json PATH]
 

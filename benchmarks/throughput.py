@@ -45,7 +45,7 @@ from moco_dist.run.paths import RunPaths
 SETTING = HERE / "throughput.yaml"
 SMALL = ("optim.global_batch=8", "data.image_size=16", "moco.queue_size=64", "moco.bn_groups=2")
 OURS = ("eval.knn_every=0", "track.log_every=1", "track.wandb=disabled", "run.resume=never")
-"""What the trainer has beside the setting: it trains, and does nothing else."""
+"""Overrides of the trainer beside the setting, so that it trains and does nothing else."""
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOOK_SECONDS = 0.05
 
@@ -55,7 +55,7 @@ class Program(NamedTuple):
 
     module: str
     words: tuple[str, ...] = ()
-    """What it is told beside the setting."""
+    """Words of its command line beside the setting."""
     python: str = sys.executable
 
 

@@ -1,4 +1,4 @@
-"""What the figures of the rows cost, as a share of the time of the steps.
+"""Measure what the figures of the rows cost, as a share of the time of the steps.
 
 python -m benchmarks.tracking [--rounds N] [--json PATH] [CONFIG.yaml] [section.key=value ...]
 

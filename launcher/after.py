@@ -24,7 +24,7 @@ from launcher.views import moments
 _PAUSES_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
 """Pauses between two requests; the last one again and again."""
 _REFUSALS = 10
-"""So many times SLURM may refuse both a requeue and a new job."""
+"""SLURM may refuse both a requeue and a new job this many times."""
 _TOLD = (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
 """Exit status of a task that was told to save, or to end, before it could listen."""
 

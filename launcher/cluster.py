@@ -81,7 +81,7 @@ class Notify(Section):
 
 
 class Profile(Section):
-    """What a job asks of a cluster. Everything may be left out."""
+    """The resources that a job asks a cluster for. Everything may be left out."""
 
     partition: Word | None = None
     """Partition; unset, the site's default."""
@@ -110,7 +110,7 @@ class Profile(Section):
     exclusive: bool = False
     """Whole nodes."""
     signal_seconds: Annotated[Int, Field(ge=15, le=3600)] = 120
-    """How long before the time limit the job is told to save."""
+    """The job is told to save this long before its time limit."""
     network_interface: Word | None = None
     """Network interface of NCCL and gloo."""
     min_nodes: Positive | None = None

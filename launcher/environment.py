@@ -13,12 +13,12 @@ from pathlib import Path
 _OPTIONS = r"(SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SCONTROL)_\w+"
 """A user's settings of SLURM's commands: `SBATCH_PARTITION`, `SQUEUE_FORMAT` ..."""
 _SLURM = r"SLURMD?_\w+"
-"""What SLURM tells a job, and settings of srun."""
+"""Variables that SLURM sets for a job, and settings of srun."""
 _CLUSTER = r"SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_\w+)|SBATCH_CLUSTERS"
-"""Which cluster is meant, and who asks."""
+"""Variables that say which cluster is meant, and who asks."""
 _RANK = r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
 _OURS = rf"SUBMITIT_\w+|TORCHELASTIC_\w+|MOCO_DIST_(JOB|RESTART)|{_RANK}"
-"""What a job of ours sets for its tasks and ranks."""
+"""Variables that a job of ours sets for its tasks and ranks."""
 
 
 def left_out() -> list[str]:

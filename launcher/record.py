@@ -37,7 +37,7 @@ STARTS_WITHOUT_PROGRESS = 3
 """After so many starts from one step that ended by themselves a job is given up."""
 BEFORE_FIRST_STEP = "its time limit came before its first step"
 BEFORE_SAVED = "its time limit came before it had saved"
-"""How a time limit ends a start that has brought the run no further."""
+"""The reasons told where a time limit ends a start that has brought the run no further."""
 SENT_AGAIN = "sent again"
 """The reason of a status that a submission writes, so that it is not taken for its job's."""
 
@@ -56,7 +56,7 @@ class Submission(Section):
     then: tuple[str, ...] | None = None
     """Options of the evaluation that follows when the run is done; None for no evaluation."""
     executor: Literal["slurm", "local"] = "slurm"
-    """What runs it."""
+    """The executor that runs the job."""
     started: str = ""
     """When a local job's controller started, by moco_dist.run.lease.process_start; empty for SLURM's jobs."""
     submitted: str = ""

@@ -22,7 +22,7 @@ UNCONFIGURED = (
     "SLURM is installed here, but finds no configuration; "
     "export SLURM_CONF=/path/to/slurm.conf, or log in to a node of the cluster"
 )
-"""What to tell a person whose shell has forgotten SLURM_CONF."""
+"""Advice to a person whose shell has forgotten SLURM_CONF."""
 
 PATIENCE = "MOCO_DIST_PATIENCE"
 """Variable that says for how many seconds SLURM's answers are waited for; the option --patience sets it."""

@@ -16,7 +16,7 @@ _RUNS = frozenset(
 _REVOKED = "REVOKED"
 """The state of a federation's job on a cluster when another cluster has begun it."""
 _FORM = "--format=%i|%T|%r|%N|%L %S|%k"
-"""What squeue is to tell of a job."""
+"""The columns that squeue is asked for."""
 
 NEVER = "DependencyNeverSatisfied"
 """Why a job waits that can never start."""

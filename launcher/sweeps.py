@@ -25,7 +25,7 @@ from moco_dist.errors import UserError, shown
 
 _MOST_MEMBERS = 1000
 _OWN = ("run.name", "run.dir", "track.group")
-"""What a sweep sets itself for each member."""
+"""Keys that a sweep sets itself for each member."""
 _FREE = ("track", "checkpoint")
 """Sections that say nothing about the curve: members that differ there alone are equal, unless the sweep varies it."""
 
@@ -67,7 +67,7 @@ class Member:
 
     config: Config
     values: Values
-    """What distinguishes it from others: its values of the keys that the sweep varies."""
+    """The member's values of the keys that the sweep varies, which distinguish it from others."""
 
 
 @dataclass

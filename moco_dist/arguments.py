@@ -18,9 +18,9 @@ from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
 
 _OF_STDOUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What writing to standard output may raise; others that name no file are of something else, such as a failed fork."""
+"""Error numbers of a write to standard output; other errors that name no file come from elsewhere, such as a fork."""
 _CLOSED_PIPE = 141
-"""What a process exits with whose reader has gone, as a shell counts it; 1 would say that two runs differ."""
+"""Exit status of a process whose reader has gone, as a shell counts it; 1 would say that two runs differ."""
 
 
 class Parser(argparse.ArgumentParser):

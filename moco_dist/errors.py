@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]+@(?!sha256:)")
-"""What stands ahead of the host of a URL; the digest of a container's image is none."""
+"""User name and password ahead of the host of a URL; the digest of a container's image is neither."""
 _PASSWORD = re.compile(
     r"://[^\s/'\"@:]*:(?![$`])[^\s/'\"]+@(?!sha256:)"  # user:password@; a variable of the shell is none
     r"|https?://(?![$`])[^\s/'\"@:]+@"  # a token alone

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What Ctrl-C, schedulers and torchrun, and a lost terminal send."""
+"""The signals that Ctrl-C, schedulers and torchrun, and a lost terminal send."""
 
 
 @contextmanager

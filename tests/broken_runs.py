@@ -45,7 +45,7 @@ class Run:
     """Key that is to be changed."""
     config: str = str(LEARNS)
     fault: str = ""
-    """What breaks one of two ranks: `kind:rank:step`, as tests/faulty.py reads it."""
+    """The fault that breaks one of two ranks: `kind:rank:step`, as tests/faulty.py reads it."""
 
 
 BROKEN = [

@@ -138,7 +138,7 @@ def _random_moment(chaos: Chaos, job: Job, number: int, count: int) -> bool:
 
 
 def _where(job: Job) -> str:
-    """What the job is at, by what it has written."""
+    """Return what the job is doing, by what it has written."""
     metrics, step = job.run_dir / "metrics.jsonl", last_step(job.run_dir)
     if not metrics.exists() or metrics.stat().st_mtime < job.began_at:
         return "start-up"

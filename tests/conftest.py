@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""All tests share these fixtures and settings."""
 
 from __future__ import annotations
 

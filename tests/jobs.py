@@ -284,7 +284,7 @@ def kind(row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a run differs from one that was never interrupted."""
+    """The differences of a run from one that was never interrupted."""
 
     lost: list[int]
     """Steps without a row."""
@@ -329,7 +329,7 @@ def compare(run: Path, reference: Path, steps: int) -> Comparison:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two states are alike, bit for bit."""
+    """Tell whether two states are alike, bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):

@@ -21,7 +21,7 @@ def let_in(folder: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Without root's rights, which pass every mode; others keep their own."""
+    """Act without root's rights, which pass every mode; others keep their own."""
     if os.getuid() != 0:
         yield
         return

@@ -168,7 +168,7 @@ def _module_state(moco: MoCo, arrays: dict[str, NDArray[Any]]) -> dict[str, Tens
 
 
 class _QueueRows:
-    """Which of our queue's rows holds the key that the recording has in each of its columns.
+    """The rows of our queue that hold the keys which the recording has in its columns.
 
     Both enqueue the same keys, but within a batch in the order of their own batches.
     """

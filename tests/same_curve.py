@@ -72,14 +72,14 @@ _OF_STATE = {
 _OF_ROW = {"loss": "losses", "lr": "lr", "top1": "top1 top5", "top5": "top1 top5"}
 _OF_EVALUATION = dict.fromkeys(("epoch", "knn_top1", "linear_top1"), "online kNN")
 _HOW = ("fused", "foreach")
-"""What a checkpoint says of the way in which its optimizer computes, which must not show in a number."""
+"""Options in a checkpoint that say how its optimizer computes, which must not show in a number."""
 _WALL_CLOCK = re.compile("second|minute|hour|time|wait")
 
 START_SECONDS = 300.0  # four ranks of each side on two cores that others use as well
 END_SECONDS = 60.0  # from the death of the ranks to that of the last data worker
 
 Things = dict[str, dict[str, Any]]
-"""What a run has left: for each column its figures and tensors by name, those of rows in the order of steps."""
+"""The remains of a run: for each column its figures and tensors by name, those of rows in the order of steps."""
 
 
 # ----------------------------------------------------------------------------------------------------- the comparison
@@ -87,7 +87,7 @@ Things = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How two runs compare in one column."""
+    """The comparison of two runs in one column."""
 
     compared: int
     """Figures and tensors that both have."""
@@ -96,9 +96,9 @@ class Verdict:
     largest: float | None
     """Largest difference of a number, where there is one."""
     one_sided: dict[str, list[str]]
-    """For each side, the names that it alone has."""
+    """The names that one side alone has, by side."""
     equal: bool
-    """Whether all that counts is equal."""
+    """True where all that counts is equal."""
 
     @property
     def cell(self) -> str:
@@ -153,7 +153,7 @@ def _verdict(column: str, here: dict[str, Any], there: dict[str, Any]) -> Verdic
 
 
 def equal_bits(one: Any, other: Any) -> bool:
-    """Whether two figures or tensors are alike in type, shape and every bit; 0.0 is not -0.0, and NaN is NaN."""
+    """Tell whether two figures or tensors are alike in type, shape and every bit; 0.0 is not -0.0, and NaN is NaN."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
     return repr(one) == repr(other)
@@ -175,7 +175,7 @@ def distance(one: Any, other: Any) -> float | None:
 
 
 def contrast(one: Any, other: Any) -> str:
-    """How two unequal things differ: in how many elements, where they have equally many, else what they are."""
+    """Say how two unequal things differ: in how many elements, where they have equally many, else what they are."""
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return f"{sum(map(operator.ne, one, other))} of {len(one)} elements"
     if isinstance(one, Tensor) and isinstance(other, Tensor) and (one.dtype, one.shape) == (other.dtype, other.shape):
@@ -284,18 +284,18 @@ SETTINGS: dict[str, Any] = {
     "eval.knn_temperature": 0.1,
     "eval.knn_split": "test",
 }
-"""What the curve and the figures depend on and tests/fast.yaml leaves to defaults, which may change."""
+"""Keys that the curve and the figures depend on and that tests/fast.yaml leaves to defaults, which may change."""
 
 LATER: dict[str, Any] = {"data.decode": "pillow"}
-"""What revisions do that have no key for it yet, and what others do with these values of the key."""
+"""Values of keys with which later revisions do what earlier ones, which lack the key, do always."""
 
 PLAIN_CONVOLUTIONS = """import contextlib
 with contextlib.suppress(ImportError):  # of an earlier revision
     from moco_dist.networks.convolution import Convolution
     del Convolution.forward
 """
-"""What Python does at its start with `--plain-convolutions`: no tree takes those of a single pixel for products, whose
-last bits differ."""
+"""Code that Python runs at its start with `--plain-convolutions`: no tree takes those of a single pixel for products,
+whose last bits differ."""
 
 NAMES = ("digits", "mnist", "folder")
 SYMMETRIC = {
@@ -397,7 +397,7 @@ _RAW = Path("MNIST") / "raw"
 
 
 def has_mnist(root: Path) -> bool:
-    """Whether a folder is a torchvision root with MNIST."""
+    """Tell whether a folder is a torchvision root with MNIST."""
     return (root / _RAW / "train-images-idx3-ubyte").is_file()
 
 
@@ -423,7 +423,10 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
 
 
 def imported_package(tree: Path) -> Path:
-    """Where a process of this tree imports the package from. Raises AssertionError where that is another tree."""
+    """Return the folder that a process of this tree imports the package from.
+
+    Raises AssertionError where that is in another tree.
+    """
     command = [sys.executable, "-c", "import moco_dist; print(moco_dist.__file__)"]
     completed = subprocess.run(command, cwd=tree, env=environment_of(tree), capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr

@@ -52,12 +52,12 @@ class Stream:
         self.clock = 0
         """Operations queued so far."""
         self.seen: dict[Stream, int] = {}
-        """Of each other stream, the operations that are done before what is queued here next."""
+        """The operations of each other stream that are done before what is queued here next."""
         self.arriving: list[Callable[[], object]] = []
         """Copies to the host that are under way."""
 
     def wait_stream(self, other: Stream) -> None:
-        """What is queued from now on comes after what the other stream has been given."""
+        """Let what is queued from now on come after what the other stream has been given."""
         for stream, clock in {**other.seen, other: other.clock}.items():
             self.seen[stream] = max(clock, self.seen.get(stream, 0))
 
@@ -155,7 +155,7 @@ torch.distributed.Backend.default_device_backend_map[NAME] = "gloo"
 
 
 class _Memory:
-    """Where tensors of the device lie: which stream it belongs to, and what was written to it last."""
+    """Memory of the device that tensors lie in: the stream that it belongs to, and what was written to it last."""
 
     def __init__(self, stream: Stream) -> None:
         self.users = {stream}
@@ -208,7 +208,7 @@ class OnDevice(Tensor):
 
 
 def held(tensor: Tensor) -> Tensor:
-    """What a tensor of either side holds, on the CPU."""
+    """Return what a tensor of either side holds, on the CPU."""
     return tensor.held if isinstance(tensor, OnDevice) else tensor
 
 
@@ -265,7 +265,7 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _is_non_blocking(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a copy does not wait for the device; `copy_` may be told so by place."""
+    """Tell whether a copy does not wait for the device; `copy_` may be told so by place."""
     by_place = func is _aten.copy_.default and len(args) > 2 and args[2]
     return bool(by_place or kwargs.get("non_blocking"))
 
@@ -283,7 +283,7 @@ def _collective(func: Any, args: Any, kwargs: Any, on_device: list[OnDevice]) ->
 
 
 def _refuse_two_devices(func: Any, args: Any, kwargs: Any, on_device: list[OnDevice]) -> None:
-    """As CUDA does: a number may come from either side, an index may be on the host, all else lies on one device."""
+    """Refuse what CUDA refuses. Numbers may come from either side, an index from the host, all else from one device."""
     if func in _COPIES:
         return
     operands: Any = (args, kwargs)

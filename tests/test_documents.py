@@ -1,4 +1,4 @@
-"""What the documents name exists: files, modules to run, keys of the config, and tests."""
+"""The files, modules to run, keys of the config and tests that the documents name exist."""
 
 from __future__ import annotations
 

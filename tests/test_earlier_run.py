@@ -19,7 +19,7 @@ from tests.jobs import losses
 
 EARLIER = Path(__file__).parent / "earlier_run"
 LOSSES = {6: 6.080793380737305, 7: 6.090798377990723, 8: 6.218897342681885}
-"""What that revision itself went on with."""
+"""The losses with which that revision itself went on."""
 
 
 def test_a_run_of_an_earlier_revision_resumes_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from moco_dist.run.rows import MetricsFile
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
-    """What waits for ever fails the test."""
+    """Fail a test that waits for ever."""
 
     def ring(*_: object) -> None:
         raise AssertionError("it waits for ever")

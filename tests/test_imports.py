@@ -42,7 +42,7 @@ LAUNCHER_FLOORS = (
     ("resize",),
     ("__main__",),
 )
-"""The same for the launcher: each imports only from those above it."""
+"""The floors of the launcher: each imports only from those above it."""
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 
 

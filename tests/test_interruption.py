@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a lost terminal end leaves nothing unfinished, and dies as it would have."""
+"""A process that Ctrl-C, SIGTERM or a lost terminal ends leaves nothing unfinished, and dies as it would have."""
 
 from __future__ import annotations
 

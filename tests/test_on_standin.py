@@ -194,7 +194,7 @@ def config_of(case: str, *overrides: str) -> Config:
 
 
 class Outcome(NamedTuple):
-    """What some steps came to, on the CPU."""
+    """The results of some steps, on the CPU."""
 
     figures: list[list[float]]
     rows: list[dict[str, float]]
@@ -244,7 +244,7 @@ def alike(outcome: Outcome, case: str) -> None:
 
 
 def equal(outcome: Outcome, expected: Outcome) -> None:
-    """The same bits."""
+    """Assert that two outcomes have the same bits."""
     assert [row[:3] for row in outcome.figures] == [row[:3] for row in expected.figures]
     for row, row_expected in zip(outcome.rows, expected.rows, strict=True):
         assert row == pytest.approx(row_expected, rel=1e-6)  # norms of tensors are added up in another order

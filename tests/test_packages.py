@@ -1,4 +1,4 @@
-"""What can be told of a package that is missing, broken or fine."""
+"""A package is told to be missing, broken or fine, with the fix."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_package_is_fine_or_broken(folder: Path, code: str, fault: str | None)
 
 
 def test_a_folder_without_code_is_no_package(folder: Path) -> None:
-    """As `wandb/` is, which W&B makes in the folder that a run is started from."""
+    """Such a folder is `wandb/`, which W&B makes in the folder that a run is started from."""
     (folder / "package_of_a_test" / "offline-run-1").mkdir(parents=True)
     assert not packages.installed("package_of_a_test")
     assert packages.fault("package_of_a_test") == "package_of_a_test is not installed here"
@@ -91,7 +91,7 @@ def test_only_versions_that_are_known_are_told() -> None:
 
 
 def test_a_process_can_be_without_a_package(tmp_path: Path) -> None:
-    """What the tests of missing packages rest on: there is no way to what `without` hides, and to all else there is."""
+    """The tests of missing packages rest on this: nothing that `without` hides can be imported, and all else can."""
     script = (
         "import importlib.util, tqdm\n"
         "from importlib import metadata\n"

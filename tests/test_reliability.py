@@ -1,4 +1,4 @@
-"""What is promised of jobs that are killed, stopped, restarted: short forms of `tests.chaos`, and what it leaves out.
+"""Jobs that are killed, stopped or restarted keep every promise: short forms of `tests.chaos`, and what it leaves out.
 
 Starts of real jobs cost seconds, so that few are made and much is asked of each.
 """

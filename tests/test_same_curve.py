@@ -24,7 +24,7 @@ Run = dict[str, Any]
 
 
 def made_run() -> Run:
-    """What a run of two steps and its evaluation leave, as Python holds it."""
+    """Make what a run of two steps and its evaluation leave, as Python holds it."""
     weights = {"conv1.weight": torch.tensor([0.5, -0.25]), "bn1.num_batches_tracked": torch.tensor(2)}
     return {
         "rows": [

@@ -1,4 +1,4 @@
-"""What the augmentation is compared on between devices: images, recipes and single operations."""
+"""The augmentation is compared between devices on these images, recipes and single operations."""
 
 from __future__ import annotations
 

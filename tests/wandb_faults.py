@@ -1,4 +1,4 @@
-"""What W&B does to training when it fails: real runs online against a server of ours, with a fault in each.
+"""Show what W&B does to training when it fails: real runs online against a server of ours, with a fault in each.
 
 python -m tests.wandb_faults [--steps 100] [--only FAULT ...]
 
@@ -25,7 +25,7 @@ from tests.fake_wandb import FakeWandb
 
 @dataclass
 class Seconds:
-    """How long the parts of a run took."""
+    """The time that the parts of a run took."""
 
     start: float
     """Seconds from the config in the run directory, which is written ahead of W&B's start, to the first row."""
@@ -44,7 +44,7 @@ class Fault:
     """Does something when `after` of the steps are done."""
     after: float = 0.5
     killed: bool = False
-    """Whether the run itself is killed there, and started again."""
+    """True where the run itself is killed there, and started again."""
     key: bool = True
 
 

@@ -16,7 +16,7 @@ CORE = Path(_WANDB.origin).parent / "bin" / "wandb-core"
 
 @dataclass
 class WandbFile:
-    """What a `.wandb` file holds."""
+    """The contents of a `.wandb` file."""
 
     run: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)

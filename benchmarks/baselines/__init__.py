@@ -1,1 +1,1 @@
-"""What the trainer is compared with, in code of our own: a bare step, the authors' trainer, one made with lightly."""
+"""Our own code of what the trainer is compared with: a bare step, the authors' trainer, one made with lightly."""

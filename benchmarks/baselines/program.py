@@ -1,4 +1,4 @@
-"""What the baselines share: torchvision's networks, a command line, and a row for each step as the trainer writes it.
+"""The baselines share torchvision's networks, a command line, and a row for each step as the trainer writes it.
 
 torchrun --nproc_per_node=R -m benchmarks.baselines.NAME --steps N --rows PATH [CONFIG.yaml] [section.key=value ...]
 """

@@ -1,4 +1,4 @@
-"""How the traffic between ranks grows with the cluster: counted on small shapes, evaluated at 224 pixels, modelled.
+"""Show how the traffic between ranks grows with them: counted on small shapes, evaluated at 224 pixels, modelled.
 
 python -m benchmarks.communication [--json PATH] [--figure PATH] [--ranks R ...] [bandwidths]
 

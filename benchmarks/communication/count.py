@@ -186,7 +186,7 @@ def count(world: World, case: Case, *, of_step: bool = True) -> dict[str, Any]:
 
 
 Steps = tuple[Callable[[int], object], Callable[[], object]]
-"""What takes a step of a number, and what shuffles the images of one direction."""
+"""A function that takes the step of a number, and one that shuffles the images of one direction."""
 
 
 def _of_ours(config: Config, world: World, views: tuple[Tensor, Tensor]) -> Steps:

@@ -17,7 +17,7 @@ from moco_dist.networks.resnet import build_encoder
 Collective = Literal["all_gather", "all_to_all", "all_reduce", "broadcast"]
 SCHEMES = ("all_gather", "all_to_all", "none", "authors")
 PURPOSES = ("images", "permutation", "keys", "gradients", "statistics", "buffers")
-"""What a message is for; `statistics` are BatchNorm's and the figures of the step, `buffers` those that DDP sends."""
+"""The purposes of messages; `statistics` are BatchNorm's and the step's figures, `buffers` those that DDP sends."""
 
 _NUMBER, _INDEX = 4, 8
 """Bytes of a float32 and of an int64."""
@@ -40,7 +40,7 @@ class Message(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What one rank moves in one step for one purpose."""
+    """The bytes and collectives of one rank in one step for one purpose."""
 
     received: float
     """Bytes from other ranks."""

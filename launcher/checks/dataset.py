@@ -1,4 +1,4 @@
-"""What a run would read, without torch: whether it is there, and how many images there are.
+"""Check without torch that the data of a run is there, and count its images.
 
 The trainer opens the data on the nodes by the same rules, those of moco_dist/data/index.py for a folder of images.
 """
@@ -26,7 +26,7 @@ from moco_dist.run.checkpoints import CheckpointIndex
 from moco_dist.run.paths import RunPaths
 
 _SECONDS = 1.5
-"""For a look into a folder of a million images on a shared disk."""
+"""The time for a look into a folder, which may hold a million images on a shared disk."""
 _FILES = {
     "mnist": tuple(f"MNIST/raw/{s}-{kind}-ubyte" for s in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
     "cifar10": tuple(f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")),
@@ -43,7 +43,7 @@ class Folder:
     """A tree of images."""
 
     images: int | None
-    """Of training. Without time for all of them, as many as the classes that were read let expect; None: no idea."""
+    """Images of training; an estimate from the classes that were read where time ran out; None without any."""
     exact: bool
     labelled: bool
     foreign: str = ""
@@ -80,7 +80,7 @@ def count(config: Config, *, staged: bool) -> Images | None:
 
 
 def check(config: Config, stage: str | None) -> Iterator[Finding]:
-    """Whether what the run reads is there."""
+    """Check that the data of the run is there."""
     data = config.data
     if stage:
         yield from _staged(Path(stage), data.root)
@@ -172,7 +172,7 @@ def _smaller(side: int) -> str:
 
 @functools.cache  # a sweep checks each of its members
 def look(root: str) -> Folder:
-    """What a tree of images holds, as far as it can be read in a second or two."""
+    """Return what a tree of images holds, as far as it can be read in a second or two."""
     top, deadline = Path(root), time.monotonic() + _SECONDS
     if _is(Path.is_file, top / SHARD_INDEX):
         return _packed(top)
@@ -192,7 +192,7 @@ def look(root: str) -> Folder:
 
 
 def _packed(root: Path) -> Folder:
-    """What a folder of shards holds; its index tells at once."""
+    """Return what a folder of shards holds; its index tells at once."""
     from moco_dist.data import shards  # it needs numpy, which other commands do without
 
     try:

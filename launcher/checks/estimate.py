@@ -29,7 +29,7 @@ _BESIDE = 1.3
 _CONTEXT_BYTES = GIB // 2
 """Memory that CUDA and NCCL themselves take."""
 _OF_PEAK = 0.4
-"""What a ResNet reaches of a GPU's peak: 8 V100 took 53 hours for MoCo's 200 epochs (its README), 35 % of theirs."""
+"""A ResNet reaches this part of a GPU's peak: 8 V100 took 53 hours for MoCo's 200 epochs (its README), 35 %."""
 _MEASURE_SECONDS = 120.0
 _IMAGES = 2
 """Images that the encoder is measured on."""
@@ -41,7 +41,7 @@ class Unmeasured(Exception):
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """What one encoder, with its head, holds and does."""
+    """The memory and the operations of one encoder with its head."""
 
     parameters: int
     operations: int

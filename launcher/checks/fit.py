@@ -197,12 +197,12 @@ def _shape(counts: Sequence[int], most: int, nodes: int, gpus: int, works: Works
 
 @dataclass(frozen=True)
 class _Amount:
-    """How much of something each node must have."""
+    """An amount of something that each node must have."""
 
     key: str
     wanted: int
     allowed: float
-    """What the partition allows; without a limit, infinity."""
+    """The amount that the partition allows; infinity without a limit."""
     limit: str
     """The limit in words."""
     has: Callable[[Node], int]

@@ -75,13 +75,13 @@ class Node:
 
     @property
     def usable(self) -> bool:
-        """Whether it takes jobs now, or will when it is free or powered up."""
+        """True where the node takes jobs now, or will when it is free or powered up."""
         return not self.state.endswith("*") and not self.state.startswith(_OUT_OF_SERVICE)
 
 
 @dataclass(frozen=True)
 class Site:
-    """What SLURM says about a site."""
+    """SLURM's answers about a site."""
 
     partitions: dict[str, Partition]
     nodes: dict[str, tuple[Node, ...]]
@@ -90,7 +90,7 @@ class Site:
     settings: dict[str, str]
     """Settings of slurm.conf, as SLURM has read them."""
     unanswered: Mapping[str, str] = field(default_factory=dict)
-    """What SLURM did not tell, of the four above, and why."""
+    """Those of the four above that SLURM did not tell, and why."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -99,7 +99,7 @@ class Site:
 
     @property
     def preempts(self) -> bool:
-        """Whether a job may have to go for another."""
+        """True where a job may have to go for another."""
         return self.settings.get("PreemptType", "preempt/none") not in ("preempt/none", "(null)")
 
 

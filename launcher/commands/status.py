@@ -51,7 +51,7 @@ from launcher.views.table import as_table, show
 from moco_dist.errors import UserError
 
 _ANSWER_SECONDS = 1.0
-"""How long SLURM may take, so that the whole command answers within two seconds, unless the user is more patient."""
+"""SLURM may take this long, so that the command answers within two seconds, unless the user is more patient."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ class Evaluation:
     words: tuple[str, ...]
     """Options of python -m moco_dist.evaluate."""
     data_root: str = ""
-    """Where the root lies in the archive of the data, if there is one."""
+    """The place of the root in the archive of the data, if there is one."""
 
     def __call__(self) -> None:
         """Evaluate on the GPUs of this node. Raises SystemExit where that fails; the log tells why."""

@@ -17,7 +17,7 @@ _EARLY_SECONDS = 70.0
 """SLURM may tell a job up to a minute early that its time limit comes."""
 
 _VICTIMS = r"\b(PeerLost|Hang|SIGTERM|DistStoreError|DistNetworkError)\b|the other ranks did not start"
-"""What a rank ends with that has only waited for another one."""
+"""The errors of a rank that has only waited for another one."""
 
 
 def note(launch: Launch, job: str, restart: int, reason: str, bad_nodes: Sequence[str] = ()) -> None:

@@ -43,15 +43,15 @@ class Start:
         """`12`, or `12_3` for a member of an array: the id that names this member alone; `12@gpu` with its cluster."""
         self.node, self.task, self.local_task = place.node, place.global_rank, place.local_rank
         self.first = self.task == 0
-        """Whether this task acts for the whole job."""
+        """True where this task acts for the whole job."""
         self.began = time.time()
         """When this task has started, in seconds since the epoch."""
         self.local = place.cluster == "local"
-        """Whether the job runs without SLURM."""
+        """True where the job runs without SLURM."""
         self.hostnames = tuple(place.hostnames)
         """Names of the nodes."""
         self.addresses = self.hostnames if place.num_nodes > 1 else ("127.0.0.1",)
-        """Where the nodes find each other: a single one needs no network."""
+        """The addresses at which the nodes find each other: a single one needs no network."""
         self.ranks = self.profile.gpus_per_node * max(place.num_nodes, 1)
         """Number of ranks when all nodes of this start are there."""
         before = sum(start["job"] == self.job for start in self.launch.starts()) if self.local else 0

@@ -37,7 +37,7 @@ class Task:
     run_dir: str
     submission: Submission
     data_root: str = ""
-    """With an archive of the data: where the root lies in it."""
+    """The place of the root in the archive of the data; empty without an archive."""
 
     def __call__(self) -> dict[str, Any]:
         """Start the ranks and see them through. Returns how the run stands; SystemExit where it does not go on."""
@@ -203,7 +203,7 @@ class Stop:
         self.signal: signal.Signals | None = None
         """The first signal that has arrived; None before it."""
         self.is_in_ranks = False
-        """Whether the main thread runs the ranks, or waits for those of other nodes."""
+        """True while the main thread runs the ranks, or waits for those of other nodes."""
         self.finished = threading.Event()
         """Set when what the signal asks for is done."""
         self._requeued = False

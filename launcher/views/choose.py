@@ -22,9 +22,9 @@ class Choice:
     since: float | None = None
     """They live, or have ended since then, in seconds since the epoch."""
     mine: bool = False
-    """Whether they must be this user's own."""
+    """True where they must be this user's own."""
     text: str = ""
-    """What their name contains; capital letters count as small ones."""
+    """Text that their name contains; capital letters count as small ones."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from launcher.views.evidence import FOR_GOOD
 from launcher.views.runs import Run
 
 _SURE_SECONDS = 8.0
-"""How long an end must last that is not for good."""
+"""An end that is not for good must last this long before it is believed."""
 
 
 class Ends:

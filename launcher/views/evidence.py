@@ -8,7 +8,7 @@ from launcher.record import Launch, Submission
 from moco_dist.run.lease import held_by, process_start
 
 End = Literal["done", "stopped", "user_error", "diverged", "crashed"]
-"""How a run may have ended, by its own status."""
+"""The ends of a run, by its own status."""
 FOR_GOOD = ("done", "user_error", "diverged")
 """Ends after which nothing starts a run again by itself."""
 
@@ -18,7 +18,7 @@ class Evidence:
     """Evidence is what a run directory shows about its run."""
 
     controller: bool = False
-    """Whether the process of a local job lives on this host."""
+    """True where the process of a local job lives on this host."""
     writer: str = ""
     """Who writes to the directory; empty for nobody."""
     state: str | None = None
@@ -32,13 +32,13 @@ class Evidence:
     nodes: tuple[str, ...] = ()
     """Nodes of the last start."""
     began: bool = False
-    """Whether the last job has started at all."""
+    """True where the last job has started at all."""
     began_at: float | None = None
     """When the last start began, in seconds since the epoch."""
     fresh: bool = False
-    """Whether the last start wrote the status, not one before it."""
+    """True where the last start wrote the status, not one before it."""
     trained: bool = False
-    """Whether the last start has done a step that was not done before."""
+    """True where the last start has done a step that was not done before."""
     failure: str = ""
     """Why the last start ended by itself, as the job has noted; empty where it has not."""
     changed_at: float = 0.0

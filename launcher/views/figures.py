@@ -29,7 +29,7 @@ class Latest:
     """These figures come from the rows and the status of a run so far; None stands for one that they do not have."""
 
     step: int = 0
-    """Of the last training row."""
+    """The step of the last training row."""
     epoch: int | None = None
     loss: float | None = None
     images_per_second: float | None = None
@@ -39,7 +39,7 @@ class Latest:
     total_steps: int | None = None
     """Length of the run, by its status."""
     seconds_left: float | None = None
-    """What the steps that remain will take at this speed."""
+    """The time that the steps that remain will take at this speed."""
     checkpoint_failures: int = 0
     """Checkpoints that were not saved in the start that wrote the last row."""
     data_wait: float | None = None

@@ -47,7 +47,7 @@ class _Followed:
 
     def __init__(self) -> None:
         self.exit_status: int | None = None
-        """How it has ended for good; None before that."""
+        """The exit status once the run has ended for good; None before that."""
         self._news, self._printed_at = "", 0.0
         self._ends = Ends()
 

@@ -16,7 +16,7 @@ from launcher.views import find, runs
 from moco_dist.errors import UserError
 
 _STEP_SECONDS = 60.0
-"""How long a step beside the job may take: SLURM starts it, and the slowest node looks."""
+"""A step beside the job may take this long: SLURM starts it, and the slowest node looks."""
 
 
 def running(text: str) -> runs.Run:

@@ -35,12 +35,12 @@ class Run:
     job: slurm_jobs.Job | None = None
     """The job as SLURM has it; None for a local one, and where SLURM does not know it."""
     evidence: Evidence = UNREAD
-    """What the run directory shows, where it can be read."""
+    """The evidence in the run directory, where it can be read."""
     figures: Latest = NOTHING
     slurm_error: str = ""
     """Why SLURM did not answer about the job; empty where it did, or was not asked."""
     waits_for: str = ""
-    """What its start waits for before the first step; empty where it trains, or does not run."""
+    """The thing that its start waits for before the first step; empty where it trains, or does not run."""
 
     @property
     def shown_state(self) -> str:

@@ -14,7 +14,7 @@ Ended = Literal["done", "stopped", "cancelled", "user_error", "diverged", "crash
 State = Live | Ended | Literal["unknown", "unreadable"]
 """unknown: SLURM does not answer."""
 Verdict = tuple[State, str]
-"""How a run stands, and why in one line, which may be empty."""
+"""The state of a run, and the reason in one line, which may be empty."""
 
 _CAUSES = {
     "OUT_OF_MEMORY": "a node's memory was full; ask for more by memory_gib",

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 Effect = Literal["none", "evaluation", "bits", "curve"]
-"""What two values of a key can make different. `bits`: the order of additions, so that last bits may differ."""
+"""The most that two values of a key can change. `bits`: the order of additions, so that last bits may differ."""
 
 _OF_SECTION: dict[str, Effect] = {
     "run": "none",

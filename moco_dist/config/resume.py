@@ -12,7 +12,7 @@ _FREE = frozenset({"run.init_from", "moco.bn_groups"})
 """Keys that may change although they can change a curve: the first has had its effect, the second is compared below."""
 
 _EARLIER = {"data.decode": "pillow"}
-"""What runs did that were begun before there was a key for it, where that is not the key's default."""
+"""Values that hold for runs begun before the key existed, where they are not the key's default."""
 
 
 def with_decoder(config: Config, begun: Mapping[str, Any] | None) -> Config:

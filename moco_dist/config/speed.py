@@ -17,7 +17,7 @@ COMPILED_FROM_STEPS = 2000
 
 @dataclass(frozen=True)
 class Speed:
-    """How the networks are computed."""
+    """Settings that change the speed of the networks, and not their results: compiling and the layout of memory."""
 
     compile: Literal["reduce-overhead"] | bool
     """The mode of torch.compile; true is its default one."""

@@ -29,7 +29,7 @@ class Boxes(NamedTuple):
     size: int
     """Side S of the views in pixels."""
     decode: str
-    """As `data.decode`, which says how crops of files are resized."""
+    """The value of `data.decode`, which says how crops of files are resized."""
 
     def cut(self, images: Tensor, crop: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
         """Cut the views out of the images, uint8 [V, n, C, S, S], with one call of a function that crops a batch."""
@@ -45,9 +45,9 @@ class Outline:
     """An outline is all that it takes to place crops in images of one size: what data workers know of a device's."""
 
     images: int
-    """How many images the source has."""
+    """The number of images in the source."""
     height: int
-    """Of each image, in pixels."""
+    """The height of each image in pixels."""
     width: int
     replaced: Mapping[int, Unreadable] = field(default_factory=dict)
     """The images that cannot be read, by their places."""

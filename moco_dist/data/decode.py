@@ -29,7 +29,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation; 1 is upright."""
+"""The operation that makes an image upright, by its EXIF orientation; 1 is upright already."""
 
 
 class Unreadable(NamedTuple):

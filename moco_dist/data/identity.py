@@ -20,7 +20,7 @@ class Identity(NamedTuple):
     images: int
     classes: int
     digest: str
-    """As `Source.digest`."""
+    """The digest that `Source.digest` gives."""
 
     @classmethod
     def of(cls, source: Source | None) -> Identity:

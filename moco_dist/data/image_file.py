@@ -36,7 +36,7 @@ class Member(NamedTuple):
     name: str
     """Path of the image below the folder that was packed."""
     offset: int
-    """Where its bytes begin in the shard."""
+    """The byte of the shard at which the image begins."""
     length: int
     """Number of its bytes."""
     checksum: int

@@ -24,11 +24,11 @@ from moco_dist.ranks import devices, watchdog
 T = TypeVar("T")
 
 _LOOK_SECONDS = 1.0
-"""How often a rank that waits for its workers' batch looks whether it shall stop."""
+"""A rank that waits for its workers' batch checks this often whether it shall stop."""
 _STOP_SECONDS = 5.0
-"""How long a rank that shall stop still waits for a batch: with it, all ranks stop together after a step."""
+"""A rank that shall stop still waits this long for a batch: with it, all ranks stop together after a step."""
 _SOCKET_PATH_BYTES = 107
-"""What a socket's path may have on Linux."""
+"""The longest path that a socket may have on Linux."""
 _SHORT_PLACE = "/tmp"
 
 

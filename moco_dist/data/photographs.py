@@ -30,10 +30,10 @@ except ImportError:  # there is no wheel of it for this machine
 
 _SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _MARGIN = 1.5
-"""How many times the pixels of a view, along each side, a crop has at least where it is decoded at a reduced scale."""
+"""A crop that is decoded at a reduced scale has at least this many times the pixels of a view along each side."""
 
 _MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize
-"""Of an image with more, Pillow decides whether it is read."""
+"""Pillow decides whether an image with more pixels is read."""
 _METADATA, _PIXELS = 0xE1, 0xDA
 """Kinds of a JPEG's segments: of EXIF or XMP, and what the pixels begin with."""
 

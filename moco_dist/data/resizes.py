@@ -19,9 +19,9 @@ from moco_dist.data.decode import planes_of
 from moco_dist.data.separable import separable
 
 _PILLOWS_UNIT = 2.0**22
-"""What Pillow multiplies the weights by."""
+"""Pillow multiplies the weights by this number before it rounds them."""
 _LARGEST_OF_TORCH = 2**15
-"""What the integers stay below that torch makes of the weights."""
+"""The integers that torch makes of the weights stay below this number."""
 
 
 def crop(images: Tensor, boxes: Tensor, size: int, decode: str) -> Tensor:

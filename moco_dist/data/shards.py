@@ -31,7 +31,7 @@ PACK_AGAIN = "pack it again: python -m moco_dist.data pack FOLDER OUT"
 
 
 IMAGE = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")])
-"""What is kept of an image: the number of its shard, where its bytes begin in it, their number and their CRC-32."""
+"""An image's entry in the index: the number of its shard, its first byte there, the number of bytes, their CRC-32."""
 
 
 class Shard(NamedTuple):
@@ -41,7 +41,7 @@ class Shard(NamedTuple):
     size: int
     """Bytes of the file."""
     sha256: str
-    """Of the file, in hexadecimal digits."""
+    """The SHA-256 of the file in hexadecimal digits."""
     head: int
     """CRC-32 of its first HEAD_BYTES bytes."""
 
@@ -54,7 +54,7 @@ class Places(NamedTuple):
     shards: tuple[str, ...]
     """[S] names of the shards."""
     prefix: str
-    """What leads from the folder that was packed to the folder of the split, such as `train/`."""
+    """The path from the folder that was packed to the folder of the split, such as `train/`."""
     images: NDArray[np.void]
     """[N] of IMAGE: one array, which workers share or copy at little cost."""
 

@@ -172,7 +172,7 @@ class FileSource:
     """The values of more than 8 bits a channel that become 0 and 255, as `decode` takes them."""
     remarks: tuple[str, ...] = ()
     places: Places | None = None
-    """Where in the shards the images lie; None where each is a file of its own."""
+    """The places of the images in the shards; None where each is a file of its own."""
 
     @property
     def device(self) -> torch.device:

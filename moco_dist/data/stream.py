@@ -49,9 +49,9 @@ class StreamKeys:
 
     seed: int
     order: randomness.Stream
-    """What the order of an epoch is drawn from."""
+    """The keyed random numbers that the order of an epoch is drawn from."""
     view: randomness.Stream
-    """What crops and augmentations are drawn from."""
+    """The keyed random numbers that crops and augmentations are drawn from."""
     lesson: int | None = None
     """The number of the lesson, where several are learnt with one seed. Its views are then keyed by their place in the
     whole lesson, not by epoch and sample."""
@@ -97,8 +97,8 @@ class BatchStream(Dataset[Batch]):
     among: Indices | None = None
     """[m] places in the source that the stream is about; None for all."""
     own_places: Callable[[int, int], Indices] | None = None
-    """Of a step and the length of its batch: where the images stand whose second view this rank augments, [n]; None
-    where each rank augments its own."""
+    """A function of a step and the length of its batch. It gives the places of the images whose second view this rank
+    augments, [n]. None where each rank augments its own."""
     _order: tuple[int, Indices] = field(default=(-1, np.empty(0, dtype=np.int64)), init=False, repr=False)
     """The epoch of the last batch, and its order."""
 

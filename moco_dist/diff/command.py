@@ -18,7 +18,7 @@ from moco_dist.errors import UserError, masked, printable, shown
 from moco_dist.run import comparison, paths
 
 EQUAL, DIFFERENT = 0, 1
-"""What the command exits with."""
+"""The exit statuses of the command."""
 
 
 def run(arguments: Sequence[str]) -> int:

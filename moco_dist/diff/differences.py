@@ -23,7 +23,7 @@ class Difference:
     one: Any
     other: Any
     effect: configs.Effect
-    """What it can make different; "none": it cannot move a number."""
+    """The most that the difference can change; "none": it cannot move a number."""
 
     @property
     def recorded(self) -> bool:

@@ -30,7 +30,7 @@ class Side:
     evaluations: Mapping[int, Row]
     """Rows of evaluations by step."""
     starts: tuple[provenance.Start, ...]
-    """What each start ran on; empty in a run of an earlier revision."""
+    """The machine and software of each start; empty in a run of an earlier revision."""
 
     def value(self, key: str) -> Any:
         """Return the value of a key; of one that came after the run, the default."""

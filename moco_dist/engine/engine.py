@@ -35,7 +35,7 @@ class Details:
     of_rank: Mapping[str, float] = field(default_factory=dict)
     """Numbers of this rank, to be told of each rank; the names are the same on all ranks."""
     compare_ranks: bool = False
-    """Whether fingerprints of all parameters and buffers, which are to be equal on all ranks, are compared."""
+    """True where the ranks compare fingerprints of all parameters and buffers, which are to be equal on all of them."""
 
 
 class _Passes(NamedTuple):
@@ -78,9 +78,9 @@ class Engine(ABC):
         self.skipped = False
         """Tells whether the last step left the weights alone, since its fp16 gradients overflowed."""
         self.skipped_steps = 0
-        """How many steps of the run have left the weights alone."""
+        """The number of the run's steps that have left the weights alone."""
         self.remarks: list[str] = []
-        """How the networks are computed, in words for people."""
+        """Sentences for people on how the networks are computed."""
 
     @abstractmethod
     def _parts(self) -> int:

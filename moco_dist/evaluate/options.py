@@ -20,7 +20,7 @@ _CHOICES = {"solver": ("auto", "lbfgs", "sgd"), "features": ("backbone", "head")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for; each field has its meaning in the help text of `_parser`."""
+    """The options of the command line; the help text of `_parser` explains each field."""
 
     path: Path
     config: list[str]

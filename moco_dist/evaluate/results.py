@@ -23,14 +23,14 @@ def digest(*values: object) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """What the result in a cell depends on."""
+    """The settings that the result in a cell of the table depends on."""
 
     method: str
     labels: int | None
     """Labels of a draw; None: all."""
     draw: int
     split: str
-    """What the held-out images are: test or validation."""
+    """The kind of the held-out images: test or validation."""
     settings: str
     """Digest of all else that counts: weights, images, config, revisions, versions of libraries."""
 

@@ -29,7 +29,7 @@ class Outcome:
     predicted: Tensor
     """[n] classes of the held-out images, on the CPU."""
     notes: dict[str, float] = field(default_factory=dict)
-    """What was chosen or seen on the way."""
+    """Figures that were chosen or measured on the way."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Subject:
     config: Config
     world: World
     encoder: resnet.Encoder
-    """In evaluation mode, on the device."""
+    """The encoder in evaluation mode, on the device."""
     digest: str
     """sha256 of the backbone's weights."""
     head_digest: str

@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
     evidence: str = ""
     """A sentence with the numbers and the steps that they are of."""
     proposal: Proposal | None = None
-    """What to change; every bad judgement has one."""
+    """The change that is advised; every bad judgement has one."""
 
 
 @dataclass(frozen=True)

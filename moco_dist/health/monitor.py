@@ -25,15 +25,15 @@ class _Standing:
     """A standing says how a rule stands after the rows so far."""
 
     finding: Finding | None = None
-    """What is wrong now."""
+    """The fault that holds now; None where there is none."""
     streak: int = 0
     """Judgements in a row that speak against what holds now."""
     judged: bool = False
-    """Whether there was anything to judge by."""
+    """True once there was anything to judge by."""
     in_books: bool = False
-    """Whether the rows tell of the finding, and not yet of its end."""
+    """True while the rows tell of the finding, and not yet of its end."""
     ended: list[Finding] = field(default_factory=list)
-    """What was wrong, and is no more."""
+    """Faults that held earlier, and hold no more."""
 
     def end(self, step: int) -> None:
         """Let the finding end at a step."""
@@ -54,7 +54,7 @@ class Diagnosis:
     unchecked: dict[str, str]
     """Rules that were not judged, and why."""
     learned: str
-    """How loss and accuracies have gone, in a sentence; empty where there are no rows."""
+    """A sentence on the course of loss and accuracies; empty where there are no rows."""
     last_step: int
 
     @property

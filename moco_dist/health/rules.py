@@ -16,7 +16,7 @@ class Rule:
 
     name: str
     title: str
-    """What is wrong, for people."""
+    """The name of the fault, for people."""
     judge: Callable[[Course], Judgement | None]
     """Returns None where the run has not come so far, or where the rule does not concern it."""
     figures: tuple[str, ...]
@@ -147,7 +147,7 @@ RULES = (
     ),
 )
 TITLES = {rule.name: rule.title for rule in RULES}
-"""What is wrong, for people, by the name of the rule."""
+"""The name of each fault, for people, by the name of its rule."""
 
 
 def told(row: Mapping[str, Any]) -> tuple[str, str]:

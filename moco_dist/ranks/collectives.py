@@ -49,7 +49,7 @@ class World(Rank):
 
     device: torch.device
     _memory: list[SharedMemory | None] = field(default_factory=list, repr=False, compare=False)
-    """What the ranks of one machine share, once they have asked for it; None where they cannot."""
+    """Memory that the ranks of one machine share, once they have asked for it; None where they cannot."""
     waits: Waits = field(default_factory=Waits, repr=False, compare=False)
 
     @classmethod

@@ -23,7 +23,7 @@ ACCELERATOR = "cuda"
 """The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""
 
 _GROUPS, _GROUPS_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-"""Where Linux names this process's control groups, and where they lie."""
+"""The file in which Linux names this process's control groups, and the folder in which they lie."""
 _TRIM_THRESHOLD, _MOST_MAPPINGS = -1, -4
 """Two of glibc's parameters (`man mallopt`): how much freed memory it keeps, and how many blocks it maps singly."""
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from moco_dist.errors import UserError
 
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""What a launcher of ranks tells each of them."""
+"""Variables that a launcher of ranks sets for each of them."""
 _OF_MEETING = ("MASTER_ADDR", "MASTER_PORT")
-"""What it tells beside, where there are several: the place where they meet."""
+"""Variables that it sets too where there are several ranks: the address where they meet."""
 _LET_RANK_0_SPEAK_SECONDS = 10.0
 
 
@@ -22,11 +22,11 @@ class Rank:
     """A rank is one process of a run, as torchrun's environment describes it; it has met no other yet."""
 
     rank: int
-    """Its number among all ranks."""
+    """The number of this rank among all ranks."""
     size: int
-    """How many ranks there are."""
+    """The number of ranks."""
     local_rank: int
-    """Its number among the ranks of its node."""
+    """The number of this rank among the ranks of its node."""
     quiet: bool = field(default=False, kw_only=True, compare=False)
     """This says whether the rank prints nothing but warnings."""
 

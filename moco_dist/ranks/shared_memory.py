@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _FOLDER = Path("/dev/shm")
-"""Where Linux keeps files in memory; a container has one of its own."""
+"""The folder whose files Linux keeps in memory; a container has one of its own."""
 
 
 class SharedMemory:

@@ -15,14 +15,14 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast the ranks of a world are."""
+    """The speed of the ranks of a world, and its slowest rank."""
 
     gib_per_second: float
     """Numbers that are averaged over all ranks in a second, as gradients are; 0 for a world of one."""
     slowest: int
     """The rank that takes longest for a product of matrices."""
     slower: float
-    """How many times as long as the median rank it takes."""
+    """The slowest rank takes this many times as long as the median rank."""
 
 
 def measure(world: World) -> Speed:

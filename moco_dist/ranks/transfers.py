@@ -32,7 +32,7 @@ class Waits:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """How long the host has waited so far, as the CPU's ranks do."""
+        """The time that the host has waited so far, as the CPU's ranks do."""
         self._events: list[tuple[Any, Any]] | None = None
 
     def begin_events(self) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 _GRACE_SECONDS = 5.0
 _TEARDOWN_SECONDS = 45.0
-"""What torchrun and the other ranks take to end, with the 30 s that torchrun gives a rank that heeds no SIGTERM.
+"""Torchrun and the other ranks take this long to end, with the 30 s that it gives a rank that heeds no SIGTERM.
 
 The job is over by the timeout, not only told of it; a timeout under 90 s leaves half of itself.
 """

@@ -50,7 +50,7 @@ class Panel:
     section: str
     figures: tuple[str, ...]
     labels: tuple[str, ...]
-    """What each figure is called beside the others."""
+    """The label of each figure beside the others."""
     meaning: str
 
 

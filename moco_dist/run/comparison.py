@@ -14,7 +14,7 @@ from moco_dist.run.figures import is_measured
 from moco_dist.run.rows import Row, is_evaluation, is_training
 
 _NOT_COMPARED = ("step", "epoch", "checkpoint_failures")
-"""What says where a row stands, and what counts the failures of a disk."""
+"""Figures that say where a row stands, and the one that counts the failures of a disk."""
 
 
 def counts(name: str) -> bool:

@@ -62,7 +62,7 @@ class RunDirectory:
     def __init__(self, folder: Path, goes_on_by: str = "the same command") -> None:
         self.folder, self.paths, self.goes_on_by = folder, paths.RunPaths(folder), goes_on_by
         self.ours = False
-        """Whether this job has the lease; on every rank."""
+        """True on every rank where this job has the lease."""
         self._lease: lease.Lease | None = None
 
     def open(self) -> None:

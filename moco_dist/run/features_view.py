@@ -46,13 +46,13 @@ class FeaturesView:
     step: int
     """Steps that the encoder has learnt; 0 where that is not known."""
     split: str
-    """What the held-out images are: test or validation."""
+    """The kind of the held-out images: test or validation."""
     images: int
     """Held-out images."""
     classes: list[str]
     """Names of the classes."""
     projection: str
-    """How the map is made: `PCA` or `t-SNE`."""
+    """The method that made the map: `PCA` or `t-SNE`."""
     points: list[tuple[float, float]]
     """[n] places on the map of some of the held-out images, 0 to 1."""
     labels: list[int]

@@ -17,7 +17,7 @@ class Figure:
     """A figure is a number that rows tell under a name."""
 
     name: str
-    """As in the rows; `<i>` stands for the number of a node, counted from 0 in the order of ranks."""
+    """The figure's name in the rows; `<i>` stands for the number of a node, counted from 0 in the order of ranks."""
     unit: str
     """Empty for a number without one."""
     section: Section

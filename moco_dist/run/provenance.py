@@ -17,7 +17,7 @@ from moco_dist.run import code
 from moco_dist.run.paths import RunPaths
 
 Start = Mapping[str, Any]
-"""What one start ran on; a key is missing where it was not recorded."""
+"""The machine and software of one start; a key is missing where it was not recorded."""
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "time": (str,),

@@ -1,4 +1,4 @@
-"""How a run stands, in `status.json`: for launchers, scripts and later starts of the same run."""
+"""`status.json` says how a run stands: to launchers, to scripts and to later starts of the same run."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from moco_dist.run.paths import RunPaths
 State = Literal["running", "done", "stopped", "user_error", "diverged", "crashed"]
 
 EXIT_CODES: dict[State, int] = {"done": 0, "user_error": 2, "stopped": 75, "diverged": 1, "crashed": 1}
-"""What a process exits with that ends a run in this state."""
+"""The exit status of a process that ends a run in this state."""
 
 FINAL: frozenset[State] = frozenset({"stopped", "user_error", "diverged"})
 """States of a run that a restart of torchrun's own would not help."""
@@ -21,7 +21,7 @@ FINAL: frozenset[State] = frozenset({"stopped", "user_error", "diverged"})
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands; `state` is None where nothing is written, or nothing that can be read."""
+    """The state of a run; `state` is None where nothing is written, or nothing that can be read."""
 
     state: State | None = None
     step: int = 0

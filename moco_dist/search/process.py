@@ -30,7 +30,7 @@ from moco_dist.search.nearest import Nearest
 from moco_dist.search.request import Request
 
 _SPARE = 8
-"""So many images are kept beyond those to be shown, since names in the folder may be links to the query itself."""
+"""This many images are kept beyond those to be shown, since names in the folder may be links to the query itself."""
 
 
 class Neighbour(NamedTuple):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 PLAIN_SECONDS = 30.0
 
 _GONE = (OSError, ValueError)
-"""What a stream raises that is gone or closed."""
+"""The errors of a stream that is gone or closed."""
 
 
 class Progress:

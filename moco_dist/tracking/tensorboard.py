@@ -21,7 +21,7 @@ from moco_dist.run.rows import Row, is_finding
 from moco_dist.tracking.names import by_section
 
 _MARK_SECONDS = 2.0
-"""How often the mark is moved; what lies behind it is written again by the next start."""
+"""The mark is moved this often; the next start writes again what lies behind it."""
 
 
 @dataclass

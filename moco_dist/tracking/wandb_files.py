@@ -13,7 +13,7 @@ from typing import Any
 from moco_dist import files
 
 KINDS = ("train", "eval")
-"""What the names of figures at W&B begin with: those of training, and of evaluations."""
+"""The prefixes of figures' names at W&B: those of training, and of evaluations."""
 
 
 def fixed_id(folder: Path) -> str:

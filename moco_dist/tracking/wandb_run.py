@@ -27,7 +27,7 @@ from moco_dist.tracking.guard import reason
 _MOST_TITLE = 63
 """Characters of an alert's title at most."""
 _JOB = {"slurm_job": "SLURM_JOB_ID", "nodes": "SLURM_JOB_NODELIST", "ranks": "WORLD_SIZE"}
-"""What is told of the job of each start, and the variables that have it."""
+"""The facts on the job of each start that W&B is told, and the variables that hold them."""
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class WandbRun:
     run_dir: Path
     """The run directory; everything of W&B's lies in its `wandb/`."""
     config: Config
-    """Its `track.wandb` beats the WANDB_MODE variable. Online falls back to offline where the server cannot be had."""
+    """The config of the run. `track.wandb` beats WANDB_MODE; online falls back to offline without an answer."""
     rows: Sequence[Row] = ()
     """Rows of metrics.jsonl, up to the step this start begins at."""
     say: Callable[[str], None] = log.info

@@ -40,7 +40,7 @@ class Books:
         self.recorded_at = time.monotonic()
         self._seconds_of_row = self._waited_of_row = 0.0
         self.stalled_seconds = 0.0
-        """How long training stood still for checkpoints since the last row."""
+        """The time that training has stood still for checkpoints since the last row."""
 
     def record(self, reading: Reading) -> tuple[bool, bool]:
         """Write the row of a step.

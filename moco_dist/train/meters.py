@@ -10,7 +10,7 @@ from moco_dist.ranks.busy import BusyTime
 from moco_dist.ranks.collectives import World
 
 _UNKNOWN = -1.0
-"""What a rank tells that cannot measure something; all ranks tell the same names."""
+"""The value that a rank tells where it cannot measure a figure; all ranks tell the same names."""
 _GIB = 2**30
 
 

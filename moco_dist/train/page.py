@@ -8,7 +8,7 @@ from moco_dist.errors import reason
 from moco_dist.run.paths import RunPaths
 
 PATIENCE_SECONDS = 2.0
-"""How long the end of a run waits for its page."""
+"""The end of a run waits this long for its page."""
 
 
 def leave(folder: Path, warn: Callable[[str], None]) -> bool:

@@ -10,7 +10,7 @@ from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import Row, is_evaluation, is_training, read_rows
 
 STEPS = 50
-"""So many steps are replayed where the command line does not say it."""
+"""The number of steps that are replayed where the command line gives none."""
 _TO_CHECKPOINT = 4 * STEPS
 """Within so many, the replay goes on to a later checkpoint, whose state says more than any loss."""
 

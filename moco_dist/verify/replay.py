@@ -25,7 +25,7 @@ from moco_dist.verify.plan import Plan
 _NOT_COMPARED = {"config"}
 """Keys of a state that a replay has otherwise: its directory, and what the command line overrides."""
 _HOW = {"fused", "foreach"}
-"""What a state says of how its optimizer computes, which must not show in a number."""
+"""Options in a state that say how its optimizer computes, which must not show in a number."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class StateComparison:
     problem: str = ""
     """Why the checkpoint could not be read."""
     gone: bool = False
-    """Whether the run has removed the checkpoint meanwhile, as it does with old ones."""
+    """True where the run has removed the checkpoint meanwhile, as it does with old ones."""
 
     @property
     def equal(self) -> bool:

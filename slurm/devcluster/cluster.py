@@ -22,7 +22,7 @@ _LEFT_OVERS = ("slurmscriptd", "srun", "salloc", "sbatch", "sattach")
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """What of a cluster is up."""
+    """The state of a cluster's daemons and nodes."""
 
     daemons: dict[str, bool]
     """Each daemon, and whether it lives."""
@@ -31,7 +31,7 @@ class ClusterStatus:
 
     @property
     def up(self) -> bool:
-        """Whether all daemons live and all nodes take jobs."""
+        """True where all daemons live and all nodes take jobs."""
         return all(self.daemons.values()) and all(map(_in_service, self.nodes.values()))
 
 
@@ -62,12 +62,12 @@ class Cluster:
 
     @property
     def exists(self) -> bool:
-        """Whether a cluster was ever started in the directory."""
+        """True where a cluster was ever started in the directory."""
         return directory.read(self.directory) is not None
 
     @property
     def settings(self) -> Settings:
-        """What the cluster is like. Raises Misuse where there is none in the directory."""
+        """The settings of the cluster. Raises Misuse where there is none in the directory."""
         return self._record().settings
 
     @property

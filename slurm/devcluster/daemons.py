@@ -34,7 +34,7 @@ class Daemon:
     name: str
     command: tuple[str, ...]
     address: tuple[str, int] | Path
-    """Where it listens once it is ready."""
+    """The address or socket at which the daemon listens once it is ready."""
     node: str | None = None
 
     def pids(self) -> set[int]:

@@ -20,14 +20,14 @@ PROCTRACKS = ("linuxproc", "cgroup")
 _LIMITS = {"nodes": (1, 64), "cpus": (1, 1024), "gpus": (0, 64), "port": (1024, 65400)}
 _TEMPLATES = Path(__file__).parent / "conf"
 _LONGEST_SOCKET = "/spool/127.0.0.11/127.0.0.11_67043328.4294967291"
-"""What SLURM appends for the socket of a job's step, with its greatest job and step."""
+"""The path that SLURM appends for the socket of a job's step, with its greatest job and step."""
 _SOCKET_BYTES = 107
 _FILE = "cluster.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a cluster is to be like.
+    """The settings that a cluster is started with.
 
     Raises:
         Misuse: a value that no cluster can have, or not on this machine.
@@ -39,17 +39,17 @@ class Settings:
     gpus: int = 4
     """Fake GPUs of each node: a job gets a real CUDA_VISIBLE_DEVICES, and /dev/null behind it."""
     accounting: bool = True
-    """Whether there is sacct, which needs slurmdbd and MariaDB."""
+    """True where there is sacct, which needs slurmdbd and MariaDB."""
     proctrack: str = "linuxproc"
-    """How a job's processes are known: by their parents (linuxproc), or by cgroup, as most clusters do."""
+    """The way to know a job's processes: by their parents (linuxproc), or by cgroup, as most clusters do."""
     port: int | None = None
     """First of the ports, one for each daemon; unset, a free range is looked for."""
     preempt_signal: bool = True
-    """Whether a preempted job gets its own signal (USR2) or SIGTERM."""
+    """True where a preempted job gets its own signal (USR2); else it gets SIGTERM."""
     own_hostnames: bool = False
-    """Whether a job's hostname is its node's name, and not the machine's."""
+    """True where a job's hostname is its node's name, and not the machine's."""
     name: str = "devcluster"
-    """What SLURM calls the cluster, as in `sbatch --clusters`."""
+    """SLURM's name for the cluster, as in `sbatch --clusters`."""
     beside: str | None = None
     """Directory of another cluster whose accounting this one shares, so that commands of one reach the other."""
 
@@ -84,7 +84,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Record:
-    """What the commands of a cluster know of it: its settings, and the first of its ports."""
+    """The settings of a cluster and the first of its ports, which its commands read."""
 
     settings: Settings
     port: int

@@ -41,7 +41,7 @@ def group_of_one() -> Iterator[None]:
 
 
 def test_the_steps_of_the_baselines_are_ours(group_of_one: None) -> None:
-    """From the same weights, queue and views they have the same losses; a shuffle within one rank changes nothing.
+    """They have the same losses from the same weights, queue and views; a shuffle within one rank changes nothing.
 
     After two steps on noise, rounding errors have grown too large to compare.
     """

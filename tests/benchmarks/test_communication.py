@@ -1,4 +1,4 @@
-"""What the ranks of a step send each other: counted in real steps, and as the formula says."""
+"""The traffic between the ranks of a step is counted in real steps, and is as the formula says."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def counts(world: World) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def counted(ranks: Ranks) -> dict[int, list[list[dict[str, Any]]]]:
-    """What each rank counts of each case, on 2 and 4 ranks."""
+    """Count the traffic of each rank in each case, on 2 and 4 ranks."""
     return {size: ranks.run(size, counts) for size in (2, 4)}
 
 
@@ -72,7 +72,7 @@ def test_the_images_of_all_to_all_do_not_grow_with_the_ranks(counted: dict[int, 
 
 
 def test_buckets_are_those_of_ddp() -> None:
-    """For networks larger than those that are counted, too."""
+    """The buckets agree for networks larger than those that are counted, too."""
     sizes = (100, 3_000_000, 5_000_000, 9_000_000, 1_000, 400_000, 20, 200_000)
     shapes = Shapes(image=1, dim=1, queue_size=1, parameters=sizes, channels=())
     last_first = [torch.empty(numbers) for numbers in reversed(sizes)]

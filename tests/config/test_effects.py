@@ -1,4 +1,4 @@
-"""Which keys of the config can change what of a run."""
+"""Each key of the config can change what its declared effect says, and no more."""
 
 from __future__ import annotations
 

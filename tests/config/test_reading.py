@@ -1,4 +1,4 @@
-"""How a config is read: text stays text, numbers are plain, no key stands twice, anchors work, W&B's variables."""
+"""A config is read so: text stays text, numbers are plain, no key stands twice, anchors work, W&B's variables count."""
 
 from __future__ import annotations
 

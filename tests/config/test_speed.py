@@ -1,4 +1,4 @@
-"""What `device.compile` and `device.channels_last` mean where they are auto."""
+"""`device.compile` and `device.channels_last` have a documented meaning where they are auto."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the data share: configs, images, files and draws."""
+"""The tests of the data share these configs, images, files and draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the bytes of a file to pixels: depth, orientation, palettes, channels, and decoders that fail."""
+"""Files are decoded to pixels: depth, orientation, palettes, channels, and decoders that fail."""
 
 from __future__ import annotations
 

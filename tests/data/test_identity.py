@@ -108,7 +108,7 @@ def test_images_in_memory_are_told_apart_by_every_pixel(tmp_path: Path) -> None:
 
 
 def see(world: World, roots: list[str]) -> str:
-    """What this rank is told, where each rank has a folder of its own."""
+    """Return what this rank is told, where each rank has a folder of its own."""
     config = folder_of(Path(roots[world.rank]))
     try:
         sources.on_all_ranks(config, world, sources.load)

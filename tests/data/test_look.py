@@ -55,7 +55,7 @@ def tree_of(root: Path, train: int, held_out: int = 0, side: int = 16) -> Path:
 
 
 def looked_at(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command prints, on one line, so that the width of the table does not count."""
+    """Return what the command prints on one line, so that the width of the table does not count."""
     assert command.run(["look", *map(str, arguments)]) == 0, capsys.readouterr().err
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
@@ -81,7 +81,7 @@ def survey_of(images: int, side: int, channels: int = 3, held_out: int = 0, clas
 def test_every_proposal_is_a_config_that_fits(
     images: int, side: int, channels: int, held_out: int, classes: int, gpus: int
 ) -> None:
-    """For any folder: the config is valid, the batch lies on the ranks, neither it nor the queue exceeds the data."""
+    """The config is valid for any folder, the batch lies on the ranks, neither it nor the queue exceeds the data."""
     folder = survey_of(images, side, channels, held_out, classes or images + 1)
     if folder.trained_images < 2 * gpus:
         with pytest.raises(UserError, match=r"--gpus"):
@@ -220,7 +220,7 @@ def test_the_proposed_range_is_what_the_trainer_has_no_doubt_of(
 
 
 def test_no_range_is_proposed_for_what_has_no_use_of_it(tmp_path: Path) -> None:
-    """Of colours of 16 bits, PIL reads the upper 8, whatever the range is."""
+    """PIL reads the upper 8 bits of colours of 16, whatever the range is."""
     rows = np.random.default_rng(0).integers(0, 4096, (16, 16 * 3)).astype(">u2")
     parts = [(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))]
     parts += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))), (b"IEND", b"")]
@@ -269,7 +269,7 @@ def test_held_out_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
 
 
 def test_no_image_is_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without train/, the root is trained on as a whole, its val/ too."""
+    """The root is trained on as a whole where it has no train/, its val/ too."""
     root = tree_of(tmp_path, train=0, held_out=8)
     text = looked_at(capsys, root)
     assert "images 8, all of them read" in text and "0 files repeat" in text and "as a whole, with what may be" in text

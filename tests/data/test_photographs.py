@@ -99,7 +99,7 @@ def test_crops_are_never_enlarged_by_the_reduction(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("sides", [(64, 96), (61, 99)])
 def test_both_decoders_give_the_same_pixels(sides: tuple[int, int], subsampling: int) -> None:
-    """So a run may go on where the quick one is missing."""
+    """A run may therefore go on where the quick one is missing."""
     file = io.BytesIO()
     scene(*sides).save(file, "JPEG", subsampling=subsampling)
     for channels in (1, 3):

@@ -1,4 +1,4 @@
-"""What is looked at ahead of a run: ranges of values, sizes, pixel statistics."""
+"""A sample of the images is measured ahead of a run: ranges of values, sizes, pixel statistics."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_shards_hold_what_the_folder_held(odd: Path, split: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_evaluation_sees_the_same(odd: Path, channels: int) -> None:
-    """The same pixels, and the same images replaced; decoders word some reasons otherwise where there is no file."""
+    """It sees the same pixels and replaces the same images; some reasons are worded otherwise where no file is."""
     folder, of_shards = both(odd, packed(odd), channels=channels, value_range=[0, 65535])
     (one, bad), (two, bad_too) = (source.centred(np.arange(len(source)), 8) for source in (folder, of_shards))
     assert torch.equal(one, two)

@@ -20,7 +20,7 @@ from tests.nobody import as_nobody
 
 
 def recursive(root: Path, below: str = "") -> Iterator[str]:
-    """What the walk must give in a tree without links: folder by folder, in the order of the names."""
+    """Yield what the walk must give in a tree without links: folder by folder, in the order of the names."""
     for name in sorted(entry.name for entry in (root / below).iterdir()):
         path = f"{below}/{name}" if below else name
         if name.startswith("."):

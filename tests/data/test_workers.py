@@ -1,4 +1,4 @@
-"""How many data workers there are, how they start beside a device, and what they share."""
+"""Data workers have their number from the config or the machine, start beside a device, and share large arrays."""
 
 from __future__ import annotations
 

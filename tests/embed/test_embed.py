@@ -366,7 +366,7 @@ def embed_where_one_rank_cannot_read(world: World, options: Options, broken: dic
 
 
 def test_an_image_that_one_rank_alone_cannot_read(run_dir: Path, images: Path, ranks: Ranks) -> None:
-    """Of chunks of three images, rank 0 takes the first and the third, and rank 1 the second."""
+    """Rank 0 takes the first and the third chunk of three images, and rank 1 the second."""
     options = Options(run_dir, images, overrides={"data.workers": 0}, batch=3)
     names = embed_on(World(0, 1, 0, torch.device("cpu")), options, None)[0]
     both = ranks.run(2, embed_where_one_rank_cannot_read, options, {0: names[4], 1: names[3]})

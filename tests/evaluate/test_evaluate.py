@@ -41,7 +41,7 @@ METHODS = [
 
 @pytest.fixture(scope="module")
 def fresh_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run on digits leaves, with an encoder as it began."""
+    """Make what a run on digits leaves, with an encoder as it began."""
     folder = tmp_path_factory.mktemp("run")
     config = configs.load(None, ["model.width=8"])
     (folder / "config.yaml").write_text(configs.dump(config))

@@ -29,7 +29,7 @@ def numbered(count: int) -> ArraySource:
 
 
 def chosen(data: sources.Data) -> tuple[list[int], list[int]]:
-    """Which images of `numbered` are bank and queries."""
+    """Return which images of `numbered` are bank and queries."""
     assert data.bank is not None and data.bank.labels is not None
     assert data.queries is not None and data.queries.labels is not None
     return data.bank.labels.tolist(), data.queries.labels.tolist()

@@ -39,7 +39,7 @@ def share(rows: Tensor, labels: Tensor) -> Features:
 
 
 def shares(size: int) -> dict[str, list[Tensor]]:
-    """Which images of the bank lie on which rank."""
+    """Return the images of the bank that lie on each rank."""
     return {
         "in turns": [torch.arange(rank, BANK, size) for rank in range(size)],
         "odd, backwards": list(torch.arange(BANK).flip(0).tensor_split([5, 8, 8][: size - 1])),
@@ -114,7 +114,7 @@ def test_scores_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Gathered(World):
-    """As if the other ranks had brought nothing: what stays of a mean is its division by any number of ranks."""
+    """A world whose other ranks bring nothing: what stays of a mean is its division by any number of ranks."""
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:

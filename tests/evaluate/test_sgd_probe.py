@@ -50,7 +50,7 @@ def encode(x: Tensor) -> Tensor:
 
 
 def normalisation() -> Augment:
-    """Of a run whose augmentation is not that of the probe."""
+    """Return the normalisation of a run whose augmentation is not that of the probe."""
     return Augment(augment.Recipe.of(DataSection(augmentation="v2")), MEAN, STD)
 
 

@@ -1,4 +1,4 @@
-"""What a check is told and what it tells."""
+"""A check is told its setting, and tells its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moco_dist.ranks.collectives import World
 
 
 class Result(NamedTuple):
-    """Whether a check passed, and the figures that decided it, in one line."""
+    """The verdict of a check, and the figures that decided it, in one line."""
 
     passed: bool
     figures: str
@@ -20,7 +20,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a check runs.
+    """The device that a check runs on, and its sizes.
 
     On the CPU it is a small variant: the same lines, with smaller sizes, and without what the CPU does not have.
     """

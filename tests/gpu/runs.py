@@ -25,7 +25,7 @@ FIRST, LAST = range(11, 21), range(51, 61)
 """Steps whose mean losses are compared: the queue is full before the first of them."""
 LEAST_KNN = 0.95
 LIMIT, FINE_TUNED_LIMIT = 0.01, 0.03
-"""How far accuracies on two devices may be apart: rounding moves a probe by an image or two, but 400 steps by more."""
+"""Accuracies on two devices may be this far apart: rounding moves a probe by an image or two, but 400 steps by more."""
 SLOW_SECONDS = 400
 PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -90,7 +90,7 @@ def resume(setting: Setting) -> Result:
 
 
 def evaluation(setting: Setting) -> Result:
-    """What the evaluation finds on the device is what it finds on the CPU."""
+    """The evaluation finds on the device what it finds on the CPU."""
     run_dir, tables = setting.folder / "run", {}
     with Job(run_dir, 0, _settings(setting, **{"optim.steps": 44})) as job:
         assert job.wait(SLOW_SECONDS) == 0, job.log

@@ -1,4 +1,4 @@
-"""What the launcher's tests share."""
+"""The launcher's tests share these fixtures."""
 
 from __future__ import annotations
 

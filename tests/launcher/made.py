@@ -20,7 +20,7 @@ from moco_dist.run import status
 
 
 def replace_sleep(monkeypatch: pytest.MonkeyPatch, module: ModuleType, sleep: Callable[[float], None]) -> None:
-    """Of one module alone: the threads of others sleep on."""
+    """Replace the sleep of one module alone: the threads of others sleep on."""
     monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
 
 
@@ -66,7 +66,7 @@ def job_in(
     stage: str | None = None,
     executor: Literal["slurm", "local"] = "slurm",
 ) -> tuple[Config, Submission]:
-    """What preflight checks: a config with another run directory, and its submission."""
+    """Make what preflight checks: a config with another run directory, and its submission."""
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(run_dir)})})
     return config, Submission(profile=profile, nodes=nodes, stage=stage, executor=executor)
 

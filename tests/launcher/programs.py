@@ -34,7 +34,7 @@ class Programs:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._bin, self._logs = folder / "bin", folder / "given"
         self.sent = folder / "sent"
-        """Where sbatch leaves the scripts that it is given: 12.sh, 13.sh ..."""
+        """The folder in which sbatch leaves the scripts that it is given: 12.sh, 13.sh ..."""
         for place in (self._bin, self._logs, self.sent):
             place.mkdir(parents=True)
         monkeypatch.setenv("PATH", f"{self._bin}{os.pathsep}{os.environ['PATH']}")

@@ -46,7 +46,7 @@ def _nothing_is_remembered() -> None:
 
 
 def errors(*overrides: str, run_dir: Path, stage: str | None = None) -> list[str]:
-    """Of a job of one rank on this machine."""
+    """Return preflight's errors of a job of one rank on this machine."""
     config = configs.load(None, ["moco.bn_groups=1", *overrides])
     findings = preflight.check(*job_in(run_dir, config, Profile(gpus_per_node=1), stage=stage, executor="local"))
     return [one.text for one in findings if one.level == "error"]

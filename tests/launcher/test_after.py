@@ -1,4 +1,4 @@
-"""What becomes of a job whose srun has failed: it is requeued, or another job goes on with its run."""
+"""A job whose srun has failed is requeued, or another job goes on with its run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many nodes a job can use that takes from some to so many of them."""
+"""A job that takes a range of nodes uses a number of them that its batch can be shared by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the shell's environment reaches sbatch, SLURM's other commands and the job."""
+"""A part of the shell's environment reaches sbatch, SLURM's other commands and the job."""
 
 from __future__ import annotations
 

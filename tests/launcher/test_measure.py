@@ -22,7 +22,7 @@ SPEEDS = {1: 100.0, 2: 190.0, 4: 300.0}
 
 
 class Cluster:
-    """What becomes of short jobs where nobody runs them: each has its rows as soon as it is sent."""
+    """A cluster of short jobs that nobody runs: each has its rows as soon as it is sent."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, never: int | None = None) -> None:
         self.sent: list[tuple[configs.Config, Submission]] = []

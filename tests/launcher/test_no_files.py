@@ -1,4 +1,4 @@
-"""What is no file in a run directory, such as a FIFO, makes no command wait for ever."""
+"""No command waits for ever for something in a run directory that is no file, such as a FIFO."""
 
 from __future__ import annotations
 

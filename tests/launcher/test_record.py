@@ -1,4 +1,4 @@
-"""What is kept of a run, also where a job was killed while it wrote."""
+"""The record of a run is kept, also where a job was killed while it wrote."""
 
 from __future__ import annotations
 

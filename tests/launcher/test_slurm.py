@@ -1,4 +1,4 @@
-"""What is made of the answers of SLURM's commands."""
+"""The answers of SLURM's commands are read, the unusual ones too."""
 
 from __future__ import annotations
 

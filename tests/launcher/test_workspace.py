@@ -30,7 +30,7 @@ def sections(spec: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def shown(spec: dict[str, Any], name: str) -> bool:
-    """Whether a panel shows what W&B has under a name."""
+    """Tell whether a panel shows what W&B has under a name."""
     configs = [panel["config"] for panels in sections(spec).values() for panel in panels]
     return any(
         name in config.get("metrics", ()) or ("metricRegex" in config and re.search(config["metricRegex"], name))

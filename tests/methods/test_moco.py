@@ -39,7 +39,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def averaged(trace: Trace) -> Trace:
-    """With the running statistics averaged over the recorded ranks, as one process that stands for them keeps them.
+    """Average the running statistics over the recorded ranks, as one process that stands for them keeps them.
 
     Their update is linear, so the mean of the ranks' statistics is the statistic of the mean. Not so in the
     reference, whose ranks begin each step with the statistics of rank 0.

@@ -45,7 +45,7 @@ CASES += [
 
 
 class Numbers(NamedTuple):
-    """What a BatchNorm computes."""
+    """The results of a BatchNorm."""
 
     output: Tensor
     sums: Tensor

@@ -82,7 +82,7 @@ def test_apptainer_has_the_same_image() -> None:
 
 @pytest.mark.skipif(not tracked(), reason="a folder that is no checkout of git's may hold anything")
 def test_the_commands_install_moco_dist_where_only_it_is_missing(tmp_path: Path) -> None:
-    """Without an index pip can only take what is here, and fails where that is not what constraints.txt says."""
+    """Pip without an index can only take what is here, and fails where that is not what constraints.txt says."""
     place = tmp_path / "place"
     for source, name in copies():
         path = ROOT / source

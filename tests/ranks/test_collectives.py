@@ -1,4 +1,4 @@
-"""What the ranks say to each other, on 1, 2 and 4 of them."""
+"""The ranks tell each other what they shall, on 1, 2 and 4 of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank may count on."""
+"""A rank knows the cores and the memory that it may count on."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from moco_dist.evaluate import command as evaluate
 from moco_dist.ranks.rank import Rank
 
 ONE_OF_TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-"""What torchrun sets for the second of two ranks."""
+"""Variables that torchrun sets for the second of two ranks."""
 
 
 def test_the_world_that_torchrun_describes(monkeypatch: pytest.MonkeyPatch) -> None:

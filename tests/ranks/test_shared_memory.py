@@ -18,7 +18,7 @@ from moco_dist.ranks.transfers import PeerLost
 from tests.ranks import Ranks
 
 LARGE = 300_000
-"""So many numbers of 4 bytes, on every rank, are averaged in shared memory."""
+"""An array of this many numbers of 4 bytes on every rank is averaged in shared memory."""
 
 
 def averaged(world: World, folder: str) -> dict[str, Any]:

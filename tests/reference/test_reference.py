@@ -169,7 +169,7 @@ def test_theirs_goes_on_where_ours_stands() -> None:
 
 
 def test_the_momentum_counts() -> None:
-    """Without this, the tests above could not fail on a lost momentum."""
+    """The tests above could not fail on a lost momentum if this did not hold."""
     model, optimizer = theirs()
     for step in range(4):
         authors.step(model, optimizer, *images(step))

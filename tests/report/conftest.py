@@ -1,4 +1,4 @@
-"""What the tests of the report share: made runs, and a real Chromium."""
+"""The tests of the report share made runs and a real Chromium."""
 
 from __future__ import annotations
 

@@ -172,6 +172,6 @@ def test_rows_of_100_000_steps_are_thinned(tmp_path: Path) -> None:
 
 
 def test_the_library_of_curves_is_as_it_was_published() -> None:
-    """That of uPlot 1.6.32 in the registry of npm."""
+    """It is that of uPlot 1.6.32 in the registry of npm."""
     published = "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f"
     assert hashlib.sha256((Path(page.__file__).parent / "page" / "uplot.min.js").read_bytes()).hexdigest() == published

@@ -1,4 +1,4 @@
-"""What a page shows is read from a run directory, whatever state it is in."""
+"""A page is read from a run directory, whatever state it is in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each start ran on is kept, and can never stop training."""
+"""The machine and software of each start are kept, and can never stop training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to jobs on a cluster: each event does it to a run, and says how the run must end.
+"""Events that befall jobs on a cluster: each does it to a run, and says how the run must end.
 
 Every run here must end done, in one run directory with each step once, and bit for bit as a run that was left alone.
 """
@@ -34,12 +34,12 @@ class Event:
     settings: dict[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     cluster: dict[str, Any] = field(default_factory=dict)
-    """What the cluster must be like."""
+    """Settings that the cluster must have."""
     environment: dict[str, str] = field(default_factory=dict)
     """Further variables of the shell that sends the job."""
 
     def fits(self, settings: Settings) -> bool:
-        """Whether a cluster is as this event needs it."""
+        """Tell whether a cluster is as this event needs it."""
         return all(getattr(settings, key) == value for key, value in self.cluster.items())
 
 
@@ -224,7 +224,7 @@ OF_A_SHELL = {
     "SLURM_CPU_BIND": "mask_cpu:0x0",
     "SLURM_RESTART_COUNT": "5",
 }
-"""What a site's defaults, or another job, may leave in the environment."""
+"""Variables that a site's defaults, or another job, may leave in the environment."""
 
 EVENTS = (
     Event("left alone", left_alone, 1),

@@ -119,7 +119,7 @@ def command(module: ModuleType, *words: str) -> int:
 
 
 def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
-    """What `status --json` says, by the runs' names."""
+    """Return what `status --json` says, by the runs' names."""
     capsys.readouterr()
     assert command(status, "--json") == 0
     return {row["run"]: row for row in json.loads(capsys.readouterr().out)}

@@ -40,7 +40,7 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture
 def folder(slurm_programs: None, short_path: Path) -> Iterator[Path]:
-    """Where a test may start a cluster of its own; it is stopped at the end."""
+    """Give a folder in which a test may start a cluster of its own; it is stopped at the end."""
     path = short_path / "dc"
     yield path
     if (path / "cluster.json").exists():

@@ -52,7 +52,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]
 
 
 def test_a_job_that_is_left_alone(cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path) -> None:
-    """With --wait, under a name that a shell would run."""
+    """It is sent with --wait, under a name that a shell would run."""
     run_dir = tmp_path / "run"
     name = f"x; touch {tmp_path}/pwned 'it' \"is\" $(id)"
     done = launcher(cluster, *submit_arguments(run_dir, {"optim.steps": 44}, "--wait", "--job-name", name))
@@ -69,7 +69,7 @@ def test_a_job_that_is_left_alone(cluster: Cluster, reference: Callable[[int], P
 def test_one_run_through_a_killed_worker_a_time_limit_a_preemption_and_a_lost_node(
     cluster: Cluster, reference: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """And W&B has each step once, in one run."""
+    """The run ends as one that was left alone, and W&B has each step once, in one run."""
     run_dir = tmp_path / "run"
     with FakeWandb() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.env().items():

@@ -67,7 +67,7 @@ def lines(findings: list[Finding], level: str = "error") -> list[str]:
 
 
 def slurm_takes(tmp_path: Path, nodes: int, **keys: Any) -> bool:
-    """Whether SLURM would start such a job at some time, by sbatch's own test of the text that submit sends."""
+    """Tell whether SLURM would ever start such a job, by sbatch's own test of the text that submit sends."""
     sent = Sbatch(Launch(tmp_path), Submission(nodes=nodes, profile=profile_of(**keys)))
     text = sent.text()
     done = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=30)

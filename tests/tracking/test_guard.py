@@ -23,7 +23,7 @@ class Recorder:
 
     wrong: str = ""
     error: BaseException | None = None
-    """What the wrong call raises; None: it hangs until it is killed."""
+    """The error that the wrong call raises; None: it hangs until it is killed."""
     name: str = "Recorder"
     start_seconds: float = 0.1
     finish_seconds: float = 0.2

@@ -91,7 +91,7 @@ print("seconds", time.monotonic() - began)
 
 @dataclass
 class Job:
-    """What a job said."""
+    """The output of a job."""
 
     status: int
     out: str

@@ -1,4 +1,4 @@
-"""What the books tell of the time that ranks wait for batches."""
+"""The books tell of the time that ranks wait for batches."""
 
 from __future__ import annotations
 

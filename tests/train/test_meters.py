@@ -1,4 +1,4 @@
-"""What the ranks measure, and what is told of it by node."""
+"""The ranks measure themselves, and the figures are told by node."""
 
 from __future__ import annotations
 

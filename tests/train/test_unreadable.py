@@ -59,7 +59,7 @@ def test_an_image_counts_once_an_epoch(
 def test_a_held_out_image_that_is_replaced_is_named(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its label is judged by another image, so that the accuracy beside the training is not told in silence."""
+    """The label of such an image is judged by another image, so that the accuracy is not told in silence."""
     (images / "val" / "b" / "002.png").write_bytes(b"")
     command = ["data.source=imagefolder", f"data.root={images}", "data.image_size=8", "model.stem=small"]
     command += ["model.width=8", "moco.bn_groups=1", "moco.queue_size=64", "optim.global_batch=50", "optim.steps=1"]

@@ -17,7 +17,7 @@ _CHANNELS = {"1": 1, "L": 1, "LA": 1, "La": 1, "I": 1, "F": 1}
 
 
 class Measured(NamedTuple):
-    """What was measured of an image that can be decoded."""
+    """The measurements of an image that can be decoded."""
 
     name: str
     """Path of the file; in a survey, below its folder."""

@@ -22,7 +22,7 @@ _SIDES = (8, 16, 24, 28, 32, 48, 64, 96, 128, 160, 192, 224)
 _SMALL_SIDE = 64
 """Up to this side, the small stem keeps the detail that the ImageNet stem would reduce to two pixels."""
 _LARGE = 100_000
-"""From so many images on, ImageNet's settings serve; below, those of the authors' CIFAR-10 demo."""
+"""ImageNet's settings are proposed from this number of images on; below it, those of the authors' CIFAR-10 demo."""
 _DEMO_STEPS = 20_000
 """Steps of the authors' CIFAR-10 demo: 200 epochs of 97."""
 

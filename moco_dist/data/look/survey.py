@@ -43,7 +43,7 @@ class Survey:
     remarks: tuple[str, ...]
     """A line for each kind of what was passed over."""
     measured: tuple[Measured, ...]
-    """What was measured of the images that were read."""
+    """The measurements of the images that were read."""
     damaged: tuple[Unreadable, ...]
     """Images that were read and cannot be decoded."""
 

@@ -138,7 +138,7 @@ def test_what_saves_memory_and_what_costs_time() -> None:
 
 
 def test_a_process_of_its_own_measures_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From any folder, and without a word of torch in the process that asks."""
+    """It does so from any folder, and without a word of torch in the process that asks."""
     here = encoder_cost(shipped("digits"))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What preflight finds: on made-up sites, in made-up folders; tests/slurm/test_site.py asks a real SLURM."""
+"""Preflight finds faults of made-up sites and folders; tests/slurm/test_site.py asks a real SLURM."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FITS: dict[str, Any] = {"account": "vision", "qos": "normal", "gpu_type": "a100"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_remembered() -> Iterator[None]:
-    """Of the sites and folders of other tests."""
+    """Forget the sites and folders of other tests."""
     for remembered in (site.read, dataset.look):
         remembered.cache_clear()
     yield

@@ -81,7 +81,7 @@ def test_a_wrong_number_of_lines(launch: Launch) -> None:
 @pytest.mark.parametrize("length", [3, 100, logs._BLOCK - 1, logs._BLOCK, 3 * logs._BLOCK])
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_the_last_lines_of_files_of_any_size(tmp_path: Path, length: int, end: bytes) -> None:
-    """As Python counts lines, wherever the blocks of the file end."""
+    """Lines are counted as Python counts them, wherever the blocks of the file end."""
     for width in (0, 1, 7, 70_000):
         content = (b"x" * width + b"\n") * (length // (width + 1) + 2)
         file = tmp_path / "log"

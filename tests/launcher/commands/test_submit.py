@@ -107,14 +107,14 @@ STRANGE = 'it\'s $(touch evil) `touch evil` ; touch evil & "two" #1 ü|>x'
 def sbatch(
     run_dir: Path = Path("/runs/one"), name: str = "one", nodes: int = 1, after: str | None = None, **keys: Any
 ) -> Sbatch:
-    """Of a run, with a profile's keys."""
+    """Return the request of a run, with a profile's keys."""
     launch = Launch(run_dir)
     submission = Submission(name=name, nodes=nodes, profile=Profile(**keys), code="c0de")
     return Sbatch(launch, submission, after)
 
 
 def parameters(text: str) -> dict[str, str]:
-    """What the lines for sbatch say, read by a shell's rules."""
+    """Return what the lines for sbatch say, read by a shell's rules."""
     directives = [
         shlex.split(line.removeprefix("#SBATCH --")) for line in text.splitlines() if line.startswith("#SBATCH ")
     ]
@@ -242,7 +242,7 @@ class Script:
             self.text = sbatch(run_dir, name=STRANGE, container=container, setup=["export SETUP='a b'"]).text()
 
     def run(self, **environment: str) -> int:
-        """By bash. Returns the exit status."""
+        """Run the script by bash and return the exit status."""
         Path("job.sh").write_text(self.text)
         subprocess.run(["bash", "-n", "job.sh"], check=True)
         done = subprocess.run(["bash", "job.sh"], env={**os.environ, **environment}, capture_output=True, text=True)
@@ -251,7 +251,7 @@ class Script:
         return done.returncode
 
     def after(self) -> str:
-        """What launcher.after was called with."""
+        """Return what launcher.after was called with."""
         file = Path("called")
         return file.read_text() if file.exists() else ""
 

@@ -68,7 +68,7 @@ def loaded(file: sweeps.Sweep, overrides: Sequence[str] = ()) -> list[Config]:
 
 
 def mistake(text: str) -> str:
-    """What is said of a file, in one line."""
+    """Return what is said of a file, in one line."""
     with pytest.raises(UserError) as caught:
         loaded(sweeps.read(write(text)))
     assert str(caught.value).isprintable()

@@ -1,4 +1,4 @@
-"""What is seen of ranks on a node, without stopping them."""
+"""Ranks on a node are looked at without stopping them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task of the job gives its ranks, and how it names its nodes. No rank is started."""
+"""A task of the job gives its ranks their settings and names its nodes. No rank is started."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ VARIABLES = (
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Without the variables of a rank."""
+    """Take the variables of a rank from the environment."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -45,7 +45,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
-    """Of a run of a batch of 64, which 1, 2 or 4 ranks can share, but not 3."""
+    """Make the launch of a run with a batch of 64, which 1, 2 or 4 ranks can share, but not 3."""
     return make_run(tmp_path / "run")
 
 
@@ -135,7 +135,7 @@ def test_fewer_ranks_go_on_where_they_divide_the_batch(
     ranks: int,
     expected: int | None,
 ) -> None:
-    """Of as many as were asked for, the trainer itself says that they do not."""
+    """The trainer itself says that as many as were asked for cannot share it."""
     environment.setenv("WORLD_SIZE", str(world))
     assert ends(launch, ranks) == expected
     err = capsys.readouterr().err

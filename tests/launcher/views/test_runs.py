@@ -1,4 +1,4 @@
-"""How a run stands, of what its directory, the queue and the accounting say."""
+"""The state of a run follows from its directory, the queue and the accounting."""
 
 from __future__ import annotations
 
@@ -264,7 +264,9 @@ def test_the_live_jobs_of_other_folders_are_seen(here: Path, made_up: MadeUp) ->
 
 
 def test_a_live_job_without_a_record_is_seen(here: Path, made_up: MadeUp) -> None:
-    """Its folder is gone, or the record is another job's; a job that could not be requeued is part of its successor."""
+    """It is seen where its folder is gone, or the record is another job's; a job that could not be requeued is part of
+    its successor.
+    """
     make_run(here / "runs/a", job="13", earlier_jobs=("12",))
     made_up.queues("11", "RUNNING", here / "runs/a")
     made_up.queues("12", "RUNNING", here / "runs/a")

@@ -1,4 +1,4 @@
-"""What a run that SLURM has started waits for, and what its files say that goes wrong."""
+"""A run that SLURM has started tells what it waits for, and what goes wrong, in its files."""
 
 from __future__ import annotations
 
