@@ -65,6 +65,8 @@ def start_again(launch: Launch, job: str) -> bool:
     """Requeue a job as soon as SLURM answers; where it refuses, send another job. Returns whether the run goes on."""
     said, refusals, at_fault = "", 0, bad_nodes.repeated(launch)
     for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
+        if is_ending(job):  # it was cancelled meanwhile, and SLURM would bring it back
+            return False
         try:
             slurm_jobs.requeue(job)
             launch.say(f"job {job} is requeued")

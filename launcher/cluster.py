@@ -210,7 +210,8 @@ def usage() -> str:
     """Describe every key of a profile, with its default, its type and its meaning."""
     schema = Profile.model_json_schema()
     lines = ["A profile is a YAML file of these keys, each of which may be left out:", ""]
-    for prefix, section in (("", schema), ("container.", schema["$defs"]["Container"])):
+    parts = {"": schema, **{f"{key}.": schema["$defs"][key.capitalize()] for key in ("container", "notify")}}
+    for prefix, section in parts.items():
         for key, values in section["properties"].items():
             default = f": {shown(values['default'])}" if "default" in values else ""
             meaning = values.get("description") or Profile.model_fields[key].description

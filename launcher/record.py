@@ -60,7 +60,7 @@ class Submission(Section):
     started: str = ""
     """When a local job's controller started, by moco_dist.run.lease.process_start; empty for SLURM's jobs."""
     submitted: str = ""
-    """Local time, ISO 8601."""
+    """Local time with its distance from UTC, ISO 8601."""
     name: str = "moco-dist"
     """Name of the job."""
     nodes: Positive = 1
@@ -244,8 +244,9 @@ class Launch:
         """
         last = self.submission()
         jobs = {job, *(last.earlier_jobs if last and last.job == job else ())}
-        steps = [row["step"] for row in self.failures() if row["job"] in jobs]
-        return steps[-STARTS_WITHOUT_PROGRESS:] == [self.checkpoint_step()] * STARTS_WITHOUT_PROGRESS
+        failed = [row for row in self.failures() if row["job"] in jobs]
+        steps = {(row["job"], row.get("restart")): row["step"] for row in failed}  # several nodes may note one start
+        return [*steps.values()][-STARTS_WITHOUT_PROGRESS:] == [self.checkpoint_step()] * STARTS_WITHOUT_PROGRESS
 
     def give_up(self) -> str:
         """Write the note that the run makes no progress. Returns why, in words."""
@@ -259,7 +260,8 @@ class Launch:
     def say(self, line: str) -> None:
         """Print a line on stderr, and add it to the job's own log."""
         text = masked(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}")
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk
+            print(text, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), files.open_text(self.logs / "launcher.log", "a") as log:
             log.write(text + "\n")
 

@@ -20,7 +20,7 @@ from moco_dist import config as configs
 from moco_dist import packages
 from moco_dist.errors import UserError
 
-_TIME = "%Y-%m-%dT%H:%M:%S"
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 def need_submitit() -> None:

@@ -1,5 +1,6 @@
 """Ask SLURM about jobs, on whatever cluster they are, and give it orders about them."""
 
+import contextlib
 import os
 import re
 from collections.abc import Collection
@@ -200,12 +201,16 @@ def requeue(job: str) -> None:
 
 
 def redirect_dependents(old: str, new: str) -> None:
-    """Let this user's jobs that wait for a job wait for another one of its cluster. Raises Unavailable, Refused."""
+    """Let this user's jobs that wait for a job wait for another one of its cluster. Raises Unavailable, Refused.
+
+    A waiting array is changed as a whole: SLURM takes no order about `12_[0-3%2]`, as squeue calls it.
+    """
     old, (new, *cluster) = job_ids.number(old), job_ids.words(new)
-    what = (f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%i|%E", *cluster)
-    lines = slurm.call("squeue", *what).splitlines()
+    what = (f"--user={os.getuid()}", "--states=PENDING", "--noheader", "--format=%F|%E", *cluster)
+    lines = dict.fromkeys(slurm.call("squeue", *what).splitlines())
     for job, _, dependency in (line.strip().partition("|") for line in lines):
         before = re.sub(r"\([a-z]+\)", "", dependency)  # afterok:12(unfulfilled)
         redirected = re.sub(rf"(?<=:){old}(?![\d_+])", new, before)
         if redirected != before and job != new:
-            slurm.call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}", *cluster)
+            with contextlib.suppress(Refused):  # it has just begun, or ended; others still wait
+                slurm.call("scontrol", "update", f"JobId={job}", f"Dependency={redirected}", *cluster)

@@ -33,7 +33,7 @@ def dependency(text: str, cluster: str | None = None) -> str | None:
         members = [job for job in jobs_by_id.values() if job.array == name_of_job]
         jobs = [jobs_by_id[name_of_job]] if name_of_job in jobs_by_id else members
         if not jobs:  # sbatch would start the job at once
-            raise UserError.of(_KEY, text, "SLURM knows no such job", "see launcher status")
+            raise UserError.of(_KEY, text, "SLURM knows no such job", "see python -m launcher status")
         predecessors += [job_ids.number(job.id) for job in jobs if _must_wait(text, job, may_fail=may_fail)]
     kind = "afterany" if may_fail else "afterok"
     return f"{kind}:{':'.join(predecessors)}" if predecessors else None

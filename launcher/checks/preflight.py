@@ -87,6 +87,11 @@ def _check_site(there: site.Site, config: Config, submission: Submission) -> Ite
 def _check_local(submission: Submission) -> Iterator[Finding]:
     if submission.nodes > 1:
         yield finding.error("--nodes", submission.nodes, "--local runs on this machine alone", "use --nodes 1")
+    profile = submission.profile
+    for key, value in (("setup", profile.setup), ("container", profile.container and profile.container.image)):
+        if value:
+            rule = "is of no use to --local, which runs this Python in the environment of this shell"
+            yield finding.warning(key, value, rule, "see to it in this shell, or send the run to SLURM")
 
 
 def _check_shared(config: Config, submission: Submission) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,14 @@ def run(options: argparse.Namespace) -> int:
     before = {run.launch: run for run in runs.look_surely(launches)}
     running = [run for run in before.values() if run.live and not run.waits]
     saving = [run for run in running if (_terminate(run) if run.local else run.ask_to_save("TERM"))]
-    runs.wait_for_saving(saving, lambda run: _has_saved(run) or run.waits or not run.live, options.wait_seconds)
-    now = runs.look(launches)
+    try:
+        runs.wait_for_saving(saving, lambda run: _has_saved(run) or run.waits or run.ended, options.wait_seconds)
+    except KeyboardInterrupt:
+        if names := [run.name for run in saving if run.job]:
+            again = f"python -m launcher cancel {shlex.join(names)}"
+            print(f"launcher: told to save, and to keep the nodes until it is cancelled: {again}", file=sys.stderr)
+        raise
+    now = [before[run.launch] if run.slurm_error else run for run in runs.look(launches)]
     left = _end([run for run in now if run.live])
     after = {run.launch: run for run in [*now, *left]}
     codes = [_print_outcome(before[launch], after[launch]) for launch in launches]
@@ -50,14 +57,17 @@ def _end(live: Sequence[runs.Run]) -> list[runs.Run]:
     """
     launches, running = [run.launch for run in live], {run.launch for run in live if not run.waits}
 
+    def has_left(run: runs.Run) -> bool:
+        return not run.slurm_error and (run.job is None or not run.live)
+
     def is_back(run: runs.Run) -> bool:
         return run.waits and run.launch in running
 
     _cancel(live)
-    left = runs.wait(launches, lambda run: not run.live or run.job is None or is_back(run), _LEAVE_SECONDS)
+    left = runs.wait(launches, lambda run: has_left(run) or is_back(run), _LEAVE_SECONDS)
     if back := [run for run in left if is_back(run)]:
         _cancel(back)
-        left = runs.wait(launches, lambda run: not run.live or run.job is None, _LEAVE_SECONDS)
+        left = runs.wait(launches, has_left, _LEAVE_SECONDS)
     return left
 
 

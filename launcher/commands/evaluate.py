@@ -30,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     dependency = _dependency(launch)
     last = launch.submission()
     assert last is not None
+    if options.nodes and options.nodes[1] > 1:
+        raise UserError.of("--nodes", options.nodes[1], "an evaluation runs on one node", "drop it")
     submission = changed(last, options)
     if submission.profile.slurm_cluster != last.profile.slurm_cluster and dependency:
         rule = "the run's job is on another cluster, where no job can wait for it"

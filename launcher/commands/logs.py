@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher import job_ids, slurm
+from launcher import slurm
 from launcher.options import add_run
-from launcher.record import Launch
-from launcher.views import evidence, find, runs
+from launcher.record import Launch, Submission
+from launcher.views import evidence, find, runs, troubles
 from launcher.views.ends import Ends
 from moco_dist import files
 from moco_dist.errors import UserError
@@ -121,8 +121,8 @@ def _follow(logs: Logs) -> runs.Run:
 
 def _conclude(logs: Logs, run: runs.Run) -> None:
     """Say how the run stands; of one that has ended without a log, print what its batch script has said."""
-    if run.ended and not logs.ranks():
-        _print_batch_output(run, logs)
+    if run.ended and run.submission and not logs.ranks():
+        _print_batch_output(run.submission, logs)
     _print_state(run)
 
 
@@ -136,12 +136,10 @@ def _check_rank(logs: Logs, rank: int | None) -> None:
         raise UserError.of("--rank", rank, f"the run has {ranks} ranks", f"use 0 to {ranks - 1}, or --all")
 
 
-def _print_batch_output(run: runs.Run, logs: Logs) -> None:
+def _print_batch_output(submission: Submission, logs: Logs) -> None:
     """Print what the batch script and its tasks have said, for a job that ended before its ranks began."""
-    job = job_ids.number(run.submission.job) if run.submission else ""
-    files = {kind: sorted(logs.launch.submitit.glob(f"{job}_*log.{kind}")) for kind in ("err", "out")}
-    written = {kind: [f for f in files[kind] if f.is_file() and f.stat().st_size] for kind in files}
-    for path in written["err"] or written["out"]:
+    written = [file for file in troubles.outputs(logs.launch, submission) if file.stat().st_size]
+    for path in [file for file in written if file.suffix == ".err"] or written:
         print(f"launcher: no rank has written yet; the end of {path}:", file=sys.stderr, flush=True)
         with contextlib.closing(Tail(path, lines=logs.lines)) as tail:
             _print(tail.new(to_end=True))

@@ -23,7 +23,10 @@ def run(options: argparse.Namespace) -> int:
     now = inside.running(options.run_dir)
     words = _words(now, options.node, options.command)
     sys.stdout.flush()
-    return subprocess.run(words, env=environment.for_slurm(), cwd=now.launch.run_dir).returncode
+    try:
+        return subprocess.run(words, env=environment.for_slurm(), cwd=now.launch.run_dir).returncode
+    except OSError as error:
+        raise UserError.of("COMMAND", words[0], f"cannot be run: {error.strerror}", "name another") from None
 
 
 def _words(now: runs.Run, node: str | None, command: list[str]) -> list[str]:

@@ -28,6 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit status."""
     sending.need_submitit()
+    if options.after and options.local:
+        raise UserError.of("--after", options.after, "--local starts at once and waits for nothing", "drop one of them")
     submission = submission_of(options)
     loaded = load_config(*configs.parse_arguments(options.words))
     config = sending.absolute(loaded, staged=submission.stage is not None)

@@ -37,13 +37,16 @@ from launcher.views.table import show
 from moco_dist import config as configs
 from moco_dist.errors import UserError, some_names
 
+_PARALLEL = 8
+"""Members that run at once, where no option says otherwise."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's options."""
     add_job_options(parser)
     add_waits(parser)
     add_fresh_code(parser)
-    parser.add_argument("--parallel", type=int, default=8, metavar="N", help="members that run at once (8)")
+    parser.add_argument("--parallel", type=int, metavar="N", help=f"members that run at once ({_PARALLEL})")
     parser.add_argument("--dry-run", action="store_true", help="print the members, send nothing")
     parser.add_argument("--json", action="store_true", help="with status: a list of objects")
 
@@ -55,8 +58,9 @@ def run(options: argparse.Namespace) -> int:
             return _status(Path(configs.expanded("DIR", folder)), as_json=options.json)
         case ["again", folder, *names]:
             _refuse_local(options)
-            if options.after:
-                raise UserError.of("--after", options.after, "goes with SWEEP.yaml alone", "drop it")
+            for option in ("after", "parallel"):
+                if (value := getattr(options, option)) is not None:
+                    raise UserError.of(f"--{option}", value, "goes with SWEEP.yaml alone", "drop it")
             return _again(Path(configs.expanded("DIR", folder)), names, options)
         case [file, *overrides] if "=" not in file:
             return _send(Path(configs.expanded("SWEEP.yaml", file)), overrides, options)
@@ -65,8 +69,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     """Send the members that are new as one array."""
-    if options.parallel < 1:
-        raise UserError.of("--parallel", options.parallel, "must be 1 or more", "use --parallel=8")
+    parallel = _PARALLEL if options.parallel is None else options.parallel
+    if parallel < 1:
+        raise UserError.of("--parallel", parallel, "must be 1 or more", "use --parallel=8")
     _refuse_local(options)
     if not options.dry_run:
         sending.need_submitit()
@@ -88,7 +93,7 @@ def _send(file: Path, overrides: list[str], options: argparse.Namespace) -> int:
     if options.dry_run:
         return 0
     if plan.new:
-        _send_array(sweep.folder, plan.new, submission, options.parallel)
+        _send_array(sweep.folder, plan.new, submission, parallel)
     launches = [*plan.existing, *(Launch(member.config.run_dir) for member in plan.new)]
     return follow(launches) if options.wait else 0
 
@@ -168,7 +173,7 @@ def _again(folder: Path, names: list[str], options: argparse.Namespace) -> int:
 
 def _members(folder: Path) -> list[Launch]:
     """List the members of a sweep. Raises UserError."""
-    members = [launch for launch in find.list_runs([folder]) if launch.run_dir != folder.resolve()]
+    members = find.right_inside(folder)
     if not members:
         raise UserError.of("DIR", folder, "holds no members of a sweep", "give the folder that sweep has printed")
     return members

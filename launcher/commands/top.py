@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         _print(now, _with_data_waits(nodes, now.figures.node_data_waits), as_json=options.json)
         if options.watch is None:
             return 0
-        time.sleep(float(options.watch))
+        time.sleep(max(0.2, float(options.watch)))
 
 
 def _print(now: runs.Run, nodes: list[dict[str, Any]], *, as_json: bool) -> None:

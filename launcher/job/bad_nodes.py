@@ -30,8 +30,10 @@ def leave_out(launch: Launch, job: str, names: Sequence[str]) -> None:
                 launch.say(f"{', '.join(names)} cannot be left out ({error})")
                 return
             time.sleep(_PAUSE_SECONDS)
-    with contextlib.suppress(OSError):  # SLURM has the list
-        launch.write(submission.model_copy(update={"left_out": left_out}))
+    last = launch.submission()
+    if last is not None and last.job == submission.job:  # else another job has taken over meanwhile
+        with contextlib.suppress(OSError):  # SLURM has the list
+            launch.write(last.model_copy(update={"left_out": left_out}))
     launch.say(f"{', '.join(names)} is left out from now on: {_FAILURES} starts have failed on it")
 
 

@@ -11,6 +11,8 @@ from launcher.job import stage
 from launcher.job.start import Start
 from launcher.record import Submission, refuse_others
 from moco_dist import config as configs
+from moco_dist.errors import UserError
+from moco_dist.run import status
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,12 @@ class Evaluation:
         start = Start(run_dir, self.submission, self.data_root)
         with start.launch.evaluation_log.open("ab") as log:
             environment = {**os.environ, **start.environment()}
-            done = subprocess.run(self._command(start), env=environment, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                command = self._command(start)
+            except UserError as error:
+                log.write(f"{error}\n".encode())
+                raise SystemExit(status.EXIT_CODES["user_error"]) from None
+            done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             raise SystemExit(done.returncode)
 

@@ -40,10 +40,11 @@ Ranks = dict[int, int]
 def ranks_here(run_dir: Path) -> Ranks:
     """Find the ranks of a run on this node, of which several may stand on one machine."""
     ranks, node = {}, f"SLURMD_NODENAME={os.environ.get('SLURMD_NODENAME', '')}".encode()
+    own = os.path.realpath(os.fsencode(run_dir))  # a rank knows it by the path that it was sent with, maybe a link
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if _WORKER in words and os.fsencode(run_dir) in words:
+            if _WORKER in words and os.path.realpath(words[words.index(_WORKER) + 1]) == own:
                 variables = (folder / "environ").read_bytes().split(b"\0")
                 if node.endswith(b"=") or node in variables:
                     ranks[int(folder.name)] = int(next(v for v in variables if v.startswith(b"RANK="))[5:])

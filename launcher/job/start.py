@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from moco_dist.errors import reason
 from moco_dist.run import status
 
 _WORKER = "launcher.job.worker"
+_REPLACED = "ends, since another job goes on with the run"
 
 
 class Start:
@@ -46,6 +48,8 @@ class Start:
         """True where this task acts for the whole job."""
         self.began = time.time()
         """When this task has started, in seconds since the epoch."""
+        self.told_to_end = False
+        """True once SLURM ends the job without having been asked by it: it is cancelled, requeued or preempted."""
         self.local = place.cluster == "local"
         """True where the job runs without SLURM."""
         self.hostnames = tuple(place.hostnames)
@@ -114,10 +118,19 @@ class Start:
         Between the sending of a job and its record, the record is that of the job before.
         """
         last = self.launch.submission()
-        return last is not None and last.submitted > self.submission.submitted and not self.local
+        return last is not None and _sent_at(last) > _sent_at(self.submission) and not self.local
+
+    def end_if_replaced(self) -> None:
+        """End this task where another job goes on with the run, and waits for the end of this one.
+
+        This one was cancelled, and has come back: a requeue that was asked for at the same moment undoes that.
+        """
+        if self.is_replaced:
+            self.say(_REPLACED)
+            raise SystemExit(status.EXIT_CODES["stopped"])
 
     def requeue(self) -> bool:
-        """Ask SLURM to start the job again, unless another job goes on with the run.
+        """Ask SLURM to start the job again, unless SLURM ends it already, or another job goes on with the run.
 
         Returns:
             Whether SLURM agreed; if not, a mark is left, by which the batch script asks once srun has ended.
@@ -125,9 +138,12 @@ class Start:
         if self.local:
             return True
         if self.is_replaced:  # SLURM would start both, also if this one is cancelled at the same moment
-            self.say("ends, since another job goes on with the run")
+            self.say(_REPLACED)
             return False
         at_fault = bad_nodes.repeated(self.launch)  # before: SLURM ends this task's processes then
+        if self.told_to_end:  # SLURM would bring back a job that was cancelled
+            self.say("asks for no other start, since SLURM ends the job")
+            return False
         try:
             slurm_jobs.requeue(self.job)
         except (slurm.Refused, slurm.Unavailable) as error:
@@ -138,6 +154,13 @@ class Start:
         self.say("requeued")
         bad_nodes.leave_out(self.launch, self.job, at_fault)
         return True
+
+
+def _sent_at(submission: Submission) -> float:
+    """Return when a submission was sent, in seconds since the epoch: another shell may have another time zone."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(submission.submitted).timestamp()
+    return 0.0
 
 
 def run_ranks(start: Start, overrides: list[str], attempt: int) -> bool:
@@ -194,7 +217,7 @@ def _agent(start: Start, attempt: int) -> Any:
 
     patience_seconds = 3600 if start.submission.stage else 600  # until all nodes are there
     return LaunchConfig(
-        min_nodes=start.profile.min_nodes or len(start.hostnames),
+        min_nodes=min(start.profile.min_nodes or len(start.hostnames), len(start.hostnames)),  # fewer of --nodes 1-4
         max_nodes=len(start.hostnames),
         nproc_per_node=start.profile.gpus_per_node,
         run_id=f"{start.job}.{start.restart}.{attempt}",

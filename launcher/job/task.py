@@ -52,6 +52,7 @@ class Task:
 
 def _run(start: Start) -> dict[str, Any]:
     """Run the ranks from the beginning of this start to its end."""
+    start.end_if_replaced()
     stop = Stop(start)
     os.environ.update(start.environment())
     if start.restart and (state := start.ended()):
@@ -261,6 +262,7 @@ class Stop:
     def _stop(self, number: signal.Signals) -> None:
         """Have the ranks save, and after USR2 requeue the job. Further signals change nothing."""
         start, self.signal = self._start, number
+        start.told_to_end = number == signal.SIGTERM
         start.say(f"{number.name}: the ranks are told to save")
         with contextlib.suppress(OSError):
             start.stop_mark.touch()

@@ -54,6 +54,11 @@ def list_runs(places: Iterable[Path]) -> list[Launch]:
     return [Launch(path) for path in run_dirs]
 
 
+def right_inside(folder: Path) -> list[Launch]:
+    """List the runs right inside a folder, such as a sweep's members in its own; not those of sweeps inside it."""
+    return [launch for launch in list_runs([folder]) if launch.run_dir.parent == folder.resolve()]
+
+
 def last_job_after(job: str) -> str | None:
     """Return the last job of the run in runs/ that a job has started; None where there is none."""
     launches = [launch for launch in list_runs([Path("runs")]) if any(row["job"] == job for row in launch.starts())]
@@ -65,7 +70,7 @@ def _members(text: str, key: str) -> list[Launch]:
     """List the members of the sweep that a person means by its folder or by its array's id; empty if it is none."""
     folders = (Path(text), Path("runs") / text)
     for folder in folders:
-        members = [] if _is_run(folder) else list_runs([folder])
+        members = [] if _is_run(folder) else right_inside(folder)
         if members and all((sent := _submission(member)) and sent.sweep for member in members):
             return members
     is_job = re.fullmatch(r"\d+(@[\w.-]+)?", text) and not any(map(_is_run, folders))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ def running(text: str) -> runs.Run:
     """
     [run] = runs.look_surely([find.run(text)])
     if not run.live or run.waits:
-        raise UserError.of("RUN", run.name, f"is {run.state}, and no job of it runs now", "see launcher status")
+        raise UserError.of(
+            "RUN", run.name, f"is {run.state}, and no job of it runs now", "see python -m launcher status"
+        )
     return run
 
 
@@ -44,7 +47,15 @@ def rows(run: runs.Run, what: str, nodes: Sequence[str] = ()) -> list[dict[str, 
     command = [sys.executable, "-m", "launcher.job.look", what, str(run.launch.run_dir.resolve())]
     path = environment.python_path(Path(launcher.__path__[0]).parent)
     text = slurm.call(*step(run, nodes), "env", f"PYTHONPATH={path}", *command, timeout_seconds=_STEP_SECONDS)
-    return [row for line in text.splitlines() if line.startswith("[") for row in json.loads(line)]
+    return [row for line in text.splitlines() for row in _rows_in(line)]
+
+
+def _rows_in(line: str) -> list[dict[str, Any]]:
+    """Return the rows in a line that a step has printed; none in one of the site's own, such as `[prolog] ready`."""
+    with contextlib.suppress(ValueError):
+        rows = json.loads(line)
+        return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
+    return []
 
 
 def step(run: runs.Run, nodes: Sequence[str] = ()) -> list[str]:

@@ -84,8 +84,11 @@ class Run:
     def name(self) -> str:
         """Return the word that names the run on a command line in this folder."""
         path, here = self.launch.run_dir.resolve(), Path.cwd()
-        if path.parent == here / "runs":
+        runs = (here / "runs").resolve()  # often a link to another disk
+        if path.parent == runs:
             return path.name
+        if path.is_relative_to(runs):
+            return str("runs" / path.relative_to(runs))
         return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
     @property
@@ -170,16 +173,17 @@ def look_surely(launches: Sequence[Launch]) -> list[Run]:
 
 def live_jobs_of(text: str) -> list[slurm_jobs.Job]:
     """Find this user's live jobs of a run that have no record there, by the job's id, an array's, or the directory."""
-    folders = {str(place.resolve()) for place in (Path(text), Path("runs") / text)}
+    folders = {place.resolve() for place in (Path(text), Path("runs") / text)}
     jobs = [job for job in Answers().own_jobs() if job.live and job.run_dir.startswith("/")]
-    return [job for job in jobs if text in (job.id, job.array) or job.run_dir in folders]
+    return [job for job in jobs if text in (job.id, job.array) or Path(job.run_dir).resolve() in folders]
 
 
 def queued_for(run_dirs: Sequence[Path], cluster: str | None = None) -> dict[Path, slurm_jobs.Job]:
     """Find live jobs that name directories, whether these have a record or not; none where SLURM does not answer."""
-    live = {job.run_dir: job for job in Answers().own_jobs(cluster) if job.live}
-    names = {run_dir: str(run_dir.absolute()) for run_dir in run_dirs}
-    return {run_dir: live[name] for run_dir, name in names.items() if name in live}
+    jobs = [job for job in Answers().own_jobs(cluster) if job.live and job.run_dir.startswith("/")]
+    live = {Path(job.run_dir).resolve(): job for job in jobs}
+    places = {run_dir: run_dir.resolve() for run_dir in run_dirs}
+    return {run_dir: live[place] for run_dir, place in places.items() if place in live}
 
 
 def wait(launches: Sequence[Launch], over: Callable[[Run], bool], seconds: float) -> list[Run]:
@@ -276,15 +280,15 @@ def _explained(run: Run) -> Run:
     """Return a judged run with what it waits for, and with causes that its files have, and the command that helps."""
     if run.submission is None:
         return run
-    parts, shown, job = [run.reason], run.evidence, run.submission.job
+    parts, shown, submission = [run.reason], run.evidence, run.submission
     if run.state == "running":
-        run = replace(run, waits_for=starting.waits_for(run.launch, run.submission, shown, run.job))
+        run = replace(run, waits_for=starting.waits_for(run.launch, submission, shown, run.job))
     if BEFORE_FIRST_STEP in run.reason or BEFORE_SAVED in run.reason:
         command = f"python -m launcher requeue {shlex.quote(run.name)} --time-minutes MINUTES"
         parts.append(f"for more time: {command}")
     parts.append(troubles.of_checkpoints(run.launch, shown, run.figures.checkpoint_failures))
     failed = run.state in ("crashed", "time limit", "lost") or shown.trouble or shown.failure
     if failed and not any(re.search("No space left|quota exceeded", part) for part in parts):
-        full = troubles.full_disk(run.launch, job)
+        full = troubles.full_disk(run.launch, submission)
         parts.append(full and f"a disk is full: {full}")
     return replace(run, reason="; ".join(filter(None, parts)))

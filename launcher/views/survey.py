@@ -40,8 +40,8 @@ def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm_jobs.Job]) -> lis
     """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
     recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
     left = [job for job in live if job.id not in recorded | {job_ids.number(job) for job in recorded}]
-    by_folder = {job.run_dir: job for job in left}
-    shown = [run if run.submission else replace(run, job=by_folder.get(str(run.launch.run_dir))) for run in runs]
-    damaged = {str(run.launch.run_dir) for run in runs if run.submission is None}
-    alone = [job for job in left if job.run_dir not in damaged]
+    by_folder = {Path(job.run_dir).resolve(): job for job in left}
+    shown = [run if run.submission else replace(run, job=by_folder.get(run.launch.run_dir.resolve())) for run in runs]
+    damaged = {run.launch.run_dir.resolve() for run in runs if run.submission is None}
+    alone = [job for job in left if Path(job.run_dir).resolve() not in damaged]
     return shown + [Run(Launch(Path(job.run_dir)), *verdict.without_record(job), job=job) for job in alone]

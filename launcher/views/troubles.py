@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.record import Launch
+from launcher import job_ids
+from launcher.record import Launch, Submission
 from launcher.views.evidence import Evidence
 from moco_dist import files
 
@@ -35,9 +36,16 @@ def of_checkpoints(launch: Launch, evidence: Evidence, failures: int) -> str:
     return f"checkpoints fail{count}{cause}"
 
 
-def full_disk(launch: Launch, job: str) -> str:
+def outputs(launch: Launch, submission: Submission) -> list[Path]:
+    """List what the batch script of a run's job and its tasks have written; an array's lies in its sweep's folder."""
+    number = job_ids.number(submission.job)
+    place = Launch(Path(submission.sweep)) if submission.sweep and "_" in number else launch
+    return sorted(file for file in place.submitit.glob(f"{number}_*log.*") if file.is_file())
+
+
+def full_disk(launch: Launch, submission: Submission) -> str:
     """Return the line by which the last start, or its batch script, has met a full disk; empty where it has not."""
-    for log in _latest([*launch.logs.glob("rank_*.log"), *launch.submitit.glob(f"{job}_*log.*")]):
+    for log in _latest([*launch.logs.glob("rank_*.log"), *outputs(launch, submission)]):
         if lines := _FULL.findall(_of_last_start(log)):
             return " ".join(lines[-1].decode("utf-8", errors="replace").split())[-300:]
     return ""

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         start.add_argument(f"--{name}", type=_integer(name), metavar="N", help=text)
     start.add_argument("--name", metavar="NAME", help="what SLURM calls the cluster (devcluster)")
-    start.add_argument("--beside", metavar="DIR", help="the cluster whose accounting it shares, as sbatch -M needs it")
+    text = "the cluster whose accounting it shares, as sbatch -M needs it"
+    start.add_argument("--beside", type=os.path.abspath, metavar="DIR", help=text)  # stop may run in another folder
     start.add_argument("--proctrack", metavar="HOW", help="linuxproc (default), or cgroup as most clusters have it")
     for name, text in (
         ("accounting", "sacct, slurmdbd and MariaDB (default)"),

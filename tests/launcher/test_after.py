@@ -217,6 +217,21 @@ def test_where_slurm_is_away_it_is_asked_again(
     assert len(log_of(launch)) == 2 and log_of(launch)[-1] == "job 12 is requeued"
 
 
+def test_a_job_that_is_cancelled_while_slurm_is_away_is_not_brought_back(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = run(tmp_path)
+    programs.runs("scontrol", f"echo {shlex.quote(AWAY)} >&2; exit 1")
+
+    def sleep(_: float) -> None:
+        programs.keeps("scontrol")
+        queue(programs, "12|COMPLETING")
+
+    replace_sleep(monkeypatch, after, sleep)
+    assert call(launch.run_dir, monkeypatch) == 1
+    assert not requeued(programs)
+
+
 def test_where_slurm_does_not_requeue_another_job_goes_on(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

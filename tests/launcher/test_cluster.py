@@ -9,7 +9,7 @@ import pytest
 
 from launcher import cluster
 from launcher.__main__ import main
-from launcher.cluster import Container, Profile
+from launcher.cluster import Container, Notify, Profile
 from moco_dist.errors import UserError
 
 
@@ -160,7 +160,8 @@ def test_the_keys_of_a_profile_are_explained(command: str, capsys: pytest.Captur
     assert end.value.code == 0
     text = capsys.readouterr().out
     keys = [*Profile.model_fields, *(f"container.{key}" for key in Container.model_fields)]
+    keys += [f"notify.{key}" for key in Notify.model_fields]
     assert re.findall(r"^  ([\w.]+)", text, re.MULTILINE) == keys
-    assert "  signal_seconds: 120  (whole number, at least 15, at most 3600)\n      How long before the time" in text
+    assert "  signal_seconds: 120  (whole number, at least 15, at most 3600)\n      The job is told to save" in text
     assert "  exclude: []  (list of text)\n      Nodes that the job must not run on.\n" in text
     assert "  container.image  (text)\n" in text and "  tasks: node  (node or rank)\n" in text

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from launcher import start_rows
 from launcher.cluster import Profile
 from launcher.record import Launch, Submission, refuse_others, run_dirs
 from moco_dist.errors import UserError
@@ -139,6 +142,24 @@ def test_starts_that_slurm_has_ended_do_not_count(launch: Launch) -> None:
     for restart, still in ((0, False), (2, False), (2, False), (3, True)):
         launch.add_failure(job="12", restart=restart, reason="said so")  # noted twice, it is one
         assert launch.stands_still("12") is still
+
+
+def test_a_start_that_several_nodes_note_at_once_is_one(launch: Launch) -> None:
+    start(launch, 0, 0, 0)
+    for restart, still in ((0, False), (1, False), (2, True)):
+        for node in ("n1", "n2", "n3"):  # none of them has seen the line of another
+            row = {"job": "12", "restart": restart, "step": 0, "reason": f"node {node} is not fit"}
+            start_rows.add(launch.failures_file, row)
+        assert launch.stands_still("12") is still
+
+
+def test_what_is_said_is_lost_on_a_full_disk_and_nothing_else(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        launch.say("here")
+        with contextlib.suppress(OSError):
+            full.close()
+    assert (launch.logs / "launcher.log").read_text().endswith(" here\n")
 
 
 def test_a_start_that_could_not_be_noted_began_from_the_last_checkpoint(launch: Launch) -> None:

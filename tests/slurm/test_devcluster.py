@@ -23,7 +23,7 @@ from slurm.devcluster import (
     processes,
     programs,
 )
-from slurm.devcluster.__main__ import main
+from slurm.devcluster.__main__ import _parser, main
 from slurm.devcluster.daemons import marks, taken_port
 from slurm.devcluster.directory import Record, configuration
 
@@ -261,6 +261,11 @@ def test_port_in_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert main(["start", str(folder), f"--port={port - 1}", "--no-accounting"]) == 2
     assert f"port = {port - 1}: needs 4 free ports from there on, and {port} is in use;" in capsys.readouterr().err
+
+
+def test_the_cluster_beside_is_known_in_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _parser().parse_args(["start", "b", "--beside", "a"]).beside == str(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

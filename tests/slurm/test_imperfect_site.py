@@ -127,13 +127,16 @@ def test_jobs_that_wait_or_that_nobody_knows_of(cluster: Cluster, tmp_path: Path
         assert seen == [(lost.job, "pending")]
         code, said = launch(cluster, "cancel", lost.job, cwd=tmp_path)
         assert code == 0 and f"job {lost.job}: cancelled" in said, said
+        waits_too = f"--dependency=afterok:{first.job}"
+        array = cluster.call("sbatch", "--parsable", "--array=0-3%2", waits_too, "-o", "/dev/null", "--wrap", "true")
         code, said = launch(cluster, "requeue", "first", "--memory-gib", "2", "--time-minutes", "7", cwd=tmp_path)
         assert code == 0 and f"takes over from job {first.job}" in said, said
         second = first.last_job()
         details = cluster.call("scontrol", "show", "job", second)
         assert "TimeLimit=00:07:00" in details and re.search(r"MinMemoryNode=2G", details)
         second_of_chain = Sent(cluster, tmp_path / "chain", job="").last_job()
-        assert f"Dependency=afterok:{second}(" in cluster.call("scontrol", "show", "job", second_of_chain)
+        for job in (second_of_chain, array.strip()):
+            assert f"Dependency=afterok:{second}(" in cluster.call("scontrol", "show", "job", job)
         # Its first job is cancelled, so that the second can never start: SLURM cancels that too, and --wait ends.
         cluster.call("scancel", second)
         code, said = waits.result()

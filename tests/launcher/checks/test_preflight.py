@@ -136,6 +136,8 @@ def test_the_shipped_configs_are_in_order(name: str, tmp_path: Path, monkeypatch
             "signal_seconds = 120: with time_minutes=2 the job",
         ),
         ([], 2, {}, "error", "--nodes = 2: --local runs on this machine alone; use --nodes 1"),
+        ([], 1, {"setup": ("module load x",)}, "warning", "setup = [module load x]: is of no use to --local, which"),
+        ([], 1, {"container": {"image": "/a.sif"}}, "warning", "container = /a.sif: is of no use to --local, which"),
         ([], 1, {"min_nodes": 2}, "error", "min_nodes = 2: must be at most the 1 nodes of the job"),
         ([], 4, {"min_nodes": 1}, "error", "moco.bn_groups = null: fewer nodes would change the groups, and with them"),
         (["bn_groups=16"], 4, {"min_nodes": 3}, "warning", "min_nodes = 3: no number of nodes from 3 to 3 divides"),

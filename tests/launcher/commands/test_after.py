@@ -61,8 +61,8 @@ def test_what_a_job_waits_for(programs: Programs, capsys: Said, after: str, expe
 @pytest.mark.parametrize(
     ("after", "line"),
     [
-        ("98", "98: SLURM knows no such job; see launcher status"),
-        ("any:98", "any:98: SLURM knows no such job; see launcher status"),
+        ("98", "98: SLURM knows no such job; see python -m launcher status"),
+        ("any:98", "any:98: SLURM knows no such job; see python -m launcher status"),
         ("15", "15: job 15 has ended as CANCELLED, and will never succeed; use --after any:15"),
         ("13", "13: job 13 waits for a job that has failed, and will never succeed; use --after any:13"),
         (

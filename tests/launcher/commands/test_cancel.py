@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher import slurm
 from launcher.__main__ import main
 from launcher.commands import cancel
+from launcher.record import Launch
 from launcher.views import runs
 from moco_dist.run import status
 from tests.launcher.made import MadeUp, make_run, replace_sleep
@@ -68,6 +70,74 @@ def test_a_job_that_comes_back_is_cancelled_again(
     assert main(["cancel", "a"]) == 0
     assert [words for words in made_up.asked if words.startswith("scancel")] == ["scancel --quiet 12"] * 2
     assert capsys.readouterr().out.startswith("a: job 12 cancelled; ")
+
+
+@pytest.fixture
+def running(made_up: MadeUp) -> Launch:
+    launch = make_run(Path("runs/a").absolute(), state="running", starts=1)
+    made_up.queues("12", "RUNNING", launch.run_dir)
+    return launch
+
+
+def cancelled(made_up: MadeUp) -> list[str]:
+    return [words for words in made_up.asked if words.startswith("scancel")]
+
+
+@pytest.mark.parametrize("saved_at", [1, 2, 3])
+def test_while_slurm_is_silent_a_run_saves_and_is_cancelled_then(
+    made_up: MadeUp, running: Launch, capsys: Said, monkeypatch: pytest.MonkeyPatch, saved_at: int
+) -> None:
+    """SLURM answers no question from the first pause to the third; scancel gets through."""
+    pauses: list[list[str]] = []
+
+    def sleep(_: float) -> None:
+        pauses.append(cancelled(made_up))
+        made_up.broken = {"squeue": slurm.Unavailable("squeue: no answer")} if len(pauses) < 3 else {}
+        if len(pauses) == saved_at:
+            status.write(running.run_dir, "stopped", 9)
+        if len(pauses) == 5:
+            made_up.forgets("12")
+            made_up.accounts("12", "CANCELLED")
+
+    replace_sleep(monkeypatch, runs, sleep)
+    assert main(["cancel", "a"]) == 0
+    save, end = "scancel --quiet --signal=TERM 12", "scancel --quiet 12"
+    assert pauses == [[save] if number < saved_at else [save, end] for number in range(5)]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("a: job 12 cancelled; ")
+
+
+def test_ctrl_c_tells_how_to_end_what_was_told_to_save(
+    made_up: MadeUp, running: Launch, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(_: float) -> None:
+        raise KeyboardInterrupt
+
+    replace_sleep(monkeypatch, runs, sleep)
+    assert main(["cancel", "a"]) == 130
+    assert cancelled(made_up) == ["scancel --quiet --signal=TERM 12"]
+    line = "launcher: told to save, and to keep the nodes until it is cancelled: python -m launcher cancel a\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_folder_of_sweeps_is_no_sweep(made_up: MadeUp, capsys: Said) -> None:
+    for name in ("s", "t"):
+        folder = Path("runs", name).absolute()
+        make_run(folder / "00", job=f"{ord(name)}_0", sweep=str(folder))
+        (folder / "launch").mkdir()
+        made_up.queues(f"{ord(name)}_0", "PENDING", folder)
+    for words in (["cancel", "runs"], ["sweep", "again", "runs"], ["sweep", "status", "runs"]):
+        assert main(words) == 2
+    assert not cancelled(made_up)
+
+
+def test_the_job_of_a_folder_that_is_gone_is_found_where_runs_is_a_link(
+    made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("disk").mkdir()
+    Path("runs").symlink_to("disk")
+    made_up.queues("12", "RUNNING", Path("runs/gone").absolute())
+    replace_sleep(monkeypatch, cancel, lambda _: made_up.forgets("12"))
+    assert main(["cancel", "gone"]) == 0
 
 
 def test_a_whole_array(made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch) -> None:

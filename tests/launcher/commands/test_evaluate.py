@@ -120,6 +120,8 @@ def test_a_run_is_evaluated_now_or_when_it_is_done(programs: Programs, capsys: S
     line = "launcher: RUN = failed: the run has ended: crashed; python -m launcher requeue failed, or python -m moco"
     assert capsys.readouterr().err.startswith(line)
     assert main(["evaluate", "live", "--", "--lineal"]) == 2
+    assert main(["evaluate", "live", "--nodes", "2"]) == 2
+    assert "launcher: --nodes = 2: an evaluation runs on one node; drop it\n" in capsys.readouterr().err
     assert len(list(programs.sent.iterdir())) == 2
 
 
@@ -144,3 +146,8 @@ def test_the_job_starts_torchrun_with_all_words(tmp_path: Path, monkeypatch: pyt
     assert called == [(expected, str(launch.folder / "code" / "c0de"))]
     with pytest.raises(SystemExit):
         job()
+    staged = Submission(profile=Profile(local_disk=str(tmp_path)), stage=str(tmp_path / "nowhere.tar"))
+    with pytest.raises(SystemExit) as end:
+        Evaluation(str(launch.run_dir), staged, ())()
+    assert end.value.code == 2 and len(called) == 2
+    assert launch.evaluation_log.read_text().startswith(f"--stage = {tmp_path}/nowhere.tar: cannot be unpacked into ")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from launcher.__main__ import main
 from launcher.record import Launch
+from moco_dist.run.lease import process_start
 from tests.launcher.made import make_run, train_row
 from tests.launcher.programs import Programs
 
@@ -48,12 +50,25 @@ def in_queue(programs: Programs, launch: Launch, state: str) -> None:
     programs.says("squeue", {"": f"12|{state}|None|n[1-2]|1:00|{launch.run_dir}\n"})
 
 
+@pytest.mark.parametrize(("command", "code"), [(["no-such-command"], 2), (["false"], 1)])
+def test_a_command_beside_a_local_run(
+    tmp_path: Path, programs: Programs, capfd: pytest.CaptureFixture[str], command: list[str], code: int
+) -> None:
+    started = process_start(os.getpid())
+    make_run(
+        tmp_path / "runs" / "a", job=str(os.getpid()), executor="local", started=started, state="running", starts=1
+    )
+    assert main(["shell", "a", "--", *command]) == code
+    line = "launcher: COMMAND = no-such-command: cannot be run: No such file or directory; name another\n"
+    assert capfd.readouterr().err == (line if code == 2 else "")
+
+
 def prints(programs: Programs, *lines: object) -> Path:
     """Let srun print lines of JSON, among what a site's prolog prints, and keep its words."""
     path = programs.keeps("srun")
     text = path.read_text()
     words = "".join(f"print({json.dumps(json.dumps(line))})\n" for line in lines)
-    path.write_text(text.replace("sys.exit(0)", f"print('welcome to n1')\n{words}sys.exit(0)"))
+    path.write_text(text.replace("sys.exit(0)", f"print('welcome to n1\\n[prolog] ready\\n[1]')\n{words}sys.exit(0)"))
     return path
 
 
@@ -154,7 +169,7 @@ def test_a_job_that_does_not_run_cannot_be_looked_into(
 ) -> None:
     in_queue(programs, launch, "PENDING")
     assert main([command, "a"]) == 2
-    assert "RUN = a: is requeued, and no job of it runs now; see launcher status" in capfd.readouterr().err
+    assert "RUN = a: is requeued, and no job of it runs now; see python -m launcher status" in capfd.readouterr().err
 
 
 def test_slurm_that_starts_no_step_is_told_in_a_line(

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.commands import logs
 from launcher.commands.logs import Tail, readable
-from launcher.record import Launch
+from launcher.record import Launch, Submission
 from launcher.views import ends
 from moco_dist.errors import UserError
 from moco_dist.run import status
@@ -151,6 +151,28 @@ def test_a_job_that_died_before_its_ranks_began(
         assert said.out == "module: command not found\nslurmstepd: error\n"
         assert "12_0_log.err" in said.err and "12_1_log.err" not in said.err
         assert said.err.splitlines()[-1].startswith("launcher: a is crashed: its job failed")
+
+
+def test_a_member_of_an_array_that_died_before_its_ranks_began(
+    made_up: MadeUp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it has written lies beside the array's script, in the folder of the sweep."""
+    sweep = Launch(Path("runs/s").absolute())
+    member = make_run(sweep.run_dir / "03", job="12_3", sweep=str(sweep.run_dir))
+    made_up.queues("12_3", "FAILED", sweep.run_dir)
+    sweep.submitit.mkdir(parents=True)
+    (sweep.submitit / "12_3_0_log.out").write_text("module: No space left on device\n")
+    (sweep.submitit / "12_30_0_log.out").write_text("another member's\n")
+    assert call("s/03") == 0
+    said = capsys.readouterr()
+    assert said.out == "module: No space left on device\n"
+    assert "a disk is full: module: No space left on device" in said.err
+    member.write(Submission(job="14@gpu", sweep=str(sweep.run_dir)))  # sent again, as a job of its own
+    made_up.tells("squeue", f"14|FAILED|None|n1|1:00 N/A|{member.run_dir}")
+    (member.submitit / "14_0_log.out").write_text("python: Disk quota exceeded\n")
+    assert call("s/03") == 0
+    said = capsys.readouterr()
+    assert said.out == "python: Disk quota exceeded\n" and "a disk is full: python: Disk quota" in said.err
 
 
 def test_a_job_that_waits_has_no_log_yet(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,7 @@ def test_a_run_keeps_its_code_unless_it_is_to_have_the_checkouts(programs: Progr
     code = snapshot.digest()
     assert f"job 14 takes over from job 13, with the checkout's code, {code}\n" in capsys.readouterr().out
     assert (again := launch.submission()) and again.submitted > "2002", "it is the newest"
+    assert datetime.fromisoformat(again.submitted).tzinfo, "by the clock of any time zone"
     assert any(f"{launch.codes(last)}/{code}" in line for line in text(programs, "14"))
     assert (launch.folder / "revision.txt").read_text() != "older\n"
     queue(programs, "FAILED", launch)

@@ -343,6 +343,7 @@ def test_without_slurm_it_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["--local", "--after", "12"], "--after = 12: --local starts at once and waits for nothing; drop one of them"),
         (["--after", "last"], "--after = last: is neither a run that was submitted, nor the name of one in runs/, nor"),
         (["--after", "12,13"], "--after = 12,13: is neither a run"),
         (["--after", "12?afterany:13"], "--after = 12?afterany:13: is neither a run"),

@@ -444,6 +444,8 @@ def test_a_sweep_waits_for_another_and_is_waited_for(programs: Programs, capsys:
     capsys.readouterr()
     assert main(["sweep", "again", "runs/first", "--after", "12"]) == 2
     assert capsys.readouterr().err == "launcher: --after = 12: goes with SWEEP.yaml alone; drop it\n"
+    assert main(["sweep", "again", "runs/first", "--parallel", "2"]) == 2
+    assert capsys.readouterr().err == "launcher: --parallel = 2: goes with SWEEP.yaml alone; drop it\n"
 
 
 def test_an_arrays_id_names_its_members(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:

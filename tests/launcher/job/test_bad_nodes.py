@@ -125,6 +125,15 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
     assert launch.submission() == Submission(job="12", nodes=2)
 
 
+def test_the_record_of_a_job_that_takes_over_meanwhile_stays(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = run(tmp_path)
+    monkeypatch.setattr(bad_nodes.nodes, "exclude", lambda *_: launch.write(Submission(job="13", nodes=2)))
+    bad_nodes.leave_out(launch, "12", ["n2"])
+    assert launch.submission() == Submission(job="13", nodes=2)
+
+
 def test_another_job_that_goes_on_leaves_them_out_too(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

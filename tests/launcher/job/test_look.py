@@ -69,6 +69,14 @@ def test_every_rank_tells_where_it_is_and_goes_on(launch: Launch, start: Start) 
     assert oct(launch.stacks(0).stat().st_mode & 0o777) == "0o600"
 
 
+def test_ranks_are_found_where_the_run_was_sent_by_a_link(launch: Launch, start: Start, tmp_path: Path) -> None:
+    launch.run_dir.rename(tmp_path / "disk")
+    launch.run_dir.symlink_to("disk")
+    process = start(0)
+    assert look.ranks_here(tmp_path / "disk") == look.ranks_here(launch.run_dir) == {process.pid: 0}
+    assert not look.ranks_here(tmp_path)
+
+
 def test_a_rank_that_does_not_heed_the_signal_is_not_killed_by_it(launch: Launch, start: Start) -> None:
     launch.stacks(0).write_text("")
     process = start(0, heeds=False)

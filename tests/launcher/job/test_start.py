@@ -7,10 +7,28 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from launcher.cluster import Profile
 from launcher.job import start
 from launcher.record import Submission
 from tests.launcher.made import make_run
+
+
+@pytest.mark.parametrize(
+    ("least", "names", "expected"), [(2, "n1", (1, 1)), (2, "n1 n2 n3", (2, 3)), (None, "n1 n2", (2, 2))]
+)
+def test_a_start_on_fewer_nodes_than_min_nodes_needs_them_all(
+    least: int | None, names: str, expected: tuple[int, int]
+) -> None:
+    """A job of --nodes 1-4 may start on one node, though its min_nodes are two."""
+    hosts, submission = tuple(names.split()), Submission(profile=Profile(min_nodes=least))
+    made_up = SimpleNamespace(
+        submission=submission, profile=submission.profile, hostnames=hosts, addresses=hosts, node=0, restart=0,
+        job="12", port=lambda attempt: 10000,
+    )  # fmt: skip
+    agent = start._agent(cast(start.Start, made_up), 0)
+    assert (agent.min_nodes, agent.max_nodes) == expected
 
 
 def test_a_port_that_is_taken_is_told_in_the_jobs_own_log(tmp_path: Path) -> None:

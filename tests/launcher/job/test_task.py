@@ -162,7 +162,16 @@ def test_a_time_limit_that_lets_the_run_get_on_does_not_count(run_dir: Path, mon
     assert len(job.requeued) == len(job.launch.failures()) == 3
 
 
-@pytest.mark.parametrize(("submitted", "requeued"), [("2026-01-02T00:00:09", []), ("2026-01-02T00:00:07", ["12"])])
+@pytest.mark.parametrize(
+    ("submitted", "requeued"),
+    [
+        ("2026-01-02T00:00:09+0000", []),
+        ("2026-01-02T00:00:07+0000", ["12"]),
+        ("2026-01-01T23:00:09-0100", []),  # from a shell in another time zone, or from before a change of the clocks
+        ("2026-01-02T01:00:07+0100", ["12"]),
+        ("", ["12"]),
+    ],
+)
 def test_a_job_that_another_one_replaces_is_not_requeued(
     submitted: str, requeued: list[str], run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,9 +179,27 @@ def test_a_job_that_another_one_replaces_is_not_requeued(
     job = SavingJob(run_dir, monkeypatch)
     own = job.launch.submission()
     assert own
-    start = Start(run_dir, own.model_copy(update={"submitted": "2026-01-02T00:00:08"}), "")
+    start = Start(run_dir, own.model_copy(update={"submitted": "2026-01-02T00:00:08+0000"}), "")
     record = json.loads(job.launch.job_file.read_text())
     job.launch.job_file.write_text(json.dumps({**record, "job": "13", "submitted": submitted}))
+    assert start.requeue() == bool(requeued)
+    assert job.requeued == requeued and not start.requeue_mark.exists()
+    if not requeued:  # it was cancelled, and has come back all the same
+        monkeypatch.setattr(task, "Stop", lambda _: pytest.fail("it begins"))
+        with pytest.raises(SystemExit) as end:
+            task._run(start)
+        assert end.value.code == 75
+        assert (start.launch.logs / "launcher.log").read_text().count("ends, since another job goes on") == 2
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGTERM, []), (signal.SIGUSR2, ["12", "12"])])
+def test_a_job_that_slurm_ends_is_not_brought_back(
+    number: signal.Signals, requeued: list[str], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has crashed, and is cancelled before it could ask for another start."""
+    job = SavingJob(run_dir, monkeypatch)
+    start = Start(run_dir, Submission(), "")
+    stopped(start, number)
     assert start.requeue() == bool(requeued)
     assert job.requeued == requeued and not start.requeue_mark.exists()
 

@@ -263,6 +263,22 @@ def test_the_live_jobs_of_other_folders_are_seen(here: Path, made_up: MadeUp) ->
     assert [run.name for run in surveyed] == ["elsewhere/b", "elsewhere/c"]
 
 
+def test_runs_on_another_disk_are_called_by_their_names(here: Path, made_up: MadeUp) -> None:
+    """The folder runs/ is a link, and jobs know their directories by it."""
+    (here / "runs").rename(here / "disk")
+    (here / "runs").symlink_to(here / "disk")
+    make_run(here / "runs/a").job_file.write_text("{")
+    make_run(here / "runs/sweep/00", job="13_0", sweep=str(here / "runs/sweep"))
+    (here / "runs/sweep/launch").mkdir()
+    made_up.queues("12", "RUNNING", here / "runs/a")
+    made_up.queues("13_0", "PENDING", here / "runs/sweep")
+    made_up.queues("14", "PENDING", here / "runs/new")
+    seen = [(run.name, run.job_id) for run in survey.survey()[0]]
+    assert seen == [("a", "12"), ("runs/sweep/00", "13_0"), ("new", "14")]
+    for place in (here / "runs/new", here / "disk/new"):
+        assert [job.id for job in runs.queued_for([place]).values()] == ["14"]
+
+
 def test_a_live_job_without_a_record_is_seen(here: Path, made_up: MadeUp) -> None:
     """It is seen where its folder is gone, or the record is another job's; a job that could not be requeued is part of
     its successor.
