@@ -14,11 +14,33 @@ def hostnames(names: Iterable[str]) -> list[str]:
     return re.findall(r"[^\s,]+", lines)
 
 
-def usable(partition: str | None) -> frozenset[str]:
-    """List the nodes that take jobs, of a partition or of all of this cluster. Raises Unavailable, Refused."""
-    what = ["--partition=" + partition] if partition else []
-    states = "--states=idle,mixed,allocated"
-    return frozenset(slurm.call("sinfo", "--Node", "--noheader", "--responding", states, "--format=%N", *what).split())
+def usable(partition: str | None, constraint: str | None, gpu_type: str | None) -> frozenset[str]:
+    """List the nodes that take jobs, of a partition or of all of this cluster, and that one with these needs could use.
+
+    Raises:
+        Unavailable, Refused: SLURM does not tell.
+    """
+    what = ("--responding", "--states=idle,mixed,allocated", "--format=%N|%f|%G")
+    where = ["--partition=" + partition] if partition else []
+    lines = slurm.call("sinfo", "--Node", "--noheader", *what, *where).splitlines()
+    described = [[word.strip() for word in line.split("|")] for line in lines if line.count("|") == 2]
+    return frozenset(
+        name
+        for name, own_features, gres in described
+        if (not constraint or matches(constraint, frozenset(own_features.split(","))))
+        and (not gpu_type or f"gpu:{gpu_type}:" in gres)
+    )
+
+
+def matches(constraint: str, features_of_node: frozenset[str]) -> bool:
+    """Return whether a node may serve: with all features of `a&b`, with one of what is more involved."""
+    names = features(constraint)
+    return bool(names & features_of_node) if re.search(r"[|\[(]", constraint) else names <= features_of_node
+
+
+def features(constraint: str) -> set[str]:
+    """Return the names in a constraint, `[a|b]*2&c`."""
+    return {name.strip().partition("*")[0] for name in re.split(r"[&|,()\[\]]", constraint)} - {""}
 
 
 def exclude(job: str, names: Sequence[str]) -> None:

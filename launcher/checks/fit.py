@@ -4,14 +4,13 @@ import contextlib
 import grp
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.checks import finding
 from launcher.checks.site import Node, Partition, Site
 from launcher.cluster import Profile
-from launcher.nodes import hostnames
+from launcher.nodes import features, hostnames, matches
 from moco_dist.errors import some_names
 
 Works = Callable[[int], bool]
@@ -50,7 +49,7 @@ def check(site: Site, profile: Profile, nodes: int, works: Works = lambda _: Tru
 
 def _check_names(site: Site, profile: Profile) -> Iterator[finding.Finding]:
     """Find features, nodes and a reservation that the cluster does not have."""
-    unknown = sorted(_features(profile.constraint or "") - site.features)
+    unknown = sorted(features(profile.constraint or "") - site.features)
     if unknown and "nodes" not in site.unanswered:
         choice = f"there are {_few(sorted(site.features))}" if site.features else "drop it, its nodes have no features"
         yield finding.error("constraint", profile.constraint, f"no node of the cluster has {unknown[0]}", choice)
@@ -169,7 +168,7 @@ def _kinds(profile: Profile, fitting: Sequence[Node]) -> Iterator[tuple[str, obj
         excluded = {*hostnames(profile.exclude)}
         yield "exclude", ",".join(profile.exclude), lambda node: node.name not in excluded, "exclude fewer"
     if constraint := profile.constraint:
-        yield "constraint", constraint, lambda node: _matches(constraint, node.features), "ask for less"
+        yield "constraint", constraint, lambda node: matches(constraint, node.features), "ask for less"
     if kind := profile.gpu_type:
         kinds = sorted({name for node in fitting for name in node.gpus if name})
         fix = f"there are {_few(kinds)}" if kinds else "drop it, these nodes have no types of GPUs"
@@ -231,17 +230,6 @@ def _use(key: str, most: float) -> str:
 def _gpus(node: Node, kind: str | None) -> int:
     """Return how many GPUs of a kind a node has; without a kind, how many in all."""
     return node.gpus.get(kind, 0) if kind else sum(node.gpus.values())
-
-
-def _matches(constraint: str, features: frozenset[str]) -> bool:
-    """Return whether a node may serve: with all features of `a&b`, with one of what is more involved."""
-    names = _features(constraint)
-    return bool(names & features) if re.search(r"[|\[(]", constraint) else names <= features
-
-
-def _features(constraint: str) -> set[str]:
-    """Return the names in a constraint, `[a|b]*2&c`."""
-    return {name.strip().partition("*")[0] for name in re.split(r"[&|,()\[\]]", constraint)} - {""}
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:

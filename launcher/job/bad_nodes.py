@@ -48,8 +48,10 @@ def repeated(launch: Launch) -> list[str]:
     if not names:
         return []
     try:
-        usable = nodes.usable(os.environ.get("SLURM_JOB_PARTITION") or submission.profile.partition)
-        rest = usable - {*nodes.hostnames(submission.profile.exclude), *submission.left_out, *names}
+        profile = submission.profile
+        partition = os.environ.get("SLURM_JOB_PARTITION") or profile.partition
+        usable = nodes.usable(partition, profile.constraint, profile.gpu_type)
+        rest = usable - {*nodes.hostnames(profile.exclude), *submission.left_out, *names}
     except (slurm.Refused, slurm.Unavailable) as error:
         launch.say(f"{', '.join(names)} is not left out, since SLURM does not tell of other nodes ({error})")
         return []

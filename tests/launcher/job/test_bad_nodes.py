@@ -27,7 +27,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     """Those of a site of the nodes n1 to n3; this process has the variables of a job on two of them."""
     monkeypatch.chdir(tmp_path)
     made = Programs(tmp_path / "slurm", monkeypatch)
-    made.says("sinfo", {"--Node": "n1\nn2\nn3\n"})
+    made.says("sinfo", {"--Node": NAMES})
     made.says("squeue", {"--states=all": "12|RUNNING|None|n[1-2]|1:00|/run\n"})
     made.keeps("scontrol")
     variables = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
@@ -51,6 +51,7 @@ def updates(programs: Programs) -> list[list[str]]:
     return [words for words, _ in programs.given("scontrol") if words[0] == "update"]
 
 
+NAMES = "n1|(null)|(null)\nn2|(null)|(null)\nn3|(null)|(null)\n"
 Rank = namedtuple("Rank", "rank node exit_status error")
 LOST = "PeerLost: another rank was lost in all_gather"
 LATE = "rank 0: the other ranks did not start within 60 s"
@@ -111,13 +112,15 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
     for restart in range(2):
         launch.add_end(job="12", restart=restart, reason="x", bad_nodes=["n2"])
         launch.add_end(job="11", restart=restart, reason="of an earlier submission", bad_nodes=["n1"])
-    programs.says("sinfo", {"--Node": "n1\nn2\n"})
-    assert not bad_nodes.repeated(launch)
-    assert said(launch) == ["n2 is not left out, since too few nodes would be left"]
+    programs.says("sinfo", {"--Node": "n1|ib|gpu:a100:8(S:0-1)\nn2|ib,big|gpu:a100:8\nn3|big|gpu:v100:8\n"})
+    for keys in ({"constraint": "ib"}, {"constraint": "ib&big"}, {"gpu_type": "a100"}, {"exclude": ("n3",)}):
+        launch.write(Submission(job="12", nodes=2, profile=Profile(**keys)))
+        assert not bad_nodes.repeated(launch)
+        assert said(launch)[-1] == "n2 is not left out, since too few nodes would be left"
     launch.write(Submission(job="12", nodes=2, least_nodes=1))  # one that makes do with fewer
     assert bad_nodes.repeated(launch) == ["n2"]
     launch.write(Submission(job="12", nodes=2))
-    programs.says("sinfo", {"--Node": "n1\nn2\nn3\n"})
+    programs.says("sinfo", {"--Node": NAMES})
     programs.runs("scontrol", "echo scontrol: error: no >&2; exit 1")
     replace_sleep(monkeypatch, bad_nodes, lambda _: None)
     bad_nodes.leave_out(launch, "12", bad_nodes.repeated(launch))
