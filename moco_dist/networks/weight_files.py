@@ -112,9 +112,10 @@ def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
 def _in_utf8(path: Path, file: BinaryIO) -> str:
     """Return a name for safetensors, which takes those in UTF-8 alone: the path, or one by the number of the file."""
     try:
-        return str(path).encode().decode()
+        str(path).encode()
     except UnicodeEncodeError:
         return f"/proc/self/fd/{file.fileno()}"
+    return str(path)
 
 
 def _unreadable(error: Exception) -> tuple[str, str]:

@@ -164,8 +164,7 @@ def _equal(file: WeightFile, one: layouts.Recognised, other: layouts.Recognised)
         isinstance(a, Tensor)
         and isinstance(b, Tensor)
         and not (_fault(a) or _fault(b))
-        # as they would be taken; torch compares tensors of one kind alone
-        and torch.equal(a.float(), b.float())
+        and torch.equal(a.float(), b.float())  # as they would be taken
         for a, b in pairs
     )
 
