@@ -406,6 +406,7 @@ def test_a_checkpoint_of_another_revision_is_exported(narrow: Path) -> None:
 def test_the_scaling_of_deep_images_is_told(narrow: Path) -> None:
     encoder = load_encoder(narrow)
     assert "Values of more than 8 bits" not in card._of_images(encoder)
+    assert "from upright PIL images, which become gray:" in card._of_images(encoder)  # torchvision turns none
     encoder.preprocess = replace(encoder.preprocess, value_range=(0, 4095))
     assert "are first scaled to 8, so that 0 is black and 4095 white." in card._of_images(encoder)
 
