@@ -73,7 +73,7 @@ class Lease:
         owner = read_object(self._file)
         if not self._file.exists():
             return
-        if _place(owner) == _place(self._mine):
+        if _is_here(owner):
             alive = process_start(int(owner["pid"])) == owner["started"]
         else:
             alive = self._file.is_file() and self._renewed_within(owner)
@@ -135,7 +135,7 @@ def held_by(run_dir: Path) -> str:
         host, pid, started = str(owner["host"]), int(owner["pid"]), str(owner["started"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ""
-    alive = process_start(pid) == started if _place(owner) == _place(this_process()) else age < 2 * SECONDS
+    alive = process_start(pid) == started if _is_here(owner) else age < 2 * SECONDS
     return f"process {pid} on {host}" if alive else ""
 
 
@@ -159,9 +159,12 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "namespace": namespace, "pid": os.getpid(), "started": started}
 
 
-def _place(owner: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what two processes have in common that see each other: containers may share the name of their host.
+def _is_here(owner: dict[str, Any]) -> bool:
+    """Return whether this process sees the owner's: hosts may share a name, and containers that of their host.
 
-    Hosts may have one name, too, but no boot.
+    A lease of an earlier revision has no namespace, and is taken for one of this one.
     """
-    return owner.get("host"), str(owner.get("started", "")).partition(" ")[0], owner.get("namespace", "")
+    mine = this_process()
+    boots = [str(process.get("started", "")).partition(" ")[0] for process in (owner, mine)]
+    namespace = owner.get("namespace", mine["namespace"])
+    return (owner.get("host"), boots[0], namespace) == (mine["host"], boots[1], mine["namespace"])
