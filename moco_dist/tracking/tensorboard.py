@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class TensorBoard:
         self._writer = RecordWriter(self._new_file().open("xb"))
         self._write(Event(file_version="brain.Event:2"), self._first)
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), self._first)
-        self.say(f"TensorBoard: look with: tensorboard --logdir {self.folder}")
+        self.say(f"TensorBoard: look with: tensorboard --logdir {shlex.quote(str(self.folder))}")
 
     def catch_up(self) -> None:
         """Write the rows that earlier files lack, or whose step TensorBoard has been told to forget."""
