@@ -35,8 +35,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
 def _begin() -> None:
     """Leave Ctrl-C to the command, end by the signal with which a pool ends its processes, and with the command.
 
-    A worker inherits the command's handlers, by which SIGTERM would end no more than a piece of its work: a pool that
-    one worker has died in would wait for the others for ever.
+    A worker inherits the command's handlers, by which SIGTERM would end no more than a piece of its work.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
