@@ -104,7 +104,8 @@ class WandbRun:
             except (Exception, SystemExit) as error:
                 self.tear_down()  # else the id counts as in use
                 online = False
-                self.warn(f"W&B is offline ({reason(error)}); send the run later with: wandb sync {typed}/offline-run-*")
+                command = f"wandb sync {typed}/offline-run-*"
+                self.warn(f"W&B is offline ({reason(error)}); send the run later with: {command}")
         if online:
             self._arrived = wandb_files.last_steps(dict(self._run.summary))
             wandb_files.retire(folder, run_id)
