@@ -139,7 +139,7 @@ def test_a_process_that_dies_while_it_reads_is_a_mistake(tmp_path: Path, monkeyp
     monkeypatch.setattr(record, "_LARGE", 1)
     monkeypatch.setattr(record, "_MOST_POINTS", 1000)
     monkeypatch.setattr(status, "read", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError, match="^RUN_DIR = 2 runs: a process that read them was out of memory, or killed"):
+    with pytest.raises(UserError, match=r"^RUN_DIR = 2 runs: a process that read them was out of memory, or killed"):
         record.read_all(runs)
 
 
