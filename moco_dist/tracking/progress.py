@@ -66,8 +66,8 @@ class Progress:
         if stream is None:  # as where a process was started with it closed
             return
         with contextlib.suppress(*_GONE):
-            encoding = getattr(stream, "encoding", None) or "utf-8"
-            line = line.encode(encoding, "backslashreplace").decode(encoding)
+            if getattr(stream, "errors", None) == "strict":  # else the stream has a way of its own
+                line = line.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
             if self._bar is not None:
                 tqdm.write(line, file=stream)
             else:

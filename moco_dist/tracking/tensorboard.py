@@ -122,8 +122,8 @@ class TensorBoard:
 
     def _new_file(self) -> Path:
         """Return a path that TensorBoard, which reads files by their names, reads behind those of earlier starts."""
-        seconds = [int(file.name.split(".")[3]) for file in self.folder.glob("events.out.tfevents.*")]
-        after = max([int(time.time()), *(second + 1 for second in seconds)])
+        seconds = [file.name.split(".")[3] for file in self.folder.glob("events.out.tfevents.*")]
+        after = max([int(time.time()), *(int(second) + 1 for second in seconds if second.isdecimal())])
         return self.folder / f"events.out.tfevents.{after:010}.{socket.gethostname()}.{os.getpid()}"
 
     def _mark(self) -> int:

@@ -114,6 +114,8 @@ def test_trackio_over_kill_and_resume(tmp_path: Path) -> None:
 def test_rows_that_a_killed_start_has_not_written_follow(tmp_path: Path) -> None:
     """Between a row in metrics.jsonl and its event lies a queue, which a kill empties."""
     lines: list[str] = []
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/events.out.tfevents.old").touch()  # someone has put it aside
     rows = [figures_of(step) for step in range(1, 11)]
     first = board(tmp_path, lines, [], 0)
     for row in [*rows[:4], FINDING]:
