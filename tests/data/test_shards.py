@@ -314,15 +314,20 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
     assert sorted(map(str, tree.rglob("*"))) == before
 
 
-@pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, False), (signal.SIGKILL, True)])
-def test_packing_that_was_interrupted_looks_unfinished(tmp_path: Path, number: signal.Signals, left: bool) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "left"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, -15, False), (signal.SIGHUP, -1, False), (signal.SIGKILL, -9, True)],
+)
+def test_packing_that_was_interrupted_looks_unfinished(
+    tmp_path: Path, number: signal.Signals, status: int, left: bool
+) -> None:
     for image in range(100):
         draw(tmp_path / "images" / f"{image}.png", 10)
     script = (
-        "import sys, time; from moco_dist.data import command, pack; contents = pack._contents\n"
+        "import runpy, time; from moco_dist.data import pack; contents = pack._contents\n"
         "def slow(listing):\n    for n, content in enumerate(contents(listing)):\n"
         "        if n == 90: print('half', flush=True); time.sleep(60)\n        yield content\n"
-        "pack._contents = slow; sys.exit(command.run(sys.argv[1:]))"
+        "pack._contents = slow; runpy.run_module('moco_dist.data', run_name='__main__', alter_sys=True)"
     )
     arguments = [sys.executable, "-c", script, "pack", str(tmp_path / "images"), str(tmp_path / "out")]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -330,7 +335,7 @@ def test_packing_that_was_interrupted_looks_unfinished(tmp_path: Path, number: s
         time.sleep(0.1)
         process.send_signal(number)
         _, errors = process.communicate()
-    assert process.returncode == (-number if left else 130), errors
+    assert process.returncode == status, errors
     assert (tmp_path / "out").exists() == left
     if left:
         with pytest.raises(UserError, match=f"no image below it .* of the shards in it no {SHARD_INDEX}"):
