@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -32,6 +33,11 @@ from moco_dist.ranks import devices
 T = TypeVar("T")
 
 Labels = NDArray[np.int64]
+
+_NOT_OF_AN_IMAGE = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+)
+"""Error numbers of a process that has no more files or memory, and of a shared disk that is away for a time."""
 
 
 class Source(Protocol):
@@ -264,13 +270,15 @@ class FileSource:
         raise self.unusable(unreadable[-1])
 
     def attempt(self, place: int, read: Callable[[ImageFile], T]) -> T | Unreadable:
-        """Read the image at a place, or tell why that cannot be done."""
+        """Read the image at a place, or tell why that cannot be done. Raises OSError where no image is at fault."""
         file = self.file(place)
         try:
             return read(file)
         except MemoryError:
             raise  # the process's own, which another image would not mend
         except Exception as error:  # decoders raise errors of their own kinds
+            if isinstance(error, OSError) and error.errno in _NOT_OF_AN_IMAGE:
+                raise
             return Unreadable.of(file, error)
 
     def unusable(self, unreadable: Unreadable) -> UserError:

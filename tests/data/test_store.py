@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -157,18 +158,33 @@ def test_the_digest_tells_names_labels_and_folders_apart(tree: Path, monkeypatch
     assert len({before, more.digest(), relabelled.digest()}) == 3
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
-def test_the_process_own_errors_are_no_unreadable_image(
-    tree: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        KeyboardInterrupt(),
+        SystemExit(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.ENOTCONN, "Transport endpoint is not connected"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_fault_of_an_image_makes_none_unreadable(
+    tree: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A shared disk that is away ends the run as a crash, which is begun again, and no other image is taken."""
     source = sources.load(folder_of(tree)).train
 
     def fail(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(error):
+    with pytest.raises(type(error)):
         source.centred(np.array([0]), 8)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(type(error)):
+        source.crops(np.array([0]), draws(1), folder_of(tree, decode="cpu").data)
 
 
 def test_a_bomb_is_refused_with_its_reason_and_a_large_image_is_not(
