@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from moco_dist import config
 from moco_dist.config import Config, explain, layout, load, parse, parse_arguments
+from moco_dist.config.__main__ import run as command
 from moco_dist.errors import UserError
 from tests.nobody import as_nobody
 
@@ -76,6 +77,18 @@ def test_a_variable_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_schema_for_editors_is_up_to_date() -> None:
     file = config.SHIPPED_CONFIGS / "schema.json"
     assert file.read_text() == config.schema(), "run: python -m moco_dist.config > configs/schema.json"
+
+
+def test_the_command_prints_the_schema_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([]) == 0 and capsys.readouterr().out == config.schema()
+    assert command(["mnist"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "moco_dist.config: unrecognized arguments: mnist; see python -m moco_dist.config --help\n",
+    )
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    assert end.value.code == 0 and "Print the JSON schema" in capsys.readouterr().out
 
 
 def test_every_key_is_explained() -> None:
