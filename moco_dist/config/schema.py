@@ -193,10 +193,11 @@ class Config(Section):
                 f"optim.global_batch = {batch}: must be divisible by moco.bn_groups={groups}; "
                 f"use optim.global_batch={round_up(max(batch, groups + 1), groups)}"
             )
-        if groups and batch // groups < 2:
+        if groups == batch:
+            fewer = "" if batch % 2 else f" or moco.bn_groups={batch // 2}"
             raise ValueError(
                 f"moco.bn_groups = {groups}: BatchNorm needs at least 2 images a group; "
-                f"use moco.bn_groups={max(1, batch // 2)} or less"
+                f"use optim.global_batch={2 * batch}{fewer}"
             )
         return self
 

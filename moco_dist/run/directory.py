@@ -1,5 +1,6 @@
 """The run directory as one job writes it: its lease, its config, its status."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -131,8 +132,9 @@ class RunDirectory:
     def refused(self, reason: str) -> None:
         """Note a mistake, unless another job is in the directory, or a result that the mistake leaves as it is."""
         before = status.read(self.folder)
-        if self.folder.is_dir() and self._is_free() and before.state != "done":
-            status.write(self.folder, "user_error", before.step, reason)
+        with contextlib.suppress(OSError):  # of a closed folder, which takes no note either
+            if self.folder.is_dir() and self._is_free() and before.state != "done":
+                status.write(self.folder, "user_error", before.step, reason)
 
     def crashed(self, rank: int, error: BaseException) -> str:
         """Note a crash, from any rank; the first to fail names the cause. Another job's status is left alone.

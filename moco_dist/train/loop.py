@@ -289,6 +289,10 @@ def advice(config: configs.Config, plan: configs.Layout, data: sources.Data, dev
     if config.device.type == "auto" and device.type == "cpu" and (available := devices.count()):
         rule = f"more ranks than the {available} CUDA devices here, so the CPU is used"
         yield f"device.type = auto: {rule}; start as many ranks as there are devices"
+    optim, default = config.optim, configs.Config().optim
+    if optim.schedule != "step" and (optim.milestones, optim.decay) != (default.milestones, default.decay):
+        rule = f"optim.schedule={optim.schedule} has no drops, so that they do not count"
+        yield f"optim.milestones and optim.decay: {rule}; for drops at milestones, set optim.schedule=step"
     yield from data.remarks
     if config.eval.knn_every and data.train.labels is None:
         yield "data.root: no class folders, so no kNN"

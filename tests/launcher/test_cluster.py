@@ -121,6 +121,8 @@ def test_paths_are_expanded_but_the_node_s_own(tmp_path: Path, monkeypatch: pyte
 def test_a_profile_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"^--cluster nope: no such file; .*the shipped: a100, devcluster, h100$"):
         cluster.load("nope")
+    with pytest.raises(UserError, match=r"^--cluster h100\.mine: no such file"):
+        cluster.load("h100.mine")
     with pytest.raises(UserError, match="no such file"):
         cluster.load("elsewhere/devcluster.yaml")  # a shipped name in another folder is another file
 
@@ -161,6 +163,6 @@ def test_the_keys_of_a_profile_are_explained(command: str, capsys: pytest.Captur
     text = capsys.readouterr().out
     keys = [*Profile.model_fields, *(f"container.{key}" for key in Container.model_fields)]
     assert re.findall(r"^  ([\w.]+)", text, re.MULTILINE) == keys
-    assert "  signal_seconds: 120  (whole number, at least 15, at most 3600)\n      How long before the time" in text
+    assert "  signal_seconds: 120  (whole number, at least 15, at most 3600)\n      The job is told to save" in text
     assert "  exclude: []  (list of text)\n      Nodes that the job must not run on.\n" in text
     assert "  container.image  (text)\n" in text and "  tasks: node  (node or rank)\n" in text
