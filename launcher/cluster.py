@@ -245,7 +245,7 @@ def _find(name: str) -> Path:
     path = Path(configs.expanded("--cluster", name))
     if path.is_file():
         return path
-    shipped = SHIPPED / f"{path.stem}.yaml"
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.parent in (Path(), Path("slurm/clusters")) and shipped.is_file():
         return shipped
     names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))

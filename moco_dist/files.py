@@ -7,6 +7,7 @@ device read without end: what is not a regular file is an error at once.
 import errno
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -100,7 +101,7 @@ def replacing(
     Raises:
         OSError: the file cannot be written; the old one is still there.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # process numbers repeat on other machines
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
         with os.fdopen(descriptor(aside, flags, 0o600 if private else 0o666), "wb") as file:

@@ -52,6 +52,8 @@ def test_no_config_keeps_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match="holds a password, which has no place in a file") as caught:
             config.load(None, [override])
         assert "hush" not in str(caught.value)
+    with pytest.raises(UserError, match=r"track\.tags = \[a, https://\*\*\*@here\]: holds a password"):
+        config.load(None, values={"track.tags": ["a", "https://user:hush@here"]})  # a list, as a file may have it
     monkeypatch.setenv("WANDB_PROJECT", "https://user:hush@here")
     with pytest.raises(UserError, match=r"track\.project = https://\*\*\*@here: holds a password"):
         config.load(None)

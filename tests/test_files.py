@@ -63,6 +63,15 @@ def test_a_regular_file_reads_and_grows_as_ever(tmp_path: Path) -> None:
     assert files.read_bytes(path) == "ü\nb\n".encode()
 
 
+def test_threads_that_replace_one_file_do_not_meet(tmp_path: Path) -> None:
+    """A watchdog writes the status too; as do ranks whose processes have one number on several machines."""
+    path = tmp_path / "status.json"
+    with files.replacing(path) as one, files.replacing(path) as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
 def test_the_trainers_files_are_refused_or_replaced(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     index = checkpoints.CheckpointIndex(tmp_path / "checkpoints")

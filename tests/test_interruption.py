@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,26 @@ def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
     result = end_by(tmp_path / "out", signal.SIGHUP, ahead=ahead)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out").read_text() == "new"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heeded_that_comes_where_python_passes_over_exceptions(number: int) -> None:
+    """So it does in a destructor, and in what it calls ahead of a fork and after it."""
+
+    class Thing:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    came: list[int] = []
+    before, hook = signal.signal(number, lambda number, _: came.append(number)), sys.unraisablehook
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            del (thing := [Thing()])[0]
+            assert not thing
+            time.sleep(30)
+        assert sys.unraisablehook is hook and came == [signal.SIGTERM] * (number == signal.SIGTERM)
+    finally:
+        signal.signal(number, before)
 
 
 def test_the_handlers_of_a_caller_come_back_and_hear_of_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -78,6 +79,29 @@ def test_extras_are_those_of_the_project() -> None:
     assert set().union(*extras.values()) - tools == {"trackio"}
     # What every installation has needs no extra.
     assert not set(map(name_of, project["dependencies"])) & packages.EXTRAS.keys()
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """A package that another one brings comes in any version, and may be gone with that one's next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = project["dependencies"], *project["optional-dependencies"].values()
+    asked_for = {name_of(requirement) for requirements in lists for requirement in requirements}
+    nodes = (
+        node
+        for package in ("moco_dist", "launcher", "slurm")
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+    )
+    imported = {
+        name.partition(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    others = imported - sys.stdlib_module_names - {"moco_dist", "launcher", "slurm"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit_learn"}
+    parts = {"markupsafe": "jinja2", "pydantic_core": "pydantic", "triton": "torch"}  # a part of the other's interface
+    assert {parts.get(name, names.get(name, name)) for name in others} <= asked_for
 
 
 def name_of(requirement: str) -> str:

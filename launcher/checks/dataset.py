@@ -86,6 +86,9 @@ def check(config: Config, stage: str | None) -> Iterator[Finding]:
         yield from _staged(Path(stage), data.root)
     elif data.root and not data.download and data.source in ("mnist", "cifar10", "imagefolder"):
         yield from _root(config, Path(data.root))
+    if data.root and data.source in ("digits", "synthetic"):
+        rule = f"data.source={data.source} reads no folder, so that it does not count"
+        yield finding.warning("data.root", data.root, rule, "for a folder of images, add data.source=imagefolder")
     side = _SIDES.get(data.source)
     if side and data.image_size > side and not data.enlarge:
         rule = f"the images of {data.source} have {side} pixels a side"

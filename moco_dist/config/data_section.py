@@ -6,6 +6,7 @@ from pydantic import Field
 
 from moco_dist.config.paths import PathText
 from moco_dist.config.section import MOST_CHANNELS, Float, Fraction, Int, Interval, Natural, Positive, Section
+from moco_dist.errors import shown
 
 
 class DataSection(Section):
@@ -61,7 +62,7 @@ class DataSection(Section):
         """Refuse pixel statistics that do not fit the channels, and an empty range of values. Raises ValueError."""
         for key, values in (("mean", self.mean), ("std", self.std)):
             if (self.mean is None) != (self.std is None):
-                raise ValueError(f"data.{key} = {values and list(values)}: mean and std go together; give both or none")
+                raise ValueError(f"data.{key} = {shown(values)}: mean and std go together; give both or none")
             if values is not None and len(values) != self.channel_count:
                 numbers = f"must have {self.channel_count} numbers, one a channel"
                 raise ValueError(f"data.{key} = {list(values)}: {numbers}; add or drop some, or mend data.channels")

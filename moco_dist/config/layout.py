@@ -28,13 +28,6 @@ def layout(config: Config, ranks: int) -> Layout:
         UserError: batch or groups do not divide by the ranks.
     """
     batch, accumulate = config.optim.global_batch, config.optim.accumulate
-    if batch % ranks:
-        raise UserError.of(
-            "optim.global_batch",
-            batch,
-            f"must be divisible by the {ranks} ranks",
-            f"use optim.global_batch={round_up(batch, ranks)}",
-        )
     groups = config.moco.bn_groups or ranks * accumulate
     if groups % ranks:
         raise UserError.of(
@@ -43,20 +36,16 @@ def layout(config: Config, ranks: int) -> Layout:
             f"must be divisible by the {ranks} ranks",
             f"use moco.bn_groups={round_up(groups, ranks)}, or a number of ranks that divides {groups}",
         )
-    if batch % groups:  # only where the groups were not given: Config has checked them otherwise
-        raise UserError.of(
-            "optim.global_batch",
-            batch,
-            f"must be divisible by ranks x optim.accumulate = {groups}",
-            f"use optim.global_batch={round_up(batch, groups)}",
-        )
+    # Of groups that are given, the batch is a multiple of two or more: Config has checked it.
+    fix = f"use optim.global_batch={round_up(max(batch, 2 * groups), groups)}"
+    if batch % ranks:
+        raise UserError.of("optim.global_batch", batch, f"must be divisible by the {ranks} ranks", fix)
+    if batch % groups:
+        rule = f"must be divisible by ranks x optim.accumulate = {groups}"
+        raise UserError.of("optim.global_batch", batch, rule, fix)
     if batch // groups < 2:
-        raise UserError.of(
-            "optim.global_batch",
-            batch,
-            f"leaves one image for each of {groups} BatchNorm groups, which need 2",
-            f"use optim.global_batch={2 * groups}",
-        )
+        rule = f"leaves one image for each of {groups} BatchNorm groups, which need 2"
+        raise UserError.of("optim.global_batch", batch, rule, fix)
     groups_per_rank = groups // ranks
-    parts = max(n for n in range(1, accumulate + 1) if groups_per_rank % n == 0)
+    parts = max(n for n in range(1, min(accumulate, groups_per_rank) + 1) if groups_per_rank % n == 0)
     return Layout(ranks, batch // ranks, batch // groups, parts)

@@ -84,9 +84,7 @@ def validate(model: type[S], tree: Mapping[str, Any], *, expand: bool = True) ->
     try:
         return model.model_validate(tree, context=expand)
     except ValidationError as error:
-        first, *others = error.errors()
-        more = f" (and {len(others)} more)" if others else ""
-        raise UserError(explain(first, model) + more) from None
+        raise UserError(explain(error.errors(), model)) from None
 
 
 def dump(config: Config) -> str:
@@ -112,9 +110,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    shipped = SHIPPED_CONFIGS / f"{path.stem}.yaml"
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # of a closed folder
+        raise UserError(f"config {path}: cannot be read: {error.strerror}; give a file that you may read") from None
+    shipped = SHIPPED_CONFIGS / f"{path.name.removesuffix('.yaml')}.yaml"  # of `mnist.mine`, the stem would be mnist
     if path.parent in (Path(), Path("configs")) and shipped.is_file():
         return shipped
     names = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 _TRUTH = TypeAdapter(bool)
+_MOST_DIGITS = 40
 _INTEGER = r"(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+)"
 _WHOLE = re.compile(rf"[-+]?{_INTEGER}")
 _NUMBER = re.compile(rf"[-+]?(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -24,6 +25,8 @@ def number(value: object) -> object:
         return value
     text = value.strip()
     if _WHOLE.fullmatch(text):
+        if len(text) > _MOST_DIGITS:
+            raise ValueError(f"must have at most {_MOST_DIGITS} digits")
         return int(text)
     if _NUMBER.fullmatch(text):
         return float(text)
@@ -47,25 +50,25 @@ def as_meant(value: object, annotation: Any) -> object:
 
     A list may be written without brackets, `60,80`; a list of texts then has one member, which may hold commas.
     """
-    kinds = _kinds(annotation)
-    if not isinstance(value, str) or str in kinds:
+    types = kinds(annotation)
+    if not isinstance(value, str) or str in types:
         return value
     text = value.strip()
-    for word in (word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)):
+    for word in (word for kind in types if get_origin(kind) is Literal for word in get_args(kind)):
         if str(word) == text:
             return word
-    for kind in kinds:
+    for kind in types:
         if get_origin(kind) in (tuple, list):
-            return [value] if str in _kinds(get_args(kind)[0]) else _members(text)
+            return [value] if str in kinds(get_args(kind)[0]) else _members(text)
     return text
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def kinds(annotation: Any) -> list[Any]:
     """List the types that a value of an annotated type or a union may have."""
     if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
+        return kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return [kind for member in get_args(annotation) for kind in _kinds(member)]
+        return [kind for member in get_args(annotation) for kind in kinds(member)]
     return [annotation]
 
 

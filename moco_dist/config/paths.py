@@ -12,6 +12,8 @@ from moco_dist.errors import UserError, holds_password, shown
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>\w+)|\{(?P<braced>\w+)\}|(?P<odd>\{[^}]*\}?))", re.ASCII)
 
+_NO_HOME = "the variable HOME is not set here, or empty; export it, or write the path out"
+
 
 def expand(text: str) -> str:
     """Expand a leading `~` or `~user`, `$NAME` and `${NAME}` of a path; `$$` is a dollar sign.
@@ -24,9 +26,13 @@ def expand(text: str) -> str:
     if not text.startswith("~"):
         return _possible(_VARIABLE.sub(_value, text))
     user, slash, rest = text.partition("/")
+    if user == "~" and os.environ.get("HOME") == "":  # of which Python would make /
+        raise ValueError(_NO_HOME)
     try:
         home = str(Path(user).expanduser())
     except RuntimeError:
+        if user == "~":
+            raise ValueError(_NO_HOME) from None
         raise ValueError(f"there is no user {user[1:]}; write ./{user} for a folder of that name") from None
     return _possible(home + slash + _VARIABLE.sub(_value, rest))
 

@@ -28,7 +28,7 @@ class RunSection(Section):
     """Weights to begin from: a run, or those of a ResNet of another program (docs/weights.md); layers must fit."""
     max_minutes: Annotated[Float, Field(gt=0)] | None = None
     """Save and exit with 75 after so many minutes of this start, ahead of a time limit."""
-    hang_timeout_seconds: Annotated[Float, Field(ge=5)] = 600.0
+    hang_timeout_seconds: Annotated[Float, Field(ge=5, le=31_536_000)] = 600.0  # a year: torch's clocks overflow later
     """A rank that waits so long for another one ends the job."""
 
 
@@ -193,10 +193,11 @@ class Config(Section):
                 f"optim.global_batch = {batch}: must be divisible by moco.bn_groups={groups}; "
                 f"use optim.global_batch={round_up(max(batch, groups + 1), groups)}"
             )
-        if groups and batch // groups < 2:
+        if groups == batch:
+            fewer = "" if batch % 2 else f" or moco.bn_groups={batch // 2}"
             raise ValueError(
                 f"moco.bn_groups = {groups}: BatchNorm needs at least 2 images a group; "
-                f"use moco.bn_groups={max(1, batch // 2)} or less"
+                f"use optim.global_batch={2 * batch}{fewer}"
             )
         return self
 

@@ -38,6 +38,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_meant(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, str):
-            refuse_password(value)
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str):
+                refuse_password(text)
         return as_meant(value, cls.model_fields[info.field_name or ""].annotation)

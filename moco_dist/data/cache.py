@@ -100,19 +100,21 @@ class _Chunks(Dataset[tuple[Tensor, dict[int, Unreadable]]]):
     With them come the images that cannot be read, by their places; their pixels are black.
     """
 
-    def __init__(self, source: FileSource, read: Read, end: int, shape: tuple[int, ...]) -> None:
-        self.source, self.read, self.end, self.shape = source, read, end, shape
+    def __init__(self, source: FileSource, decode: str, end: int, shape: tuple[int, ...]) -> None:
+        self.source, self.decode, self.end, self.shape = source, decode, end, shape
 
     def __getitem__(self, begin: int) -> tuple[Tensor, dict[int, Unreadable]]:
         places = range(begin, min(begin + _CHUNK, self.end))
         images, unreadable = np.zeros((len(places), *self.shape), dtype=np.uint8), dict[int, Unreadable]()
         for row, place in enumerate(places):
-            pixels = self.source.attempt(place, self.read)
+            pixels = self.source.attempt(place, _reader(self.source, self.decode))
             if isinstance(pixels, Unreadable):
                 unreadable[place] = pixels
-            else:
-                _check_shape(pixels, self.shape)
-                images[row] = pixels
+                continue
+            _check_shape(pixels, self.shape)
+            if self.source.channels == 1:  # a few looked-at images do not tell of a colour JPEG among gray ones
+                _check_pixels(self.source, place, pixels, self.decode)
+            images[row] = pixels
         return torch.from_numpy(images), unreadable
 
 
@@ -159,7 +161,7 @@ def _decoded(source: FileSource, data: DataSection, world: World) -> FileSource:
     sharing = device == world.device  # gathered by way of the device, where there is one
     ranks, rank = (world.size, world.rank) if sharing else (1, 0)
     share = -(-len(source) // ranks)
-    chunks = _Chunks(source, _reader(source, data.decode), min((rank + 1) * share, len(source)), shape)
+    chunks = _Chunks(source, data.decode, min((rank + 1) * share, len(source)), shape)
     mine, unreadable = world.agreed(lambda: _decode_share(chunks, rank * share, share))
     replaced = {place: image for of_rank in world.gather_objects(unreadable) for place, image in of_rank.items()}
     images = world.all_gather(mine.to(device)) if sharing else mine
@@ -200,13 +202,12 @@ def _shape(source: FileSource, data: DataSection) -> tuple[int, ...]:
     """
     shape: tuple[int, ...] = ()
     for place in some(range(len(source)), _LOOKED_AT):
-        pixels, of_pillow = (source.attempt(place, _reader(source, how)) for how in (data.decode, "pillow"))
-        if isinstance(pixels, Unreadable) or isinstance(of_pillow, Unreadable):
+        pixels = source.attempt(place, _reader(source, data.decode))
+        if isinstance(pixels, Unreadable):
             continue
         shape = shape or pixels.shape
         _check_shape(pixels, shape)
-        if not np.array_equal(pixels, of_pillow):
-            raise _mistake(f"with data.decode={data.decode}, crops have other pixels than the evaluation's images")
+        _check_pixels(source, place, pixels, data.decode)
     if shape and data.decode != "pillow" and photographs.may_be_reduced(shape[0], shape[1], data.image_size):
         rule = f"with data.decode={data.decode}, images of {shape[1]}x{shape[0]} are decoded at a reduced scale"
         raise _mistake(f"{rule} for crops of {data.image_size}")
@@ -227,6 +228,15 @@ def _check_shape(pixels: photographs.Pixels, shape: tuple[int, ...]) -> None:
     if pixels.shape != shape:
         sizes = [f"{width}x{height}" for height, width, _ in (shape, pixels.shape)]
         raise _mistake(f"the images are of several sizes, {sizes[0]} and {sizes[1]} among them")
+
+
+def _check_pixels(source: FileSource, place: int, pixels: photographs.Pixels, decode: str) -> None:
+    """Refuse an image that the evaluation, which takes Pillow, would see with other pixels. Raises UserError."""
+    if decode == "pillow" or not photographs.is_jpeg(source.file(place)):
+        return
+    of_pillow = source.attempt(place, _reader(source, "pillow"))
+    if not isinstance(of_pillow, Unreadable) and not np.array_equal(pixels, of_pillow):
+        raise _mistake(f"with data.decode={decode}, crops have other pixels than the evaluation's images")
 
 
 def _mistake(rule: str) -> UserError:

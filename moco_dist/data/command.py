@@ -20,8 +20,6 @@ def run(arguments: Sequence[str]) -> int:
         options.command(options)
     except UserError as error:
         return refused("moco_dist.data", error)
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

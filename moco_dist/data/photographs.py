@@ -34,8 +34,8 @@ _MARGIN = 1.5
 
 _MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize
 """Pillow decides whether an image with more pixels is read."""
-_METADATA, _PIXELS = 0xE1, 0xDA
-"""Kinds of a JPEG's segments: of EXIF or XMP, and what the pixels begin with."""
+_METADATA, _PIXELS, _FILL = 0xE1, 0xDA, 0xFF
+"""Kinds of a JPEG's segments: of EXIF or XMP, and what the pixels begin with; and the byte that is ahead of a kind."""
 
 Pixels = NDArray[np.uint8]
 """An upright image, [H, W, C]."""
@@ -57,7 +57,7 @@ def crop_views(file: ImageFile, place: Placer, size: int, channels: int, value_r
     Raises:
         Exception: as `decode`.
     """
-    photograph = Photograph.of(file) if channels in (1, 3) and file.suffix.lower() in _SUFFIXES else None
+    photograph = Photograph.of(file) if channels in (1, 3) and is_jpeg(file) else None
     if photograph:
         boxes = place(photograph.height, photograph.width)
         reduction = photograph.reduction(boxes, size)
@@ -72,9 +72,14 @@ def crop_views(file: ImageFile, place: Placer, size: int, channels: int, value_r
 
 def whole(file: ImageFile, channels: int, value_range: Interval | None) -> Pixels:
     """Decode an image file at its full size, to the pixels that `crop_views` crops. Raises as `decode`."""
-    photograph = Photograph.of(file) if channels in (1, 3) and file.suffix.lower() in _SUFFIXES else None
+    photograph = Photograph.of(file) if channels in (1, 3) and is_jpeg(file) else None
     pixels = photograph.pixels(channels, 1) if photograph else None
     return by_decode(file, channels, value_range) if pixels is None else pixels
+
+
+def is_jpeg(file: ImageFile) -> bool:
+    """Tell whether a file is named as a JPEG."""
+    return file.suffix.lower() in _SUFFIXES
 
 
 def by_decode(file: ImageFile, channels: int, value_range: Interval | None) -> Pixels:
@@ -99,7 +104,7 @@ class Photograph:
     def __init__(self, content: bytes, sides: tuple[int, int], number: int = 1) -> None:
         """Take the bytes, width and height as they are stored, and the EXIF orientation."""
         self._content, self._stored_sides, self._turn = content, sides, TURNS.get(number)
-        self.height, self.width = sides if number >= 5 else sides[::-1]
+        self.height, self.width = sides if number in range(5, 9) else sides[::-1]  # other numbers turn nothing
 
     @classmethod
     def of(cls, file: ImageFile) -> Photograph | None:
@@ -142,11 +147,11 @@ class Photograph:
 
 
 def _has_metadata(content: bytes) -> bool:
-    """Tell whether a JPEG has a segment in which an orientation may stand, ahead of its pixels. Raises IndexError."""
+    """Tell whether a JPEG may have a segment with an orientation ahead of its pixels. Raises IndexError."""
     place = 2
     while (marker := content[place + 1]) != _PIXELS:
-        if marker == _METADATA:
-            return True
+        if marker in (_METADATA, _FILL) or content[place] != _FILL:
+            return True  # also of segments that do not follow one another at once, which Pillow finds
         place += 2 + int.from_bytes(content[place + 2 : place + 4])
     return False
 

@@ -29,6 +29,8 @@ FORMAT = 1
 """Number of the index's format; another number is refused."""
 PACK_AGAIN = "pack it again: python -m moco_dist.data pack FOLDER OUT"
 
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What a damaged index raises; RuntimeError where a bit claims that it is encrypted, or packed in an unknown way."""
 
 IMAGE = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")])
 """An image's entry in the index: the number of its shard, its first byte there, the number of bytes, their CRC-32."""
@@ -102,7 +104,10 @@ class PackedSplit(NamedTuple):
         shards = tuple(Shard(*fields) for fields in zip(*columns, strict=True))
         prefix = os.fsdecode(b"".join(_parted(arrays["prefix"])))
         places = Places(folder, tuple(shard.name for shard in shards), prefix, arrays["images"])
-        return cls(names, arrays.get("labels"), tuple(map(os.fsdecode, _parted(arrays["classes"]))), shards, places)
+        classes = tuple(map(os.fsdecode, _parted(arrays["classes"])))
+        # What the index lost of its own list of contents would else pass for images without classes.
+        labels = arrays["labels"] if len(names) and classes else arrays.get("labels")
+        return cls(names, labels, classes, shards, places)
 
 
 def is_packed(root: Path) -> bool:
@@ -140,7 +145,7 @@ def read_split(root: Path, split: Split, key: str = "data.root") -> PackedSplit:
                 raise UserError.of(key, root, rule, f"use the version that packed it, or {PACK_AGAIN}")
             fields = {name.removeprefix(f"{split}/"): name for name in index.files if name.startswith(f"{split}/")}
             return PackedSplit.of(root, {field: index[name] for field, name in fields.items()})
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         rule = f"{SHARD_INDEX} cannot be read: {printable(str(error))}"
         raise UserError.of(key, root, rule, f"copy it again, or {PACK_AGAIN}") from None
 

@@ -1,5 +1,6 @@
 """Open the source of images that a config names, for training and for the evaluation beside it."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,9 +20,12 @@ from moco_dist.data.index import Split, is_empty, is_folder, list_folder
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, general_statistics
 from moco_dist.data.shards import is_packed, open_split
 from moco_dist.data.store import ArraySource, FileSource, Source
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, reason, shown
 from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
+
+_ABSENT = re.compile("not found|Error downloading")
+"""What torchvision says of files that are not there."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def load(config: Config) -> Data:
     data, batch = open_splits(config), config.optim.global_batch
     if len(data.train) < batch:
         rule = f"the training set has {len(data.train)} images, less than one batch"
-        raise UserError.of("optim.global_batch", batch, rule, f"use at most {len(data.train)}")
+        fix = f"use at most {len(data.train)}" if len(data.train) > 1 else "add images"  # BatchNorm needs two
+        raise UserError.of("optim.global_batch", batch, rule, fix)
     return data
 
 
@@ -152,15 +157,25 @@ def _torchvision(data: DataSection, split: Split) -> ArraySource:
     assert data.root is not None
     try:
         opened = dataset(data.root, train=split == "train", download=data.download)
-    except (RuntimeError, OSError) as error:
-        if data.download:
-            raise UserError.of("data.root", data.root, f"download failed: {error}", "copy the files there") from None
-        rule = "is empty" if is_empty(Path(data.root)) else f"holds no {data.source} of torchvision's layout"
-        rule = rule if is_folder(Path(data.root)) else "no such folder"
-        raise UserError.of("data.root", data.root, rule, "mend the path, or add data.download=true") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # torchvision takes what is in a file for granted, and asserts
+        raise _not_opened(data, Path(data.root), error) from None
     images = torch.as_tensor(opened.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return ArraySource(images, np.asarray(opened.targets, dtype=np.int64), PIXEL_STATISTICS[data.source])
+
+
+def _not_opened(data: DataSection, root: Path, error: Exception) -> UserError:
+    """Word why torchvision has not opened a source: the files are not there, or damaged."""
+    if not isinstance(error, OSError) and not _ABSENT.search(str(error)):
+        rule = f"holds a damaged file of {data.source} ({reason(error)})"
+        return UserError.of("data.root", root, rule, "copy the files again, or remove them and add data.download=true")
+    if data.download:
+        return UserError.of("data.root", root, f"download failed: {error}", "copy the files there")
+    rule = "is empty" if is_empty(root) else f"holds no {data.source} of torchvision's layout"
+    rule = rule if is_folder(root) else "no such folder"
+    return UserError.of("data.root", root, rule, "mend the path, or add data.download=true")
 
 
 def _folder(data: DataSection, split: Split) -> FileSource:
@@ -197,6 +212,9 @@ def _check_size(source: Source, data: DataSection) -> None:
 
 def _notes(train: Source, test: Source | None, config: Config) -> Iterator[str]:
     """Yield what to tell of the images that a run begins with. Raises UserError, as `sampling.range_notes`."""
+    if config.data.root and config.data.source in ("digits", "synthetic"):
+        rule = f"data.source={config.data.source} reads no folder, so that it does not count"
+        yield f"data.root = {shown(config.data.root)}: {rule}; for a folder of images, add data.source=imagefolder"
     yield from sampling.range_notes([s for s in (train, test) if isinstance(s, FileSource)], config.data)
     if train.channels not in (1, 3) and config.data.augmentation != "crop_blur":
         yield f"data.channels = {train.channels}: saturation, hue and grayscale are for colour, and are left out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -26,12 +27,21 @@ from moco_dist.data.image_file import ImageFile, shorter_side
 from moco_dist.data.pixel_statistics import PixelStatistics
 from moco_dist.data.shards import Places
 from moco_dist.data.tree import some
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 from moco_dist.ranks import devices
 
 T = TypeVar("T")
 
 Labels = NDArray[np.int64]
+
+_NOT_OF_AN_IMAGE = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+)
+"""Error numbers of a process that has no more files or memory, and of a shared disk that is away for a time."""
+
+
+class Away(Exception):
+    """Images cannot be read for a time, and none of them is at fault; no OSError, which may be of what is written."""
 
 
 class Source(Protocol):
@@ -264,13 +274,15 @@ class FileSource:
         raise self.unusable(unreadable[-1])
 
     def attempt(self, place: int, read: Callable[[ImageFile], T]) -> T | Unreadable:
-        """Read the image at a place, or tell why that cannot be done."""
+        """Read the image at a place, or tell why that cannot be done. Raises Away."""
         file = self.file(place)
         try:
             return read(file)
         except MemoryError:
             raise  # the process's own, which another image would not mend
         except Exception as error:  # decoders raise errors of their own kinds
+            if isinstance(error, OSError) and error.errno in _NOT_OF_AN_IMAGE:
+                raise Away(f"{printable(str(file))}: {error.strerror}") from error
             return Unreadable.of(file, error)
 
     def unusable(self, unreadable: Unreadable) -> UserError:

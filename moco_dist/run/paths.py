@@ -97,13 +97,16 @@ def run_dir_of(path: Path) -> Path | None:
     """Return the run directory that a path is, or whose resolved config it is; None for any other path."""
     try:
         return run_of(path) or (path if RunPaths(path).config.is_file() else None)
-    except OSError:  # of a closed folder: who reads it says so
+    except OSError:
         return None
 
 
 def run_of(file: Path | None) -> Path | None:
     """Return the run directory whose resolved config a file is; None for any other file."""
-    if file is None or file.name != CONFIG or not file.is_file():
+    try:
+        if file is None or file.name != CONFIG or not file.is_file():
+            return None
+        paths = RunPaths(file.parent)
+        return paths.folder if paths.status.is_file() or paths.checkpoints.is_dir() else None
+    except OSError:  # of a closed folder: who reads it says so
         return None
-    paths = RunPaths(file.parent)
-    return paths.folder if paths.status.is_file() or paths.checkpoints.is_dir() else None

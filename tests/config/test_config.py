@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from moco_dist import config
 from moco_dist.config import Config, explain, layout, load, parse, parse_arguments
+from moco_dist.config.__main__ import run as command
 from moco_dist.errors import UserError
+from tests.nobody import as_nobody
 
 SHIPPED = sorted(config.SHIPPED_CONFIGS.glob("*.yaml"))
 
@@ -77,6 +79,18 @@ def test_schema_for_editors_is_up_to_date() -> None:
     assert file.read_text() == config.schema(), "run: python -m moco_dist.config > configs/schema.json"
 
 
+def test_the_command_prints_the_schema_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([]) == 0 and capsys.readouterr().out == config.schema()
+    assert command(["mnist"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "moco_dist.config: unrecognized arguments: mnist; see python -m moco_dist.config --help\n",
+    )
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    assert end.value.code == 0 and "Print the JSON schema" in capsys.readouterr().out
+
+
 def test_every_key_is_explained() -> None:
     lines = config.usage().splitlines()
     assert len(lines) == len(explain.keys(config.Config))
@@ -121,10 +135,18 @@ def test_it_is_frozen() -> None:
         ("data.value_range=[5,5]", "data.value_range = [5.0, 5.0]: must be [low, high]; swap or raise them"),
         ("data.value_range=[0,.inf]", "data.value_range.1 = inf: must be a finite number; the default is data.value"),
         ("moco.bn_groups=3", "optim.global_batch = 128: must be divisible by moco.bn_groups=3; use optim.global_batch"),
-        ("moco.bn_groups=128", "moco.bn_groups = 128: BatchNorm needs at least 2 images a group; use moco.bn_groups="),
+        ("moco.bn_groups=128", "moco.bn_groups = 128: BatchNorm needs at least 2 images a group; use optim.global"),
         ("device.precision=fp8", "device.precision = fp8: must be 'fp32', 'bf16', 'fp16' or 'fp64'; the default is"),
         ("model.width=12", "model.width = 12: must be a multiple of 8; the default is model.width=64"),
         ("checkpoint.keep=1", "checkpoint.keep = 1: must be greater than or equal to 2; the default is checkpoint"),
+        ("data.workers=x", "data.workers = x: must be an integer, or 'auto'; the default is data.workers=0"),
+        ("data.workers=-1", "data.workers = -1: must be greater than or equal to 0, or 'auto'; the default is"),
+        ("data.crop_scale=0.5", "data.crop_scale = [0.5]: must have 2 members; the default is data.crop_scale=[0.2"),
+        ("data.value_range=[]", "data.value_range = []: must have 2 members; the default is data.value_range=null"),
+        ("data.blur_sigma=1,2,3", "data.blur_sigma = [1, 2, 3]: must have 2 members; the default is"),
+        ("data.std=[1]", "data.mean = null: mean and std go together; give both or none"),
+        ("moco.symmetric=x", "moco.symmetric = x: must be true or false; the default is moco.symmetric=false"),
+        (f"optim.epochs={'9' * 5000}", f"optim.epochs = {'9' * 77}...: must have at most 40 digits; the default is"),
     ],
 )
 def test_mistakes_are_one_line_that_names_key_value_rule_and_fix(override: str, message: str) -> None:
@@ -132,6 +154,20 @@ def test_mistakes_are_one_line_that_names_key_value_rule_and_fix(override: str, 
     assert text.startswith(message)
     assert "\n" not in text
     assert ";" in text
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "0.5", "1,2,3", "[]", "{a: 1}", ".inf"])
+def test_no_line_speaks_of_how_values_are_read(value: str) -> None:
+    lines = 0
+    for key in explain.keys(Config):
+        try:
+            load(None, [f"{key}={value}"])
+        except UserError as error:
+            lines += 1
+            name, rule = re.fullmatch(r"([a-z_.]+)(?:\.\d)? = .*?: (.*)", str(error)).groups()  # type: ignore[union-attr]
+            assert name == key or name in ("data.mean", "data.std")
+            assert not re.search(r"function|pars|input|field|tuple|boolean|None|\(\)", rule), error
+    assert lines > 20
 
 
 @pytest.mark.parametrize(
@@ -155,6 +191,23 @@ def test_the_fix_that_a_message_proposes_works() -> None:
     assert load(None, ["moco.bn_groups=3", fix[1]]).moco.bn_groups == 3
 
 
+@given(
+    batch=st.integers(1, 12), groups=st.none() | st.integers(1, 12), ranks=st.integers(1, 9), parts=st.integers(1, 3)
+)
+def test_fixes_of_the_batch_lead_to_one_that_fits(batch: int, groups: int | None, ranks: int, parts: int) -> None:
+    """Each fix is followed as it is written, and no more than three are needed."""
+    values = {"optim.global_batch": batch, "moco.bn_groups": groups}
+    for _ in range(4):
+        try:
+            layout(load(None, [f"optim.accumulate={parts}"], values), ranks)
+            return
+        except UserError as error:
+            fix = re.search(r"use ([\w.]+)=(\d+)", str(error))
+            assert fix, error
+            values[fix[1]] = int(fix[2])
+    raise AssertionError(f"the fixes lead nowhere: {values}")
+
+
 def test_several_mistakes_are_counted() -> None:
     assert mistake("optim.lr=x", "model.dim=0").endswith("(and 1 more)")
 
@@ -169,6 +222,7 @@ def test_several_mistakes_are_counted() -> None:
         ("optim: {lr: {a: 1}}", "optim.lr = "),
         ("optim: {lr: [1\n, 2]}", "optim.lr = [1, 2]: must be a number"),
         ("3: {lr: 0.1}", "unknown key"),
+        ("zzz: {~: 3}", "zzz.None: unknown key"),
         ("\x00", "cannot be read as YAML"),
     ],
 )
@@ -188,6 +242,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "digits" in line
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "digits.yaml")  # a shipped name in another folder is not the shipped one
+    for name in ("digits.mine", "digits.yml", "configs/digits.yaml.old"):
+        assert mistake(path=Path(name)).startswith(f"config {name}: no such file; give a YAML file")
+    (tmp_path / "own.yaml").touch()
+    with as_nobody():  # to whom the folder is closed
+        line = f"config {tmp_path}/own.yaml: cannot be read: Permission denied; give a file that you may read"
+        assert mistake(path=tmp_path / "own.yaml") == line
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
@@ -262,6 +322,7 @@ def test_layout() -> None:
     assert plan_of(32, 4, accumulate=2) == config.Layout(ranks=4, batch_per_rank=8, group_size=4, parts=2)
     assert plan_of(32, 2, groups=8) == config.Layout(ranks=2, batch_per_rank=16, group_size=4, parts=1)
     assert plan_of(32, 2, groups=8, accumulate=3) == config.Layout(ranks=2, batch_per_rank=16, group_size=4, parts=2)
+    assert plan_of(32, 4, groups=4, accumulate=10**12).parts == 1  # at once
     assert plan_of(32, 4, groups=4, accumulate=8) == config.Layout(ranks=4, batch_per_rank=8, group_size=8, parts=1)
 
 

@@ -74,6 +74,15 @@ def test_what_cannot_be_expanded_is_refused(text: str, rule: str) -> None:
     assert str(caught.value).startswith(f"--out = {text}: {rule}")
 
 
+@pytest.mark.parametrize("home", [None, ""])
+def test_a_user_without_a_home(home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of a container need not know its user, and of an empty HOME Python makes the root."""
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    with pytest.raises(UserError, match=r"data\.root = ~/a: the variable HOME is not set here, or empty; export it"):
+        load(None, ["data.root=~/a"])
+
+
 @given(st.text(st.sampled_from("~$ab/{}.A \\"), min_size=1))
 def test_a_literal_path_is_what_it_says(path: str) -> None:
     text = expand(literal(path))

@@ -150,6 +150,17 @@ def test_without_a_readable_image_it_is_told(folder: Path) -> None:
     assert not isinstance(opened(folder)[2], DecodedSource)
 
 
+def test_a_colour_jpeg_among_gray_images_is_noticed(tmp_path: Path) -> None:
+    """It is none of the nine images that are looked at."""
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels) if number == 7 else Image.fromarray(pixels).convert("L")
+        image.save(tmp_path / f"{number:02}.jpg")
+    assert not isinstance(opened(tmp_path, channels=1, decode="cpu")[2], DecodedSource)
+    (tmp_path / "07.jpg").unlink()
+    assert isinstance(opened(tmp_path, channels=1, decode="cpu")[2], DecodedSource)
+
+
 def test_images_that_would_have_other_bits_stay_on_disk(folder: Path) -> None:
     """Colour JPEGs as gray crops are decoded otherwise than as gray centres, and large ones at a reduced scale."""
     for settings, rule in (

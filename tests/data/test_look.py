@@ -361,6 +361,8 @@ def test_any_name_of_a_folder_is_read_back_from_the_proposal(
     proposed = proposal.propose(survey(Path(name), None), 1)
     Path("my.yaml").write_text(proposal.as_yaml(proposed, "heading"))
     assert configs.load(Path("my.yaml")).data.root == str(root)
+    schema = Path("my.yaml").read_text().splitlines()[0].partition("$schema=")[2]
+    assert Path(schema).read_text() == configs.schema()  # which an editor finds from any folder
 
 
 def look_process(*arguments: object, **environment: str) -> subprocess.Popen[str]:
@@ -376,16 +378,18 @@ def look_process(*arguments: object, **environment: str) -> subprocess.Popen[str
     )
 
 
-@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("signal_number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -9)]
+)
 def test_it_ends_at_once_with_all_its_processes(signal_number: int, status: int, tmp_path: Path) -> None:
-    """Ctrl-C reaches the processes that read images too; SIGKILL the command alone."""
+    """Ctrl-C and a scheduler's SIGTERM reach the processes that read images too; SIGKILL the command alone."""
     noise(2000).save(tmp_path / "0.png", compress_level=1)
     for number in range(1, 500):
         (tmp_path / f"{number}.png").hardlink_to(tmp_path / "0.png")
     process = look_process(tmp_path)
     assert process.stderr is not None
     assert any(process.stderr.read(1) == "r" for _ in range(10))  # the bar that says "reading"
-    if signal_number == signal.SIGINT:
+    if signal_number != signal.SIGKILL:
         os.killpg(process.pid, signal_number)
     else:
         process.send_signal(signal_number)
@@ -398,7 +402,7 @@ def test_a_terminal_that_cannot_write_the_names(tmp_path: Path) -> None:
     Path(root, "train", "a", os.fsdecode(b"\xff.png")).touch()
     process = look_process(root, PYTHONIOENCODING="ascii:strict")
     shown, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "caf?" in shown and "?.png: cannot identify" in shown, errors
+    assert process.returncode == 0 and r"caf\xe9" in shown and "?.png: cannot identify" in shown, errors
 
 
 def test_a_reader_that_goes_does_not_cost_the_config(tmp_path: Path) -> None:

@@ -88,6 +88,25 @@ def test_a_large_photograph_is_decoded_reduced_and_upright(
     assert reductions == [1 if odd and orientation > 1 else 4]
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_a_number_that_is_no_orientation_turns_nothing(orientation: int, tmp_path: Path) -> None:
+    path = saved(tmp_path / "odd.jpg", scene(75, 100), orientation)
+    photograph = photographs.Photograph.of(path)
+    assert photograph and (photograph.height, photograph.width) == (75, 100)
+    assert all(error.max() <= 1 for error in errors(path, [(10, 21, 40, 70)], 16))
+
+
+def test_the_orientation_is_found_behind_a_byte_that_fills(tmp_path: Path) -> None:
+    """Any number of 0xFF may stand ahead of a segment. Taken for its kind, it leads far beyond the segment."""
+    path = saved(tmp_path / "filled.jpg", scene(75, 100), 6)
+    content = path.read_bytes()
+    place = content.index(b"\xff\xe1")
+    beyond = place + 2 + int.from_bytes(content[place + 1 : place + 3])
+    path.write_bytes((content[:place] + b"\xff" + content[place:]).ljust(beyond, b"\0") + b"\xff\xda")
+    photograph = photographs.Photograph.of(path)
+    assert photograph and (photograph.height, photograph.width) == (100, 75)
+
+
 def test_crops_are_never_enlarged_by_the_reduction(tmp_path: Path) -> None:
     path, large, small = saved(tmp_path / "a.jpg", scene(400, 520)), (0, 0, 400, 400), (3, 3, 140, 150)
     for boxes, reduction in (([large], 4), ([large, small], 1), ([(0, 0, 144, 144)], 2), ([(0, 0, 400, 143)], 1)):

@@ -15,7 +15,7 @@ from moco_dist import config
 from moco_dist.data import sources
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS
 from moco_dist.data.store import FileSource, Source
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, shown
 from moco_dist.train.loop import advice
 from tests.data.made import MNIST, config_of, draw, draws, folder_of, values
 
@@ -78,6 +78,15 @@ def test_without_knn_there_is_nothing_to_compare() -> None:
     assert len(data.train) == 1438
 
 
+def test_of_too_few_images_no_batch_is_proposed(tmp_path: Path) -> None:
+    for number in range(2):
+        draw(tmp_path / "ab"[number] / "0.png", 50)
+    for images, fraction in ((0, 0.99), (1, 0.5)):
+        run = folder_of(tmp_path, knn_split="validation", validation_fraction=fraction)
+        with pytest.raises(UserError, match=rf"the training set has {images} images, less than one batch; add images"):
+            sources.load(run)
+
+
 def test_a_batch_larger_than_the_training_set() -> None:
     with pytest.raises(UserError, match=r"optim.global_batch = 2000: the training set has 1438 images.*at most 1438"):
         sources.load(config_of(batch=2000))
@@ -104,6 +113,20 @@ def test_missing_data(tmp_path: Path, source: str) -> None:
     (tmp_path / "other").touch()
     with pytest.raises(UserError, match=f"holds no {source} of torchvision's layout"):
         sources.load(config_of(source=source, root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\0\0\x08\x03" + bytes(12), b"\0\0\x08\x03\0\0\0\2" + bytes(50)])
+def test_damaged_data(content: bytes, download: bool, tmp_path: Path) -> None:
+    """A copy that was broken off, or a page that a proxy has put in the place of a file."""
+    for split in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            file = tmp_path / "MNIST" / "raw" / f"{split}-{kind}-ubyte"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    with pytest.raises(UserError, match=r"holds a damaged file of mnist \(.*; copy the files again") as error:
+        sources.load(config_of(source="mnist", root=str(tmp_path), download=download))
+    assert str(error.value).isprintable()
 
 
 def test_mnist() -> None:
@@ -183,6 +206,19 @@ def test_a_run_without_knn_is_told_why(tree: Path, split: str, data: dict[str, A
         text for text in advice(run, config.layout(run, 1), sources.load(run), torch.device("cpu")) if "kNN" in text
     ]
     assert advised == ([f"data.root: {line}"] if line else [])
+
+
+def test_keys_that_do_not_count_are_told(tree: Path) -> None:
+    run = config.load(None, [f"data.root={tree}", "optim.milestones=2,3"])
+    lines = list(advice(run, config.layout(run, 1), sources.load(run), torch.device("cpu")))
+    assert lines == [
+        "optim.milestones and optim.decay: optim.schedule=cosine has no drops, so that they do not count; for drops at "
+        "milestones, set optim.schedule=step",
+        f"data.root = {shown(str(tree))}: data.source=digits reads no folder, so that it does not count; for a folder "
+        "of images, add data.source=imagefolder",
+    ]
+    run = config.load(None, ["optim.milestones=2,3", "optim.schedule=step"])
+    assert not list(advice(run, config.layout(run, 1), sources.load(run), torch.device("cpu")))
 
 
 def test_what_is_passed_over_is_told_at_the_start(tree: Path) -> None:

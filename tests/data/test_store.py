@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from moco_dist.data import sources
-from moco_dist.data.store import FileSource
+from moco_dist.data.store import Away, FileSource
 from moco_dist.errors import UserError
 from tests.data.made import config_of, damaged_avif, draw, draws, folder_of, values
 
@@ -157,18 +158,34 @@ def test_the_digest_tells_names_labels_and_folders_apart(tree: Path, monkeypatch
     assert len({before, more.digest(), relabelled.digest()}) == 3
 
 
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
-def test_the_process_own_errors_are_no_unreadable_image(
-    tree: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        KeyboardInterrupt(),
+        SystemExit(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.ENOTCONN, "Transport endpoint is not connected"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_fault_of_an_image_makes_none_unreadable(
+    tree: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A shared disk that is away ends the run as a crash, which is begun again, and no other image is taken."""
     source = sources.load(folder_of(tree)).train
 
     def fail(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(error):
+    kind = Away if isinstance(error, OSError) else type(error)
+    with pytest.raises(kind):
         source.centred(np.array([0]), 8)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(kind):
+        source.crops(np.array([0]), draws(1), folder_of(tree, decode="cpu").data)
 
 
 def test_a_bomb_is_refused_with_its_reason_and_a_large_image_is_not(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,17 +113,18 @@ def test_run_directories(place: Path, run_dir: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "line"),
     [
-        lambda place: ["preflight", f"{place}/closed/config.yaml"],
-        lambda place: ["preflight", "--cluster", f"{place}/closed/config.yaml"],
-        lambda place: ["sweep", f"{place}/closed/config.yaml"],
+        (["preflight"], "config {}: cannot be read: Permission denied; give a file that you may read"),
+        (["preflight", "--cluster"], "{}: Permission denied"),
+        (["sweep"], "{}: Permission denied"),
     ],
 )
 def test_files_that_are_named_on_the_command_line(
-    place: Path, capsys: pytest.CaptureFixture[str], words: Callable[[Path], list[str]]
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
 ) -> None:
+    file = f"{place}/closed/config.yaml"
     with as_nobody():
-        assert main(words(place)) == 2
+        assert main([*words, file]) == 2
     out, err = capsys.readouterr()
-    assert (out, err) == ("", f"launcher: {place}/closed/config.yaml: Permission denied\n")
+    assert (out, err) == ("", f"launcher: {line.format(file)}\n")

@@ -121,6 +121,8 @@ def test_paths_are_expanded_but_the_node_s_own(tmp_path: Path, monkeypatch: pyte
 def test_a_profile_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"^--cluster nope: no such file; .*the shipped: a100, devcluster, h100$"):
         cluster.load("nope")
+    with pytest.raises(UserError, match=r"^--cluster h100\.mine: no such file"):
+        cluster.load("h100.mine")
     with pytest.raises(UserError, match="no such file"):
         cluster.load("elsewhere/devcluster.yaml")  # a shipped name in another folder is another file
 

@@ -14,6 +14,7 @@ from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory, load_config
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import evaluation_row, is_evaluation, is_training, training_row
+from tests.nobody import as_nobody
 
 
 def test_unfinished_files_of_a_killed_start_are_removed(tmp_path: Path) -> None:
@@ -26,6 +27,17 @@ def test_unfinished_files_of_a_killed_start_are_removed(tmp_path: Path) -> None:
     run_dir.open()
     run_dir.close()
     assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
+
+
+def test_a_closed_folder_takes_no_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("config.yaml", "status.json"):
+        (tmp_path / name).touch()
+    with as_nobody():
+        assert train.run([str(tmp_path / "config.yaml")]) == 2
+        assert train.run([f"run.dir={tmp_path}", "moco.bn_groups=null", "optim.accumulate=128"]) == 2  # of the layout
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("config.yaml: cannot be read: Permission denied; give a file that you may read")
+    assert len(lines) == 2 and "leaves one image for each of 128 BatchNorm groups" in lines[1]
 
 
 def test_a_config_in_a_run_directory_means_that_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

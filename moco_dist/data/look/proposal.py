@@ -70,7 +70,8 @@ def tree(settings: list[Setting]) -> dict[str, dict[str, Any]]:
 
 def as_yaml(settings: list[Setting], heading: str) -> str:
     """Write the settings as a config file in which a comment above each key gives its reason."""
-    lines = ["# yaml-language-server: $schema=schema.json", *textwrap.wrap(heading, 116, initial_indent="# ")]
+    schema = configs.SHIPPED_CONFIGS.resolve() / "schema.json"
+    lines = [f"# yaml-language-server: $schema={schema}", *textwrap.wrap(heading, 116, initial_indent="# ")]
     for section, keys in tree(settings).items():
         lines.append(f"{section}:")
         for name, value in keys.items():

@@ -226,13 +226,14 @@ def _measure(files: Sequence[str | Member], root: Path) -> list[Measured | Unrea
     """Measure files in processes of their own, one for each core. Raises UserError where one of them dies."""
     others = set(multiprocessing.active_children())
     results: list[Measured | Unreadable] = []
-    length = max(1, min(64, len(files) // (8 * (os.cpu_count() or 1))))
+    cores = len(os.sched_getaffinity(0))  # not those of the whole machine, of which a job may have few
+    length = max(1, min(64, len(files) // (8 * cores)))
     bar = tqdm(desc="reading", total=len(files), unit=" images")
     try:
-        with bar, ProcessPoolExecutor(os.cpu_count(), initializer=_begin_worker) as processes:
+        with bar, ProcessPoolExecutor(cores, initializer=_begin_worker) as processes:
             chunks = (files[start : start + length] for start in range(0, len(files), length))
             try:
-                with _interrupts_held():  # processes that begin in it leave Ctrl-C to this one
+                with _endings_held():  # processes that begin in it leave it to this one to end
                     futures = [processes.submit(_measure_each, chunk, root) for chunk in chunks]
                 for future in futures:
                     results += future.result()
@@ -258,9 +259,9 @@ def _measure_each(files: Sequence[str | Member], root: Path) -> list[Measured | 
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold back SIGINT until the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _endings_held() -> Iterator[None]:
+    """Hold back the signals that end a command until the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

@@ -346,6 +346,16 @@ def test_the_files_of_torchvision(tmp_path: Path, source: str) -> None:
     assert not lines(list(dataset.check(load(source, "data.root=/nowhere", "data.download=true"), None)))
 
 
+def test_a_folder_that_the_source_does_not_read_is_told() -> None:
+    for source in ("digits", "synthetic"):
+        [line] = lines(
+            list(dataset.check(load("digits", f"data.source={source}", "data.root=/images"), None)), "warning"
+        )
+        assert line.startswith(
+            f"data.root = /images: data.source={source} reads no folder, so that it does not count; "
+        )
+
+
 def test_the_files_are_those_that_torchvision_opens() -> None:
     from torchvision.datasets import CIFAR10, MNIST
 
