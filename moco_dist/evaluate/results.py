@@ -119,7 +119,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> 
 
 
 def show(rows: Sequence[dict[str, Any]], split: str, title: str) -> None:
-    """Print the rows as a table."""
+    """Print the rows as a table. Raises OSError where nobody reads on."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -132,4 +132,7 @@ def show(rows: Sequence[dict[str, Any]], split: str, title: str) -> None:
         spread = f" ± {100 * r[f'{split}_accuracy_std']:.2f}" if r["draws"] > 1 else ""
         accuracy = f"{100 * r[f'{split}_accuracy_mean']:.2f}{spread} %"
         shown.add_row(r["method"], str(r["labels"] or "all"), str(r["draws"]), accuracy, f"{r['seconds']:.1f}")
-    Console().print(shown)
+    console = Console()
+    with console.capture() as table:
+        console.print(shown)
+    print(table.get(), end="", flush=True)  # rich itself would end the process where the reader has gone

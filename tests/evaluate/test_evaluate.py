@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from moco_dist import config as configs
 from moco_dist.engine import checkpoint
+from moco_dist.errors import UserError
 from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, sgd_probe, subject
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
@@ -104,6 +105,31 @@ def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Pat
         for picture in ("accuracies", "confusion", "wrong"):
             with Image.open(tmp_path / str(size) / f"evaluation/{picture}.png") as image:
                 image.verify()
+
+
+def refused_on(world: World, copies: list[str]) -> str:
+    """Return the mistake where each rank has files of its own."""
+    knn = options.parse([copies[world.rank], "--knn", "--out", copies[0]])
+    with pytest.raises(UserError) as mistake:
+        process.evaluate(knn, options.load_config(knn), world)
+    return str(mistake.value)
+
+
+@pytest.mark.parametrize("what", ["weights", "config"])
+def test_ranks_that_would_give_other_figures_are_refused(
+    what: str, run_dir: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    """Each would look for other results among those that are computed, and so for other collectives."""
+    assert command.run([str(run_dir), "--knn"]) == 0
+    other = Path(shutil.copytree(run_dir, tmp_path / "other"))
+    if what == "weights":
+        encoder = build_encoder(configs.load(None, ["model.width=8"]).model, 1, seed=1)
+        weights.save_backbone(encoder, other / "encoder.safetensors")
+    else:
+        text = (other / "config.yaml").read_text()
+        (other / "config.yaml").write_text(text.replace("knn_k: 20", "knn_k: 5"))
+    for line in ranks.run(2, refused_on, [str(run_dir), str(other)], timeout_seconds=60):
+        assert re.match(r"RUN_DIR\|WEIGHTS = .*: the ranks would give other figures: .*; give every node the same", line)
 
 
 @pytest.mark.usefixtures("_short")
