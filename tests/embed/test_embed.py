@@ -27,7 +27,7 @@ from moco_dist.data.pack import pack
 from moco_dist.data.shards import IMAGE, PackedSplit, Places, index_of
 from moco_dist.data.store import FileSource
 from moco_dist.data.tree import SHARD_INDEX
-from moco_dist.embed import command, process, write
+from moco_dist.embed import command, process, stream, write
 from moco_dist.embed.folder import open_folder
 from moco_dist.embed.options import Options, check_out_of_features
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
@@ -37,6 +37,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.run.paths import RunPaths
 from tests.embed.made import DAMAGED, STRANGE, copied, images_of
+from tests.full_disk import full_disk
 from tests.jobs import ROOT, environment_of
 from tests.nobody import as_nobody, let_in
 from tests.ranks import Ranks
@@ -221,6 +222,31 @@ def test_a_full_disk_is_a_mistake_and_leaves_the_old_files(
         "--out = " in (printed := capsys.readouterr().err) and "cannot be written: No space left on device" in printed
     )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("end", ["npy", "parquet"])
+def test_a_disk_that_is_full_to_the_end_is_told_in_a_line(
+    end: str, run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left in the buffers cannot be written either while the files are closed."""
+    if end == "parquet":
+        pytest.importorskip("pyarrow")
+    with full_disk(300):
+        printed = mistake_in([str(run_dir), str(images), "--out", str(tmp_path / f"a.{end}"), *BATCH], capsys)
+    assert re.search(rf"--out = .*a\.{end}: cannot be written: .*; choose another place by --out", printed), printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_images_is_not_told_of_the_file(
+    run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_files(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(stream.loader, "make_loader", without_files)
+    with pytest.raises(OSError, match="Too many open files"):
+        command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.npy")])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_from_elsewhere_are_warned_of_in_one_line(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import io
 import json
 import os
 import re
@@ -23,9 +25,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from moco_dist import config as configs
+from moco_dist import files
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
-from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, sgd_probe, subject
+from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, results, sgd_probe, subject
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
@@ -156,6 +159,48 @@ def test_what_has_been_computed_is_not_computed_again(
     assert (run_dir / "evaluation/curves.png").exists()
     monkeypatch.setattr(subject.Subject, "shares", lambda self, layer: pytest.fail("they were"))  # features
     assert command.run([*arguments, "run.seed=1"]) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_a_reader_that_has_gone_is_no_error_of_the_results(
+    number: int, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run_command` knows an error of standard output, and ends quietly where nobody reads on."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if text:
+                raise OSError(number, os.strerror(number))
+            return 0
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(OSError, match=os.strerror(number)):
+        command.run([str(run_dir), "--knn"])
+    assert [row["method"] for row in rows(run_dir)] == ["kNN"]
+
+
+def cell(draw: int) -> results.Cell:
+    return results.Cell(results.Key("linear", 100, draw, "test", "d"), 0.5, 1.0, {"decay": 0.1}, [1, 2])
+
+
+def test_many_results_and_damaged_lines_hinder_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large data set take more bytes than a text that is read at once may have."""
+    results.Cells(tmp_path).add([cell(0), cell(1)])
+    with (tmp_path / "cells.jsonl").open("ab") as file:
+        file.write(b'\n{"key": "\xff\n[]\n{"key": {"method": 3}}\n{"key": 3}\n' + b"[" * 100_000)
+    monkeypatch.setattr(files.read_text, "__defaults__", ("strict", 100))
+    cells = results.Cells(tmp_path)
+    assert [cells.get(cell(draw).key) for draw in range(3)] == [cell(0), cell(1), None]
+    cells.add([cell(2)])
+    assert results.Cells(tmp_path).get(cell(2).key) == cell(2)
+
+
+@pytest.mark.parametrize("damaged", ["[]", "3", "", '{"a": 1, "rows": 3}', '{"a": 1, "rows": [3, {}]}', "\0\0"])
+def test_a_damaged_table_is_replaced(damaged: str, tmp_path: Path) -> None:
+    row = results.row([cell(0)])
+    (tmp_path / "evaluation.json").write_text(damaged)
+    results.write(tmp_path / "evaluation.json", [row], {"a": 1})
+    assert [r for r in rows(tmp_path) if r] == [row]
 
 
 @pytest.mark.usefixtures("_short")
