@@ -25,7 +25,7 @@ from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
-from moco_dist.run import features_view, status
+from moco_dist.run import features_view
 from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
 from moco_dist.tracking import wandb_results
 
@@ -97,10 +97,9 @@ def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options:
     queries = share.gathered(world)
     predicted = torch.tensor(of_knn[0].predicted)
     images = view.Images(subject.held_out, subject.train, subject.config.data.image_size, subject.split)
-    step = world.from_first(lambda: status.read(options.path).step)
     classified, made_of = knn.Classified(queries, predicted), of_knn[0].key.settings
     with writing(file):
-        view.leave(file, classified, bank, images, world, step=step, projection="t-SNE", digest=made_of)
+        view.leave(file, classified, bank, images, world, step=subject.step, projection="t-SNE", digest=made_of)
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:

@@ -33,7 +33,7 @@ from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
-from moco_dist.run import status
+from moco_dist.run import features_view, status
 from tests.ranks import Ranks
 
 EVERYTHING = ["--knn", "--linear", "--labels", "20", "--draws", "3", "--finetune", "--supervised"]
@@ -241,6 +241,10 @@ def test_a_run_that_has_gone_on_is_as_its_last_checkpoint(run_dir: Path) -> None
         assert command.run([str(run_dir), "--knn"]) == 0
         now = json.loads((run_dir / "evaluation.json").read_text())["weights"]
         assert (now == before) == (state == "done")
+    (run_dir / "features_view.json").unlink()
+    status.write(run_dir, "diverged", 9)  # after the last checkpoint
+    assert command.run([str(run_dir), "--knn"]) == 0
+    assert (left := features_view.read(run_dir / "features_view.json")) and left.step == 8
 
 
 @pytest.mark.usefixtures("_short")
@@ -457,6 +461,14 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         r"--finetune = true: learns from labels; add --labels N, --labels all or",
     ),
     "draws without labels": (lambda r: [str(r), "--draws", "3"], r"--draws = 3: is about few labels; add --labels N"),
+    "a solver of nothing": (
+        lambda r: [str(r), "--knn", "--solver", "sgd"],
+        "--solver = sgd: is about the linear probe on all labels; add --linear",
+    ),
+    "a layer of nothing": (
+        lambda r: [str(r), "--labels", "20", "--features", "head"],
+        "--features = head: is about kNN and the linear probe on all labels; add --knn or --linear",
+    ),
     "option": (
         lambda r: [str(r), "--nearest"],
         r"unrecognized arguments: --nearest; see python -m",
