@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from moco_dist.data.store import FileSource
 from moco_dist.data.tree import SHARD_INDEX
 from moco_dist.embed import command, process, stream, write
 from moco_dist.embed.folder import open_folder
-from moco_dist.embed.options import Options, check_out_of_features
+from moco_dist.embed.options import Options, check_out_of_features, of_arguments
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError
 from moco_dist.networks.resnet import build_encoder
@@ -267,6 +268,16 @@ def test_weights_from_elsewhere_are_warned_of_in_one_line(
     assert json.loads((tmp_path / "a.files.json").read_text())["preprocessing"]["image_size"] == 24
 
 
+def test_the_command_that_is_proposed_means_the_same_paths(tmp_path: Path) -> None:
+    path, folder, out = tmp_path / "a $HOME", Path("~me/b"), tmp_path / "$x.npy"
+    program, *words = shlex.split(Options(path, folder, config=Path("$c.yaml")).as_command(out))
+    assert program == "python" and words[:2] == ["-m", "moco_dist.embed"]
+    parser = command.parser()
+    parsed = parser.parse_intermixed_args(words[2:])
+    assert (parsed.path, parsed.folder, parsed.out) == (path, Path("./~me/b"), out)
+    assert of_arguments(parsed).config == Path("$c.yaml")
+
+
 def test_features_that_are_not_finite_are_refused(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +301,8 @@ MISTAKES = [
     (["{text}/a.txt", "{images}", "--out=a.npy"], "WEIGHTS = .*cannot be read as weights"),
     (["{run}", "{images}", "--out=none/a.npy"], "--out = none/a.npy: its folder does not exist; make it"),
     (["{run}", "{images}", "--out=a.txt"], r"--out = a.txt: must end with \.npy or \.parquet; write --out a\.npy"),
+    (["{run}", "{images}", "--out=an out/$$HOME.txt"], r"; write --out 'an out/\$\$HOME\.npy'$"),
+    (["{run}", "{images}", "--out=an out/a.npy"], "its folder does not exist; make it: mkdir -p 'an out'$"),
     (["{run}", "{images}", "--out={images}/a.npy"], "--out = .*: lies in .*, where it would be taken for an image"),
     (["{run}", "{images}", "--out={folder}"], "--out = .*: is a folder; name a new file"),
     (["{run}", "{images}", "--out=a.npy", "--batch=0"], "--batch = 0: must be from 1 to 65536"),
