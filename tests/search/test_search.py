@@ -124,6 +124,16 @@ def test_a_folder_with_the_query_alone(
     assert "no other image in the folder" in capsys.readouterr().out and (tmp_path / "a.png").is_file()
 
 
+def test_many_links_to_the_query_leave_as_many_others(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):  # as where links repeat the images of a rare class
+        (folder / f"{number}.png").symlink_to(folder / QUERY)
+    assert search(run_dir, folder, tmp_path / "a.png", f"--query={folder / QUERY}", "--count=6") == 0
+    shown = capsys.readouterr().out.splitlines()[1:-1]
+    assert len(shown) == 6 and shown[:2] == ["    1   1.0000  another copy.png", "    2   1.0000  train/dog/copy.png"]
+
+
 def test_features_of_something_else_are_refused(
     run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
