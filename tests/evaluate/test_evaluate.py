@@ -456,6 +456,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "split": (lambda r: [str(r), "eval.knn_split=validation"], r"eval\.knn_split = validation: .*use --split test or"),
     "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
+    "draws of all images": (
+        lambda r: [str(r), "--labels", "1438", "--draws", "3"],
+        r"--draws = 3: there is nothing to draw where all images are labelled; drop it, or use fewer labels",
+    ),
     "few labels without labels": (
         lambda r: [str(r), "--finetune"],
         r"--finetune = true: learns from labels; add --labels N, --labels all or",
