@@ -175,6 +175,7 @@ def test_the_program_runs(example: ModuleType, tmp_path: Path, capsys: pytest.Ca
     assert example.main([str(run_dir), "--steps", "1", "--batch", "1", "--held-out", "2"]) == 0
     assert re.search(r"found \d+ % of the objects of 2 held-out images\n", capsys.readouterr().out)
     assert example.main([str(tmp_path / "nothing")]) == 2
+    assert example.main([str(run_dir), "--device", "cuda:99"]) == 2
 
 
 def test_detectron2_is_told_imagenets_pixels_in_its_scale() -> None:

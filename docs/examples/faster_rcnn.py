@@ -191,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     try:
-        encoder = load_encoder(options.path)
+        encoder = load_encoder(options.path, device=options.device)
         model = detector(encoder, len(Shapes.classes), options.image_size, **SMALL).to(options.device)
     except UserError as mistake:
         print(f"faster_rcnn: {mistake}", file=sys.stderr)

@@ -42,7 +42,7 @@ def explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         if isinstance(error["input"], dict) and len(error["input"]) == 1:
-            key += "." + next(iter(error["input"]))
+            key += f".{next(iter(error['input']))}"
             return f"{key}: unknown key{nearest(key, model)}"
         return f"{key} = {shown(error['input'])}: unknown key{nearest(key, model)}"
     if error["type"] in ("model_type", "model_attributes_type"):

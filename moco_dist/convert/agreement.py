@@ -16,6 +16,8 @@ from moco_dist.reference.read import Contents, Unfit, sgd_group
 _OTHER_SGD = {"nesterov": False, "dampening": 0, "maximize": False}
 """Settings of torch's SGD that have no key here, with the value that every run of ours uses."""
 _LR_TOLERANCE = 1e-6
+_MOST = 1e9
+"""A setting of SGD that is no less, or not finite, is damaged."""
 _UNKNOWN = {
     "moco": ("momentum", "temperature", "symmetric", "bn_groups"),
     "optim": ("global_batch", "lr", "epochs", "schedule"),
@@ -99,7 +101,7 @@ def check_sgd(contents: Contents, config: Config) -> None:
         return
     group, optim = sgd_group(contents.optimizer), config.optim
     for name in ("momentum", "weight_decay", "lr"):
-        if type(group.get(name)) not in (int, float):
+        if type(group.get(name)) not in (int, float) or not abs(group[name]) < _MOST:
             raise Unfit(
                 f"the {name} of its optimizer is no number", "give the checkpoint as the authors' code saved it"
             )
@@ -107,8 +109,8 @@ def check_sgd(contents: Contents, config: Config) -> None:
     ours = {"optim.sgd_momentum": optim.sgd_momentum, "optim.weight_decay": optim.weight_decay}
     _check_equal(ours, theirs)
     for name, value in _OTHER_SGD.items():
-        if group.get(name, value) != value:
-            rule = f"its run used {name}={shown(group[name])} of SGD, which the trainer does not have"
+        if type(used := group.get(name, value)) not in (bool, int, float) or used != value:
+            rule = f"its run used {name}={shown(used)} of SGD, which the trainer does not have"
             raise Unfit(rule, "begin a run with its encoder by run.init_from=CHECKPOINT")
 
 
@@ -161,7 +163,8 @@ def doubts(contents: Contents, config: Config, now: Progress) -> Iterator[str]:
         yield "the file has no optimizer: SGD's momentum begins at 0"
         return
     lr, last = sgd_group(contents.optimizer)["lr"], now.step - now.epoch_steps
-    rates = [schedule.learning_rate(config.optim, step, now.epoch_steps) for step in range(last, now.step)]
+    # main_moco.py has the rate of the epoch's first step, and the CIFAR-10 demo, which counts from 1, of the next one's
+    rates = [schedule.learning_rate(config.optim, step, now.epoch_steps) for step in range(last, now.step + 1)]
     if not min(rates) * (1 - _LR_TOLERANCE) <= lr <= max(rates) * (1 + _LR_TOLERANCE):
         yield (
             f"the learning rate was {lr:.6g} in the last epoch of the file, and by the config it was {rates[0]:.6g} to "

@@ -106,7 +106,8 @@ def _lines(request: Request, contents: Contents, now: agreement.Progress, moment
 
 
 def _goes_on(request: Request) -> str:
-    return f"python -m moco_dist.train {quote(str(request.run_dir / 'config.yaml'))} goes on, under torchrun too"
+    file = configs.literal(request.run_dir / "config.yaml")
+    return f"python -m moco_dist.train {quote(file)} goes on, under torchrun too"
 
 
 def _write(request: Request, whole: _Whole, lines: list[str]) -> None:

@@ -12,12 +12,16 @@ from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.schema import ModelSection
 from moco_dist.encoders.preprocessing import Preprocessing
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, shown
 from moco_dist.files import parse_object
 from moco_dist.networks.weight_files import WeightFile
 
 _METADATA = "moco_dist"
 """Name of the description in the metadata of a safetensors file."""
+_MOST_WIDE = 1 << 16
+"""Channels and outputs that a file may describe: those of a damaged one would take all memory."""
+_RESIZING = {"interpolation": "bilinear", "crop_mode": "center"}
+"""Entries of timm's config.json that say how images are resized, and what is done here."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,14 @@ def read(file: WeightFile) -> Description | None:
     except (KeyError, TypeError, ValueError):
         return None
     run = content.get("run")
-    return None if preprocessing is None else Description(model, preprocessing, run if isinstance(run, dict) else {})
+    if preprocessing is None or not _is_sound(model):
+        return None
+    return Description(model, preprocessing, run if isinstance(run, dict) else {})
+
+
+def _is_sound(model: ModelSection) -> bool:
+    """Return whether a network that a file describes is of a size that one can build."""
+    return max(model.width, model.dim) <= _MOST_WIDE
 
 
 def _of_checkpoint(file: WeightFile) -> Description | None:
@@ -64,9 +75,10 @@ def _of_checkpoint(file: WeightFile) -> Description | None:
     if not isinstance(content, dict) or not isinstance(step, int) or "encoder_q" not in file.tree:
         return None
     try:
-        return Description.of(configs.parse(content), step)
+        described = Description.of(configs.parse(content), step)
     except UserError:
         return None
+    return described if _is_sound(described.model) else None
 
 
 def of_folder(file: WeightFile, channels: int) -> Preprocessing | None:
@@ -82,3 +94,11 @@ def of_folder(file: WeightFile, channels: int) -> Preprocessing | None:
         return Preprocessing.read({**fields, "resize": math.floor(height / pretrained.get("crop_pct", 0.875))})
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
+
+
+def other_resizing(file: WeightFile) -> str:
+    """Say how a folder of timm's wants its images resized, where that is otherwise than here; else ""."""
+    pretrained = file.config.get("pretrained_cfg")
+    wanted = pretrained if isinstance(pretrained, dict) else {}
+    others = [f"{name}={shown(wanted[name])}" for name, ours in _RESIZING.items() if wanted.get(name, ours) != ours]
+    return ", ".join(others)

@@ -29,8 +29,11 @@ def choose_step(run_dir: Path, *, with_head: bool, which: Which = "query", step:
     index = CheckpointIndex(paths.RunPaths(run_dir).checkpoints)
     if step is not None:
         if step not in (steps := index.steps()):
-            rule = f"has no checkpoint of step {step}, but of {', '.join(map(str, steps[-5:])) or 'none'}"
-            raise UserError.of("RUN_DIR", run_dir, rule, "take one of these; checkpoint.milestone_epochs keeps more")
+            rule, fix = f"has no checkpoint of step {step}, and of no other one", "leave the step out"
+            if steps:
+                rule = f"has no checkpoint of step {step}, but of {', '.join(map(str, steps[-5:]))}"
+                fix = "take one of these; checkpoint.milestone_epochs keeps more"
+            raise UserError.of("RUN_DIR", run_dir, rule, fix)
         return step
     written = paths.RunPaths(run_dir).encoder.is_file()
     needs_checkpoint = with_head or which == "key"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moco_dist import config as configs
 from moco_dist.config.from_python import Overrides, as_path, check_choice, values_of, whole_of
 from moco_dist.config.schema import ModelSection
+from moco_dist.data.pixel_statistics import general_statistics
 from moco_dist.encoders import description, from_run
 from moco_dist.encoders.choices import Which
 from moco_dist.encoders.description import Description
@@ -205,7 +206,8 @@ def _of_weights(path: Path, config: Path | None, values: Mapping[str, Any]) -> P
     network = resnet.build_encoder(described.model, described.preprocessing.channels, seed=0)
     notes = weights.take_backbone_(network, file, path, key=_KEY)
     step = described.run.get("step")
-    origin = Origin(path, step=step if isinstance(step, int) else None, config=full, notes=tuple(notes))
+    which: Which = "key" if described.run.get("encoder") == "key" else "query"
+    origin = Origin(path, which, step if isinstance(step, int) else None, full, tuple(notes))
     return PretrainedEncoder(network, described.preprocessing, described.model, origin, has_head=False)
 
 
@@ -230,10 +232,14 @@ def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Descri
     model = ModelSection(arch=settings["model.arch"], stem=settings["model.stem"], width=settings["model.width"])
     channels = settings["data.channels"]
     preprocessing = description.of_folder(file, channels)
+    if preprocessing is not None and (resizing := description.other_resizing(file)):
+        what = f"are resized with {resizing}; here bilinearly, and the centre is cut out, so features differ somewhat"
+        warnings.warn(f"{path} is for images that {what}", stacklevel=4)
     if preprocessing is None:
         preprocessing = Preprocessing.general(_LARGE if model.stem == "imagenet" else _SMALL, channels)
         assumed = [] if "data.image_size" in values else [f"{preprocessing.image_size} pixels"]
-        assumed += [] if "data.mean" in values else ["ImageNet's statistics"]
+        known = "ImageNet's statistics" if channels in (1, 3) else f"means of {preprocessing.mean[0]:g}"
+        assumed += [] if "data.mean" in values else [known]
         if assumed:
             what = f"{' and '.join(assumed)} are assumed"
             warnings.warn(f"{path} does not describe its images: {what}; give config or overrides", stacklevel=4)
@@ -246,10 +252,9 @@ def _overridden(described: Description, values: Mapping[str, Any], path: Path) -
     if strange := [key for key in values if key not in _OF_IMAGES]:
         rule = "weights without a config have none but these keys: " + ", ".join(_OF_IMAGES)
         raise UserError.of("overrides", strange[0], rule, f"give config, which describes {path.name}")
-    fixed = ["data.source=synthetic", f"data.channels={before.channels}", f"data.image_size={before.image_size}"]
-    statistics = [f"data.mean={list(before.mean)}", f"data.std={list(before.std)}"]
-    data = configs.load(None, [*fixed, *statistics], values).data
-    assert data.mean and data.std
-    value_range = data.value_range or before.value_range
-    changed = replace(before.at(data.image_size), mean=data.mean, std=data.std, value_range=value_range)
+    fixed = {"data.source": "synthetic", "data.channels": before.channels, "data.image_size": before.image_size}
+    of_pixels = {"data.mean": before.mean, "data.std": before.std, "data.value_range": before.value_range}
+    data = configs.load(None, values={**fixed, **of_pixels, **values}).data
+    mean, std = (data.mean, data.std) if data.mean and data.std else general_statistics(before.channels)
+    changed = replace(before.at(data.image_size), mean=mean, std=std, value_range=data.value_range)
     return replace(described, preprocessing=changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,6 +77,7 @@ class Preprocessing:
         mean, std = numbers
         sound = 0 < size <= resize <= _LARGEST_SIDE and min(std, default=0.0) > 0
         sound = sound and 0 < len(mean) == len(std) <= MOST_CHANNELS and bool(np.isfinite([*mean, *std]).all())
+        sound = sound and (value_range is None or -math.inf < value_range[0] < value_range[1] < math.inf)
         return cls(size, resize, mean, std, value_range) if sound else None
 
     def fields(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _table(heading: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _of_images(encoder: PretrainedEncoder) -> str:
     """Say which images the encoder takes."""
     prepare, channels = encoder.preprocess, encoder.preprocess.channels
-    kinds = {1: "PIL images, which become gray", 3: "PIL images in RGB"}
+    kinds = {1: "upright PIL images, which become gray", 3: "upright PIL images in RGB"}
     kind = kinds.get(channels, f"tensors [{channels}, H, W] of pixels in 0 to 1")
     scaled = ""
     if prepare.value_range:

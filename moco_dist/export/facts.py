@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +84,7 @@ def gather(options: Options, step: int, digest: str) -> Facts:
     starts = [start for start in provenance.read(options.run_dir) if start["step"] < step]
     last = starts[-1] if starts else {}
     versions, revision = _headline(paths)
-    own_rows, converted = _rows(options, step), _converted(paths)
+    own_rows, converted, data = _rows(options, step), _converted(paths), last.get("data", {})
     of_step = [row for row in own_rows if rows.is_evaluation(row) and row["step"] == step]
     evaluation = of_step[-1] if of_step and options.encoder == "query" else {}
     return Facts(
@@ -91,13 +92,16 @@ def gather(options: Options, step: int, digest: str) -> Facts:
         step,
         total_steps=state.total_steps,
         epoch_steps=state.epoch_steps,
-        data=last.get("data", {}),
+        data=data,
         revision=masked(last.get("code", {}).get("git", revision)),
         versions=last.get("versions", versions),
         hardware=list(dict.fromkeys(filter(None, map(_hardware, starts)))),
         hours=_hours(own_rows, config.optim.global_batch, converted[0] if converted else 0),
         converted=converted,
-        measured=[*_in_training(evaluation, config), *_evaluated(paths, digest)],
+        measured=[
+            *_in_training(evaluation, config, data.get("images"), is_last=step == state.total_steps),
+            *_evaluated(paths, digest),
+        ],
         train_top1=_share(evaluation.get("linear_train_top1")),
         findings=_findings(options, step),
     )
@@ -161,13 +165,22 @@ def _share(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None
 
 
-def _in_training(row: Mapping[str, Any], config: Config) -> Iterator[Measured]:
-    """Yield the accuracies that the training itself measured after the step."""
-    images = f"{config.eval.knn_split} images"
+def _in_training(row: Mapping[str, Any], config: Config, images: object, *, is_last: bool) -> Iterator[Measured]:
+    """Yield the accuracies that the training itself measured after the step: on a part of the images, but at the end.
+
+    Args:
+        row: of the evaluation; it may be empty.
+        config: of the run.
+        images: number of the training images, if it is known.
+        is_last: whether the step is the last one of the run.
+    """
+    part = None if is_last else config.eval.online_images
+    labels = part if part and type(images) is int and part < images else None
+    held_out = f"{f'at most {max(1, part // 5)} ' if part else ''}{config.eval.knn_split} images"
     command = "python -m moco_dist.train RUN_DIR/config.yaml"
     for name, method in (("knn_top1", "kNN, in training"), ("linear_top1", "linear probe, in training")):
         if (share := _share(row.get(name))) is not None:
-            yield Measured(method, None, 1, share, 0.0, images, command)
+            yield Measured(method, labels, 1, share, 0.0, held_out, command)
 
 
 def _evaluated(paths: RunPaths, digest: str) -> Iterator[Measured]:
@@ -201,7 +214,8 @@ def _flags(method: str, labels: int | None, draws: int) -> str:
         return f" --knn{of_layer}"
     if method.startswith("linear"):
         return f" --linear{' --solver sgd' * ('SGD' in method)}{of_layer}"
-    return f" --labels all{training}" * bool(training)
+    epochs = re.search(r", (\d+) epochs?\)$", method)  # others than the recipe's
+    return f" --labels all{training}{f' --epochs {epochs[1]}' if epochs else ''}" * bool(training)
 
 
 def _findings(options: Options, step: int) -> list[str]:

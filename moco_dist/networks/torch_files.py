@@ -70,7 +70,9 @@ def load(path: Path) -> Any:
         if is_ours:
             content = io.BytesIO(verify(path))
         elif not is_archive:  # in memory, since torch takes such a file for a tar if it can
-            content = io.BytesIO(read_bytes(path, _MOST_BYTES))
+            if file.seek(0, io.SEEK_END) > _MOST_BYTES:
+                raise NotWeights(f"a file as before torch 1.6 of more than {_MOST_BYTES >> 30} GiB; save it anew")
+            content = io.BytesIO(read_bytes(path))
         content.seek(0)
         pickled, count = (_archived_pickle(content), 1) if is_archive else (content, 4)
         stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(_harmless(pickled, count))]
@@ -97,6 +99,8 @@ def _archived_pickle(content: IO[bytes]) -> IO[bytes]:
     with zipfile.ZipFile(content) as archive:
         members = archive.infolist()
         names = {member.filename.partition("/")[2]: member for member in members}
+        if len({member.filename.lower() for member in members}) < len(members):
+            raise NotWeights("two records of its zip have one name")  # of which torch reads one, and Python the other
         if "constants.pkl" in names:
             raise NotWeights("it is a program of TorchScript")
         if "data.pkl" not in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import safe_open
 from torch import Tensor
@@ -97,15 +97,25 @@ def _read_file(path: Path) -> tuple[Mapping[Any, Any], Mapping[str, str]]:
         raise NotWeights("neither a file nor a link to one")  # a pipe or a device may have no end
     with open_bytes(path) as file:
         start = file.read(9)
-    if start[8:] == b"{":  # after the length of its header in 8 bytes
-        with safe_open(path, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}, tensors.metadata() or {}  # noqa: SIM118
+        if start[8:] == b"{":  # after the length of its header in 8 bytes
+            with safe_open(_in_utf8(path, file), "pt") as tensors:
+                content = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                return content, tensors.metadata() or {}
     if start[:2] not in torch_files.BEGINNINGS:
         raise NotWeights("neither safetensors nor a file of torch.save" if start else "the file is empty")
     tree = torch_files.load(path)
     if not isinstance(tree, Mapping):
         raise NotWeights(f"it holds a {type(tree).__name__}, no layers by name")
     return tree, {}
+
+
+def _in_utf8(path: Path, file: BinaryIO) -> str:
+    """Return a name for safetensors, which takes those in UTF-8 alone: the path, or one by the number of the file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/proc/self/fd/{file.fileno()}"
+    return str(path)
 
 
 def _unreadable(error: Exception) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def layers_of(
     for name in wanted:
         if name in values and (fault := _fault(values[name])):
             raise UserError.of(key, path, f"{layouts.short(recognised.theirs[name])} {fault[0]}", fault[1])
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor) and not value.is_nested}
 
 
 def recognise(file: WeightFile, path: Path, key: str) -> layouts.Recognised:
@@ -158,9 +158,13 @@ def _equal(file: WeightFile, one: layouts.Recognised, other: layouts.Recognised)
     """Return whether two encoders in a file have the same layers."""
     if one.theirs.keys() != other.theirs.keys():
         return False
-    pairs = ((file.values[theirs], file.values[other.theirs[name]]) for name, theirs in one.theirs.items())
+    layers = {name: theirs for name, theirs in one.theirs.items() if "num_batches" not in name}
+    pairs = ((file.values[theirs], file.values[other.theirs[name]]) for name, theirs in layers.items())
     return all(
-        isinstance(a, Tensor) and isinstance(b, Tensor) and a.layout == b.layout == torch.strided and torch.equal(a, b)
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and not (_fault(a) or _fault(b))
+        and torch.equal(a.float(), b.float())  # as they would be taken
         for a, b in pairs
     )
 
@@ -181,10 +185,11 @@ def _fault(value: object) -> tuple[str, str] | None:
     if not isinstance(value, Tensor):
         kind = "an array of numpy" if isinstance(value, Inert) else f"of type {type(value).__name__}"
         return f"is {kind}, not a tensor of floats", "save a state_dict()"
-    if not value.is_floating_point():
+    if not value.is_floating_point() or str(value.dtype).endswith("_x2"):  # two in a byte, which torch cannot convert
         return f"is a tensor of {value.dtype}, not a tensor of floats", "save a state_dict()"
-    if value.is_meta or value.layout != torch.strided:
-        return f"is a tensor {'without values' if value.is_meta else 'in a sparse layout'}", "save dense tensors"
+    if value.is_meta or value.is_nested or value.layout != torch.strided:
+        kind = "without values" if value.is_meta else f"in a {'nested' if value.is_nested else 'sparse'} layout"
+        return f"is a tensor {kind}", "save dense tensors"
     return None
 
 
@@ -194,7 +199,7 @@ def _check_layers(
     """Compare shapes. Raises UserError, with the settings that would fit where the shapes tell them."""
     wrong = [name for name, tensor in own.items() if name not in theirs or theirs[name].shape != tensor.shape]
     more = [n for n in theirs if n not in own and not n.startswith("fc.") and "num_batches" not in n]
-    more = [*more, *map(layouts.short, strays)]
+    more = [*map(layouts.short, [*more, *strays])]
     if not wrong and not more:
         return
     layers = [f"{n} is {_shape(theirs.get(n))} where the model has {list(own[n].shape)}" for n in wrong]
@@ -202,9 +207,18 @@ def _check_layers(
     if not wrong:
         rule = f"{len(more)} layers do not fit: {more[0]} and its like are not in the model"
     ours, needed = settings_of(own), settings_of(theirs)
-    changes = [f"{name}={value}" for name, value in needed.items() if value != ours[name]] if needed else []
-    fix = f"set {' '.join(changes)}" if changes else "no model.arch, stem and width has these layers"
-    raise UserError.of(key, path, rule, fix)
+    changes = {name: value for name, value in needed.items() if value != ours[name]} if needed else {}
+    raise UserError.of(key, path, rule, _setting(changes) or "no model.arch, stem and width has these layers")
+
+
+def _setting(changes: dict[str, Any]) -> str:
+    """Word the advice to change settings; "" for none. Not every source of images has a choice of channels."""
+    channels = changes.pop("data.channels", None)
+    advice = [f"set {' '.join(f'{name}={value}' for name, value in changes.items())}"] if changes else []
+    if channels:
+        images = f"images of {channels} channel{'s' * (channels > 1)}"
+        advice.append(f"give {images} (data.channels={channels} for a folder)")
+    return ", and ".join(advice)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -119,12 +119,12 @@ def _is_numbered(theirs: Mapping[str, object]) -> bool:
 
 def _encoder(theirs: Mapping[str, object], prefix: str, begin: str) -> dict[str, Tensor]:
     """Return the layers of one encoder by our names, and in the order of the file."""
-    layers: dict[str, Tensor] = {}
+    layers, is_numbered = dict[str, Tensor](), _is_numbered(theirs)
     for name, value in theirs.items():
         if not name.startswith(begin):
             continue
         inner: str | None = name.removeprefix(begin)
-        if _is_numbered(theirs):
+        if is_numbered:
             inner = layouts.NUMBERED_WITHOUT_POOL.ours(name.removeprefix(f"{begin}net."))
         if inner is None:
             raise Unfit(f"{prefix}{name} is no layer of the authors' encoder", "give a checkpoint of their code")
@@ -242,8 +242,10 @@ def momentum_buffers(contents: Contents, shapes: Mapping[str, Sequence[int]]) ->
     in_file = [name for name in contents.encoder_q if not name.endswith(_BUFFERS)]
     if in_file != list(shapes):
         raise Unfit("lists the parameters in another order than the authors' code, so has its momentum", fix)
-    if not isinstance(listed, list) or not isinstance(entries, Mapping) or len(listed) != len({*listed}):
+    if not isinstance(listed, list) or not isinstance(entries, Mapping):
         raise Unfit("its optimizer's state is not torch's", fix)
+    if any(type(number) is not int for number in listed) or len(listed) != len({*listed}):
+        raise Unfit("the parameters of its optimizer are not numbered as torch's", fix)
     if len(listed) not in (len(shapes), 2 * len(shapes)):
         rule = f"its optimizer has {len(listed)} parameters, and the two encoders {len(shapes)} each"
         raise Unfit(rule, fix)

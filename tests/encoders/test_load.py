@@ -70,6 +70,28 @@ def test_weights_of_ours_tell_of_their_images_wherever_they_lie(run_dir: Path, t
     assert alone.model == of_run.model and alone.digest == of_run.digest and alone.origin.step == 4
 
 
+def test_weights_tell_which_encoder_they_are(run_dir: Path, tmp_path: Path) -> None:
+    key = load_encoder(run_dir, encoder="key")
+    described = description.Description(key.model, key.preprocess, {"encoder": "key", "step": 4})
+    weights.save_backbone(key.network, tmp_path / "key.safetensors", described.metadata())
+    assert load_encoder(tmp_path / "key.safetensors").origin.which == "key"
+    assert load_encoder(RunPaths(run_dir).encoder).origin.which == "query"
+
+
+def test_an_override_of_nothing_takes_back_what_weights_tell(run_dir: Path, tmp_path: Path) -> None:
+    alone = load_encoder(run_dir)
+    deep = Preprocessing(8, 8, (0.3,), (0.4,), (0.0, 4095.0))
+    metadata = description.Description(alone.model, deep).metadata()
+    weights.save_backbone(alone.network, tmp_path / "a.safetensors", metadata)
+    read = [
+        load_encoder(tmp_path / "a.safetensors", overrides=over).preprocess for over in ([], ["data.image_size=16"])
+    ]
+    assert read == [deep, Preprocessing(16, 16, (0.3,), (0.4,), (0.0, 4095.0))]
+    nothing = ["data.mean=null", "data.std=null", "data.value_range=null"]
+    read = [load_encoder(tmp_path / "a.safetensors", overrides=over).preprocess for over in (nothing[:2], nothing[2:])]
+    assert read == [Preprocessing(8, 8, (0.449,), (0.226,), (0.0, 4095.0)), Preprocessing(8, 8, (0.3,), (0.4,))]
+
+
 def test_a_checkpoint_tells_of_its_images_wherever_it_lies(run_dir: Path, tmp_path: Path) -> None:
     moved = shutil.copy(CheckpointIndex(RunPaths(run_dir).checkpoints).path(2), tmp_path / "weights.pth")
     alone, of_run = load_encoder(moved), load_encoder(run_dir, step=2)
@@ -129,6 +151,13 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
     config = {"architecture": "resnet18.a1_in1k", "pretrained_cfg": pretrained}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_encoder(tmp_path).preprocess == Preprocessing(176, 185, (0.5,) * 3, (0.2,) * 3)
+    resizing = {"interpolation": "bicubic", "crop_mode": "squash"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**pretrained, **resizing}}))
+    with pytest.warns(UserWarning, match="images that are resized with interpolation=bicubic, crop_mode=squash; here"):
+        assert load_encoder(tmp_path).preprocess.image_size == 176
+    resizing = {"interpolation": "bilinear", "crop_mode": "center"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**pretrained, **resizing}}))
+    assert load_encoder(tmp_path).preprocess.image_size == 176
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetblur18"}))
     with pytest.raises(UserError, match="is a resnetblur18, which has layers of a ResNet and computes something else"):
         load_encoder(tmp_path)
@@ -143,7 +172,10 @@ def test_the_preprocessing_of_a_folder_of_timms_is_read(tmp_path: Path) -> None:
         ({"step": 3}, "step = 3: is in a run alone"),
         ({"overrides": ["model.arch=resnet50"]}, "overrides = model.arch: weights without a config have none"),
         ({"overrides": ["data.mean=1,2"]}, r"data\.mean = .*must have 1 numbers, one a channel"),
-        ({"config": "cifar10", "overrides": ["data.root=."]}, "layers do not fit: .*set model.width=8 data.channels=1"),
+        (
+            {"config": "cifar10", "overrides": ["data.root=."]},
+            "layers do not fit: .*set model.width=8, and give images of 1 channel",
+        ),
     ],
 )
 def test_what_does_not_fit_weights_is_refused(options: dict[str, object], line: str, run_dir: Path) -> None:
@@ -179,7 +211,10 @@ def test_damaged_descriptions_are_passed_over(run_dir: Path, tmp_path: Path) -> 
         json.dumps({**described, "preprocessing": {**described["preprocessing"], "image_size": -1}}),
         json.dumps({**described, "preprocessing": {**described["preprocessing"], "std": [0.0]}}),
         json.dumps({**described, "preprocessing": {**described["preprocessing"], "mean": [1e999]}}),
+        json.dumps({**described, "preprocessing": {**described["preprocessing"], "value_range": [3, 3]}}),
+        json.dumps({**described, "preprocessing": {**described["preprocessing"], "value_range": [0, 1e999]}}),
         json.dumps({**described, "preprocessing": [8]}),
+        *(json.dumps({**described, "model": {**described["model"], key: 2**50}}) for key in ("dim", "width")),
     ]
     for text in damaged:
         save_file(content, tmp_path / "a.safetensors", metadata={"moco_dist": text})
@@ -227,10 +262,19 @@ def test_an_image_without_pixels_is_refused_and_bfloat16_is_taken(run_dir: Path)
 
 def test_a_checkpoint_of_another_revision_tells_nothing_of_its_images(run_dir: Path, tmp_path: Path) -> None:
     state = checkpoint.load(CheckpointIndex(RunPaths(run_dir).checkpoints).path(4))
-    state["config"]["data"]["colour"] = "a key of another revision"
-    torch.save(state, tmp_path / "a.pt")
-    with pytest.warns(UserWarning, match="does not describe its images"):
-        assert load_encoder(tmp_path / "a.pt").preprocess.image_size == 32
+    config = state["config"]
+    data, model = ({**config[name]} for name in ("data", "model"))
+    for other in ({"data": {**data, "colour": "no key"}}, {"colours": {1: 2}}, {"model": {**model, "width": 2**50}}):
+        torch.save({**state, "config": {**config, **other}}, tmp_path / "a.pt")
+        with pytest.warns(UserWarning, match="does not describe its images"):
+            assert load_encoder(tmp_path / "a.pt").preprocess.image_size == 32
+
+
+def test_what_is_assumed_of_images_of_other_channels_is_told(tmp_path: Path) -> None:
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 4, seed=0)
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match=r"32 pixels and means of 0\.5 are assumed"):
+        assert load_encoder(tmp_path / "a.pt").preprocess.mean == (0.5,) * 4
 
 
 @pytest.mark.parametrize(

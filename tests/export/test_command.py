@@ -160,6 +160,11 @@ def truncate(file: Path) -> None:
             "has no checkpoint; train it first",
         ),
         (
+            lambda paths: [path.unlink() for path in paths.checkpoints.iterdir()],
+            ["--step", "4"],
+            "has no checkpoint of step 4, and of no other one; leave the step out",
+        ),
+        (
             lambda paths: [path.unlink() for path in (paths.encoder, *paths.checkpoints.iterdir())],
             [],
             "holds neither encoder.safetensors nor a checkpoint",

@@ -184,6 +184,8 @@ def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None
     rows = [
         {"method": "linear by SGD", "labels": None, "draws": 1, "test_accuracy_mean": 0.5, "test_accuracy_std": 0.0},
         {"method": "fine-tuned", "labels": 100, "draws": 3, "test_accuracy_mean": 0.625, "test_accuracy_std": 0.01},
+        {"method": "fine-tuned (SimCLR, 5 epochs)", "labels": None, "draws": 1, "test_accuracy_mean": 0.75},
+        {"method": "supervised resnet18 (torchvision)", "labels": None, "draws": 1, "test_accuracy_mean": 0.75},
         {"method": "supervised small net", "labels": 100, "draws": 3, "test_accuracy_mean": 0.99},
     ]
     table = {"weights": encoder.digest, "split": "test", "held_out": 359, "rows": rows}
@@ -203,6 +205,8 @@ def test_the_card_tells_what_the_run_tells(narrow: Path, tmp_path: Path) -> None
         "`python -m moco_dist.evaluate RUN_DIR --linear --solver sgd` |",
         "| 100 | 62.50 ± 1.00 % | 359 test images | "
         "`python -m moco_dist.evaluate RUN_DIR --labels 100 --draws 3 --finetune --no-semi` |",
+        "`python -m moco_dist.evaluate RUN_DIR --labels all --finetune --epochs 5` |",
+        "`python -m moco_dist.evaluate RUN_DIR --labels all --supervised` |",
         "At best (kNN, in training), 25.00 % of the held-out images are named wrong; a guess among 10 classes is right",
         "- The linear probe names 12.50 percentage points more of its own training images right.",
         "license: unknown",
@@ -235,6 +239,17 @@ def test_figures_of_other_weights_are_not_told(narrow: Path) -> None:
     before = (package_of(narrow, "--step", "2") / "README.md").read_text()
     assert "evaluate" not in before and "step 2 of 4" in before and "| epochs | 0.04545 |" in before
     assert "evaluate RUN_DIR --knn" in (package_of(narrow) / "README.md").read_text()
+
+
+def test_figures_before_the_end_are_those_of_a_part_of_the_images(narrow: Path) -> None:
+    paths = RunPaths(narrow)
+    paths.metrics.write_text('{"step": 2, "epoch": 1, "knn_top1": 0.5}\n{"step": 4, "epoch": 1, "knn_top1": 0.5}\n')
+    text = paths.config.read_text()
+    for images, labels in ((10_000, "all"), (100, "100")):
+        paths.config.write_text(text.replace("online_images: 10000", f"online_images: {images}"))
+        card = (package_of(narrow, "--step", "2") / "README.md").read_text()
+        assert f"| kNN, in training | {labels} | 50.00 % | at most {images // 5} test images |" in card
+        assert "| kNN, in training | all | 50.00 % | test images |" in (package_of(narrow) / "README.md").read_text()
 
 
 def test_nothing_of_the_machine_leaves_with_it(narrow: Path, tmp_path: Path) -> None:
@@ -391,6 +406,7 @@ def test_a_checkpoint_of_another_revision_is_exported(narrow: Path) -> None:
 def test_the_scaling_of_deep_images_is_told(narrow: Path) -> None:
     encoder = load_encoder(narrow)
     assert "Values of more than 8 bits" not in card._of_images(encoder)
+    assert "from upright PIL images, which become gray:" in card._of_images(encoder)  # torchvision turns none
     encoder.preprocess = replace(encoder.preprocess, value_range=(0, 4095))
     assert "are first scaled to 8, so that 0 is black and 4095 white." in card._of_images(encoder)
 

@@ -43,6 +43,14 @@ def archive(pickled: bytes, path: Path, compression: int = zipfile.ZIP_STORED, *
         file.writestr("a/version", "3\n")
 
 
+def two_records(pickled: bytes, harmless: bytes, path: Path) -> None:
+    """Write an archive in which torch finds one pickle, and Python another one."""
+    archive(pickled, path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("a/DATA.PKL", harmless)
+        file.filelist[-1].filename = "a/data.pkl"
+
+
 def legacy(pickled: bytes, path: Path) -> None:
     """Write a pickle as torch.save did before torch 1.6."""
     magic, version, system = (pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
@@ -188,6 +196,14 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         "its zip is compressed",
     ),
     "a bit": (flipped, "damaged or cut short: Bad CRC-32 for file '.*/data/"),
+    "two records of a name": (
+        lambda p: two_records(program(call("builtins", "bytearray", b"J\x00\x00\x00\x7f\x85")), b"\x80\x02}.", p),
+        "two records of its zip have one name",
+    ),
+    "an old file of 5 GiB": (
+        lambda p: (p.write_bytes(b"\x80\x02"), os.truncate(p, 5 << 30)),
+        "a file as before torch 1.6 of more than 4 GiB; save it anew",
+    ),
     "protocol 4": (lambda p: torch.save(STATE, p, pickle_protocol=4), "its pickle is of protocol 4 or above"),
     "a million dicts": (lambda p: archive(deep(1_000_000), p), "cannot be read as weights"),
     "too many operations": (

@@ -123,6 +123,15 @@ def test_the_suffix_does_not_matter(suffix: str, tmp_path: Path) -> None:
         assert_equal(loaded(tmp_path / f"{file}.{suffix}")[0], STATE)
 
 
+def test_a_name_that_is_no_utf8_is_read(tmp_path: Path) -> None:
+    """Safetensors opens no such file by its name."""
+    folder = tmp_path / os.fsdecode(b"a\xff")
+    folder.mkdir()
+    weights.save_backbone(encoder(1), folder / "encoder.safetensors")
+    for path in (folder, folder / "encoder.safetensors"):
+        assert_equal(loaded(path)[0], STATE)
+
+
 class Trap:
     """A pickle of it runs code when it is read."""
 
@@ -213,12 +222,28 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "variance": (changed("bn1.running_var", lambda t: -t), r"bn1\.running_var holds NaN, infinity or a variance below"),
     "sparse": (changed("conv1.weight", lambda t: t.to_sparse()), r"conv1\.weight is a tensor in a sparse layout"),
     "meta": (changed("conv1.weight", lambda t: t.to("meta")), r"conv1\.weight is a tensor without values"),
+    "meta, twice": (
+        saving({key: {name: tensor.to("meta") for name, tensor in STATE.items()} for key in "ab"}),
+        r"holds several encoders: a\., b\.",
+    ),
+    "nested": (
+        lambda path: changed("conv1.weight", lambda t: torch.nested.nested_tensor([t[0], t[1, :2]]))(path),
+        r"conv1\.weight is a tensor in a nested layout",
+    ),
+    "two numbers in a byte": (
+        changed("conv1.weight", lambda t: torch.zeros(t.shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)),
+        r"conv1\.weight is a tensor of torch\.float4_e2m1fn_x2, not a tensor of floats",
+    ),
+    "a long name": (
+        saving({**STATE, "layer1." + "a" * 1_000_000: torch.ones(1)}),
+        r"1 layers do not fit: layer1\.a+\.\.\. and its like are not in the model",
+    ),
     "a folder": (lambda path: path.mkdir(), "the folder has neither model.safetensors nor pytorch_model.bin"),
     "no file": (lambda path: None, "cannot be read as weights: No such file or directory"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor", "ignore:The PyTorch API of nested")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_holds_no_weights_is_refused_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -239,8 +264,11 @@ def test_what_holds_no_weights_is_refused_in_one_line(
         ({"arch": "resnet34"}, "set model.arch=resnet34"),
         ({"arch": "resnet50", "stem": "imagenet"}, "set model.arch=resnet50 model.stem=imagenet"),
         ({"width": 16}, "set model.width=16"),
-        ({"channels": 1}, "set data.channels=1"),
-        ({"arch": "resnet50", "width": 16, "channels": 1}, "set model.arch=resnet50 model.width=16 data.channels=1"),
+        ({"channels": 1}, "give images of 1 channel (data.channels=1 for a folder)"),  # digits have no other channels
+        (
+            {"arch": "resnet50", "width": 16, "channels": 4},
+            "set model.arch=resnet50 model.width=16, and give images of 4 channels (data.channels=4 for a folder)",
+        ),
     ],
 )
 def test_the_settings_that_fit_are_told(model: dict[str, Any], fix: str, tmp_path: Path) -> None:
