@@ -68,7 +68,7 @@ CPU time is that of all processes of a program; it tells more than the clock whe
 medians of those within a round.
 """
 
-EXACTNESS = """### Where exactness costs
+EXACTNESS = """## Where exactness costs
 
     {command}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from moco_dist import config as configs
-from moco_dist.errors import UserError, print_masked, printable
+from moco_dist.errors import OwnMistake, UserError, print_masked, printable, tell
 from moco_dist.interruption import interruptible
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
@@ -43,7 +43,7 @@ def parser_of(command: str, description: str | None) -> Parser:
 
 def refused(command: str, mistake: UserError) -> int:
     """Print a user's mistake behind the name of the command, and return the exit status for it."""
-    print(f"{command}: {mistake}", file=sys.stderr, flush=True)
+    tell(f"{command}: {mistake}")
     return status.EXIT_CODES["user_error"]
 
 
@@ -59,6 +59,8 @@ def refused_once(command: str, mistake: UserError, rank: Rank, *, met: bool = Fa
     if rank.speaks(met=met):
         return refused(command, mistake)
     rank.let_rank_0_end_first()
+    if isinstance(mistake, OwnMistake):  # else rank 0 would have told it, and all ranks would be over
+        return refused(command, mistake)
     return status.EXIT_CODES["user_error"]
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]+@(?!sha256:)")
@@ -32,6 +33,10 @@ class UserError(Exception):
         return cls(f"{key} = {shown(value)}: {rule}; {fix}")
 
 
+class OwnMistake(UserError):
+    """A user's mistake that this rank has met by itself, in its images for example: the others may not know of it."""
+
+
 def masked(text: str) -> str:
     """Replace user and password of every URL in a text by `***`; all that may hold one is printed and kept so."""
     return _CREDENTIALS.sub("***@", text)
@@ -45,6 +50,13 @@ def holds_password(text: str) -> bool:
 def print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print a traceback as Python does, with its URLs masked; for sys.excepthook."""
     sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr, if that is there: it may have gone with those who read it, which stops nothing."""
+    if sys.stderr is not None:  # it was closed from the start, and print would take stdout instead
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def shown(value: object) -> str:

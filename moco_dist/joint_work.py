@@ -8,7 +8,7 @@ from typing import TypeVar
 from moco_dist.arguments import refused_once
 from moco_dist.config import Config
 from moco_dist.data.loader import no_workers_left
-from moco_dist.errors import UserError
+from moco_dist.errors import OwnMistake, UserError
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 
@@ -29,11 +29,14 @@ def call(work: Callable[[World], T], config: Config, rank: Rank, timeout_seconds
         UserError: a mistake of the user's, on all ranks that have met.
         Exception: whatever else goes wrong.
     """
-    world = World.start(config, rank, timeout_seconds)
+    world, alone = World.start(config, rank, timeout_seconds), False
     try:
         return work(world)
+    except BaseException as error:
+        alone = isinstance(error, OwnMistake) or not isinstance(error, UserError)
+        raise
     finally:
-        world.leave()
+        world.leave(alone=alone)
 
 
 def run(command: str, work: Callable[[World], int | None], config: Config, rank: Rank, timeout_seconds: float) -> int:

@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "moco_dist"
 
 FLOORS = (
-    ("errors", "files", "interruption", "packages", "randomness", "summation"),
+    ("errors", "files", "interruption", "packages", "processes", "randomness", "summation"),
     ("config",),
     ("run", "ranks", "arguments"),
     ("networks", "data"),

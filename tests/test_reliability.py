@@ -5,6 +5,7 @@ Starts of real jobs cost seconds, so that few are made and much is asked of each
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,10 +23,13 @@ from typing import Any
 import pytest
 import torch
 
+from moco_dist.config import Config
+from moco_dist.data import sources
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
+from moco_dist.run import status as run_status
 from moco_dist.run.checkpoints import verify
-from moco_dist.run.lease import Lease, Lost, process_start
+from moco_dist.run.lease import Lease, Lost, held_by, process_start, this_process
 from tests import chaos
 from tests.jobs import (
     EPOCH_STEPS,
@@ -296,6 +300,32 @@ def test_what_leaves_the_curve_alone_may_change(tmp_path: Path, capsys: pytest.C
     assert status(run)["state"] == "done"
 
 
+def test_a_run_does_not_end_at_a_step_that_it_has_passed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its length may change under a constant schedule; its weights would be called those of an earlier step."""
+    run, settings = tmp_path / "run", {"optim.schedule": "constant", "eval.knn_every": 0}
+    assert train_here(run, {**settings, "optim.steps": 9}) == 0
+    run_status.write(run, "stopped", 9)
+    (run / "encoder.safetensors").unlink()
+    capsys.readouterr()
+    assert train_here(run, {**settings, "optim.steps": 5}) == 2
+    rule = f"optim.steps = 5: ends at step 5, and the run in {run} has taken 9; raise it, or begin another with"
+    assert rule in capsys.readouterr().err and not (run / "encoder.safetensors").exists()
+    assert train_here(run, {**settings, "optim.steps": 10}) == 0
+
+
+def test_the_minutes_of_a_start_are_counted_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes to load the images is part of the time that a cluster gives."""
+    load = sources.load
+
+    def slowly(config: Config) -> sources.Data:
+        time.sleep(0.4)
+        return load(config)
+
+    monkeypatch.setattr(sources, "load", slowly)
+    assert train_here(tmp_path / "run", {"run.max_minutes": 0.3 / 60}) == 75
+    assert status(tmp_path / "run")["step"] == 1
+
+
 # The lease, without jobs.
 
 
@@ -307,8 +337,7 @@ def lease(tmp_path: Path) -> Iterator[Lease]:
 
 
 def _leave(folder: Path, **owner: Any) -> None:
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": "theirs"}
-    (folder / "lease.json").write_text(json.dumps({**mine, "renewed": 0.0, **owner}))
+    (folder / "lease.json").write_text(json.dumps({**this_process(), "token": "theirs", "renewed": 0.0, **owner}))
 
 
 def test_a_lease_is_for_one(lease: Lease, tmp_path: Path) -> None:
@@ -334,7 +363,10 @@ def test_the_lease_of_a_dead_process_is_free_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"started": "another-boot 123"}])
+@pytest.mark.parametrize(
+    "elsewhere",
+    [{"host": "another"}, {"started": "another-boot 123"}, {"namespace": "pid:[another container]"}],
+)
 def test_the_lease_of_another_host_is_free_when_it_has_run_out(tmp_path: Path, elsewhere: dict[str, str]) -> None:
     _leave(tmp_path, **elsewhere)
     began = time.monotonic()
@@ -343,7 +375,8 @@ def test_the_lease_of_another_host_is_free_when_it_has_run_out(tmp_path: Path, e
     lease.release()
 
 
-def test_the_lease_of_another_host_that_renews_is_respected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"namespace": "pid:[another container]", "pid": 10**9}])
+def test_the_lease_of_another_host_that_renews_is_respected(tmp_path: Path, elsewhere: dict[str, Any]) -> None:
     renew = (
         "import json, sys, time\n"
         "for n in range(200):\n"
@@ -352,10 +385,10 @@ def test_the_lease_of_another_host_that_renews_is_respected(tmp_path: Path) -> N
         "    open(sys.argv[1] + '.new', 'w').write(json.dumps(text))\n"
         "    __import__('os').replace(sys.argv[1] + '.new', sys.argv[1])\n"
     )
-    _leave(tmp_path, host="another")
+    _leave(tmp_path, **elsewhere)
     renewer = subprocess.Popen([sys.executable, "-c", renew, str(tmp_path / "lease.json")])
     try:
-        with pytest.raises(UserError, match="a job on another"):
+        with pytest.raises(UserError, match=r"a job on .* is writing to it"):
             Lease(tmp_path, seconds=5)
     finally:
         renewer.kill()
@@ -376,6 +409,32 @@ def test_a_lease_that_cannot_be_read_for_a_while_is_kept(lease: Lease, tmp_path:
     time.sleep(1)
     lease.check()
     assert json.loads((tmp_path / "lease.json").read_text())["host"] == socket.gethostname()
+
+
+def test_a_disk_that_does_not_answer_for_a_while_takes_no_lease(
+    lease: Lease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever this release of Python makes of an error where a file is looked for, it is no sign of another job."""
+
+    def silent(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", silent)
+        patch.setattr(Path, "exists", lambda path, **_: False)  # as Python 3.14 answers
+        time.sleep(1)
+    lease.check()
+
+
+def test_the_process_of_another_container_is_not_looked_for_here(tmp_path: Path) -> None:
+    """Containers may share the name of their host, and number processes by themselves."""
+    _leave(tmp_path)
+    assert held_by(tmp_path) == f"process {os.getpid()} on {socket.gethostname()}"
+    elsewhere = {"namespace": "pid:[another container]", "pid": 10**9}
+    _leave(tmp_path, **elsewhere)
+    assert held_by(tmp_path) == f"process {10**9} on {socket.gethostname()}"  # it has just renewed
+    os.utime(tmp_path / "lease.json", (0, 0))
+    assert held_by(tmp_path) == ""
 
 
 # The command itself.

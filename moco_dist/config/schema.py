@@ -28,7 +28,7 @@ class RunSection(Section):
     """Weights to begin from: a run, or those of a ResNet of another program (docs/weights.md); layers must fit."""
     max_minutes: Annotated[Float, Field(gt=0)] | None = None
     """Save and exit with 75 after so many minutes of this start, ahead of a time limit."""
-    hang_timeout_seconds: Annotated[Float, Field(ge=5)] = 600.0
+    hang_timeout_seconds: Annotated[Float, Field(ge=5, le=31_536_000)] = 600.0  # a year: torch's clocks overflow later
     """A rank that waits so long for another one ends the job."""
 
 

@@ -79,7 +79,7 @@ def _verdict(
             if one.last_step != other.last_step
             else ""
         )
-        return f"{names} are equal to the bit over {common}, to step {min(one.last_step, other.last_step)}{more}"
+        return f"{names} are equal to the bit over {common}, to step {trained.steps[-1]}{more}"
     if trained.first is None:
         parted = f"have equal rows over {common}, but {evaluated.first} differs after step {evaluated.first_step}"
     elif trained.first != "loss" and "loss" not in trained.drifts:

@@ -91,11 +91,12 @@ def extract(
     batches: Iterable[tuple[Tensor, Tensor, list[Unreadable]]] = map(chunks.__getitem__, mine)
     if not devices.runs_ahead(source.device):
         batches = loader.make_loader(chunks, mine, data.workers, world.device)
-    for images, which, replaced in batches:
-        rows.append(features_of(images))
-        indices.append(which)
-        unreadable += replaced
-        watchdog.beat()
+    with world.own_mistakes():
+        for images, which, replaced in batches:
+            rows.append(features_of(images))
+            indices.append(which)
+            unreadable += replaced
+            watchdog.beat()
     if not rows:  # more ranks than chunks: an empty share of the right width
         rows, indices = [features_of(chunks[0][0][:1])[:0]], [torch.empty(0, dtype=torch.long)]
     of_rows = torch.cat(indices)

@@ -6,8 +6,8 @@ import gc
 import inspect
 import os
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -18,7 +18,7 @@ import torch.distributed.nn.functional  # before there is a group: it keeps the 
 from torch import Tensor, nn
 
 from moco_dist.config import Config
-from moco_dist.errors import UserError
+from moco_dist.errors import OwnMistake, UserError
 from moco_dist.ranks import devices, meeting, shared_memory, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.ranks.shared_memory import SharedMemory
@@ -116,9 +116,14 @@ class World(Rank):
             backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout, device_id=own
         )
 
-    def leave(self) -> None:
-        """Part from the other ranks, if joined."""
-        if dist.is_initialized():
+    def leave(self, *, alone: bool = False) -> None:
+        """Part from the other ranks, if joined.
+
+        Args:
+            alone: whether this rank ends without the others, as where it has failed. NCCL would then wait for what they
+                do not send any more (pytorch/torchtitan#1342), so that the end of the process parts from them.
+        """
+        if dist.is_initialized() and not (alone and devices.runs_ahead(self.device)):
             gc.collect()  # DDP holds the group, whose threads would abort a process that ends; it is held by circles
             dist.destroy_process_group()
 
@@ -234,6 +239,14 @@ class World(Rank):
             if other is not None:
                 raise other
         return outcome[0]
+
+    @contextmanager
+    def own_mistakes(self) -> Iterator[None]:
+        """Mark a mistake that this rank meets as its own, which it has to tell by itself if rank 0 does not."""
+        try:
+            yield
+        except UserError as mistake:
+            raise OwnMistake(str(mistake)) from mistake
 
     def share_out(self, tasks: Sequence[S], work: Callable[[S], T]) -> list[T]:
         """Share out tasks that need no other rank, and return all their results, in their order, on all ranks.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, tell
 
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """Variables that a launcher of ranks sets for each of them."""
@@ -71,7 +70,7 @@ class Rank:
     def warn(self, line: str) -> None:
         """Print a warning that is the same on all ranks once on stderr, also where this rank is quiet."""
         if self.rank == 0:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def speaks(self, *, met: bool) -> bool:
         """Tell whether this rank tells a mistake: the first of all that have met and share it, else of its node."""

@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from moco_dist.errors import tell
+
 _GRACE_SECONDS = 5.0
 _TEARDOWN_SECONDS = 45.0
 """Torchrun and the other ranks take this long to end, with the 30 s that it gives a rank that heeds no SIGTERM.
@@ -100,7 +102,7 @@ def _watch(
     patience = max(timeout_seconds / 2, timeout_seconds - _TEARDOWN_SECONDS)
     while not over.wait(0.5):
         if agent is not None and os.getppid() != agent:
-            print(f"rank {rank}: torchrun is gone, so this rank ends", file=sys.stderr, flush=True)
+            tell(f"rank {rank}: torchrun is gone, so this rank ends")
             _end()
         waiting_for = _Progress.waiting_for
         still = time.monotonic() - _Progress.last_beat
@@ -110,11 +112,13 @@ def _watch(
             hang = Hang(f"rank {rank} {where}: no step for {still:.0f} s (run.hang_timeout_seconds)")
             main = sys._current_frames()[threading.main_thread().ident or 0]
             hang.add_note("".join(["at\n", *traceback.format_stack(main)]))
-            print(hang, file=sys.stderr, flush=True)
-            with suppress(OSError, AttributeError):  # a notebook's stderr need not be a file
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            last_words(hang)
-            _end()
+            try:
+                tell(str(hang))
+                with suppress(OSError, AttributeError, RuntimeError):  # a notebook's stderr need not be a file
+                    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                last_words(hang)
+            finally:
+                _end()
 
 
 def _end() -> None:

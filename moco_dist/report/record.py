@@ -3,14 +3,14 @@
 import base64
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moco_dist import config as configs
-from moco_dist import files, health
+from moco_dist import files, health, processes
 from moco_dist.errors import UserError, masked, printable
 from moco_dist.report import judge, settings
 from moco_dist.report.columns import Curve
@@ -56,18 +56,22 @@ class RunRecord:
 
 
 def read_all(folders: Sequence[Path]) -> list[RunRecord]:
-    """Read runs, in their order. Raises UserError for a folder that holds no run."""
+    """Read runs, in their order. Raises UserError for a folder that holds no run, or too little memory."""
     most_points = max(48, min(_MOST_POINTS, _POINTS_OF_A_PAGE // (_FIGURES * len(folders))))
     sizes = []
     for folder in folders:
         _check(folder)
         with suppress(OSError):
             sizes.append(RunPaths(folder).metrics.stat().st_size)
-    processes = min(len(folders), len(os.sched_getaffinity(0)))
-    if processes == 1 or sum(sizes) < _LARGE:
+    count = min(len(folders), len(os.sched_getaffinity(0)))
+    if count == 1 or sum(sizes) < _LARGE:
         return [read(folder, most_points) for folder in folders]
-    with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(read, folders, [most_points] * len(folders)))
+    try:
+        with processes.workers(count) as pool:
+            return list(pool.map(read, folders, [most_points] * len(folders)))
+    except BrokenProcessPool:
+        rule = "a process that read them was out of memory, or killed"
+        raise UserError.of("RUN_DIR", f"{len(folders)} runs", rule, "name fewer of them") from None
 
 
 def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:

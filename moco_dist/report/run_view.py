@@ -1,6 +1,7 @@
 """Word what the page tells of a run: verdict, key figures, config."""
 
 import functools
+import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ class RunView:
     def __init__(self, record: RunRecord, number: int) -> None:
         self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
+        self.knn_command = f"python -m moco_dist.evaluate {shlex.quote(self.folder)} --knn"
         self.status, self.versions = record.status, record.versions
         self.diagnosis, self.not_judged = record.diagnosis, record.not_judged
         self.features, self.pairs_picture = record.features, record.pairs_picture

@@ -5,6 +5,7 @@ page of another site that a browser is tricked into asking from here (DNS rebind
 """
 
 import hashlib
+import multiprocessing
 import secrets
 import sys
 import threading
@@ -162,4 +163,7 @@ def serve(folders: Callable[[], Sequence[Path]], title: str, port: int) -> int:
             server.serve_forever()
         except KeyboardInterrupt:
             print("ended", file=sys.stderr)
+        finally:
+            for worker in multiprocessing.active_children():  # of a page in the making, which is not waited for
+                worker.kill()
     return 0

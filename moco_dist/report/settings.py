@@ -9,7 +9,7 @@ import yaml
 
 from moco_dist import config as configs
 from moco_dist import files
-from moco_dist.errors import UserError, masked, shown
+from moco_dist.errors import masked, shown
 
 Settings = Mapping[str, Any]
 """Values of a config by `section.key`, as its file has them."""
@@ -56,14 +56,13 @@ def is_of_the_place(key: str) -> bool:
 
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    """Return the values of all shipped configs by their names."""
+    """Return the values of all shipped configs by their names, whatever W&B's variables say here."""
     values = {}
     for file in sorted(configs.SHIPPED_CONFIGS.glob("*.yaml")):
-        try:
-            shipped = configs.load(file, ["data.root=DATA"] if file != configs.DEFAULT_CONFIG else [])
-            values[file.stem] = configs.flat(shipped.model_dump(mode="json", context=True))
-        except UserError:  # it needs what this place lacks, such as a variable
-            continue
+        tree = configs.read_tree(file)
+        place = {} if file == configs.DEFAULT_CONFIG else {"root": "DATA"}
+        shipped = configs.parse({**tree, "data": {**tree["data"], **place}})
+        values[file.stem] = configs.flat(shipped.model_dump(mode="json", context=True))
     return values
 
 

@@ -46,16 +46,18 @@ class CheckpointIndex:
         return sum(self.path(step).stat().st_size for step in self.steps())
 
     def latest(self) -> int | None:
-        """Return the last step whose checkpoint is whole. Damaged ones are named, and set aside as `*.damaged`."""
+        """Return the last step whose checkpoint is whole. Others are named, and set aside as `*.damaged`.
+
+        Those that cannot be read are set aside, too: the next ones, of earlier steps, would be the first to be removed.
+        """
         for step in reversed(self.steps()):
             try:
                 verify(self.path(step))
                 return step
             except (Damaged, OSError) as error:
                 log.warning("checkpoint %s passed over for the one before: %s", self.path(step), error)
-                if isinstance(error, Damaged):
-                    with contextlib.suppress(OSError):  # a read-only folder: it is passed over again
-                        self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))
+                with contextlib.suppress(OSError):  # a read-only folder: it is passed over again
+                    self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))
         return None
 
     def remove_unfinished(self) -> None:

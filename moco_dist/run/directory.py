@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moco_dist import config
 from moco_dist.errors import UserError, masked
@@ -51,6 +51,15 @@ def existing(folder: Path, key: str = "RUN_DIR", *, with_config: bool = False) -
     return folder
 
 
+class Claim(NamedTuple):
+    """A claim says that this job has opened the directory; rank 0 makes it, and all ranks hold it."""
+
+    token: str
+    """The token of the lease, by which it is told from that of a job that has taken it since."""
+    earlier: status.Status
+    """The status that was there: what an earlier start has left says nothing of this one."""
+
+
 class RunDirectory:
     """A run directory, which one job writes. Nothing but a mistake or a crash is noted before `open`.
 
@@ -61,12 +70,12 @@ class RunDirectory:
 
     def __init__(self, folder: Path, goes_on_by: str = "the same command") -> None:
         self.folder, self.paths, self.goes_on_by = folder, paths.RunPaths(folder), goes_on_by
-        self.ours = False
-        """True on every rank where this job has the lease."""
+        self.claim: Claim | None = None
+        """The claim of this job, on every rank; None before the directory is opened."""
         self._lease: lease.Lease | None = None
 
-    def open(self) -> None:
-        """Make the directory, private to its user, and take the lease.
+    def open(self) -> Claim:
+        """Make the directory, private to its user, and take the lease. Rank 0 alone.
 
         Raises:
             UserError: it cannot be written, or a live job writes to it.
@@ -78,9 +87,20 @@ class RunDirectory:
             before = status.read(self.folder)
             if before.state == "crashed":  # what is told of a crash from here on is of this start
                 status.write(self.folder, "running", before.step)
+            return Claim(self._lease.token, status.read(self.folder))
         except OSError as error:
             rule = f"cannot be written: {error.strerror}"
             raise UserError.of("run.dir", self.folder, rule, "choose another") from None
+
+    def check(self) -> None:
+        """Raise Lost where another job has taken the lease: this one has nothing to write any more."""
+        if self._lease:
+            self._lease.check()
+
+    @property
+    def is_ours(self) -> bool:
+        """Return whether this job has opened the directory, and no other one has taken it since."""
+        return self.claim is not None and lease.token(self.folder) in ("", self.claim.token)
 
     def record(self, run: config.Config) -> None:
         """Write the resolved config with the versions that run it."""
@@ -97,17 +117,21 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             log.warning("%s: %s; training goes on without it", self.paths.provenance, error)
 
+    @property
+    def is_running(self) -> bool:
+        """Return whether this job's run goes on as far as its status tells, so that no rank has told how it ends."""
+        return self.is_ours and status.read(self.folder).state == "running"
+
     def status(self, state: status.State, step: int, reason: str = "", **lengths: int) -> None:
         """Tell launchers and scripts how the run stands; the arguments are those of `status.write`."""
         if self._lease:
-            self._lease.check()
+            self.check()
             status.write(self.folder, state, step, reason, **lengths)
 
     def refused(self, reason: str) -> None:
         """Note a mistake, unless another job is in the directory, or a result that the mistake leaves as it is."""
         before = status.read(self.folder)
-        free = self._lease or not self.paths.lease.exists()
-        if self.folder.is_dir() and free and before.state != "done":
+        if self.folder.is_dir() and self._is_free() and before.state != "done":
             status.write(self.folder, "user_error", before.step, reason)
 
     def crashed(self, rank: int, error: BaseException) -> str:
@@ -116,15 +140,20 @@ class RunDirectory:
         Returns:
             What the first to fail has noted in this start; empty where it is this rank, or nobody could.
         """
-        before = status.read(self.folder)
-        if before.state == "running" and (self.ours or not self.paths.lease.exists()):
+        before, free = status.read(self.folder), self._is_free()
+        is_older = self.claim is not None and before == self.claim.earlier and before.state != "done"
+        if free and (before.state == "running" or is_older):
             status.write(self.folder, "crashed", before.step, f"rank {rank}: {cause(error)}")
-        return before.reason if self.ours and before.state == "crashed" else ""
+        return before.reason if self.claim and free and before.state == "crashed" else ""
 
     def stopped_alone(self, step: int, reason: str) -> None:
         """Note a stop, from any rank that the others wait for in vain; who ends after it changes nothing any more."""
-        if self.ours and status.read(self.folder).state == "running":
+        if self.is_running:
             status.write(self.folder, "stopped", step, reason)
+
+    def _is_free(self) -> bool:
+        """Return whether no other job is in the directory."""
+        return self.is_ours if self.claim else not self.paths.lease.exists()
 
     def close(self) -> None:
         """Give the lease back."""

@@ -26,7 +26,7 @@ class Lease:
     """A lease is the right to write to a run directory: a file `lease.json` that a thread renews until `release`.
 
     The owner is named by host, process and that process's start time. A dead owner on this host is found at once; one
-    on another host is waited for, in case it still renews.
+    on another host, or in another container of this one, is waited for, in case it still renews.
 
     Raises:
         UserError: a live job holds the directory.
@@ -34,8 +34,8 @@ class Lease:
 
     def __init__(self, run_dir: Path, *, seconds: float = SECONDS) -> None:
         self._file, self._seconds = RunPaths(run_dir).lease, seconds
-        self._mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())}
-        self._mine["token"] = secrets.token_hex(8)
+        self.token = secrets.token_hex(8)
+        self._mine = {**this_process(), "token": self.token}
         self._lost = False
         while not self._create():
             self._take_from_the_dead()
@@ -58,7 +58,7 @@ class Lease:
 
     def _create(self) -> bool:
         """Make the file, and return whether that worked; a hard link is atomic on NFS, and the file appears whole."""
-        aside = self._file.with_name(f".lease.{self._mine['token']}")
+        aside = self._file.with_name(f".lease.{self.token}")
         write_text(aside, self._text())
         try:
             os.link(aside, self._file)
@@ -73,7 +73,7 @@ class Lease:
         owner = read_object(self._file)
         if not self._file.exists():
             return
-        if (owner.get("host"), _boot(owner)) == (self._mine["host"], _boot(self._mine)):  # names alone may be alike
+        if _is_here(owner):
             alive = process_start(int(owner["pid"])) == owner["started"]
         else:
             alive = self._file.is_file() and self._renewed_within(owner)
@@ -82,7 +82,7 @@ class Lease:
             fix = "wait for it, stop it, or choose another run.name"
             raise UserError.of("run.dir", self._file.parent, rule, fix)
         # Of several that find the owner dead, one succeeds in moving its file away.
-        grave = self._file.with_name(f".lease.{self._mine['token']}.dead")
+        grave = self._file.with_name(f".lease.{self.token}.dead")
         with contextlib.suppress(FileNotFoundError):
             self._file.rename(grave)
             if read_object(grave).get("token") == owner.get("token"):
@@ -104,14 +104,26 @@ class Lease:
     def _renew(self) -> None:
         while not self._released.wait(self._seconds / 3):
             with contextlib.suppress(OSError):  # a full or absent disk: the lease is kept alive again when it can be
-                owner = read_object(self._file)
-                if owner.get("token", self._mine["token"]) != self._mine["token"] or not self._file.exists():
+                if self._is_taken():
                     self._lost = True
                     return
                 write_text(self._file, self._text())
 
+    def _is_taken(self) -> bool:
+        """Return whether the file is another job's, or gone. Raises OSError where the disk does not tell."""
+        try:
+            self._file.stat()  # Path.exists would take any trouble with the disk for an answer
+        except FileNotFoundError:
+            return True
+        return bool(read_object(self._file).get("token", self.token) != self.token)
+
     def _text(self) -> str:
         return json.dumps({**self._mine, "renewed": time.time()}) + "\n"
+
+
+def token(run_dir: Path) -> str:
+    """Return the token of the job that has the lease of a run directory; "" where nobody has it, or nothing tells."""
+    return str(read_object(RunPaths(run_dir).lease).get("token", ""))
 
 
 def held_by(run_dir: Path) -> str:
@@ -123,8 +135,7 @@ def held_by(run_dir: Path) -> str:
         host, pid, started = str(owner["host"]), int(owner["pid"]), str(owner["started"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ""
-    here = host == socket.gethostname() and _boot(owner) == process_start(os.getpid()).partition(" ")[0]
-    alive = process_start(pid) == started if here else age < 2 * SECONDS
+    alive = process_start(pid) == started if _is_here(owner) else age < 2 * SECONDS
     return f"process {pid} on {host}" if alive else ""
 
 
@@ -138,5 +149,22 @@ def process_start(pid: int) -> str:
     return "" if fields[0] == "Z" else f"{boot} {fields[19]}"
 
 
-def _boot(owner: dict[str, Any]) -> str:
-    return str(owner.get("started", "")).partition(" ")[0]
+def this_process() -> dict[str, Any]:
+    """Return what a lease tells of this process: its host, number and start, and the namespace of the number."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    started = process_start(os.getpid())
+    return {"host": socket.gethostname(), "namespace": namespace, "pid": os.getpid(), "started": started}
+
+
+def _is_here(owner: dict[str, Any]) -> bool:
+    """Return whether this process sees the owner's: hosts may share a name, and containers that of their host.
+
+    A lease of an earlier revision has no namespace, and is taken for one of this one.
+    """
+    mine = this_process()
+    boots = [str(process.get("started", "")).partition(" ")[0] for process in (owner, mine)]
+    namespace = owner.get("namespace", mine["namespace"])
+    return (owner.get("host"), boots[0], namespace) == (mine["host"], boots[1], mine["namespace"])

@@ -137,8 +137,12 @@ class Tracker:
             self.warn(f"cannot be decoded, replaced by other images: {some_names(new)}")
 
     def summary(self) -> dict[str, float | int | str]:
-        """Return the final figures: those of the last training row and of the last evaluation, by their names."""
-        return {**self._last["train"], **self._last["eval"]}
+        """Return the final figures: those of the last training row and of the last evaluation, by their names.
+
+        A name that both have, such as `step`, is told as the later row has it.
+        """
+        rows = sorted(self._last.values(), key=lambda row: row.get("step", 0))  # of one step: training, evaluation
+        return {name: value for row in rows for name, value in row.items()}
 
     def say(self, line: str) -> None:
         """Print a line for people on stdout."""

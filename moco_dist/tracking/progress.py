@@ -56,13 +56,18 @@ class Progress:
                 self._print()
 
     def write(self, line: str, stream: TextIO | None = None) -> None:
-        """Print a line without tearing the bar, on stdout unless another stream is named."""
+        """Print a line without tearing the bar, on stdout unless another stream is named.
+
+        What the stream's encoding cannot hold, such as a folder's name that is no Unicode, is written as escapes.
+        """
         if self.quiet and stream is None:
             return
         stream = stream or sys.stdout
         if stream is None:  # as where a process was started with it closed
             return
         with contextlib.suppress(*_GONE):
+            if getattr(stream, "errors", None) == "strict":  # else the stream has a way of its own
+                line = line.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
             if self._bar is not None:
                 tqdm.write(line, file=stream)
             else:

@@ -65,11 +65,12 @@ def open_all(
     """
     guards, say = [], tellers.say
     if config.track.wandb != "disabled":
-        guards.append(Guard(WandbRun(paths.folder, config, rows, say, tellers.warn, tellers.stop), tellers.warn))
+        sink = WandbRun(paths.folder, config, rows, say, tellers.warn, tellers.stop, start_step=start_step)
+        guards.append(Guard(sink, tellers.warn))
     if config.track.tensorboard:
         guards.append(Guard(TensorBoard(paths.tensorboard, rows, start_step, say), tellers.warn))
     if config.track.trackio:
-        guards.append(Guard(Trackio(paths.trackio, config, rows, say), tellers.warn))
+        guards.append(Guard(Trackio(paths.trackio, config, rows, start_step, say), tellers.warn))
     for guard in guards:  # before data workers are forked, which is safest with threads that are at rest
         guard.wait_for_start()
     return guards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class TensorBoard:
         self._writer = RecordWriter(self._new_file().open("xb"))
         self._write(Event(file_version="brain.Event:2"), self._first)
         self._write(Event(session_log=SessionLog(status=SessionLog.START)), self._first)
-        self.say(f"TensorBoard: look with: tensorboard --logdir {self.folder}")
+        self.say(f"TensorBoard: look with: tensorboard --logdir {shlex.quote(str(self.folder))}")
 
     def catch_up(self) -> None:
         """Write the rows that earlier files lack, or whose step TensorBoard has been told to forget."""
@@ -121,8 +122,8 @@ class TensorBoard:
 
     def _new_file(self) -> Path:
         """Return a path that TensorBoard, which reads files by their names, reads behind those of earlier starts."""
-        seconds = [int(file.name.split(".")[3]) for file in self.folder.glob("events.out.tfevents.*")]
-        after = max([int(time.time()), *(second + 1 for second in seconds)])
+        seconds = [file.name.split(".")[3] for file in self.folder.glob("events.out.tfevents.*")]
+        after = max([int(time.time()), *(int(second) + 1 for second in seconds if second.isdecimal())])
         return self.folder / f"events.out.tfevents.{after:010}.{socket.gethostname()}.{os.getpid()}"
 
     def _mark(self) -> int:

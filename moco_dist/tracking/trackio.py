@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ class Trackio:
     config: Config
     rows: Sequence[Row]
     """Rows of metrics.jsonl, up to the step this start begins at."""
+    start_step: int
+    """Steps done; at 0 the run begins, maybe anew."""
     say: Callable[[str], None]
     """Takes the line that tells how to look at the run."""
     name: str = "Trackio"
@@ -57,11 +60,11 @@ class Trackio:
                 start_new_session=True,  # a signal to the ranks is not for it: it ends when the pipe does
             )
         about = {"project": self.config.track.project, "name": self.config.run.name, "group": self.config.track.group}
-        self._tell({**about, "config": self.config.model_dump(mode="json")})
+        self._tell({**about, "config": self.config.model_dump(mode="json"), "begins": self.start_step == 0})
         assert self._process.stdout is not None
         if self._process.stdout.readline().decode().strip() != READY:
             raise OSError(self._last_message())
-        self.say(f"Trackio: look with: TRACKIO_DIR={self.folder} trackio show")
+        self.say(f"Trackio: look with: TRACKIO_DIR={shlex.quote(str(self.folder))} trackio show")
 
     def catch_up(self) -> None:
         """Send the rows of earlier starts; the process knows which of them are there."""

@@ -21,7 +21,10 @@ def main() -> int:
     about, answers = json.loads(sys.stdin.readline()), sys.stdout
     with contextlib.redirect_stdout(sys.stderr), _alone():
         import trackio
+        from trackio.sqlite_storage import SQLiteStorage
 
+        if about["begins"]:  # rows of a start that died ahead of its first checkpoint are gone from metrics.jsonl, too
+            SQLiteStorage.delete_run(about["project"], about["name"])
         shown = _Shown(about["project"], about["name"])
         run = trackio.init(
             project=about["project"],

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moco_dist import config as configs
 from moco_dist import files
 
 KINDS = ("train", "eval")
@@ -26,6 +27,29 @@ def fixed_id(folder: Path) -> str:
     if not re.fullmatch(r"[\w-]+", run_id):  # killed between making the file and writing it
         run_id = secrets.token_hex(4)
         files.write_text(file, run_id)
+    return run_id
+
+
+def id_of_start(folder: Path, config: Mapping[str, Any], start_step: int) -> str:
+    """Return the run's id for a start, in `folder/id` too.
+
+    A start that died ahead of its first checkpoint leaves rows at W&B. One that begins again takes the same steps, so
+    that they count; but not where its config gives another curve: then it gets a new id.
+
+    Args:
+        folder: W&B's folder in the run directory.
+        config: of this start, a tree of sections.
+        start_step: steps done.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    run_id, file = fixed_id(folder), folder / "config.json"
+    before, now = configs.flat(files.read_object(file)), configs.flat(config)
+    if start_step == 0 and any(configs.effect_of(key, before[key], now.get(key)) == "curve" for key in before):
+        run_id = secrets.token_hex(4)
+        files.write_text(folder / "id", run_id)
+    files.write_text(file, json.dumps(config) + "\n")
     return run_id
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from moco_dist import packages
 from moco_dist.errors import UserError
-from moco_dist.run import status
+from moco_dist.run import lease, status
 from moco_dist.run.directory import load_config
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import read_rows
@@ -25,7 +25,7 @@ def check(path: Path) -> None:
     mode = load_config(RunPaths(path).config).track.wandb
     if mode == "disabled":
         raise UserError.of("--wandb", path, "the run has track.wandb=disabled", "drop --wandb")
-    if status.read(path).state == "running":
+    if lease.held_by(path):
         raise UserError.of("--wandb", path, "is training, and has its run at W&B open", "wait for its end")
     packages.need("--wandb", path, "wandb", otherwise="drop --wandb")
 
@@ -40,9 +40,11 @@ def show(path: Path, results: Sequence[Result], split: str, say: Callable[[str],
         say: takes lines for people, about failures too.
     """
     config, rows = load_config(RunPaths(path).config), list(read_rows(RunPaths(path).metrics))
-    guard = Guard(_WandbResults(path, config, rows, say, say, results=results, split=split), say)
+    trained = status.read(path)
+    sink = _WandbResults(path, config, rows, say, say, start_step=trained.step, results=results, split=split)
+    guard = Guard(sink, say)
     guard.wait_for_start()
-    guard.finish(0)
+    guard.finish(status.EXIT_CODES.get(trained.state or "crashed", 1), preempted=trained.state == "stopped")
 
 
 @dataclass
@@ -65,7 +67,9 @@ class _WandbResults(WandbRun):
             self._run.summary[name] = result[f"{self.split}_accuracy_mean"]
 
     def end(self, exit_code: int, preempted: bool) -> None:
-        """End the run as it ended before."""
+        """End the run as its training ended."""
+        if preempted:
+            self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)
         self.tear_down()
 

@@ -6,6 +6,7 @@ One thread calls all but `kill`. Whatever goes wrong here may raise.
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import socket
 import urllib.parse
@@ -59,6 +60,8 @@ class WandbRun:
     """Seconds for W&B to start online."""
     finish_timeout: float = 20.0
     """Seconds for W&B to send the rest at the end."""
+    start_step: int = 0
+    """Steps done; at 0 the run begins, maybe anew."""
     name: str = "W&B"
     _last: int = field(default=0, init=False)
     """The step of the last row."""
@@ -90,7 +93,8 @@ class WandbRun:
         online = self.config.track.wandb == "online"
         folder = RunPaths(self.run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
-        run_id = wandb_files.fixed_id(folder)
+        run_id = wandb_files.id_of_start(folder, self.config.model_dump(mode="json"), self.start_step)
+        typed = shlex.quote(str(folder))
         # Silent also means: no question for a key on a terminal.
         settings = wandb.setup(_settings(silent=True, quiet=True, login_timeout=self.init_timeout)).settings
         if online:
@@ -100,7 +104,7 @@ class WandbRun:
             except (Exception, SystemExit) as error:
                 self.tear_down()  # else the id counts as in use
                 online = False
-                command = f"wandb sync {folder}/offline-run-*"
+                command = f"wandb sync {typed}/offline-run-*"
                 self.warn(f"W&B is offline ({reason(error)}); send the run later with: {command}")
         if online:
             self._arrived = wandb_files.last_steps(dict(self._run.summary))
@@ -117,7 +121,7 @@ class WandbRun:
         self._run.define_metric("eval/step", hidden=True)
         self._run.define_metric("*", step_metric="train/step")
         self._tell_job()
-        place = self._run.url if online else f"offline, look with: wandb leet {folder}"
+        place = self._run.url if online else f"offline, look with: wandb leet {typed}"
         self.say(f"W&B: {place}")
 
     def catch_up(self) -> None:
@@ -170,17 +174,15 @@ class WandbRun:
 
     def end(self, exit_code: int, preempted: bool) -> None:
         """Send the rest and an alert, and end the run."""
-        last = f"step {self._last}" if self._last else "its first step"
+        name, last = self.config.run.name, f"step {self._last}" if self._last else "its first step"
         if preempted:
-            self._alert(
-                f"{self.config.run.name}: stopped", f"told to stop at {last}; the run goes on from there", "INFO"
-            )
+            self._alert(f"{name}: stopped", f"told to stop at {last}; the run goes on from there", "INFO")
             self._run.mark_preempting()
         elif exit_code:
-            self._alert(f"{self.config.run.name}: failed", f"exit status {exit_code} at {last}", "ERROR")
+            self._alert(f"{name}: failed", f"exit status {exit_code} at {last}", "ERROR")
         else:
             self._show_evaluations()
-            self._alert(f"{self.config.run.name}: done", f"done at {last}{self._accuracies()}", "INFO")
+            self._alert(f"{name}: done", f"done at {last}{self._accuracies()}", "INFO")
         self._run.finish(exit_code=exit_code)
         self.tear_down()
 
@@ -284,8 +286,7 @@ def _settings(**values: Any) -> Any:
 def _probe(settings: Any, timeout: float) -> None:
     """Connect to W&B's host, or to the proxy on the way there: wandb takes minutes to find that it cannot.
 
-    Raises:
-        OSError: it cannot be reached.
+    Raises OSError where it cannot be reached.
     """
     url = urllib.parse.urlsplit(settings.base_url)
     proxy = getattr(settings, f"{url.scheme}_proxy", None) or urllib.request.getproxies().get(url.scheme)

@@ -9,8 +9,26 @@ from types import FrameType
 from typing import Any
 
 from moco_dist.config import Config
+from moco_dist.errors import UserError
 from moco_dist.run import status
 from moco_dist.run.rows import row_is_due
+
+
+def check_length(config: Config, done: int, total: int) -> None:
+    """Refuse a length that a run has passed: it would end at once, and call its weights those of an earlier step.
+
+    Args:
+        config: to go on with.
+        done: steps of the run.
+        total: its length by the config.
+
+    Raises:
+        UserError: names the key.
+    """
+    if done > total:
+        key, value = ("epochs", config.optim.epochs) if config.optim.steps is None else ("steps", config.optim.steps)
+        rule = f"ends at step {total}, and the run in {config.run_dir} has taken {done}"
+        raise UserError.of(f"optim.{key}", value, rule, "raise it, or begin another with run.name=NAME")
 
 
 class Ended(Exception):
@@ -58,11 +76,16 @@ class StopRequest:
     The handlers stay until the process ends, or until `put_back`: torchrun ends all ranks when one is done, and a rank
     that still saves must not be torn down. In another thread than the main one, which alone may have handlers, no
     signal is heeded.
+
+    Args:
+        max_minutes: of this start; None for no limit.
+        began: when this start has begun, by the monotonic clock; None: now.
     """
 
-    def __init__(self, max_minutes: float | None) -> None:
+    def __init__(self, max_minutes: float | None, began: float | None = None) -> None:
         self._signal: int | None = None
-        self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        began = time.monotonic() if began is None else began
+        self._deadline = began + 60 * max_minutes if max_minutes else math.inf
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,8 @@ from moco_dist.ranks import collectives, devices, watchdog
 from moco_dist.run import directory, rows, status
 from moco_dist.tracking import Tracker
 from moco_dist.train import books, ends, meters, page, readout, start_note
+
+T = TypeVar("T")
 
 MakeMethod = Callable[[configs.Config, collectives.World, torch.nn.Module], Method]
 """Makes a method on the CPU from the config, the ranks and an encoder whose weights are already right."""
@@ -75,6 +78,7 @@ class Training:
             if start >= self.total and earlier.state == "done":
                 self.world.tell(f"moco_dist.train: {self.run_dir.folder} is done: nothing left to do")
                 return
+            ends.check_length(self.config, start, self.total)
             self.engine.restore_(state)
             self.done = start
             unreadable = state["unreadable"]
@@ -124,7 +128,7 @@ class Training:
             batches, self.data.train, self.augmentation, self.world.device, self.engine.image_dtype
         )
         self.due.saved_at = self.books.recorded_at = time.monotonic()
-        for step, (views, unreadable) in enumerate(on_device, start):
+        for step, (views, unreadable) in enumerate(self._own(on_device), start):
             watchdog.beat()
             if step == 0:
                 with devices.may_wait(self.world.device):
@@ -159,8 +163,14 @@ class Training:
         self.tracker.say(f"data.workers = auto: {choice.reason}")
         return choice.workers
 
+    def _own(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield this rank's batches, of which the others do not know what is wrong."""
+        with self.world.own_mistakes():
+            yield from batches
+
     def _after(self, done: int) -> None:
         """Write what is due to be read; then stop, evaluate, save where that is due."""
+        self.run_dir.check()
         evaluate, save = self.due.evaluation(done), self.due.save(done)
         stop = False
         for reading in self.readout.pop(everything=evaluate or save):

@@ -1,5 +1,6 @@
 """Leave the page that shows the run, when it ends."""
 
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -40,5 +41,5 @@ def leave(folder: Path, warn: Callable[[str], None]) -> bool:
     if thread.is_alive():
         faults.append(f"it takes longer than {PATIENCE_SECONDS:g} s")
     if faults:
-        warn(f"{file}: not written ({faults[0]}); python -m moco_dist.report {folder} writes it")
+        warn(f"{file}: not written ({faults[0]}); python -m moco_dist.report {shlex.quote(str(folder))} writes it")
     return not faults

@@ -2,7 +2,7 @@
 
 import functools
 import signal
-import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from moco_dist import tracking
 from moco_dist.config import Config, Layout
 from moco_dist.data import loader, sources
-from moco_dist.errors import UserError, masked
+from moco_dist.errors import OwnMistake, UserError, masked, tell
 from moco_dist.ranks import collectives, transfers, watchdog
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import directory, status
@@ -35,6 +35,9 @@ class Start:
         """The ranks, once they have met."""
         self.stop: ends.StopRequest | None = None
         """The request to stop by a signal, which is heeded from the moment that there is something to save."""
+        self.began = time.monotonic()
+        self.alone = False
+        """Whether this rank ends without the others."""
 
     def train(
         self, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None
@@ -61,9 +64,9 @@ class Start:
         first = world.from_first(lambda: initial_encoder.first_weights(config, index))
         encoder = world.agreed(lambda: initial_encoder.first_encoder(config, data, world, first))
         watchdog.beat()
-        self.stop = ends.StopRequest(config.run.max_minutes)  # not before: a start that is broken off must end at once
-        world.from_first(run_dir.open)
-        run_dir.ours = True
+        # Not before: a start that is broken off must end at once.
+        self.stop = ends.StopRequest(config.run.max_minutes, self.began)
+        run_dir.claim = world.from_first(run_dir.open)
         with loader.heeding(self.stop.raised):
             training = loop.Training(config, world, self.plan, data, encoder, make_method, run_dir, self.stop)
             training.open_tracker = functools.partial(tracking.Tracker.open, quiet=rank.quiet)
@@ -74,7 +77,7 @@ class Start:
         """Give the run directory back, and part from the other ranks."""
         self.run_dir.close()
         if self.world is not None:
-            self.world.leave()
+            self.world.leave(alone=self.alone)
 
 
 @loader.no_workers_left()
@@ -96,10 +99,12 @@ def run(
         start.train(make_method, met)
         return 0
     except UserError as error:
+        start.alone = isinstance(error, OwnMistake)
         return restarts.refuse(rank, run_dir, error, met=start.world is not None)
     except ends.StoppedAlone as end:
+        start.alone = True
         run_dir.stopped_alone(end.step, str(end))
-        _say(f"moco_dist.train: rank {rank.rank}: {end}")
+        tell(f"moco_dist.train: rank {rank.rank}: {end}")
         return restarts.end_for_good(rank, status.EXIT_CODES[end.state], alone=True)
     except ends.Ended as end:
         rank.tell(f"moco_dist.train: {end}")
@@ -108,10 +113,12 @@ def run(
         start.world.barrier()
         return code
     except Exception as error:
+        start.alone = True
         if _hides_traceback(run_dir, rank, error):
             return status.EXIT_CODES["crashed"]
         raise
     except BaseException as error:
+        start.alone = True
         run_dir.crashed(rank.rank, error)
         raise
     finally:
@@ -135,20 +142,23 @@ def call(start: Start, make_method: loop.MakeMethod) -> None:
     try:
         start.train(make_method)
     except UserError as error:
-        if rank.speaks(met=start.world is not None):
+        start.alone = isinstance(error, OwnMistake)
+        if start.alone or rank.speaks(met=start.world is not None):
             run_dir.refused(str(error))
         traceback.clear_frames(error.__traceback__)  # who keeps the error, as a notebook does, keeps no network by it
         raise
     except ends.Ended as end:
         end.run_dir = run_dir.folder
         if isinstance(end, ends.StoppedAlone):
+            start.alone = True
             run_dir.stopped_alone(end.step, str(end))
         elif start.world is not None:
             start.world.barrier()
         traceback.clear_frames(end.__traceback__)
         raise
     except BaseException as error:
-        _hides_traceback(run_dir, rank, error, tell=lambda line: None)
+        start.alone = True
+        _hides_traceback(run_dir, rank, error, say=lambda line: None)
         raise
     finally:
         try:
@@ -173,12 +183,8 @@ def _refuse(mistake: UserError | None) -> None:
         raise mistake
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _hides_traceback(
-    run_dir: directory.RunDirectory, rank: Rank, error: BaseException, tell: Callable[[str], None] = _say
+    run_dir: directory.RunDirectory, rank: Rank, error: BaseException, say: Callable[[str], None] = tell
 ) -> bool:
     """Tell on one line why this rank fails. Returns whether no traceback is to follow, since another rank has it.
 
@@ -190,7 +196,7 @@ def _hides_traceback(
     lost = isinstance(error, transfers.PeerLost)
     same = first.partition(": ")[2] == own
     why = f"ends, since {first or error}" if lost else f"fails as {first}" if same else own
-    tell(masked(f"moco_dist.train: rank {rank.rank}: {why}"))
+    say(masked(f"moco_dist.train: rank {rank.rank}: {why}"))
     if same and not lost:
         transfers.let_the_cause_show()
     return lost or same

@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 from moco_dist import files
-from moco_dist.errors import UserError
+from moco_dist.errors import OwnMistake, UserError, tell
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import status
 from moco_dist.run.directory import RunDirectory
@@ -51,15 +50,17 @@ def refuse(rank: Rank, run_dir: RunDirectory | None, error: UserError, *, met: b
     Returns:
         The exit status.
     """
-    speaks = rank.speaks(met=met)
-    if speaks:
+    speaks, alone = rank.speaks(met=met), False
+    code = status.EXIT_CODES["user_error"]
+    if not speaks:
+        end_for_good(rank, code)
+        rank.let_rank_0_end_first()
+        alone = isinstance(error, OwnMistake) and run_dir is not None and run_dir.is_running
+    if speaks or alone:
         if run_dir:
             run_dir.refused(str(error))
-        print(f"moco_dist.train: {error}", file=sys.stderr, flush=True)
-    code = end_for_good(rank, status.EXIT_CODES["user_error"])
-    if not speaks:
-        rank.let_rank_0_end_first()
-    return code
+        tell(f"moco_dist.train: {error}")
+    return end_for_good(rank, code, alone=alone)
 
 
 def _note() -> Path | None:

@@ -25,6 +25,8 @@ class Plan:
     """Steps done before the replay: those of its checkpoint, or 0."""
     end: int
     """The last step that is replayed."""
+    last: int
+    """The last step that has a row of training."""
     rows: Mapping[int, Sequence[Row]]
     """The recorded rows of training by step; a run writes one for a step."""
     evaluations: Mapping[int, Sequence[Row]]
@@ -83,6 +85,7 @@ def choose(folder: Path, steps: int | None, from_step: int | None) -> Plan:
         folder,
         start,
         end,
+        recorded[-1],
         _by_step([row for row in within if is_training(row)]),
         _by_step([row for row in within if is_evaluation(row)]),
         [step for step in following if step <= end],

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from moco_dist import config as configs
 from moco_dist import joint_work
 from moco_dist.arguments import writing
 from moco_dist.data import identity, sources
-from moco_dist.errors import UserError
+from moco_dist.engine import schedule
+from moco_dist.errors import UserError, tell
 from moco_dist.files import write_text
 from moco_dist.methods.moco import MoCo
 from moco_dist.ranks import collectives, devices, machine
@@ -51,11 +50,11 @@ def _verify(request: Request, world: collectives.World) -> int:
     plan = world.from_first(lambda: request.plan)  # a running run may have gone on between two ranks' looks
     state, digest = world.agreed(lambda: replay.read_start(plan))
     data = sources.on_all_ranks(request.config, world, sources.load)
-    world.agreed(lambda: _check_data(request, plan, state, data.identity))
+    world.agreed(lambda: _check_data(request, plan, state, data))
     begun = f"from {f'the checkpoint of step {plan.start}' if plan.start else 'the start'}"
     ranks = f"{world.size} {world.device.type} rank{'s' * (world.size > 1)}"
     world.tell(f"moco_dist.verify: replays {plan.steps} of {plan.folder} {begun}, on {ranks}")
-    outcome = _replay(request.config, request.layout, plan, world, data, state)
+    outcome = _replay(request, plan, world, data, state)
     machines = world.gather_objects(machine.here(world.device))
     exact = request.config.device.is_exact(on_cpu=not devices.runs_ahead(world.device))
     more = {"device": world.device.type, "exact": exact, "deterministic": request.config.device.deterministic}
@@ -64,23 +63,22 @@ def _verify(request: Request, world: collectives.World) -> int:
 
 
 def _replay(
-    config: configs.Config,
-    layout: configs.Layout,
-    plan: Plan,
-    world: collectives.World,
-    data: sources.Data,
-    state: dict[str, Any],
+    request: Request, plan: Plan, world: collectives.World, data: sources.Data, state: dict[str, Any]
 ) -> replay.Outcome:
     """Take the steps by the trainer's loop, in a folder of this process's own. Raises UserError, Stopped."""
-    config, outcome = sources.with_statistics(config, data.train), replay.Outcome()
+    config, outcome = sources.with_statistics(request.config, data.train), replay.Outcome()
     if plan.start:  # the weights that it began from are in the checkpoint
         config = config.model_copy(update={"run": config.run.model_copy(update={"init_from": None})})
     start = world.from_first(lambda: initial_encoder.first_weights(config))
     encoder = world.agreed(lambda: initial_encoder.first_encoder(config, data, world, start))
     with tempfile.TemporaryDirectory(prefix="moco-dist-verify-") as name:
         folder, stop = Path(name), ends.StopRequest(None)
-        training = loop.Training(config.at(folder), world, layout, data, encoder, MoCo, RunDirectory(folder), stop)
+        run_dir = RunDirectory(folder)
+        training = loop.Training(config.at(folder), world, request.layout, data, encoder, MoCo, run_dir, stop)
         training.checkpoints = replay.ReplayedCheckpoints(plan, folder, state, outcome, compares=world.rank == 0)
+        length = schedule.total_steps(request.recorded.optim, training.epoch_steps)
+        written = ends.Due(request.recorded, training.epoch_steps, length, evaluates=data.queries is not None)
+        outcome.missing = replay.missing(plan, written)
         training.due = replay.ReplayDue(plan, config, training.epoch_steps, training.total)
         training.replay_to = plan.end
         training.open_tracker = lambda *_: replay.Recorder(plan, outcome)
@@ -91,20 +89,21 @@ def _replay(
     return outcome
 
 
-def _check_data(request: Request, plan: Plan, state: dict[str, Any], now: identity.Identity) -> None:
-    """Refuse other training images than the run's, as far as it records them. Raises UserError."""
+def _check_data(request: Request, plan: Plan, state: dict[str, Any], data: sources.Data) -> None:
+    """Refuse other training images than the run's, as far as it records them, and no others. Raises UserError."""
     start = provenance.of_step(provenance.read(plan.folder), plan.start + 1) or {}
-    begun = state.get("data") or start.get("data")
+    begun = state.get("data") or start.get("data") or {}
     fields = identity.Identity._fields
-    if begun is None or not begun.keys() >= set(fields):  # not recorded, or damaged
-        return
-    before = identity.Identity(*(begun[name] for name in fields))
-    if before == now:
-        return
-    data = request.config.data
-    key, value = ("data.root", data.root) if data.root else ("data.source", data.source)
-    rule = f"has {now}, and the run learned from {before}"
-    raise UserError.of(key, value, rule, "name the folder of those images by data.root=FOLDER")
+    recorded = begun.keys() >= set(fields)  # else it is not, or damaged
+    before = identity.Identity(*(begun[name] for name in fields)) if recorded else data.identity
+    section = request.config.data
+    key, value = ("data.root", section.root) if section.root else ("data.source", section.source)
+    if before != data.identity:
+        rule = f"has {data.identity}, and the run learned from {before}"
+        raise UserError.of(key, value, rule, "name the folder of those images by data.root=FOLDER")
+    if plan.evaluations and data.queries is None:
+        rule = f"has no held-out images, and the run has evaluated on some after step {min(plan.evaluations)}"
+        raise UserError.of(key, value, rule, "name a folder with both by data.root=FOLDER, or replay fewer steps")
 
 
 def _tell(request: Request, plan: Plan, digest: str, outcome: replay.Outcome, here: dict[str, Any]) -> int:
@@ -114,5 +113,5 @@ def _tell(request: Request, plan: Plan, digest: str, outcome: replay.Outcome, he
         print(line, flush=True)
     with writing(request.out):
         write_text(request.out, json.dumps(content, indent=1) + "\n")
-    print(f"moco_dist.verify: written to {request.out}", file=sys.stderr, flush=True)
+    tell(f"moco_dist.verify: written to {request.out}")
     return result.EXIT_STATUS[content["result"]]

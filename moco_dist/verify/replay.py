@@ -15,6 +15,7 @@ from torch import Tensor
 from moco_dist import config as configs
 from moco_dist.engine.checkpoint import Checkpoints
 from moco_dist.errors import UserError
+from moco_dist.run import provenance, status
 from moco_dist.run.checkpoints import CheckpointIndex, Damaged, verify
 from moco_dist.run.comparison import Comparison
 from moco_dist.run.rows import Row
@@ -59,6 +60,8 @@ class Outcome:
     """The states of later checkpoints by step."""
     diverged: str = ""
     """Why the replay ended before its last step."""
+    missing: list[int] = field(default_factory=list)
+    """The steps whose rows the run has written and does not have any more, as far as that can be told."""
 
 
 class Recorder(Silent):
@@ -81,6 +84,28 @@ class Recorder(Silent):
         """Compare the row of an evaluation."""
         for recorded in self._plan.evaluations.get(int(row["step"]), ()):
             self._outcome.evaluations.push(recorded, row)
+
+
+def missing(plan: Plan, written: ends.Due) -> list[int]:
+    """Return the replayed steps that lack a row which the run's last start has written; it wrote them in their order.
+
+    Its config is the recorded one. Earlier starts may have had another `track.log_every`.
+
+    Args:
+        plan: what is replayed.
+        written: tells by the recorded config which rows are written.
+    """
+    starts = provenance.read(plan.folder)
+    if not starts:  # nothing tells which steps the recorded config is of
+        return []
+    steps = range(max(plan.start, starts[-1]["step"]) + 1, plan.end + 1)
+    is_over = status.read(plan.folder).state == "done"
+    return [
+        step
+        for step in steps
+        if (written.row(step) and step not in plan.rows)
+        or (written.evaluation(step) and step not in plan.evaluations and (step < plan.last or is_over))
+    ]
 
 
 class ReplayDue(ends.Due):

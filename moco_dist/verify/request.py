@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moco_dist import config as configs
 from moco_dist.arguments import check_out, parser_of, path_of
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, shown
 from moco_dist.ranks.rank import Rank
 from moco_dist.run import paths, provenance
 from moco_dist.run.directory import existing, load_config
@@ -43,16 +43,28 @@ def parse(arguments: Sequence[str], rank: Rank, description: str) -> Request:
     named, overrides = configs.parse_arguments(options.overrides)
     if named is not None:
         raise UserError.of("argument", named, "a run directory has its config", "give overrides alone")
-    recorded = load_config(file).at(folder)
-    config = load_config(file, ["data.download=false", *overrides]).at(folder)
+    tree = configs.read_tree(file)
+    recorded = configs.with_decoder(load_config(file).at(folder), {"data": {}, **tree})
+    decode = f"data.decode={recorded.data.decode}"  # of a run that is older than the key, not what a new one would have
+    config = load_config(file, [decode, "data.download=false", *overrides]).at(folder)
     plan = plans.choose(folder, options.steps, options.from_step)
     layout = configs.layout(config, rank.size)
     configs.check_resumable(recorded.model_dump(mode="json"), _group_size(recorded, folder, layout), config, layout)
+    _check_evaluation(recorded, config)
     out = options.out or Path(f"verified_{recorded.run.name}.json")
     check_out(out)
     if not os.access(out.parent, os.W_OK):
         raise UserError.of("--out", out, "cannot be written", "name a file in a folder that you may write to")
     return Request(recorded, config, layout, plan, out)
+
+
+def _check_evaluation(recorded: configs.Config, config: configs.Config) -> None:
+    """Refuse to evaluate otherwise than the run has, whose accuracies are compared. Raises UserError."""
+    before, now = (configs.flat(each.model_dump(mode="json")) for each in (recorded, config))
+    for key, value in now.items():
+        if configs.effect_of(key, before[key], value) == "evaluation":
+            rule = f"the run has evaluated with {shown(before[key])}, and its accuracies are compared"
+            raise UserError.of(key, value, rule, "drop the override")
 
 
 def _group_size(recorded: configs.Config, folder: Path, now: configs.Layout) -> int:

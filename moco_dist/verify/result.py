@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moco_dist import config as configs
@@ -30,7 +30,8 @@ RULES = (
     "rows have, but for figures of time, of memory and of the machine.",
     "A checkpoint is equal if all tensors and numbers of its state are equal to the last bit: both encoders, queue, "
     "optimizer, scaler, counters and the identity of the images.",
-    "The result is equal if every recorded row and every checkpoint of the replayed steps is equal.",
+    "The result is equal if every recorded row and every checkpoint of the replayed steps is equal, and no row is "
+    "missing that the last start of the run has written.",
 )
 
 
@@ -46,10 +47,12 @@ def of(
         outcome: what the replay has shown.
         here: what it ran on, as `provenance.describe` tells it.
     """
-    recorded = provenance.of_step(provenance.read(plan.folder), plan.end)
+    starts = provenance.read(plan.folder)
+    of_steps = [provenance.of_step(starts, step) for step in range(plan.start + 1, plan.end + 1)]
+    recorded = of_steps[-1]
     result = "equal" if _equal(plan, outcome) else "different"
     different = result == "different"
-    expected = _expected(request, recorded, here) if different else []
+    expected = _expected(request, of_steps, here) if different else []
     before = _anonymous(recorded) if recorded else _from_headline(plan)
     return {
         "schema": SCHEMA,
@@ -68,6 +71,7 @@ def of(
         "training": _comparison(outcome.training),
         "evaluations": _comparison(outcome.evaluations),
         "checkpoints": [_state(step, state) for step, state in sorted(outcome.states.items())],
+        "missing": outcome.missing,
         "rules": list(RULES),
         "digests": _digests(plan, here),
         "here": _anonymous(here),
@@ -110,7 +114,8 @@ def _equal(plan: Plan, outcome: Outcome) -> bool:
     evaluations = sum(map(len, plan.evaluations.values()))
     all_compared = (len(outcome.training.steps), len(outcome.evaluations.steps)) == (rows, evaluations)
     parted = outcome.training.first or outcome.evaluations.first or outcome.diverged
-    return all_compared and not parted and not _doubled(plan) and all(s.equal for s in outcome.states.values())
+    rows_are_whole = not _doubled(plan) and not outcome.missing
+    return all_compared and not parted and rows_are_whole and all(s.equal for s in outcome.states.values())
 
 
 def _doubled(plan: Plan) -> list[int]:
@@ -142,15 +147,22 @@ def _first_difference(plan: Plan, outcome: Outcome) -> str:
         return outcome.diverged
     if doubled := _doubled(plan):
         return f"step {doubled[0]} has more than one row"
+    if outcome.missing:
+        return f"a row of step {outcome.missing[0]} is missing, which the run has written"
     unequal = [step for step, state in sorted(outcome.states.items()) if not state.equal]
     return f"the checkpoint of step {unequal[0]}" if unequal else "some recorded rows were not reached"
 
 
-def _expected(request: Request, recorded: provenance.Start | None, here: Mapping[str, Any]) -> list[str]:
-    """Return why a difference is to be expected, where something recorded says so."""
+def _expected(request: Request, of_steps: Sequence[provenance.Start | None], here: Mapping[str, Any]) -> list[str]:
+    """Return why a difference is to be expected, where something recorded of the starts that took the steps says so."""
     reasons = [f"the replay had {key}={shown(value)}" for key, value in _overrides(request).items()]
-    if recorded is None:
-        return reasons
+    starts = {start["step"]: start for start in of_steps if start is not None}
+    return list(dict.fromkeys([*reasons, *(reason for start in starts.values() for reason in _other(start, here))]))
+
+
+def _other(recorded: provenance.Start, here: Mapping[str, Any]) -> list[str]:
+    """Return how a start was otherwise than the replay, where that may change last bits."""
+    reasons = []
     if recorded.get("devices") != here["devices"] and _names(recorded) != _names(here):
         reasons.append(f"the run was on {_names(recorded)}, the replay on {_names(here)}")
     on_gpu = "cpu" not in (recorded.get("device"), here["device"])
@@ -207,7 +219,7 @@ def _state(step: int, state: StateComparison) -> dict[str, Any]:
         "result": word,
         "sha256": state.sha256,
         "compared": state.compared,
-        "unequal": dict(sorted(state.unequal.items())),
+        "unequal": {name: None if by is None else finite(by) for name, by in sorted(state.unequal.items())},
         "problem": shown(state.problem) if state.problem else "",
     }
 

@@ -205,10 +205,10 @@ def test_a_signal_that_comes_too_late_reaches_the_caller(tmp_path: Path, monkeyp
     signal.signal(signal.SIGTERM, lambda number, frame: received_signals.append(number))
     leave = collectives.World.leave
 
-    def late(world: collectives.World) -> None:
+    def late(world: collectives.World, *, alone: bool) -> None:
         signal.raise_signal(signal.SIGTERM)
         assert received_signals == []
-        leave(world)
+        leave(world, alone=alone)
 
     monkeypatch.setattr(collectives.World, "leave", late)
     assert fit(tmp_path / "run").status.state == "done"

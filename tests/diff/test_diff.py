@@ -60,7 +60,7 @@ def diff(capsys: pytest.CaptureFixture[str], one: Path, other: Path) -> tuple[in
 
 
 def test_equal_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = write_run(tmp_path / "one", "track.log_every=1")
+    one = write_run(tmp_path / "one", "track.log_every=1", losses=[*LOSSES, 9.0])
     other = write_run(tmp_path / "two", "track.log_every=2", losses=[*LOSSES, 9.0, 8.0], every=2)
     code, result, text = diff(capsys, one, other)
     assert code == 0 and result["equal"] and not any(result["differs"].values())

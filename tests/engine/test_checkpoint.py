@@ -282,3 +282,14 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
     checkpoint.write(path, state(3))
     assert checkpoint.load(path)["cursor"] == 3
+
+
+def test_what_cannot_be_read_pushes_out_no_later_one(kept: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    """Two files of later steps would make each checkpoint of the steps that are taken again the first to go."""
+    for step in (30, 40):
+        kept.index.path(step).mkdir()
+    assert kept.index.latest() == 20 and caplog.text.count("is not a regular file") == 2
+    for step in (21, 22):
+        kept.save(step, state(step))
+    kept.wait()
+    assert kept.index.steps() == [21, 22] and kept.index.latest() == 22

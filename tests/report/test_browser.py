@@ -177,6 +177,20 @@ def test_axes_may_be_logarithmic_and_in_epochs(watched: Watched, pages: dict[str
     assert range_of(page) == [pytest.approx(1 / 32), STEPS / 32]
 
 
+def test_the_axis_of_a_figure_that_is_always_zero_ends_at_one(watched: Watched, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a")
+    rows = [json.loads(line) for line in RunPaths(run).metrics.read_text().splitlines()]
+    waits = [{**row, "data_wait": 0.0} if "loss" in row else row for row in rows]
+    RunPaths(run).metrics.write_text("".join(json.dumps(row) + "\n" for row in waits))
+    command.run([str(run)])
+    page = watched.open((run / "report.html").as_uri())
+    open_all(page)
+    number = page.evaluate("page.panels.findIndex((panel) => panel.figures[0] === 'data_wait')")
+    plot = f"state.panels.get(document.querySelector('[data-panel=\"{number}\"]'))"
+    until(page, f"{plot}?.axes[1]._values")
+    assert page.evaluate(f"{plot}.axes[1]._values") == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+
+
 def test_findings_and_restarts_are_marked_on_the_curves(watched: Watched, pages: dict[str, str]) -> None:
     page = watched.open(pages["one"])
     data = page.evaluate("page.runs[0]")
@@ -295,3 +309,26 @@ def test_a_watched_page_takes_over_new_rows_and_keeps_what_is_set(watched: Watch
         expect(page.locator("#connection")).to_contain_text("does not answer", timeout=30_000)
     watched.page.close()
     watched.complaints.clear()  # Chromium tells on its console that nobody answered
+
+
+def test_a_watched_table_keeps_its_order_when_columns_come_and_go(watched: Watched, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "b", optim__lr=0.5)]
+    config = RunPaths(runs[1]).config
+    text = config.read_text()
+    with Server(Pages(lambda: runs, ""), 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            page = watched.open(server.url)
+            page.evaluate("page.watchSeconds = 0.2")
+            page.get_by_role("button", name="optim.lr").click()
+            page.wait_for_timeout(5000)  # the first look, which learns the tag of the page
+            config.write_text(text.replace("temperature: 0.2", "temperature: 0.4"))
+            expect(page.locator("#table th", has_text="moco.temperature")).to_have_count(1, timeout=30_000)
+            assert page.locator("th[aria-sort]").all_inner_texts() == ["optim.lr"]
+            config.write_text(text.replace("lr: 0.5", "lr: 0.015"))
+            expect(page.locator("#table th", has_text="optim.lr")).to_have_count(0, timeout=30_000)
+            until(page, "state.panels.size > 0")
+        finally:
+            server.shutdown()
+            thread.join()

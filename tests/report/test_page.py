@@ -67,11 +67,12 @@ def test_a_run_that_no_process_goes_on_with_is_broken_off(tmp_path: Path) -> Non
 
 
 def test_what_is_absent_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    folder = a_run(tmp_path / "a")
+    (tmp_path / "my runs").mkdir()
+    folder = a_run(tmp_path / "my runs" / "a")
     RunPaths(folder).features_view.unlink()
     RunPaths(folder).pairs_picture.unlink()
     text = page_of(folder).text
-    assert f"python -m moco_dist.evaluate {folder} --knn" in text
+    assert f"python -m moco_dist.evaluate '{folder}' --knn" in text  # as a shell takes it
     assert "training writes it at its first step" in text
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,10 +116,31 @@ def test_the_shipped_config_with_the_fewest_differences_is_compared() -> None:
     assert name == "mnist" and values["data.source"] == "mnist"
 
 
+@pytest.mark.parametrize("variable", ["WANDB_MODE=shared", "WANDB_PROJECT=lab", "WANDB_DISABLED=perhaps"])
+def test_the_shipped_configs_are_the_same_whatever_the_environment_says(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, value = variable.partition("=")
+    before = settings.nearest_shipped({"data.source": "mnist"})
+    settings._shipped.cache_clear()
+    monkeypatch.setenv(name, value)
+    assert settings.nearest_shipped({"data.source": "mnist"}) == before
+
+
 def test_only_keys_that_differ_are_told() -> None:
     runs = [{"run.name": "a", "optim.lr": 0.1, "moco.dim": 3}, {"run.name": "b", "optim.lr": 0.2, "moco.dim": 3}]
     assert settings.differing(runs) == ["optim.lr"]
     assert settings.differing([{"optim.lr": 0.1}, {}]) == ["optim.lr"]
+
+
+def test_a_process_that_dies_while_it_reads_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = a_run(tmp_path / "a")
+    runs = [first, shutil.copytree(first, tmp_path / "b")]
+    monkeypatch.setattr(record, "_LARGE", 1)
+    monkeypatch.setattr(record, "_MOST_POINTS", 1000)
+    monkeypatch.setattr(status, "read", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"^RUN_DIR = 2 runs: a process that read them was out of memory, or killed"):
+        record.read_all(runs)
 
 
 def _folder(path: Path) -> Path:

@@ -76,6 +76,18 @@ def test_stream_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     progress.close()
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "runs/\\xfc"), ("utf-8", "runs/\xfc\\udcff")])
+def test_what_a_stream_cannot_hold_is_written_as_escapes(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    bar = Progress(2, 0, "run", plain_seconds=0.0)
+    bar.write("runs/\xfc\udcff")
+    bar.close()
+    assert written.getvalue().decode(encoding).startswith(shown)
+
+
 def test_closed_streams_are_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(sys, stream, None)

@@ -73,8 +73,9 @@ def board(run_dir: Path, lines: list[str], rows: list[dict[str, Any]], start_ste
     return sink
 
 
-def track(run_dir: Path, lines: list[str], rows: list[dict[str, Any]]) -> tuple[Guard, Trackio]:
-    sink = Trackio(run_dir / "trackio", parse({"run": {"name": "digits"}}), rows, lambda line: None, start_seconds=60)
+def track(run_dir: Path, lines: list[str], rows: list[dict[str, Any]], start_step: int = 0) -> tuple[Guard, Trackio]:
+    config = parse({"run": {"name": "digits"}})
+    sink = Trackio(run_dir / "trackio", config, rows, start_step, lambda line: None, start_seconds=60)
     kept = Guard(sink, lines.append)
     kept.wait_for_start()
     return kept, sink
@@ -113,6 +114,8 @@ def test_trackio_over_kill_and_resume(tmp_path: Path) -> None:
 def test_rows_that_a_killed_start_has_not_written_follow(tmp_path: Path) -> None:
     """Between a row in metrics.jsonl and its event lies a queue, which a kill empties."""
     lines: list[str] = []
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/events.out.tfevents.old").touch()  # someone has put it aside
     rows = [figures_of(step) for step in range(1, 11)]
     first = board(tmp_path, lines, [], 0)
     for row in [*rows[:4], FINDING]:
@@ -163,13 +166,23 @@ def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
 def test_trackio_has_findings_once_as_alerts(tmp_path: Path) -> None:
     lines: list[str] = []
     for start in range(2):
-        sink, _ = track(tmp_path, lines, [figures_of(4), FINDING] if start else [])
+        sink, _ = track(tmp_path, lines, [figures_of(4), FINDING] if start else [], 4 * start)
         if not start:
             sink.log(figures_of(4))
             sink.log(FINDING)
         sink.finish(0)
     [alert] = trackio_rows(tmp_path)["alerts"]
     assert alert["title"] == "health: at_chance begins at step 4" and alert["step"] == 4 and not lines
+
+
+def test_trackio_begins_anew_with_the_run(tmp_path: Path) -> None:
+    """A start that died ahead of its first checkpoint leaves rows that the next one may not take."""
+    lines: list[str] = []
+    for loss in (1.0, 2.0):
+        sink, _ = track(tmp_path, lines, [])
+        sink.log({"step": 4, "loss": loss})
+        sink.finish(1)
+    assert of_trackio(tmp_path, "learning/loss") == {4: 2.0} and not lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -55,6 +55,17 @@ def test_a_killed_start_is_rewound(config: Config, tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [3, 6, 9, 10]
 
 
+def test_the_step_of_the_summary_is_that_of_the_later_row(config: Config, tmp_path: Path) -> None:
+    """A run that goes on with eval.knn_every=0 ends without an evaluation."""
+    tracker = Tracker.open(config, tmp_path, rank=0, start_step=0, total_steps=9)
+    train(tracker, 1, 6)
+    tracker.log_evaluation({"step": 6, "epoch": 2, "knn_top1": 0.5})
+    assert tracker.summary() == {"step": 6, "epoch": 2, "loss": 1 / 6, "lr": 0.03, "knn_top1": 0.5}
+    train(tracker, 7, 9)
+    assert tracker.summary()["step"] == 9 and tracker.summary()["knn_top1"] == 0.5
+    tracker.finish(0)
+
+
 def test_other_ranks_are_silent(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker.open(config, tmp_path, rank=1, start_step=0, total_steps=10)
     train(tracker, 1, 10)

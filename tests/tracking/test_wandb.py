@@ -40,11 +40,12 @@ metrics = MetricsFile(run_dir / "metrics.jsonl")
 metrics.rewind(start)
 stops, began = [], time.monotonic()
 track = {"wandb": mode, "project": "moco", "tags": ["tried"], "notes": "a note", "group": "few", "artifact": True}
+lr = 0.5 if fault == "lr" else 0.05
 run = WandbRun(
-    run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": 0.05}}),
+    run_dir, config.parse({"run": {"name": "digits"}, "track": track, "optim": {"lr": lr}}),
     list(read_rows(metrics.path)),
     say=lambda line: print("say", line), warn=lambda line: print("warn", line), stop=lambda: stops.append(1),
-    probe_timeout=1, init_timeout=3, finish_timeout=2,
+    probe_timeout=1, init_timeout=3, finish_timeout=2, start_step=start,
 )
 sink = Guard(run, run.warn)
 sink.wait_for_start()
@@ -189,6 +190,15 @@ def test_offline_rows_of_a_killed_start_follow(tmp_path: Path) -> None:
     job(tmp_path, "offline", 9, 12)
     assert offline_steps(tmp_path) == counts(12)
     assert offline_steps(tmp_path, "eval/knn_top1") == [5, 10]
+
+
+def test_a_run_that_begins_anew_with_another_config_has_a_run_of_its_own(server: FakeWandb, tmp_path: Path) -> None:
+    """A start that died ahead of its first checkpoint leaves rows at W&B; with another config, others would follow."""
+    job(tmp_path, "online", 0, 4, env=server.env())
+    job(tmp_path, "online", 0, 6, env=server.env())  # the same rows again
+    job(tmp_path, "online", 0, 8, "lr", env=server.env())
+    shown = [[row["train/step"] for row in run.history if "train/loss" in row] for run in server.runs.values()]
+    assert shown == [counts(6), counts(8)]
 
 
 def test_offline_file_without_a_record_counts_for_nothing(tmp_path: Path) -> None:

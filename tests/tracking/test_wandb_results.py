@@ -11,7 +11,7 @@ import pytest
 
 from moco_dist import config as configs
 from moco_dist.errors import UserError
-from moco_dist.run import status
+from moco_dist.run import lease, status
 from moco_dist.run.rows import MetricsFile
 from moco_dist.tracking import wandb_results
 from tests import wandb_file
@@ -78,9 +78,24 @@ def test_results_offline(tmp_path: Path) -> None:
 )
 def test_a_run_that_takes_no_results(tmp_path: Path, mode: str, state: status.State, line: str) -> None:
     run_dir = run_directory(tmp_path / "run", mode, state)
+    holder = lease.Lease(run_dir)
     with pytest.raises(UserError) as error:
         wandb_results.check(run_dir)
     assert str(error.value).endswith(f": {line}")
+    holder.release()
+
+
+def test_a_run_that_was_broken_off_takes_results(tmp_path: Path) -> None:
+    wandb_results.check(run_directory(tmp_path / "run", "online", "running"))  # and no process goes on with it
+
+
+@pytest.mark.parametrize(("state", "exit_code"), [("stopped", 75), ("diverged", 1), ("running", 1)])
+def test_a_run_that_is_not_done_does_not_become_so(tmp_path: Path, state: status.State, exit_code: int) -> None:
+    run_dir = run_directory(tmp_path / "run", "online", state)
+    with FakeWandb() as server:
+        add(run_dir, "knn", server.env())
+    (run,) = server.runs.values()
+    assert run.exit_code == exit_code and run.preempting == (state == "stopped")
 
 
 def test_weights_alone_take_no_results(tmp_path: Path) -> None:

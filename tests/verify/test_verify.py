@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from moco_dist.engine import checkpoint
+from moco_dist.run import status
 from moco_dist.run.lease import Lease
 from moco_dist.run.paths import RunPaths
 from moco_dist.verify import command, plan, replay
@@ -150,6 +151,26 @@ def test_a_changed_row_is_caught(
     assert all(state["result"] == "equal" for state in result["checkpoints"])
 
 
+@pytest.mark.parametrize(("step", "kind"), [(6, "loss"), (9, "knn_top1")])
+def test_a_row_that_is_gone_is_missed(run_dir: Path, capsys: pytest.CaptureFixture[str], step: int, kind: str) -> None:
+    change_row(run_dir, step, lambda row: [], kind)
+    code, result = verified(run_dir, "--from", "4")
+    assert code == 1 and result["missing"] == [step]
+    words = f"different: a row of step {step} is missing, which the run has written; steps 5 to 9 on 1 rank here"
+    assert capsys.readouterr().out.startswith(words)
+
+
+def test_rows_that_nobody_can_miss(run_dir: Path) -> None:
+    """An earlier start may have written other rows; and an evaluation may come after the last row of a live run."""
+    change_row(run_dir, 3, lambda row: [], "loss")
+    change_row(run_dir, 9, lambda row: [], "knn_top1")
+    file = RunPaths(run_dir).provenance
+    file.write_text(file.read_text() + json.dumps({**json.loads(file.read_text()), "step": 4}) + "\n")
+    status.write(run_dir, "running", 9)
+    code, result = verified(run_dir, "--from", "0")
+    assert code == 0 and not result["missing"] and result["training"]["rows"] == STEPS - 1
+
+
 def test_a_changed_checkpoint_is_caught(run_dir: Path) -> None:
     file = state_file(run_dir, 8)
     state = checkpoint.load(file)
@@ -197,6 +218,11 @@ def test_a_difference_is_expected_of_another_device(run_dir: Path, capsys: pytes
     file.write_text(json.dumps({**start, "code": {"git": "x", "sha256": "y"}}) + "\n")
     code, result = verified(run_dir, "--from", "8")
     assert code == 1 and not result["expected_since"] and result["other_code"] == "the trainer's files have changed"
+    later = {**start, "step": 8}  # the first of the steps were taken by another start than the last one
+    other_torch = {**start, "versions": {**start["versions"], "torch": "1.0"}}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (other_torch, later)))
+    assert verified(run_dir, "--from", "8")[1]["expected_since"] == []
+    assert verified(run_dir, "--from", "4")[1]["expected_since"][0].startswith("torch 1.0 became ")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +235,8 @@ def test_a_difference_is_expected_of_another_device(run_dir: Path, capsys: pytes
         (["other.yaml"], "argument = other.yaml: a run directory has its config; give overrides alone"),
         (["--out", "/nowhere/x"], "--out = /nowhere/x: cannot be written; name a file in a folder that you may"),
         (["device.type=cuda"], "device.type = cuda: there is no CUDA device here; use device.type=cpu or auto"),
+        (["eval.knn_k=5"], "eval.knn_k = 5: the run has evaluated with 20, and its accuracies are compared; drop the"),
+        (["eval.knn_every=0"], "eval.knn_every = 0: the run has evaluated with "),
         (["--what"], "unrecognized arguments: --what; see python -m moco_dist.verify --help"),
     ],
 )
@@ -294,6 +322,35 @@ def test_other_data_are_caught(photographs: Path, tmp_path: Path, capsys: pytest
     assert verified(run_dir) == (2, {})
     line = capsys.readouterr().err
     assert f"data.root = {photographs}: has 16 images of 2 classes" in line and "and the run learned from 16" in line
+
+
+def test_what_was_evaluated_on_must_be_there(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photographs / "train", photographs / "val")
+    settings = {"data.source": "imagefolder", "data.root": photographs, "optim.global_batch": 8, "optim.steps": 3}
+    settings |= {"moco.queue_size": 16, "eval.knn_every": 1, "track.log_every": 1}
+    assert train_here(tmp_path / "watched", settings) == 0
+    assert verified(tmp_path / "watched")[0] == 0
+    (photographs / "val").rename(tmp_path / "val")
+    capsys.readouterr()
+    assert verified(tmp_path / "watched") == (2, {})
+    rule = "has no held-out images, and the run has evaluated on some after step 2; name a folder with both"
+    assert f"moco_dist.verify: data.root = {photographs}: {rule}" in capsys.readouterr().err
+    assert verified(tmp_path / "watched", "--steps", "1")[0] == 0
+
+
+def test_a_run_of_before_there_was_another_decoder(photographs: Path, tmp_path: Path) -> None:
+    """A run that is older than the key was decoded by Pillow, and its config does not say so."""
+    run, settings = tmp_path / "old", {"data.source": "imagefolder", "data.root": photographs, "data.enlarge": True}
+    settings |= {"data.image_size": 16, "optim.global_batch": 8, "moco.queue_size": 16, "eval.knn_every": 0}
+    assert train_here(run, {**settings, "optim.steps": 2, "data.decode": "pillow", "track.log_every": 1}) == 0
+    file = RunPaths(run).config
+    file.write_text(file.read_text().replace("  decode: pillow\n", ""))
+    code, result = verified(run, "--from", "0")
+    assert code == 0, result
+    assert verified(run, "--from", "0", "data.decode=pillow")[0] == 0
+    assert verified(run, "--from", "0", "data.decode=cpu")[0] == 2
 
 
 def test_any_number_of_ranks_verifies_any_other(run_dir: Path, tmp_path: Path) -> None:

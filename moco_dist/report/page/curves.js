@@ -15,8 +15,7 @@ const element = (tag, className, text) => {
 
 function shown(value, unit) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (unit === "share")
-    return `${(100 * value).toPrecision(Math.abs(value) >= 0.0995 ? 4 : 3).replace(/\.?0+$/, "")} %`;
+  if (unit === "share") return `${Number((100 * value).toPrecision(Math.abs(value) >= 0.0995 ? 4 : 3))} %`;
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2);
   return value.toLocaleString("en", { maximumFractionDigits: size >= 1000 ? 0 : size >= 10 ? 2 : 4 });
@@ -168,6 +167,12 @@ function described(panel, series) {
   return `${panel.title}. ${parts.join("; ")}`;
 }
 
+/* The range of an axis: uPlot's own, but for values that are all zero, which it would draw on an axis up to 100. */
+function rangeOf(_, low, high) {
+  if (low === null) return [null, null];
+  return low === 0 && high === 0 ? [0, 1] : uPlot.rangeNum(low, high, 0.1, true);
+}
+
 const heightOf = (figure) => (figure.matches(".first .panel:first-child") ? 270 : 190);
 
 function draw(figure) {
@@ -211,7 +216,7 @@ function draw(figure) {
     legend: { show: false },
     scales: {
       x: { time: false, ...(state.range ? { min: state.range[0], max: state.range[1] } : {}) },
-      y: { distr: state.log ? 3 : 1 },
+      y: state.log ? { distr: 3 } : { range: rangeOf },
     },
     axes: [
       { ...axis, size: 26, space: 60 },

@@ -29,6 +29,8 @@ function wireToolbar() {
   form.elements.reset.addEventListener("click", () => zoom(null));
 }
 
+const nameOf = (header) => header.textContent.trim();
+
 /* Order the rows by a column: numbers by size, missing ones last, and again in the other direction. */
 function sortBy(header, descending) {
   const table = header.closest("table"),
@@ -44,7 +46,7 @@ function sortBy(header, descending) {
     return (Number.isNaN(order) ? a.localeCompare(b, "en", { numeric: true }) : order) * (descending ? -1 : 1);
   };
   body.append(...[...body.rows].sort(compare));
-  state.sort = { column, descending };
+  state.sort = { name: nameOf(header), descending };
 }
 
 function filterRuns() {
@@ -85,7 +87,8 @@ function wireTable() {
   table.addEventListener("change", filterRuns);
   for (const row of table.tBodies[0].rows)
     row.querySelector("input").checked = !state.unchecked?.has(page.runs[Number(row.dataset.run)].folder);
-  if (state.sort) sortBy(table.tHead.rows[0].cells[state.sort.column], state.sort.descending);
+  const sorted = [...table.tHead.rows[0].cells].find((header) => nameOf(header) === state.sort?.name);
+  if (sorted) sortBy(sorted, state.sort.descending);
   if (state.filters) {
     for (const [name, value] of Object.entries(state.filters))
       if (form.elements[name]) form.elements[name].value = value;
