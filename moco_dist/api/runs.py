@@ -25,7 +25,7 @@ class Run:
     needs torch. What a run has not written yet is empty; damaged lines of its rows are left out.
 
     A run is a path for Python (`os.PathLike`), so that functions which take a run directory take it too. Two runs are
-    equal if they are of one directory.
+    equal if their absolute paths are.
 
     Args:
         path: the run directory, or its `config.yaml`; in a text, `~` and `$NAME` are expanded.

@@ -10,6 +10,7 @@ columns file and features. Images that cannot be decoded are left out, and count
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from moco_dist.arguments import parser_of, path_of, refused_once
@@ -23,14 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     rank = Rank(0, 1, 0)  # who tells that the environment is wrong
     try:
         rank = Rank.from_environment(arguments)
-        parser = parser_of("moco_dist.embed", __doc__)
-        command_line.add_arguments(parser)
-        text = "features.npy or features.parquet"
-        parser.add_argument("--out", type=path_of("--out"), metavar="FILE", required=True, help=text)
-        layers, text = ("backbone", "head"), "of the backbone, or MoCo's head of a run (backbone)"
-        parser.add_argument("--features", choices=layers, default="backbone", help=text)
-        parser.add_argument("--normalise", action="store_true", help="divide each feature by its length")
-        parsed = parser.parse_intermixed_args(arguments)
+        parsed = parser().parse_intermixed_args(arguments)
         options = command_line.of_arguments(parsed, features=parsed.features, normalise=parsed.normalise)
         config = options.load_config()
         command_line.check_out_of_features(parsed.out, options.folder)
@@ -41,3 +35,15 @@ def run(arguments: Sequence[str]) -> int:
     from moco_dist.embed import process
 
     return record(process.run)(options, parsed.out, config, rank) or 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = parser_of("moco_dist.embed", __doc__)
+    command_line.add_arguments(made)
+    text = "features.npy or features.parquet"
+    made.add_argument("--out", type=path_of("--out"), metavar="FILE", required=True, help=text)
+    layers, text = ("backbone", "head"), "of the backbone, or MoCo's head of a run (backbone)"
+    made.add_argument("--features", choices=layers, default="backbone", help=text)
+    made.add_argument("--normalise", action="store_true", help="divide each feature by its length")
+    return made

@@ -63,10 +63,11 @@ class Options:
 
     def as_command(self, out: Path) -> str:
         """Return the command that writes the backbone's features with these options to a file."""
-        words = ["python", "-m", "moco_dist.embed", str(self.path), str(self.folder), "--out", str(out)]
+        path, folder, file = map(configs.literal, (self.path, self.folder, out))
+        words = ["python", "-m", "moco_dist.embed", path, folder, "--out", file]
         words += ["--encoder", self.encoder] * (self.encoder != "query")
         words += ["--step", str(self.step)] * (self.step is not None)
-        words += [str(self.config)] * (self.config is not None)
+        words += [configs.literal(self.config)] * (self.config is not None)
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.overrides.items()}
         return shlex.join([*words, *(f"{key}={text}" for key, text in texts.items())])
 
@@ -145,10 +146,13 @@ def check_result(out: Path, folder: Path, suffixes: tuple[str, ...]) -> None:
     """
     if out.suffix not in suffixes:
         rule = f"must end with {' or '.join(suffixes)}"
-        raise UserError.of("--out", out, rule, f"write --out {out.stem}{suffixes[0]}")
+        fitting = configs.literal(out.parent / f"{out.stem}{suffixes[0]}")
+        raise UserError.of("--out", out, rule, f"write --out {shlex.quote(fitting)}")
     check_out(out)
     if not out.parent.is_dir():
-        raise UserError.of("--out", out, "its folder does not exist", f"make it: mkdir -p {out.parent}")
+        raise UserError.of(
+            "--out", out, "its folder does not exist", f"make it: mkdir -p {shlex.quote(str(out.parent))}"
+        )
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise UserError.of("--out", out, "its folder cannot be written to", "choose another place by --out")
     inside = Path(os.path.realpath(out.parent)).is_relative_to(os.path.realpath(folder))

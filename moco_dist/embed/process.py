@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -152,11 +154,20 @@ def _write(
     out: Path, stream: Stream, described: dict[str, object], images: FileSource, world: World, places: list[np.ndarray]
 ) -> None:
     """Write a stream to a file on rank 0, and collect the places of its rows. Raises UserError, on all ranks."""
-    writer = writer_of(out, images.names, stream.dim, described)
-    with writing(out), ExitStack() as put_in_place:
-        world.from_first(lambda: writer.open(put_in_place))
+    writer, put_in_place = writer_of(out, images.names, stream.dim, described), ExitStack()
+
+    def write(action: Callable[[], None]) -> None:
+        with writing(out):  # not round the stream, whose errors are none of this file
+            world.from_first(action)
+
+    try:
+        write(lambda: writer.open(put_in_place))
         for rows in shown(stream, world):
-            world.from_first(lambda rows=rows: writer.add(rows))  # type: ignore[misc]
+            write(functools.partial(writer.add, rows))
             places.append(rows.places)
-        world.from_first(writer.finish)
-        world.from_first(put_in_place.close)
+        write(writer.finish)
+        write(put_in_place.close)
+    except BaseException:
+        with suppress(OSError):  # what a full disk does not take while the files are closed is not wanted any more
+            put_in_place.__exit__(*sys.exc_info())
+        raise

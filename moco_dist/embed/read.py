@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tokenize
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _ROWS = 4096
 """The number of rows that are read together."""
 _MOST_BYTES = 1 << 32
 """A longer list of names is refused as damaged."""
+_OF_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, tokenize.TokenError)
+"""What the readers of JSON, NumPy and Parquet raise for a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Stored:
             part = np.array(matrix[first : first + _ROWS])
             checksum = zlib.crc32(part.tobytes(), checksum)
             yield part
-        if checksum != self.about["crc32"]:
+        if checksum != self.about.get("crc32"):
             raise ValueError(f"its numbers are not those that {names_beside(path).name} belongs to")
 
 
@@ -87,8 +90,8 @@ def open_stored(path: Path) -> Stored:
     check_parquet(path, "--features-file")
     try:
         about, names, shape = (_open_parquet if path.suffix == PARQUET else _open_matrix)(path)
-        fits = about["format"] == FORMAT and len(names) == shape[0]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        fits = about["format"] == FORMAT and len(names) == shape[0] > 0
+    except _OF_DAMAGE as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         if isinstance(error, OSError) and error.strerror and error.filename:
             reason = f"{Path(error.filename).name}: {error.strerror}"
@@ -120,7 +123,7 @@ def _open_matrix(path: Path) -> tuple[dict[str, Any], list[str], tuple[int, int]
 def _open_parquet(path: Path) -> tuple[dict[str, Any], list[str], tuple[int, int]]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         about = json.loads((file.schema_arrow.metadata or {})[METADATA])
         dim = file.schema_arrow.field("features").type.list_size
         names = [name for batch in file.iter_batches(columns=["file"]) for name in batch.column(0).to_pylist()]
@@ -130,7 +133,7 @@ def _open_parquet(path: Path) -> tuple[dict[str, Any], list[str], tuple[int, int
 def _parquet_parts(path: Path) -> Iterator[NDArray[np.float32]]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         for batch in file.iter_batches(_ROWS, columns=["features"]):
             column = batch.column(0)
             yield column.flatten().to_numpy().reshape(len(column), -1)

@@ -103,7 +103,9 @@ class _Parquet:
     def open(self, put_in_place: ExitStack) -> None:
         file = put_in_place.enter_context(files.replacing(self._out))
         compression = {"file": "zstd", "features.list.element": "none"}  # floats do not become smaller
-        self._table = self._parquet.ParquetWriter(file, self._schema, compression=compression, use_dictionary=False)
+        self._table = self._parquet.ParquetWriter(
+            file, self._schema, compression=compression, use_dictionary=False, write_page_checksum=True
+        )
         put_in_place.callback(self._table.close)
 
     def add(self, rows: Rows) -> None:

@@ -50,6 +50,9 @@ class FewLabels:
     def methods(self, options: Options) -> Iterator[EvaluationMethod]:
         """Yield the methods that the options ask for, the cheap ones first. Raises UserError."""
         self.draw(0)  # a mistake is told before long work
+        if self.draws > 1 and self.count == len(self.subject.train):
+            rule = "there is nothing to draw where all images are labelled"
+            raise UserError.of("--draws", self.draws, rule, "drop it, or use fewer labels")
         yield self._method("linear", self.linear, lambda: (self.labelled, self.held_out))
         if options.finetune:
             yield self._method("fine-tuned", self.fine_tuned, lambda: self.labelled, FINE_TUNING)

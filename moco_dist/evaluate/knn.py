@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco_dist.evaluate.features import Features, gather_rows
+from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
 _QUERIES, _BLOCK = 1024, 16384
@@ -62,6 +63,7 @@ def _candidates(q: Tensor, bank: Features, count: int) -> tuple[Tensor, Tensor, 
         merged = [torch.cat(pair, dim=1) for pair in zip(nearest, (similarity, key, of_block), strict=True)]
         top = merged[1].topk(min(count, merged[1].shape[1]), dim=1).indices
         nearest = [m.gather(1, top) for m in merged]
+        watchdog.beat()  # a large data set takes longer than a rank may go without a step
     missing, far = count - nearest[0].shape[1], (-torch.inf, -torch.inf, 0)
     similarity, key, classes = (F.pad(t, (0, missing), value=v) for t, v in zip(nearest, far, strict=True))
     return similarity, key, classes

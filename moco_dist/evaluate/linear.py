@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moco_dist.evaluate import labels as few
+from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
 DECAYS = tuple(10.0**exponent for exponent in range(-7, 0))
@@ -75,6 +76,7 @@ def fit(features: Tensor, labels: Tensor, classes: int, decay: float) -> Probe:
             error = log_p.exp_().sub_(F.one_hot(y, classes)).div_(count)
             of_weight += error.T @ x
             of_bias += error.sum(0)
+        watchdog.beat()
         return value.item(), torch.cat([of_weight, of_bias[:, None]], dim=1).flatten().cpu().numpy()
 
     options = {"maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": 1e-12, "gtol": 1e-7}

@@ -104,6 +104,7 @@ def checked(options: Options) -> Options:
     if fraction == 1:
         options = replace(options, labels="all", label_fraction=None)
     _check_labels(options)
+    _check_probe(options)
     return options
 
 
@@ -132,6 +133,16 @@ def _check_labels(options: Options) -> None:
     if not (options.finetune or options.supervised):
         fix = "add --finetune or --supervised, or use --linear for a probe on all labels"
         raise UserError.of("--labels", "all", "says what networks are trained on, and none is asked for", fix)
+
+
+def _check_probe(options: Options) -> None:
+    """Refuse options about kNN and the linear probe where neither is computed. Raises UserError."""
+    by_default = not (options.knn or options.linear) and options.labels is None and options.label_fraction is None
+    if options.solver != "auto" and not (options.linear or by_default):
+        raise UserError.of("--solver", options.solver, "is about the linear probe on all labels", "add --linear")
+    if options.features != "backbone" and not (options.knn or options.linear or by_default):
+        rule = "is about kNN and the linear probe on all labels"
+        raise UserError.of("--features", options.features, rule, "add --knn or --linear")
 
 
 def load_config(options: Options) -> configs.Config:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from moco_dist import files
 from moco_dist.evaluate.labels import Indices
+from moco_dist.evaluate.style import plain_style, short
 from moco_dist.run import status
 from moco_dist.run.paths import RunPaths
 from moco_dist.run.rows import read_rows
@@ -42,6 +43,7 @@ _EVALUATIONS = {"knn_top1": "kNN", "linear_top1": "linear probe"}
 """Keys of evaluation rows, and what they are called."""
 
 
+@plain_style
 def confusion(truth: Indices, predicted: Indices, classes: Sequence[str]) -> Figure:
     """Draw which classes are taken for which, in shares of the true class; up to 20 classes also the counts.
 
@@ -62,7 +64,7 @@ def confusion(truth: Indices, predicted: Indices, classes: Sequence[str]) -> Fig
     bar = figure.colorbar(_heat(axes, counts), shrink=0.8, ticks=MaxNLocator(5))
     bar.set_label("errors, % of the true class (grey: right, white: none)")
     marked = range(0, len(classes), math.ceil(len(classes) / _MOST_COUNTED))
-    names = [_short(classes[which], 20) for which in marked]
+    names = [short(classes[which], 20) for which in marked]
     upright = max(map(len, names)) > 3
     axes.set_xticks(marked, names, rotation=90 if upright else 0, parse_math=False)
     axes.set_yticks(marked, names, parse_math=False)
@@ -71,6 +73,7 @@ def confusion(truth: Indices, predicted: Indices, classes: Sequence[str]) -> Fig
     return figure
 
 
+@plain_style
 def wrong_images(
     images: NDArray[np.uint8],
     truth: Indices,
@@ -95,7 +98,7 @@ def wrong_images(
         figure.text(0.5, 0.5, "no image is classified wrongly", ha="center", va="center", fontsize="large")
         return figure
 
-    pairs = [(_short(classes[t], 14), _short(classes[p], 14)) for t, p in zip(truth, predicted, strict=True)]
+    pairs = [(short(classes[t], 14), short(classes[p], 14)) for t, p in zip(truth, predicted, strict=True)]
     arrow = "\n→" if max(len(true + guess) for true, guess in pairs) > 8 else "→"
     columns = min(10, len(pairs))
     rows = math.ceil(len(pairs) / columns)
@@ -116,6 +119,7 @@ def wrong_images(
     return figure
 
 
+@plain_style
 def accuracies(rows: Sequence[Row], split: str) -> Figure:
     """Draw a bar for each method: the mean of its draws, their sample standard deviation, and each draw as a dot.
 
@@ -142,7 +146,7 @@ def accuracies(rows: Sequence[Row], split: str) -> Figure:
             axes.errorbar(mean, place, xerr=spread, color=COLOURS[6], capsize=6, zorder=3, clip_on=False)
             text = f"{mean:.2f} ± {spread:.2f} %"
         axes.text(1.03, place, text, va="center", transform=axes.get_yaxis_transform())
-    names = [f"{_short(row['method'], 40)}, {'all' if row['labels'] is None else row['labels']} labels" for row in rows]
+    names = [f"{short(row['method'], 40)}, {'all' if row['labels'] is None else row['labels']} labels" for row in rows]
     axes.set_yticks(places, names, parse_math=False)
     axes.invert_yaxis()
     axes.set_xticks([tick for tick in ticks if tick <= end])
@@ -155,17 +159,12 @@ def accuracies(rows: Sequence[Row], split: str) -> Figure:
     return figure
 
 
+@plain_style
 def save(path: Path, figure: Figure) -> None:
     """Write a figure as PNG so that a reader finds the old picture or the new one. Raises OSError."""
     with files.replacing(path) as file:
         # Without matplotlib's version in it, the same picture is the same bytes.
         figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
-
-
-def _short(name: str, most: int) -> str:
-    """Shorten a name to at most so many characters, all of which can be drawn."""
-    name = name.encode(errors="replace").decode()  # a folder's name need not be Unicode
-    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _heat(axes: Axes, counts: NDArray[np.intp]) -> AxesImage:
@@ -207,6 +206,7 @@ class Curve(NamedTuple):
         return cls(list(read_rows(RunPaths(run_dir).metrics)), status.read(run_dir).epoch_steps)
 
 
+@plain_style
 def curves(curve: Curve) -> Figure:
     """Draw a run's loss, and below it the accuracies of its evaluations.
 
@@ -234,6 +234,7 @@ def curves(curve: Curve) -> Figure:
     return figure
 
 
+@plain_style
 def overlay(runs: Mapping[str, Curve]) -> Figure:
     """Draw the smoothed losses of several runs, and below them their kNN accuracies.
 
@@ -258,7 +259,7 @@ def overlay(runs: Mapping[str, Curve]) -> Figure:
     figure.set_figheight(figure.get_figheight() + 0.22 * len(runs) / columns)
     legend = figure.legend(lines, ["run"] * len(lines), loc="outside lower center", ncols=columns)
     for text, name in zip(legend.get_texts(), runs, strict=True):  # here, where "_" and "$" have no meaning
-        text.set(text=_short(name, 45), parse_math=False)
+        text.set(text=short(name, 45), parse_math=False)
     _say_if_empty(above, below)
     return figure
 

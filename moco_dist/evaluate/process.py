@@ -18,14 +18,14 @@ from moco_dist.arguments import writing
 from moco_dist.config import Config
 from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.encoders.choices import Layer
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 from moco_dist.evaluate import all_labels, features, few, full_training, knn, results, view
 from moco_dist.evaluate.options import Options
 from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
-from moco_dist.run import features_view, status
+from moco_dist.run import features_view
 from moco_dist.run.paths import EVALUATION, EVALUATION_TABLE, RunPaths
 from moco_dist.tracking import wandb_results
 
@@ -68,6 +68,8 @@ def evaluate(options: Options, config: Config, world: World) -> list[dict[str, A
     table = [results.row(of_method) for of_method in cells]
     with writing(out):
         world.from_first(lambda: report(options.path, evaluation, cells, out))
+    if not world.quiet:
+        world.from_first(lambda: show(options.path, evaluation, table, out))
     if options.wandb:
         say = world.warn if world.quiet else print
         world.from_first(lambda: wandb_results.show(options.path, table, evaluation.subject.split, say))
@@ -95,14 +97,13 @@ def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options:
     queries = share.gathered(world)
     predicted = torch.tensor(of_knn[0].predicted)
     images = view.Images(subject.held_out, subject.train, subject.config.data.image_size, subject.split)
-    step = world.from_first(lambda: status.read(options.path).step)
     classified, made_of = knn.Classified(queries, predicted), of_knn[0].key.settings
     with writing(file):
-        view.leave(file, classified, bank, images, world, step=step, projection="t-SNE", digest=made_of)
+        view.leave(file, classified, bank, images, world, step=subject.step, projection="t-SNE", digest=made_of)
 
 
 def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
-    """Write evaluation.json, draw the pictures, and print the table unless the ranks are quiet; on rank 0 alone.
+    """Write evaluation.json and draw the pictures; on rank 0 alone.
 
     Args:
         path: the run directory or the file of weights; curves are drawn where it has rows.
@@ -134,9 +135,13 @@ def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], 
     plots.save(paths.evaluation / "confusion.png", plots.confusion(truth, predicted, subject.class_names))
     figure = plots.wrong_images(images, truth[shown], predicted[shown], subject.class_names, len(wrong))
     plots.save(paths.evaluation / "wrong.png", figure)
-    if not evaluation.world.quiet:
-        results.show(rows, subject.split, f"{path}: {len(subject.held_out)} {subject.split} images")
-        print(f"results: {out} ({EVALUATION_TABLE}, {EVALUATION}/)")
+
+
+def show(path: Path, evaluation: Evaluation, rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Print the table, and where the results are. Raises OSError where nobody reads on."""
+    subject = evaluation.subject
+    results.show(rows, subject.split, f"{printable(str(path))}: {len(subject.held_out)} {subject.split} images")
+    print(f"results: {printable(str(out))} ({EVALUATION_TABLE}, {EVALUATION}/)", flush=True)
 
 
 class Evaluation:
@@ -144,6 +149,9 @@ class Evaluation:
 
     def __init__(self, options: Options, subject: Subject) -> None:
         self.subject, self.world = subject, subject.world
+        if len(set(self.world.gather_objects(self.all_settings))) > 1:  # they would not agree on what is missing
+            rule = "the ranks would give other figures: their weights, images, config or packages differ"
+            raise UserError.of("RUN_DIR|WEIGHTS", options.path, rule, "give every node the same files and packages")
         self.shares = functools.cache(subject.shares)
         """Computes this rank's features of the images to learn from and of the held-out ones, once for each layer."""
         self.methods = list(_methods(options, subject, self.shares))

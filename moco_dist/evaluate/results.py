@@ -4,6 +4,7 @@ A result lies in a cell of the cache, under a key of all that it depends on. A k
 a revision number, which whoever changes the method's figures raises.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_dist import files
+from moco_dist.run import evaluation_table
 
 
 def digest(*values: object) -> str:
@@ -80,12 +82,11 @@ class Cells:
 
 
 def _read(path: Path) -> Iterator[Cell]:
-    for line in files.read_text(path).splitlines():
-        try:
-            cell = json.loads(line)
-            yield Cell(**{**cell, "key": Key(**cell["key"])})
-        except (ValueError, TypeError, KeyError):
-            continue  # of a process that was killed as it wrote
+    with files.open_bytes(path) as file:  # line by line: those of a large data set are many megabytes
+        for line in file:
+            cell = files.parse_object(line)
+            with contextlib.suppress(TypeError, KeyError):  # a line of a process that was killed as it wrote
+                yield Cell(**{**cell, "key": Key(**cell["key"])})
 
 
 def row(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -108,18 +109,15 @@ def row(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def write(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
     """Put rows into a JSON file. Other rows that it had stay, if they are about the same."""
-    try:
-        content = json.loads(files.read_text(path))
-        before = content.pop("rows") if content.items() >= about.items() else []
-    except (OSError, ValueError, AttributeError, KeyError):
-        before = []
+    content = files.read_object(path)
+    before = evaluation_table.rows_of(content) if content.items() >= about.items() else []
     replaced = {(r["method"], r["labels"]) for r in rows}
-    kept = [r for r in before if (r["method"], r["labels"]) not in replaced]
+    kept = [r for r in before if (r.get("method"), r.get("labels")) not in replaced]
     files.write_text(path, json.dumps({**about, "rows": kept + list(rows)}, indent=1) + "\n")
 
 
 def show(rows: Sequence[dict[str, Any]], split: str, title: str) -> None:
-    """Print the rows as a table."""
+    """Print the rows as a table. Raises OSError where nobody reads on."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -132,4 +130,7 @@ def show(rows: Sequence[dict[str, Any]], split: str, title: str) -> None:
         spread = f" ± {100 * r[f'{split}_accuracy_std']:.2f}" if r["draws"] > 1 else ""
         accuracy = f"{100 * r[f'{split}_accuracy_mean']:.2f}{spread} %"
         shown.add_row(r["method"], str(r["labels"] or "all"), str(r["draws"]), accuracy, f"{r['seconds']:.1f}")
-    Console().print(shown)
+    console = Console()
+    with console.capture() as table:
+        console.print(shown)
+    print(table.get(), end="", flush=True)  # rich itself would end the process where the reader has gone

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moco_dist.evaluate.features import Features
+from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
 PENALTY = 1e-3
@@ -48,6 +49,7 @@ def fit(features: Tensor, labels: Tensor, world: World) -> Tensor:
         x = _with_ones(rows, bits)
         gram.addmm_(x.T, x)
         moments.index_add_(0, of_rows.to(x.device), x)
+        watchdog.beat()
     sum_([gram, moments], 2 * bits, world)
     if not gram.isfinite().all():
         return torch.full_like(moments.T, math.nan)

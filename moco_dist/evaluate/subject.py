@@ -19,7 +19,7 @@ from moco_dist.errors import UserError, some_names
 from moco_dist.evaluate import features, labels
 from moco_dist.networks import resnet, weights
 from moco_dist.ranks.collectives import World
-from moco_dist.run import paths
+from moco_dist.run import paths, status
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Subject:
     """Labelled images to learn from."""
     held_out: store.Source
     """Labelled images to be classified."""
+    step: int = 0
+    """The steps that the encoder has learnt; 0 for weights, which need not tell them."""
     _named: set[Unreadable] = field(default_factory=set)
     """Images that cannot be decoded and have been named."""
 
@@ -186,13 +188,15 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
         rule = "all images are of one class, and there is nothing to tell apart"
         raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
+    learnt = 0
     if paths.RunPaths(path).config.is_file():
         step = world.from_first(lambda: from_run.choose_step(path, with_head=layer == "head"))
         world.agreed(lambda: from_run.load_(encoder, path, step))
+        learnt = world.from_first(lambda: status.read(path).step) if step is None else step
     elif layer == "head":
         raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
     else:
         for line in world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS")):
             world.tell(f"moco_dist.evaluate: {line}")
     digests = weights.digest(encoder, head=False), weights.digest(encoder, head=True)
-    return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries)
+    return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries, learnt)

@@ -29,6 +29,8 @@ _POINTS, _QUERIES, _NEIGHBOURS = 1500, 16, 6
 """Images on the map, images whose neighbours are shown, and neighbours of each, at most."""
 _SIDE = 48
 """Side of a thumbnail in pixels, at most."""
+_BLOCK = 16384
+"""Features of the bank that are compared at a time: bounds the memory of their double precision."""
 
 Projection = Literal["PCA", "t-SNE"]
 
@@ -106,7 +108,7 @@ def _nearest(rows: Tensor, bank: Features, world: World) -> list[list[tuple[floa
     Returns:
         For each, the cosine, the index and the label of its neighbours, the nearest first; the same on all ranks.
     """
-    cosines = rows.double() @ bank.rows.double().T  # [q, n]
+    cosines = torch.cat([rows.double() @ block.double().T for block in bank.rows.split(_BLOCK)], dim=1)  # [q, n]
     top = cosines.topk(min(_NEIGHBOURS, cosines.shape[1]), dim=1)
     places = top.indices.cpu()
     values, indices, labels = top.values.cpu().tolist(), bank.indices[places].tolist(), bank.labels[places].tolist()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,7 +17,7 @@ from moco_dist.config.section import Interval
 from moco_dist.data.decode import decode
 from moco_dist.data.image_file import ImageFile
 from moco_dist.data.pixel_statistics import shown_channels
-from moco_dist.errors import printable
+from moco_dist.evaluate.style import drawable, plain_style
 from moco_dist.search.request import PER_LINE
 
 _WIDTH, _HEIGHT, _IMAGE, _LEAST = 1.45, 1.9, 1.3, 0.03
@@ -61,6 +60,7 @@ def read(file: ImageFile, channels: int, value_range: Interval | None) -> NDArra
     return np.asarray(shown)
 
 
+@plain_style
 def draw(lines: Sequence[Line]) -> Figure:
     """Draw a line for each query, which stands first in it; more than ten images go on below one another."""
     columns = 1 + min(PER_LINE, max(len(line.nearest) for line in lines))
@@ -100,7 +100,5 @@ def _draw_image(axes: Axes, pixels: NDArray[np.uint8] | None, x: float, y: float
 
 def _two_lines(name: str) -> list[str]:
     """Write the folder and the name of a file, each by its end where it is long, in letters that can be drawn."""
-    letters = get_font(findfont(FontProperties())).get_charmap()
-    text = "".join(letter if ord(letter) in letters else "?" for letter in printable(name))
-    folder, slash, file = text.rpartition("/")
+    folder, slash, file = drawable(name).rpartition("/")
     return [part if len(part) <= _LETTERS else f"…{part[1 - _LETTERS :]}" for part in (folder + slash, file) if part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable
@@ -29,8 +30,11 @@ from moco_dist.ranks.rank import Rank
 from moco_dist.search.nearest import Nearest
 from moco_dist.search.request import Request
 
-_SPARE = 8
-"""This many images are kept beyond those to be shown, since names in the folder may be links to the query itself."""
+_SPARE = 1000
+"""This many images are kept beyond those to be shown, since names in the folder may be links to the query itself.
+
+Folders in which links repeat the images of rare classes have many.
+"""
 
 
 class Neighbour(NamedTuple):
@@ -127,8 +131,8 @@ def _weights_in_words(description: dict[str, object]) -> str:
 def _others(query: Path, nearest: Nearest, number: int, images: FileSource, count: int) -> list[Neighbour]:
     """Return the images nearest to a query, without the file of the query itself."""
     pairs = zip(nearest.places[number].tolist(), nearest.similarities[number].tolist(), strict=True)
-    kept = [Neighbour(place, similarity) for place, similarity in pairs]
-    return [one for one in kept if not _is_same(query, images, one.place)][:count]
+    others = (Neighbour(*pair) for pair in pairs if not _is_same(query, images, pair[0]))
+    return list(itertools.islice(others, count))
 
 
 def _is_same(query: Path, images: FileSource, place: int) -> bool:

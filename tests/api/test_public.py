@@ -92,7 +92,7 @@ losses: list[float] = [row["loss"] for row in run.training_rows]
 saved: dict[int, Path] = run.checkpoints
 state: str | None = run.status.state
 changes: list[str] = [finding.override for finding in run.findings]
-rows = moco_dist.assess(moco_dist.Run(Path("runs/digits")), knn=True, solver="sgd")
+rows = moco_dist.assess(moco_dist.Run(Path("runs/digits")), linear=True, solver="sgd")
 accuracy: float = rows[0]["test_accuracy_mean"]
 version: str = moco_dist.__version__
 try:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,9 +28,9 @@ from moco_dist.data.pack import pack
 from moco_dist.data.shards import IMAGE, PackedSplit, Places, index_of
 from moco_dist.data.store import FileSource
 from moco_dist.data.tree import SHARD_INDEX
-from moco_dist.embed import command, process, write
+from moco_dist.embed import command, process, stream, write
 from moco_dist.embed.folder import open_folder
-from moco_dist.embed.options import Options, check_out_of_features
+from moco_dist.embed.options import Options, check_out_of_features, of_arguments
 from moco_dist.encoders.load import PretrainedEncoder, load_encoder
 from moco_dist.errors import UserError
 from moco_dist.networks.resnet import build_encoder
@@ -37,6 +38,7 @@ from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.run.paths import RunPaths
 from tests.embed.made import DAMAGED, STRANGE, copied, images_of
+from tests.full_disk import full_disk
 from tests.jobs import ROOT, environment_of
 from tests.nobody import as_nobody, let_in
 from tests.ranks import Ranks
@@ -223,6 +225,31 @@ def test_a_full_disk_is_a_mistake_and_leaves_the_old_files(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("end", ["npy", "parquet"])
+def test_a_disk_that_is_full_to_the_end_is_told_in_a_line(
+    end: str, run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left in the buffers cannot be written either while the files are closed."""
+    if end == "parquet":
+        pytest.importorskip("pyarrow")
+    with full_disk(300):
+        printed = mistake_in([str(run_dir), str(images), "--out", str(tmp_path / f"a.{end}"), *BATCH], capsys)
+    assert re.search(rf"--out = .*a\.{end}: cannot be written: .*; choose another place by --out", printed), printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_images_is_not_told_of_the_file(
+    run_dir: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_files(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(stream.loader, "make_loader", without_files)
+    with pytest.raises(OSError, match="Too many open files"):
+        command.run([str(run_dir), str(images), "--out", str(tmp_path / "a.npy")])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_from_elsewhere_are_warned_of_in_one_line(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +266,16 @@ def test_weights_from_elsewhere_are_warned_of_in_one_line(
     assert command.run([*arguments, *statistics, "data.image_size=24"]) == 0
     assert "does not describe" not in capsys.readouterr().err
     assert json.loads((tmp_path / "a.files.json").read_text())["preprocessing"]["image_size"] == 24
+
+
+def test_the_command_that_is_proposed_means_the_same_paths(tmp_path: Path) -> None:
+    path, folder, out = tmp_path / "a $HOME", Path("~me/b"), tmp_path / "$x.npy"
+    program, *words = shlex.split(Options(path, folder, config=Path("$c.yaml")).as_command(out))
+    assert program == "python" and words[:2] == ["-m", "moco_dist.embed"]
+    parser = command.parser()
+    parsed = parser.parse_intermixed_args(words[2:])
+    assert (parsed.path, parsed.folder, parsed.out) == (path, Path("./~me/b"), out)
+    assert of_arguments(parsed).config == Path("$c.yaml")
 
 
 def test_features_that_are_not_finite_are_refused(
@@ -264,6 +301,8 @@ MISTAKES = [
     (["{text}/a.txt", "{images}", "--out=a.npy"], "WEIGHTS = .*cannot be read as weights"),
     (["{run}", "{images}", "--out=none/a.npy"], "--out = none/a.npy: its folder does not exist; make it"),
     (["{run}", "{images}", "--out=a.txt"], r"--out = a.txt: must end with \.npy or \.parquet; write --out a\.npy"),
+    (["{run}", "{images}", "--out=an out/$$HOME.txt"], r"; write --out 'an out/\$\$HOME\.npy'$"),
+    (["{run}", "{images}", "--out=an out/a.npy"], "its folder does not exist; make it: mkdir -p 'an out'$"),
     (["{run}", "{images}", "--out={images}/a.npy"], "--out = .*: lies in .*, where it would be taken for an image"),
     (["{run}", "{images}", "--out={folder}"], "--out = .*: is a folder; name a new file"),
     (["{run}", "{images}", "--out=a.npy", "--batch=0"], "--batch = 0: must be from 1 to 65536"),

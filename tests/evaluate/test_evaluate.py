@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import io
 import json
 import os
 import re
@@ -23,13 +25,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from moco_dist import config as configs
+from moco_dist import files
 from moco_dist.engine import checkpoint
-from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, sgd_probe, subject
+from moco_dist.errors import UserError
+from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, results, sgd_probe, subject
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
-from moco_dist.run import status
+from moco_dist.run import features_view, status
 from tests.ranks import Ranks
 
 EVERYTHING = ["--knn", "--linear", "--labels", "20", "--draws", "3", "--finetune", "--supervised"]
@@ -106,6 +110,31 @@ def test_any_number_of_ranks_gives_the_same_figures(run_dir: Path, tmp_path: Pat
                 image.verify()
 
 
+def refused_on(world: World, copies: list[str]) -> str:
+    """Return the mistake where each rank has files of its own."""
+    knn = options.parse([copies[world.rank], "--knn", "--out", copies[0]])
+    with pytest.raises(UserError) as mistake:
+        process.evaluate(knn, options.load_config(knn), world)
+    return str(mistake.value)
+
+
+@pytest.mark.parametrize("what", ["weights", "config"])
+def test_ranks_that_would_give_other_figures_are_refused(
+    what: str, run_dir: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    """Each would look for other results among those that are computed, and so for other collectives."""
+    assert command.run([str(run_dir), "--knn"]) == 0
+    other = Path(shutil.copytree(run_dir, tmp_path / "other"))
+    if what == "weights":
+        encoder = build_encoder(configs.load(None, ["model.width=8"]).model, 1, seed=1)
+        weights.save_backbone(encoder, other / "encoder.safetensors")
+    else:
+        text = (other / "config.yaml").read_text()
+        (other / "config.yaml").write_text(text.replace("knn_k: 20", "knn_k: 5"))
+    for line in ranks.run(2, refused_on, [str(run_dir), str(other)], timeout_seconds=60):
+        assert re.match(r"RUN_DIR\|WEIGHTS = .*: the ranks would give other figures: .*; give every node", line)
+
+
 @pytest.mark.usefixtures("_short")
 def test_what_has_been_computed_is_not_computed_again(
     run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -130,6 +159,48 @@ def test_what_has_been_computed_is_not_computed_again(
     assert (run_dir / "evaluation/curves.png").exists()
     monkeypatch.setattr(subject.Subject, "shares", lambda self, layer: pytest.fail("they were"))  # features
     assert command.run([*arguments, "run.seed=1"]) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_a_reader_that_has_gone_is_no_error_of_the_results(
+    number: int, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run_command` knows an error of standard output, and ends quietly where nobody reads on."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if text:
+                raise OSError(number, os.strerror(number))
+            return 0
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(OSError, match=os.strerror(number)):
+        command.run([str(run_dir), "--knn"])
+    assert [row["method"] for row in rows(run_dir)] == ["kNN"]
+
+
+def cell(draw: int) -> results.Cell:
+    return results.Cell(results.Key("linear", 100, draw, "test", "d"), 0.5, 1.0, {"decay": 0.1}, [1, 2])
+
+
+def test_many_results_and_damaged_lines_hinder_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large data set take more bytes than a text that is read at once may have."""
+    results.Cells(tmp_path).add([cell(0), cell(1)])
+    with (tmp_path / "cells.jsonl").open("ab") as file:
+        file.write(b'\n{"key": "\xff\n[]\n{"key": {"method": 3}}\n{"key": 3}\n' + b"[" * 100_000)
+    monkeypatch.setattr(files.read_text, "__defaults__", ("strict", 100))
+    cells = results.Cells(tmp_path)
+    assert [cells.get(cell(draw).key) for draw in range(3)] == [cell(0), cell(1), None]
+    cells.add([cell(2)])
+    assert results.Cells(tmp_path).get(cell(2).key) == cell(2)
+
+
+@pytest.mark.parametrize("damaged", ["[]", "3", "", '{"a": 1, "rows": 3}', '{"a": 1, "rows": [3, {}]}', "\0\0"])
+def test_a_damaged_table_is_replaced(damaged: str, tmp_path: Path) -> None:
+    row = results.row([cell(0)])
+    (tmp_path / "evaluation.json").write_text(damaged)
+    results.write(tmp_path / "evaluation.json", [row], {"a": 1})
+    assert [r for r in rows(tmp_path) if r] == [row]
 
 
 @pytest.mark.usefixtures("_short")
@@ -170,6 +241,10 @@ def test_a_run_that_has_gone_on_is_as_its_last_checkpoint(run_dir: Path) -> None
         assert command.run([str(run_dir), "--knn"]) == 0
         now = json.loads((run_dir / "evaluation.json").read_text())["weights"]
         assert (now == before) == (state == "done")
+    (run_dir / "features_view.json").unlink()
+    status.write(run_dir, "diverged", 9)  # after the last checkpoint
+    assert command.run([str(run_dir), "--knn"]) == 0
+    assert (left := features_view.read(run_dir / "features_view.json")) and left.step == 8
 
 
 @pytest.mark.usefixtures("_short")
@@ -239,7 +314,7 @@ def test_only_pictures_import_matplotlib_and_nothing_needs_scipy_or_rich_before_
             node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)
         ]
         names = " ".join(ast.unparse(node) for node in at_the_top)
-        allowed = {"matplotlib"} if file.name == "plots.py" else set()
+        allowed = {"matplotlib"} if file.name in ("plots.py", "style.py") else set()
         assert {name for name in HEAVY[2:] if name in names} == allowed, file
 
 
@@ -381,11 +456,23 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "split": (lambda r: [str(r), "eval.knn_split=validation"], r"eval\.knn_split = validation: .*use --split test or"),
     "draws": (lambda r: [str(r), "--labels", "20", "--draws", "0"], "--draws = 0: must be 1 or more"),
+    "draws of all images": (
+        lambda r: [str(r), "--labels", "1438", "--draws", "3"],
+        r"--draws = 3: there is nothing to draw where all images are labelled; drop it, or use fewer labels",
+    ),
     "few labels without labels": (
         lambda r: [str(r), "--finetune"],
         r"--finetune = true: learns from labels; add --labels N, --labels all or",
     ),
     "draws without labels": (lambda r: [str(r), "--draws", "3"], r"--draws = 3: is about few labels; add --labels N"),
+    "a solver of nothing": (
+        lambda r: [str(r), "--knn", "--solver", "sgd"],
+        "--solver = sgd: is about the linear probe on all labels; add --linear",
+    ),
+    "a layer of nothing": (
+        lambda r: [str(r), "--labels", "20", "--features", "head"],
+        "--features = head: is about kNN and the linear probe on all labels; add --knn or --linear",
+    ),
     "option": (
         lambda r: [str(r), "--nearest"],
         r"unrecognized arguments: --nearest; see python -m",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from moco_dist.data import sources
 from moco_dist.data.augment import Augment, Recipe
 from moco_dist.data.store import ArraySource
 from moco_dist.engine.build import build
-from moco_dist.evaluate import knn, online, ridge
+from moco_dist.evaluate import knn, linear, online, ridge
 from moco_dist.evaluate.features import Features
 from moco_dist.methods import moco
 from moco_dist.networks.resnet import build_encoder
+from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
@@ -106,6 +109,23 @@ def test_both_figures_are_of_the_encoder_as_it_is() -> None:
     }
     assert 0.5 < accuracies["knn_top1"] < 1 and 0.5 < accuracies["linear_top1"] < 1
     assert len(set(accuracies.values())) == 3
+
+
+@pytest.mark.parametrize("module", [knn, ridge, linear])
+def test_the_watchdog_hears_of_every_block(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images of a large data set take longer than `run.hang_timeout_seconds`, in which a rank must make a step."""
+    beats: list[None] = []
+    monkeypatch.setattr(watchdog, "beat", lambda: beats.append(None))
+    monkeypatch.setattr(module, "_BLOCK", 10)
+    rows, of = torch.nn.functional.normalize(torch.randn(60, 4), dim=1), torch.arange(60) % 3
+    bank = Features(rows, of, torch.arange(60))
+    if module is knn:
+        knn.predict(rows, bank, k=5, temperature=0.1, world=ALONE)
+    elif module is ridge:
+        ridge.fit(rows, of, ALONE)
+    else:
+        linear.fit(rows, of, 3, 1e-2)
+    assert len(beats) >= 6
 
 
 def test_half_precision_tells_nearly_as_much() -> None:

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import matplotlib
 import numpy as np
 import pytest
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from PIL import Image
 
 from moco_dist.evaluate import plots
 from moco_dist.evaluate.plots import Curve
+from moco_dist.search import picture
+from moco_dist.search.picture import Line, Tile
 
 DIGITS = [str(digit) for digit in range(10)]
 TRUTH = np.arange(1000) % 10
@@ -60,7 +64,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "names": lambda: plots.overlay(
         {"_a $x": Curve(run(3, 2), 3), "$\\b_": Curve([], None), "c\udcff" + 99 * "c": Curve(run(3, 1), 3)}
     ),
-    "classes' names": lambda: plots.confusion(TRUTH, PREDICTED, ["$a_", "\udcff", "_", "", *DIGITS[4:]]),
+    "classes' names": lambda: plots.confusion(TRUTH, PREDICTED, ["$a_", "\udcff", "_", "", "猫", "a\nb", *DIGITS[6:]]),
 }
 
 
@@ -99,6 +103,21 @@ def test_the_same_picture_is_the_same_bytes_in_any_thread(tmp_path: Path) -> Non
     assert len(set(first.values())) == 5
     with ThreadPoolExecutor(2) as threads:
         assert all(again == first for again in threads.map(draw, range(1, 3)))
+
+
+STYLE = {"text.usetex": True, "image.origin": "lower", "savefig.bbox": "tight", "axes.prop_cycle": cycler(marker=["x"])}
+
+
+def test_the_style_of_a_user_changes_no_picture(tmp_path: Path) -> None:
+    """LaTeX, which such a style needs, is seldom installed on a cluster."""
+    tile = Tile(np.arange(12, dtype=np.uint8).reshape(3, 4), "query", "a.png")
+    drawn = {**DRAWN, "search": lambda: picture.draw([Line(tile, [tile])])}
+    for what in ("confusion", "wrong images", "accuracies", "curves", "overlay", "search"):
+        plots.save(tmp_path / "plain", drawn[what]())
+        with matplotlib.rc_context(STYLE):
+            plots.save(tmp_path / "styled", drawn[what]())
+            assert matplotlib.rcParams["text.usetex"], "it stays as the user has it"
+        assert (tmp_path / "plain").read_bytes() == (tmp_path / "styled").read_bytes(), what
 
 
 def test_a_full_disk_leaves_the_old_picture_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,19 @@ def test_the_view_does_not_depend_on_the_number_of_ranks(ranks: Ranks, tmp_path:
     assert set(ranks.run(2, on_a_rank, str(tmp_path))) == {alone}
 
 
+def test_the_bank_is_compared_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In double precision, all images of a large data set would take more memory than training has left."""
+    images, classified, bank = case()
+    view.leave(tmp_path / "whole.json", classified, bank, images, ALONE)
+    sizes, double = list[int](), torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "double", lambda tensor: sizes.append(len(tensor)) or double(tensor))
+    monkeypatch.setattr(view, "_BLOCK", 100)
+    view._nearest(classified.queries.rows[:3], bank, ALONE)
+    assert max(sizes) == 100
+    view.leave(tmp_path / "parts.json", classified, bank, images, ALONE)
+    assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 def test_what_fails_in_training_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images, classified, bank = case()
     file = tmp_path / "none" / "view.json"

@@ -124,13 +124,23 @@ def test_a_folder_with_the_query_alone(
     assert "no other image in the folder" in capsys.readouterr().out and (tmp_path / "a.png").is_file()
 
 
+def test_many_links_to_the_query_leave_as_many_others(
+    run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):  # as where links repeat the images of a rare class
+        (folder / f"{number}.png").symlink_to(folder / QUERY)
+    assert search(run_dir, folder, tmp_path / "a.png", f"--query={folder / QUERY}", "--count=6") == 0
+    shown = capsys.readouterr().out.splitlines()[1:-1]
+    assert len(shown) == 6 and shown[:2] == ["    1   1.0000  another copy.png", "    2   1.0000  train/dog/copy.png"]
+
+
 def test_features_of_something_else_are_refused(
     run_dir: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features_of(run_dir, folder, plain := tmp_path / "plain.npy")
     features_of(run_dir, folder, tmp_path / "head.npy", "--features=head")
     features_of(run_dir, folder, tmp_path / "key.npy", "--encoder=key")
-    for name in ("swapped", "short", "alone", "format", "many"):
+    for name in ("swapped", "short", "alone", "format", "many", "unsigned", "open"):
         shutil.copy(plain, tmp_path / f"{name}.npy")
         if name != "alone":
             shutil.copy(plain.with_suffix(".files.json"), tmp_path / f"{name}.files.json")
@@ -140,6 +150,9 @@ def test_features_of_something_else_are_refused(
     (tmp_path / "many.npy").write_bytes(plain.read_bytes()[:-1])
     described = json.loads(plain.with_suffix(".files.json").read_text())
     (tmp_path / "format.files.json").write_text(json.dumps({**described, "format": 2}))
+    unsigned = {key: value for key, value in described.items() if key != "crc32"}
+    (tmp_path / "unsigned.files.json").write_text(json.dumps(unsigned))
+    (tmp_path / "open.npy").write_bytes(plain.read_bytes().replace(b"), }", b" , }", 1))
     expected = {
         "head": "are outputs of the head, not of the backbone; compute them again: python -m moco_dist.embed ",
         "key": r"are of other weights \([0-9a-f]{12}, step 4\) than .*small \([0-9a-f]{12}, step 4\); compute",
@@ -147,6 +160,8 @@ def test_features_of_something_else_are_refused(
         "short": r"cannot be used: it is no matrix of float32 \[12, \d+\], as short\.files\.json says",
         "alone": r"cannot be used: alone\.files\.json: No such file or directory; compute them again",
         "format": "cannot be used: it has 12 rows and 12 names, in format 2",
+        "unsigned": r"cannot be used: its numbers are not those that unsigned\.files\.json belongs to",
+        "open": "cannot be used: .*; compute them again",
         "many": "cannot be used: mmap length is greater than file size",
         "none": r"none\.npy: no such file; compute them: python -m moco_dist\.embed RUN_DIR FOLDER --out .*none\.npy",
     }
@@ -183,7 +198,11 @@ def test_damaged_tables_are_refused(
     parquet.write_table(table.replace_schema_metadata({}), tmp_path / "bare.parquet")
     parquet.write_table(table.take(list(range(12))[::-1]), tmp_path / "turned.parquet")
     parquet.write_table(table.drop_columns("features"), tmp_path / "less.parquet")
-    for name in ("short", "bare", "turned", "less"):
+    bit = (changed := bytearray(file.read_bytes())).index(np.stack(table["features"].to_numpy())[5].tobytes()) + 2
+    changed[bit] ^= 1  # of a number, which stays a number
+    (tmp_path / "changed.parquet").write_bytes(changed)
+    parquet.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    for name in ("short", "bare", "turned", "less", "changed", "none"):
         refused(
             run_dir, folder, tmp_path, "cannot be used: .*compute", capsys, f"--features-file={tmp_path / name}.parquet"
         )
