@@ -169,7 +169,7 @@ class Training:
             yield from batches
 
     def _after(self, done: int) -> None:
-        """Write what is due to be read; then stop, evaluate, save where that is due."""
+        """Write what is due to be read; then save, evaluate, stop where that is due."""
         self.run_dir.check()
         evaluate, save = self.due.evaluation(done), self.due.save(done)
         stop = False
@@ -181,10 +181,10 @@ class Training:
                 self.books.record(reading)
         if evaluate or save or stop:
             self.meters.pause()
-        if evaluate and not stop:
-            self._evaluate(done)
         if save or stop:
             self._save(done)
+        if evaluate and not stop:  # behind the save: an evaluation of many images that is cut short costs no steps
+            self._evaluate(done)
         if stop:
             self.checkpoints.wait()
             is_saved = self.world.from_first(lambda: done in self.checkpoints.index.steps())

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from moco_dist import config, train
+from moco_dist.engine.engine import Engine
 from moco_dist.errors import UserError
+from moco_dist.evaluate import online
 from moco_dist.networks import weights
 from moco_dist.networks.resnet import build_encoder
 from moco_dist.run import status
@@ -263,6 +266,30 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, capsys: pytest.C
     for file in (tmp_path / "run" / "checkpoints").glob("*.pt"):
         state = torch.load(file, weights_only=True)
         assert all(t.isfinite().all() for t in state["encoder_q"].values())
+
+
+def test_a_run_that_dies_in_its_last_evaluation_takes_no_step_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*FAST, "eval.knn_every=1", "eval.online_images=100", "optim.steps=3")
+    assert train.run([*arguments, f"run.dir={tmp_path}/whole"]) == 0
+    run, last = [*arguments, f"run.dir={tmp_path}/run"], tmp_path / "run" / "checkpoints" / "step_000000003.pt"
+
+    def die(*_: object, **__: object) -> None:
+        deadline = time.monotonic() + 60
+        while not last.exists() and time.monotonic() < deadline:  # it is written beside the evaluation
+            time.sleep(0.05)
+        raise RuntimeError("the test ends the evaluation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "accuracies", die)
+        with pytest.raises(RuntimeError, match="the test ends the evaluation"):
+            train.run(run)
+    assert last.exists() and "knn_top1" not in rows(tmp_path / "run")[-1]
+    monkeypatch.setattr(Engine, "step", None)  # nothing is left but the evaluation
+    assert train.run(run) == 0
+    one, other = ([row.get("loss", row.get("knn_top1")) for row in rows(tmp_path / name)] for name in ("run", "whole"))
+    assert one == other and len(one) == 4
 
 
 def losses_in(precision: str, run_dir: Path, *extra: str) -> list[float]:
