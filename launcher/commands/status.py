@@ -100,7 +100,8 @@ def _once(places: Sequence[Path], choice: Choice, options: argparse.Namespace, a
     elif seen:
         print(f"none of the {len(seen)} runs is like that")
     else:
-        print(f"no runs that were submitted in {', '.join(map(str, places)) or 'runs/, and none of your jobs in the queue is one'}")
+        where = ", ".join(map(str, places)) or "runs/, and none of your jobs in the queue is one"
+        print(f"no runs that were submitted in {where}")
     if slurm_error:
         print(f"launcher: {slurm_error}; this is what the run directories know", file=sys.stderr, flush=True)
 

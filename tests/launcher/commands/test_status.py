@@ -338,7 +338,8 @@ def test_without_slurm_local_runs_are_told_in_peace(
 
 def test_no_runs_at_all(made_up: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     assert status() == 0
-    assert capsys.readouterr().out == "no runs that were submitted in runs/, and none of your jobs in the queue is one\n"
+    said = capsys.readouterr().out
+    assert said == "no runs that were submitted in runs/, and none of your jobs in the queue is one\n"
     assert as_json(capsys) == []
     with pytest.raises(UserError, match="RUN = nowhere"):
         status("nowhere")
