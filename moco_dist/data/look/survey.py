@@ -1,15 +1,11 @@
 """Survey a folder of images: list all names, read some or all of the files, and add up what they are."""
 
+import itertools
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -18,6 +14,7 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from moco_dist import processes
 from moco_dist.config.schema import EvalSection
 from moco_dist.data import index, shards, tree
 from moco_dist.data.decode import Unreadable
@@ -224,28 +221,20 @@ def _packed(root: Path) -> _Listed:
 
 def _measure(files: Sequence[str | Member], root: Path) -> list[Measured | Unreadable]:
     """Measure files in processes of their own, one for each core. Raises UserError where one of them dies."""
-    others = set(multiprocessing.active_children())
     results: list[Measured | Unreadable] = []
     cores = len(os.sched_getaffinity(0))  # not those of the whole machine, of which a job may have few
     length = max(1, min(64, len(files) // (8 * cores)))
+    chunks = (files[start : start + length] for start in range(0, len(files), length))
     bar = tqdm(desc="reading", total=len(files), unit=" images")
     try:
-        with bar, ProcessPoolExecutor(cores, initializer=_begin_worker) as processes:
-            chunks = (files[start : start + length] for start in range(0, len(files), length))
-            try:
-                with _endings_held():  # processes that begin in it leave it to this one to end
-                    futures = [processes.submit(_measure_each, chunk, root) for chunk in chunks]
-                for future in futures:
-                    results += future.result()
-                    bar.update(len(results) - bar.n)
-            except KeyboardInterrupt:
-                for worker in set(multiprocessing.active_children()) - others:
-                    worker.kill()  # what it reads is not waited for
-                raise
-        return results
+        with bar, processes.workers(cores) as pool:
+            for measured in pool.map(_measure_each, chunks, itertools.repeat(root)):
+                results += measured
+                bar.update(len(measured))
     except (BrokenProcessPool, MemoryError):
         rule = "a process that read its images was out of memory, or killed for it or by a damaged file"
         raise UserError.of("FOLDER", root, rule, "look at a part of it, such as one class") from None
+    return results
 
 
 def _measure_each(files: Sequence[str | Member], root: Path) -> list[Measured | Unreadable]:
@@ -256,25 +245,3 @@ def _measure_each(files: Sequence[str | Member], root: Path) -> list[Measured | 
         else measure(Path(file))._replace(name=os.path.relpath(file, root))
         for file in files
     ]
-
-
-@contextmanager
-def _endings_held() -> Iterator[None]:
-    """Hold back the signals that end a command until the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker() -> None:
-    """Let a process that reads images end when the command has ended."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # else it would wait for work for ever, where the command was killed
