@@ -226,7 +226,7 @@ def test_the_command(tmp_path: Path, cluster: Cluster) -> None:
     done = launcher(cluster, *words, "--partition", "mian", "--gpus-per-node", "3", cwd=tmp_path)
     assert done.returncode == 2
     assert [line[:20] for line in done.stdout.splitlines() if line.startswith("error: ")] == [
-        "error: optim.global_",
+        "error: moco.bn_group",
         "error: partition = m",
     ]
     assert not list(tmp_path.iterdir())

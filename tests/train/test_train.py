@@ -217,7 +217,7 @@ def test_cuda_without_cuda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_ranks_that_do_not_divide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for ranks, pattern in (("3", r"optim\.global_batch = 128: .*3 ranks"), ("8", r"moco\.bn_groups = 4: .*8 ranks")):
+    for ranks, pattern in (("3", r"moco\.bn_groups = 4: .*3 ranks"), ("8", r"moco\.bn_groups = 4: .*8 ranks")):
         for name, value in {**ONE_OF_TWO, "WORLD_SIZE": ranks, "RANK": "0", "LOCAL_RANK": "0"}.items():
             monkeypatch.setenv(name, value)
         assert train.run([]) == 2
