@@ -70,7 +70,7 @@ def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_heeded_that_comes_where_python_passes_over_exceptions(number: int) -> None:
-    """So it does in a destructor, and in what it calls ahead of a fork and after it."""
+    """Python does so in a destructor, and in what it calls ahead of a fork and after it."""
 
     class Thing:
         def __del__(self) -> None:
@@ -89,16 +89,16 @@ def test_a_signal_is_heeded_that_comes_where_python_passes_over_exceptions(numbe
 
 
 def test_the_handlers_of_a_caller_come_back_and_hear_of_it() -> None:
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     try:
         own = signal.getsignal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt), interruptible():
             signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) is own and told == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own and signals == [signal.SIGTERM]
         with interruptible():
             pass
-        assert signal.getsignal(signal.SIGTERM) is own and told == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own and signals == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -116,7 +116,7 @@ def test_another_thread_changes_no_handler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "line"),
     [
         ("OSError(errno.ENOSPC, 'No space left on device')", 2, "standard output: No space left on device; send it"),
         ("OSError(errno.EPIPE, 'Broken pipe')", 141, ""),
@@ -124,8 +124,8 @@ def test_another_thread_changes_no_handler() -> None:
         ("OSError(errno.ENOSPC, 'No space left on device', 'a.txt')", 1, "No space left on device: 'a.txt'"),
     ],
 )
-def test_only_an_error_of_writing_is_told_of_standard_output(error: str, status: int, told: str) -> None:
+def test_only_an_error_of_writing_is_told_of_standard_output(error: str, status: int, line: str) -> None:
     code = f"import errno\nfrom moco_dist.arguments import run_command\ndef run(_): raise {error}\nrun_command(run)"
     words = [sys.executable, "-c", code]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment_of(ROOT))
-    assert result.returncode == status and told in result.stderr and bool(told) == bool(result.stderr)
+    assert result.returncode == status and line in result.stderr and bool(line) == bool(result.stderr)

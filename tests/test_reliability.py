@@ -301,7 +301,7 @@ def test_what_leaves_the_curve_alone_may_change(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_run_does_not_end_at_a_step_that_it_has_passed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its length may change under a constant schedule; its weights would be called those of an earlier step."""
+    """A length may change under a constant schedule; the weights would be called those of an earlier step."""
     run, settings = tmp_path / "run", {"optim.schedule": "constant", "eval.knn_every": 0}
     assert train_here(run, {**settings, "optim.steps": 9}) == 0
     run_status.write(run, "stopped", 9)
@@ -314,7 +314,7 @@ def test_a_run_does_not_end_at_a_step_that_it_has_passed(tmp_path: Path, capsys:
 
 
 def test_the_minutes_of_a_start_are_counted_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it takes to load the images is part of the time that a cluster gives."""
+    """The time to load the images is part of the time that a cluster gives."""
     load = sources.load
 
     def slowly(config: Config) -> sources.Data:

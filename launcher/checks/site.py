@@ -90,7 +90,7 @@ class Site:
     settings: dict[str, str]
     """Settings of slurm.conf, as SLURM has read them."""
     unanswered: Mapping[str, str] = field(default_factory=dict)
-    """Those of the four above that SLURM did not tell, and why."""
+    """The names of the fields above that SLURM did not tell, and why."""
 
     @property
     def features(self) -> frozenset[str]:

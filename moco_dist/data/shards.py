@@ -30,7 +30,7 @@ FORMAT = 1
 PACK_AGAIN = "pack it again: python -m moco_dist.data pack FOLDER OUT"
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What a damaged index raises; RuntimeError where a bit claims that it is encrypted, or packed in an unknown way."""
+"""Errors of a damaged index; RuntimeError where a bit claims that it is encrypted, or packed in an unknown way."""
 
 IMAGE = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<u4")])
 """An image's entry in the index: the number of its shard, its first byte there, the number of bytes, their CRC-32."""

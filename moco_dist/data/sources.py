@@ -25,7 +25,7 @@ from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 
 _ABSENT = re.compile("not found|Error downloading")
-"""What torchvision says of files that are not there."""
+"""Words of torchvision's errors about files that are not there."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _ROWS = 4096
 _MOST_BYTES = 1 << 32
 """A longer list of names is refused as damaged."""
 _OF_DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, tokenize.TokenError)
-"""What the readers of JSON, NumPy and Parquet raise for a damaged file."""
+"""Errors that the readers of JSON, NumPy and Parquet raise for a damaged file."""
 
 
 @dataclass(frozen=True)

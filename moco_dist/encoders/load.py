@@ -238,8 +238,8 @@ def _describe(file: WeightFile, path: Path, values: Mapping[str, Any]) -> Descri
     if preprocessing is None:
         preprocessing = Preprocessing.general(_LARGE if model.stem == "imagenet" else _SMALL, channels)
         assumed = [] if "data.image_size" in values else [f"{preprocessing.image_size} pixels"]
-        known = "ImageNet's statistics" if channels in (1, 3) else f"means of {preprocessing.mean[0]:g}"
-        assumed += [] if "data.mean" in values else [known]
+        statistics = "ImageNet's statistics" if channels in (1, 3) else f"means of {preprocessing.mean[0]:g}"
+        assumed += [] if "data.mean" in values else [statistics]
         if assumed:
             what = f"{' and '.join(assumed)} are assumed"
             warnings.warn(f"{path} does not describe its images: {what}; give config or overrides", stacklevel=4)

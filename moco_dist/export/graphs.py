@@ -23,7 +23,7 @@ from moco_dist.networks.resnet import Encoder
 TOLERANCE = 1e-4
 """Largest difference of a feature that rounding may make."""
 _ROUNDING = 1e-6
-"""The same, as a part of the largest feature: those of the first steps of a run may be a thousand and more."""
+"""Part of the largest feature that a difference may be; features of the first steps may be a thousand and more."""
 _BATCHES = (1, 3, 8)
 
 

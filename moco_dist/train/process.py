@@ -37,7 +37,7 @@ class Start:
         """The request to stop by a signal, which is heeded from the moment that there is something to save."""
         self.began = time.monotonic()
         self.alone = False
-        """Whether this rank ends without the others."""
+        """True where this rank ends without the others."""
 
     def train(
         self, make_method: loop.MakeMethod, met: Callable[[collectives.World], None] = lambda world: None

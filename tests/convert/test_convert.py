@@ -431,13 +431,13 @@ def test_a_disk_that_is_full_from_the_start_or_later(
 def test_an_interruption_leaves_nothing(
     number: signal.Signals, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
-    signal.signal(number, lambda number, _: told.append(number))
+    signals: list[int] = []
+    signal.signal(number, lambda number, _: signals.append(number))
     monkeypatch.setattr(RunDirectory, "record", lambda *_: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt), interruptible():
         command.run([str(saved), f"{tmp_path}/run", *IMAGES, *V1])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.pth.tar"]
-    assert told == [signal.SIGTERM] * (number == signal.SIGTERM)
+    assert signals == [signal.SIGTERM] * (number == signal.SIGTERM)
 
 
 def test_two_at_once_into_one_directory_leave_the_first(

@@ -251,21 +251,21 @@ def test_what_is_missing_or_changed_is_told_at_the_start(
 
 
 def test_no_bit_of_the_contents_of_the_index_is_lost_in_silence(tree: Path) -> None:
-    """Of the list of contents, zipfile has no checksum: a name may be lost, or be said to be encrypted."""
+    """The list of contents has no checksum in a zip file: a name may be lost, or be said to be encrypted."""
     file = packed(tree) / SHARD_INDEX
-    content, told = file.read_bytes(), 0
+    content, refusals = file.read_bytes(), 0
     whole = [shards.read_split(file.parent, split).arrays() for split in get_args(Split)]
     for place in range(content.rindex(b"train/labels") - 46, len(content)):
         file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
         try:
             arrays = [shards.read_split(file.parent, split).arrays() for split in get_args(Split)]
         except UserError:
-            told += 1
+            refusals += 1
             continue
         for split, expected in zip(arrays, whole, strict=True):
             assert split.keys() == expected.keys()
             assert all(np.array_equal(split[name], expected[name]) for name in expected), place
-    assert told > 100
+    assert refusals > 100
 
 
 def test_a_changed_byte_is_told_where_it_is_read(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from moco_dist.config.schema import ModelSection
+from moco_dist.networks.resnet import build_encoder
 from moco_dist.train import run as train
 
 SETTINGS = ("model.width=8", "eval.knn_every=0", "optim.steps=4", "checkpoint.every_steps=2", "track.wandb=disabled")
@@ -39,3 +42,11 @@ def images_of(folder: Path) -> list[str]:
 def copied(folder: Path, to: Path) -> Path:
     """Copy a folder, to be changed."""
     return Path(shutil.copytree(folder, to))
+
+
+def save_infinite(file: Path) -> None:
+    """Save an encoder of colour images whose features are beyond float32."""
+    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
+    for block in network.layer4:  # the sum of both is too large
+        torch.nn.init.constant_(block.bn2.bias, 3e38)
+    torch.save(network.state_dict(), file)

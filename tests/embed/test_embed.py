@@ -37,7 +37,7 @@ from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
 from moco_dist.run.paths import RunPaths
-from tests.embed.made import DAMAGED, STRANGE, copied, images_of
+from tests.embed.made import DAMAGED, STRANGE, copied, images_of, save_infinite
 from tests.full_disk import full_disk
 from tests.jobs import ROOT, environment_of
 from tests.nobody import as_nobody, let_in
@@ -229,7 +229,7 @@ def test_a_full_disk_is_a_mistake_and_leaves_the_old_files(
 def test_a_disk_that_is_full_to_the_end_is_told_in_a_line(
     end: str, run_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is left in the buffers cannot be written either while the files are closed."""
+    """The rest in the buffers cannot be written either while the files are closed."""
     if end == "parquet":
         pytest.importorskip("pyarrow")
     with full_disk(300):
@@ -281,10 +281,7 @@ def test_the_command_that_is_proposed_means_the_same_paths(tmp_path: Path) -> No
 def test_features_that_are_not_finite_are_refused(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
-    for block in network.layer4:  # the sum of both is beyond float32
-        torch.nn.init.constant_(block.bn2.bias, 3e38)
-    torch.save(network.state_dict(), tmp_path / "a.pth")
+    save_infinite(tmp_path / "a.pth")
     out = tmp_path / "a.npy"
     assert command.run([str(tmp_path / "a.pth"), str(images), "--out", str(out), "--workers=0"]) == 2
     assert "the features of 9 images are not finite, such as those of beside.png" in capsys.readouterr().err

@@ -184,7 +184,7 @@ def cell(draw: int) -> results.Cell:
 
 
 def test_many_results_and_damaged_lines_hinder_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a large data set take more bytes than a text that is read at once may have."""
+    """The results of a large data set take more bytes than a text that is read at once may have."""
     results.Cells(tmp_path).add([cell(0), cell(1)])
     with (tmp_path / "cells.jsonl").open("ab") as file:
         file.write(b'\n{"key": "\xff\n[]\n{"key": {"method": 3}}\n{"key": 3}\n' + b"[" * 100_000)

@@ -90,7 +90,7 @@ def test_the_view_does_not_depend_on_the_number_of_ranks(ranks: Ranks, tmp_path:
 
 
 def test_the_bank_is_compared_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In double precision, all images of a large data set would take more memory than training has left."""
+    """All images of a large data set would in double precision take more memory than training has left."""
     images, classified, bank = case()
     view.leave(tmp_path / "whole.json", classified, bank, images, ALONE)
     sizes, double = list[int](), torch.Tensor.double

@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_old_export(to: str, narrow: Path, capsys: pytest
 @pytest.mark.parametrize("to", ["safetensors", "onnx", "torchscript", "package"])
 def test_an_interruption_leaves_the_old_export(to: str, narrow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run([str(narrow), "--to", to, "--step", "2"]) == 0
-    before, told, change = files_below(narrow), list[int](), Path.rename
+    before, signals, change = files_below(narrow), list[int](), Path.rename
 
     def last_moment(path: Path, target: Path) -> Path:
         if path.name != "old":  # which puts the old package back
@@ -245,13 +245,13 @@ def test_an_interruption_leaves_the_old_export(to: str, narrow: Path, monkeypatc
             signal.raise_signal(signal.SIGTERM)
         return moved
 
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     for moment in (last_moment, between) if to == "package" else (last_moment,):
         for name in ("replace", "rename"):
             monkeypatch.setattr(Path, name, moment)
         with pytest.raises(KeyboardInterrupt), interruptible():
             run([str(narrow), "--to", to])
-        assert files_below(narrow) == before and told.pop() == signal.SIGTERM
+        assert files_below(narrow) == before and signals.pop() == signal.SIGTERM
 
 
 def test_as_a_user_types_it(narrow: Path) -> None:

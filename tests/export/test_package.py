@@ -391,8 +391,8 @@ def test_a_config_that_vanishes_meanwhile_tells_no_revision(narrow: Path) -> Non
     chosen = options.parse([str(narrow), "--to", "package"])
     RunPaths(narrow).config.unlink()
     RunPaths(narrow).provenance.unlink()
-    known = facts.gather(chosen, 4, "")
-    assert (known.revision, known.versions, known.findings) == ("", {}, [])
+    gathered = facts.gather(chosen, 4, "")
+    assert (gathered.revision, gathered.versions, gathered.findings) == ("", {}, [])
 
 
 def test_a_checkpoint_of_another_revision_is_exported(narrow: Path) -> None:
@@ -416,6 +416,6 @@ def test_the_name_of_a_folder_of_images_is_text(name: str, narrow: Path, tmp_pat
     config = configs.load(RunPaths(narrow).config, [])
     data = config.data.model_copy(update={"source": "imagefolder", "root": str(tmp_path / name)})
     config = config.model_copy(update={"data": data, "run": config.run.model_copy(update={"init_from": f"/a/{name}"})})
-    known = facts.Facts(config, 4, data={"images": 8, "classes": 2}, hardware=[name], revision=name, findings=[name])
-    text = card.write(known, load_encoder(narrow), "query")
+    about = facts.Facts(config, 4, data={"images": 8, "classes": 2}, hardware=[name], revision=name, findings=[name])
+    text = card.write(about, load_encoder(narrow), "query")
     assert text.count(escaped(name)) == 5 and name not in text and str(tmp_path) not in text

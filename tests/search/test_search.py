@@ -14,22 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from moco_dist import packages
-from moco_dist.config.schema import ModelSection
 from moco_dist.embed import command as embed
 from moco_dist.embed.options import Options
 from moco_dist.embed.stream import Stream
 from moco_dist.encoders.load import load_encoder
 from moco_dist.encoders.preprocessing import Preprocessing
-from moco_dist.networks.resnet import build_encoder
 from moco_dist.ranks.collectives import World
 from moco_dist.run.paths import RunPaths
 from moco_dist.search import command, picture, process
 from moco_dist.search.request import Request
-from tests.embed.made import DAMAGED, STRANGE, copied
+from tests.embed.made import DAMAGED, STRANGE, copied, save_infinite
 from tests.jobs import ROOT, environment_of
 from tests.ranks import Ranks
 
@@ -275,10 +272,7 @@ def test_weights_are_searched_by_too(
 def test_a_query_whose_features_are_not_finite(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = build_encoder(ModelSection(arch="resnet18", stem="small", width=8), 3, seed=0)
-    for block in network.layer4:  # the sum of both is beyond float32
-        torch.nn.init.constant_(block.bn2.bias, 3e38)
-    torch.save(network.state_dict(), tmp_path / "a.pth")
+    save_infinite(tmp_path / "a.pth")
     assert search(tmp_path / "a.pth", images, tmp_path / "a.png", f"--query={images / QUERY}") == 2
     assert "a.pth: the features of a query are not finite; look at the run's loss" in capsys.readouterr().err
 

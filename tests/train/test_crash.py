@@ -93,7 +93,7 @@ def test_the_last_line_of_a_data_workers_error_is_its_cause(run_dir: RunDirector
 
 @pytest.mark.parametrize("state", [None, "stopped", "user_error", "diverged"])
 def test_a_start_that_fails_before_it_has_told_anything_has_crashed(tmp_path: Path, state: status.State | None) -> None:
-    """What an earlier start has left, such as a stop, would say that this one ended as it should."""
+    """The status of an earlier start, such as a stop, would say that this one ended as it should."""
     if state:
         status.write(tmp_path, state, 7, "earlier")
     run_dir = RunDirectory(tmp_path)
@@ -193,11 +193,11 @@ def test_a_mistake_in_the_images_is_a_ranks_own(tmp_path: Path, monkeypatch: pyt
     def unusable(*_: object) -> None:
         raise UserError("data.root = x: none of its 9 images can be decoded; mend the files")
 
-    told: list[UserError] = []
+    mistakes: list[UserError] = []
     monkeypatch.setattr(store.ArraySource, way, unusable)
-    monkeypatch.setattr(restarts, "refuse", lambda rank, run_dir, error, met: told.append(error) or 2)
+    monkeypatch.setattr(restarts, "refuse", lambda rank, run_dir, error, met: mistakes.append(error) or 2)
     assert train_here(tmp_path / "run", {"optim.steps": 1}) == 2
-    assert [type(error) for error in told] == [OwnMistake] and str(told[0]).startswith("data.root = x: none of")
+    assert [type(error) for error in mistakes] == [OwnMistake] and str(mistakes[0]).startswith("data.root = x: none of")
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_job_that_died_before_its_ranks_began(
 def test_a_member_of_an_array_that_died_before_its_ranks_began(
     made_up: MadeUp, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it has written lies beside the array's script, in the folder of the sweep."""
+    """The output of the script lies beside the array's script, in the folder of the sweep."""
     sweep = Launch(Path("runs/s").absolute())
     member = make_run(sweep.run_dir / "03", job="12_3", sweep=str(sweep.run_dir))
     made_up.queues("12_3", "FAILED", sweep.run_dir)
