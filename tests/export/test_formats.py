@@ -214,21 +214,6 @@ def test_numbers_that_are_none_are_never_equal(narrow: Path) -> None:
         graphs.compare(encoder, lambda images: encoder(images) * float("nan"), [(1, 8)], to="onnx", head=False)
     with pytest.raises(UserError, match="computes features that are inf"):
         graphs.compare(encoder, lambda images: encoder(images)[:1], [(3, 8)], to="onnx", head=False)
-    with torch.no_grad():
-        encoder.network.layer4[1].bn2.bias[0] = float("inf")
-    for other, difference in ((lambda images: torch.zeros(1, 64), "inf"), (encoder, "nan")):
-        with pytest.raises(UserError, match=f"computes features that are {difference}"):
-            graphs.compare(encoder, other, [(1, 8)], to="onnx", head=False)
-
-
-def test_rounding_of_large_features_is_allowed_and_no_more(narrow: Path) -> None:
-    encoder = load_encoder(narrow)
-    with torch.no_grad():
-        encoder.network.layer4[1].bn2.bias += 1e4
-    largest = graphs.compare(encoder, lambda images: encoder(images) + 1e-3, [(2, 8)], to="onnx", head=False)
-    assert 0.5e-3 < largest < 2e-3
-    with pytest.raises(UserError, match=r"features that are 0\.1 from torch's, and 0\.01 is allowed"):
-        graphs.compare(encoder, lambda images: encoder(images) + 0.1, [(2, 8)], to="onnx", head=False)
 
 
 @torch.no_grad()
