@@ -56,7 +56,10 @@ def tell(line: str) -> None:
     """Print a line on stderr, if that is there: it may have gone with those who read it, which stops nothing."""
     if sys.stderr is not None:  # it was closed from the start, and print would take stdout instead
         with suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(
+                f"{line}\n"
+            )  # in one piece, for ranks share it: print would write its end apart if unbuffered
+            sys.stderr.flush()
 
 
 def shown(value: object) -> str:

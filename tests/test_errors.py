@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moco_dist import config
-from moco_dist.errors import UserError, holds_password, masked, print_masked, reason
+from moco_dist.errors import UserError, holds_password, masked, print_masked, reason, tell
 from moco_dist.run import status
 
 URLS = [
@@ -57,3 +59,20 @@ def test_no_config_keeps_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "https://user:hush@here")
     with pytest.raises(UserError, match=r"track\.project = https://\*\*\*@here: holds a password"):
         config.load(None)
+
+
+def test_a_told_line_is_one_write_so_that_lines_of_several_ranks_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+
+    class Pipe(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content: Any) -> int:
+            writes.append(bytes(content))
+            return len(content)
+
+    unbuffered = io.TextIOWrapper(Pipe(), write_through=True)  # type: ignore[arg-type]  # as PYTHONUNBUFFERED opens it
+    monkeypatch.setattr(sys, "stderr", unbuffered)
+    tell("a line")
+    assert writes == [b"a line\n"]
