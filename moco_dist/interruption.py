@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that Ctrl-C, schedulers and torchrun, and a lost terminal send."""
-
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that Ctrl-C, schedulers and torchrun, and a lost terminal send, which end a command."""
+STOPPING = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that ask a run to save and stop; SLURM is told to send the last two ahead of an end."""
 
 _AGAIN_SECONDS = 0.05
 
@@ -48,7 +49,7 @@ def interruptible() -> Iterator[None]:
         else:
             hook(unraisable)
 
-    heeded = [n for n in _ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)]  # None: no handler of Python's
+    heeded = [n for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)]  # None: no handler of Python's
     hook, sys.unraisablehook = sys.unraisablehook, passed_over
     before = {number: signal.signal(number, end) for number in heeded}
     try:

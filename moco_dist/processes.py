@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that end a command, which has handlers for them; its workers have none."""
+from moco_dist.interruption import ENDING
 
 
 @contextmanager
@@ -19,7 +18,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of so many processes; where the block raises, what they still do is not waited for."""
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, initializer=_begin) as pool:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             pool.submit(os.getpid)  # the processes begin, and inherit what is held back
         finally:
@@ -40,7 +39,7 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from moco_dist.interruption import STOPPING
 from moco_dist.ranks import watchdog
 from tests import standin  # noqa: F401  # it must be known before the first backward pass
 from tests.ranks import Ranks
@@ -26,8 +27,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tables are as wide as the launcher makes them, not as the process that gathers the tests' results is.
 os.environ.pop("COLUMNS", None)
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for a core
 settings.load_profile("shared machine")
@@ -47,7 +46,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _goes_on() -> Iterator[None]:
     """This process goes on after a command that was called as a function: unwatched, and heeding signals as before."""
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     yield
     watchdog.stop()
     for thread in threading.enumerate():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import json
 import os
 import secrets
@@ -9,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -39,6 +42,7 @@ class Job:
         environment: further variables.
         tree: checkout whose code runs.
         arguments: command line of the module; unset, the config and the settings.
+        terminal: descriptor of a terminal that becomes the job's own; all that it prints goes there, not to the log.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Job:
         environment: dict[str, str] | None = None,
         tree: Path = ROOT,
         arguments: Sequence[str] | None = None,
+        terminal: int | None = None,
     ) -> None:
         self.run_dir = run_dir
         self._mark = f"MOCO_DIST_JOB={secrets.token_hex(8)}"
@@ -69,10 +74,11 @@ class Job:
                 [sys.executable, *(launch if ranks else []), "-m", module, *arguments],
                 cwd=tree,
                 env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdin=subprocess.DEVNULL if terminal is None else terminal,
+                stdout=log if terminal is None else terminal,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=terminal and functools.partial(fcntl.ioctl, terminal, termios.TIOCSCTTY, 0),
             )
         self.seen = {self.process.pid}
 

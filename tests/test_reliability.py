@@ -5,9 +5,11 @@ Starts of real jobs cost seconds, so that few are made and much is asked of each
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pty
 import re
 import resource
 import shutil
@@ -152,6 +154,23 @@ def test_every_request_to_stop_is_heeded_by_all_ranks(reference: Path, tmp_path:
         assert pair.exits() == [0, 0], pair.log
     comparison = compare(run, reference, STEPS)
     assert comparison.exact, comparison
+
+
+def test_a_lost_terminal_is_a_request_to_stop(tmp_path: Path) -> None:
+    screen, terminal = pty.openpty()
+    with Job(tmp_path / "run", 2, RUN, terminal=terminal) as job:
+        os.close(terminal)
+        os.set_blocking(screen, False)
+
+        def has_come_far() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                os.read(screen, 1 << 16)  # else the job would wait for room on the screen
+            return last_step(job.run_dir) >= 4
+
+        job.until(has_come_far, "step 4")
+        os.close(screen)
+        job.until_gone(60)
+    _stopped(tmp_path / "run", 4)
 
 
 def _stopped(run: Path, at_least: int) -> None:

@@ -30,8 +30,9 @@ def fit(config: ConfigLike | None = None, overrides: Overrides = (), *, verbose:
 
     Raises:
         UserError: a mistake of the user's, in one line with key, value, rule and fix; on all ranks that have met.
-        Stopped: the run was asked to stop, by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 to any rank, or by `run.max_minutes`.
-            Its state is saved, and the same call goes on. In another thread than the main one, signals are not heeded.
+        Stopped: the run was asked to stop, by SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 to any rank, or by
+            `run.max_minutes`. Its state is saved, and the same call goes on. In another thread than the main one,
+            signals are not heeded.
         Diverged: the loss is no number any more.
         Exception: whatever else goes wrong, as it was raised.
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from moco_dist.interruption import STOPPING
 from moco_dist.ranks import devices
 
 T = TypeVar("T")
@@ -36,8 +37,6 @@ _FEW = 0.1
 """Work that would keep fewer workers than this busy is done by the training process itself."""
 _LARGE_BYTES = 1 << 16
 """An array of so many bytes is shared with the workers, not sent to each."""
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that torchrun, SLURM and users send to a whole process group, and that only the trainer may act on."""
 
 
 class Choice(NamedTuple):
@@ -80,7 +79,7 @@ def context(device: torch.device) -> BaseContext:
     of_server = multiprocessing.get_context("forkserver")
     of_server.set_forkserver_preload(["moco_dist.data.stream"])  # imported once for all workers
     multiprocessing.resource_tracker.ensure_running()  # ahead of the server, which would start it: it unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)  # what is blocked here stays blocked in the server
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # what is blocked here stays blocked in the server
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
@@ -105,13 +104,14 @@ def without_script() -> Iterator[None]:
 def prepare(worker: int) -> None:
     """Prepare a process that was started as a worker: it must neither outlive nor outrun the trainer.
 
-    torchrun signals the whole process group. A worker that died of that would turn a stop into a crash; so the first
-    SIGTERM is passed over, and the trainer's own, when it ends, is heeded.
+    torchrun, SLURM and terminals signal the whole process group. A worker that died of that would turn a stop into a
+    crash; so the first SIGTERM is passed over, and the trainer's own, when it ends, is heeded.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+    for number in STOPPING:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_end_with_trainer, name="end with the trainer", daemon=True).start()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moco_dist.config import Config
 from moco_dist.errors import UserError
+from moco_dist.interruption import STOPPING
 from moco_dist.run import status
 from moco_dist.run.rows import row_is_due
 
@@ -88,8 +89,9 @@ class StopRequest:
         self._deadline = began + 60 * max_minutes if max_minutes else math.inf
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-                self._handlers[number] = signal.signal(number, self._note)
+            for number in STOPPING:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+                    self._handlers[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

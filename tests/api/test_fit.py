@@ -24,6 +24,7 @@ from tqdm import tqdm
 import moco_dist
 from moco_dist import train
 from moco_dist.engine import engine
+from moco_dist.interruption import STOPPING
 from moco_dist.ranks import collectives, process_state
 from moco_dist.run import status
 from moco_dist.train import ends, loop
@@ -68,9 +69,8 @@ def test_the_command_line_goes_on_with_a_run_and_a_call_with_the_command_lines(t
 
 
 def state_of_this_process() -> dict[str, Any]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     return {
-        "handlers": [signal.getsignal(number) for number in numbers],
+        "handlers": [signal.getsignal(number) for number in STOPPING],
         "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "environment": dict(os.environ),
         "threads": torch.get_num_threads(),
@@ -114,7 +114,7 @@ def test_the_process_is_given_back_however_a_run_ends(
     end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     changes, raised = ENDS[end]
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setenv("MINE", "1")

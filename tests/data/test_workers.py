@@ -24,6 +24,7 @@ from moco_dist.data import sources, workers
 from moco_dist.data.loader import no_workers_left
 from moco_dist.data.store import FileSource
 from moco_dist.data.stream import pretraining
+from moco_dist.interruption import STOPPING
 from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from tests.data.made import config_of, draw, folder_of
@@ -96,7 +97,7 @@ def test_beside_a_device_workers_come_from_a_server_that_outlives_signals() -> N
         step, worker, server = next(batches).tolist()
         assert step == 0 and server == multiprocessing.forkserver._forkserver._forkserver_pid != os.getpid()
         for process in (server, worker):
-            for number in workers.HEEDED:  # as torchrun and SLURM send them to the process group
+            for number in STOPPING:  # as torchrun and SLURM send them to the process group
                 os.kill(process, number)
         assert [batch.tolist() for batch in batches] == [[n, worker, server] for n in range(1, 40)]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
