@@ -10,7 +10,7 @@ from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
 from moco_dist.config.from_python import check_choice
 from moco_dist.encoders.choices import Layer
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, shown
 from moco_dist.run import directory, paths
 
 _MOST = 1_000_000
@@ -199,3 +199,34 @@ def config_of(
     # Labelled images are wanted, whether or not the run evaluated itself; downloads, when they are asked for here.
     values = {"data.download": False, **values, "eval.knn_split": options.split, "eval.knn_every": 1}
     return directory.load_config(own, values=values) if own.is_file() else load(values)
+
+
+def overrides_that_count(path: Path, config: configs.Config) -> list[str]:
+    """Return in what the config of an evaluation differs from that of the run, as overrides for the command line.
+
+    Left out is what changes no figure, or is an option of its own. A folder of images is named FOLDER: it is another
+    one on each machine.
+
+    Args:
+        path: what is evaluated; weights have no config of their own, and so no overrides.
+        config: of the evaluation.
+
+    Raises:
+        UserError: the run's config cannot be read.
+    """
+    own_file = paths.RunPaths(path).config
+    if not own_file.is_file():
+        return []
+    own, used = (_that_count(of) for of in (directory.load_config(own_file), config))
+    changed = {key: value for key, value in used.items() if value != own[key]}
+    if "data.root" in changed:
+        changed["data.root"] = "FOLDER"
+    return [f"{key}={shown(value)}" for key, value in changed.items()]
+
+
+def _that_count(config: configs.Config) -> dict[str, Any]:
+    """Return the values by key on which the figures of an evaluation depend."""
+    values = configs.flat(config.model_dump(mode="json"))
+    counts = ("eval.knn_k", "eval.knn_temperature", "run.seed", "device.precision")
+    free = ("data.workers", "data.download", "data.cache")
+    return {key: v for key, v in values.items() if (key.startswith("data.") and key not in free) or key in counts}

@@ -20,6 +20,7 @@ from moco_dist.data.pixel_statistics import shown_channels
 from moco_dist.encoders.choices import Layer
 from moco_dist.errors import UserError, printable
 from moco_dist.evaluate import all_labels, features, few, full_training, knn, results, view
+from moco_dist.evaluate import options as command_line
 from moco_dist.evaluate.options import Options
 from moco_dist.evaluate.results import Cell, Cells, Key, digest
 from moco_dist.evaluate.subject import EvaluationMethod, Subject, open_subject
@@ -60,14 +61,15 @@ def evaluate(options: Options, config: Config, world: World) -> list[dict[str, A
     if options.wandb:
         world.from_first(lambda: wandb_results.check(options.path))
     evaluation = Evaluation(options, open_subject(options.path, config, world, options.features))
+    overrides = command_line.overrides_that_count(options.path, config)
     out = options.out or (options.path if options.path.is_dir() else options.path.parent)
     with writing(out):
         cache = world.from_first(lambda: Cells(RunPaths(out).evaluation))
     cells = [evaluation.cells_of(method, cache) for method in evaluation.methods]
     leave_view(evaluation, cells, options, RunPaths(out).features_view)
-    table = [results.row(of_method) for of_method in cells]
+    table = [results.row(of_method, overrides) for of_method in cells]
     with writing(out):
-        world.from_first(lambda: report(options.path, evaluation, cells, out))
+        world.from_first(lambda: report(options.path, evaluation, cells, table, out))
     if not world.quiet:
         world.from_first(lambda: show(options.path, evaluation, table, out))
     if options.wandb:
@@ -102,13 +104,20 @@ def leave_view(evaluation: Evaluation, cells: Sequence[Sequence[Cell]], options:
         view.leave(file, classified, bank, images, world, step=subject.step, projection="t-SNE", digest=made_of)
 
 
-def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], out: Path) -> None:
+def report(
+    path: Path,
+    evaluation: Evaluation,
+    cells: Sequence[Sequence[Cell]],
+    rows: Sequence[dict[str, Any]],
+    out: Path,
+) -> None:
     """Write evaluation.json and draw the pictures; on rank 0 alone.
 
     Args:
         path: the run directory or the file of weights; curves are drawn where it has rows.
         evaluation: what was tried.
         cells: of each method, one a draw.
+        rows: of the table, a row a method.
         out: where the results go.
 
     Raises:
@@ -117,7 +126,6 @@ def report(path: Path, evaluation: Evaluation, cells: Sequence[Sequence[Cell]], 
     from moco_dist.evaluate import plots
 
     subject, paths = evaluation.subject, RunPaths(out)
-    rows = [results.row(of_method) for of_method in cells]
     about = {"weights": subject.digest, "split": subject.split, "held_out": len(subject.held_out)}
     results.write(paths.evaluation_table, rows, {**about, "settings": evaluation.all_settings})
     plots.save(paths.evaluation / "accuracies.png", plots.accuracies(rows, subject.split))

@@ -89,11 +89,17 @@ def _read(path: Path) -> Iterator[Cell]:
                 yield Cell(**{**cell, "key": Key(**cell["key"])})
 
 
-def row(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Summarise the cells of one method, one a draw: mean and standard deviation (of the sample) over the draws."""
+def row(cells: Sequence[Cell], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Summarise the cells of one method, one a draw: mean and standard deviation (of the sample) over the draws.
+
+    Args:
+        cells: of the method.
+        overrides: of the run's config, on which the figures depend.
+    """
     key, accuracies = cells[0].key, [cell.accuracy for cell in cells]
     notes = {name: statistics.fmean(cell.notes[name] for cell in cells) for name in cells[0].notes}
     recipe = {"recipe": cells[0].recipe} if cells[0].recipe else {}
+    overridden = {"overrides": list(overrides)} if overrides else {}
     return {
         "method": key.method,
         "labels": key.labels,
@@ -104,6 +110,7 @@ def row(cells: Sequence[Cell]) -> dict[str, Any]:
         "accuracies": accuracies,
         "notes": {name: mean for name, mean in notes.items() if math.isfinite(mean)},
         **recipe,
+        **overridden,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,7 +199,7 @@ def _evaluated(paths: RunPaths, digest: str) -> Iterator[Measured]:
             continue
         images = f"{count} {split} images" if type(count) is int else f"{split} images"
         command = f"python -m moco_dist.evaluate RUN_DIR{_flags(method, labels, draws)}"
-        command += " --split validation" * (split == "validation")
+        command += " --split validation" * (split == "validation") + _overrides(row.get("overrides"))
         yield Measured(method, labels, draws, accuracy, spread or 0.0, images, command)
 
 
@@ -216,6 +217,13 @@ def _flags(method: str, labels: int | None, draws: int) -> str:
         return f" --linear{' --solver sgd' * ('SGD' in method)}{of_layer}"
     epochs = re.search(r", (\d+) epochs?\)$", method)  # others than the recipe's
     return f" --labels all{training}{f' --epochs {epochs[1]}' if epochs else ''}" * bool(training)
+
+
+def _overrides(listed: object) -> str:
+    """Return the overrides that an evaluation had, behind a blank each, as a shell takes them."""
+    texts = listed if isinstance(listed, list) else []
+    own = [text for text in texts if isinstance(text, str) and re.fullmatch(r"[a-z_]+\.[a-z_]+=[^`|\n]+", text)]
+    return "".join(f" {shlex.quote(text)}" for text in own)
 
 
 def _findings(options: Options, step: int) -> list[str]:

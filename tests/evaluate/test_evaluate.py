@@ -247,6 +247,16 @@ def test_a_run_that_has_gone_on_is_as_its_last_checkpoint(run_dir: Path) -> None
     assert (left := features_view.read(run_dir / "features_view.json")) and left.step == 8
 
 
+def test_overrides_on_which_figures_depend_are_told_and_folders_are_not(run_dir: Path) -> None:
+    words = ["data.source=imagefolder", "data.root=/mine", "data.workers=1", "data.crop_scale=0.3,1", "eval.knn_k=20"]
+    config = options.load_config(options.parse([str(run_dir), "--knn", *words, "device.precision=fp16"]))
+    overrides = options.overrides_that_count(run_dir, config)
+    assert overrides == [words[0], "data.root=FOLDER", "data.crop_scale=[0.3, 1.0]", "device.precision=fp16"]
+    again = options.load_config(options.parse([str(run_dir), "--knn", *overrides]))
+    assert options.overrides_that_count(run_dir, again) == overrides
+    assert options.overrides_that_count(run_dir / "encoder.safetensors", config) == []
+
+
 @pytest.mark.usefixtures("_short")
 def test_each_method_is_computed_again_if_what_it_depends_on_has_changed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,7 +272,9 @@ def test_each_method_is_computed_again_if_what_it_depends_on_has_changed(
 
     assert added() == {"kNN, None", "linear, None", "linear, 20"}
     assert added("data.workers=1") == set()
+    assert not any("overrides" in row for row in rows(run_dir))
     assert added("eval.knn_k=5") == {"kNN, None"}
+    assert [row["overrides"] for row in rows(run_dir)] == 3 * [["eval.knn_k=5"]]
     monkeypatch.setitem(few.REVISIONS, "linear", few.REVISIONS["linear"] + 1)
     assert added() == {"linear, 20"}
     monkeypatch.setitem(all_labels.REVISIONS, "kNN", all_labels.REVISIONS["kNN"] + 1)
