@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from moco_dist import train
+from tests.ranks import free_port
 
 ROOT = Path(__file__).parent.parent
 EPOCH_STEPS = 22  # of the 1,438 digits that are trained on, in batches of 64
@@ -192,10 +192,8 @@ class Pair:
         module: str = "moco_dist.train",
         config: Path = FAST,
     ) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(environment or {})}
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        world = {"WORLD_SIZE": "2", **rendezvous, **(environment or {})}
         places = ({**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
         self.ranks = [Job(run_dir, 0, settings, module=module, environment=place, config=config) for place in places]
 

@@ -6,10 +6,11 @@ They know the stand-in for a GPU, so that a function may run on it too.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +19,9 @@ import torch.multiprocessing as mp
 
 from moco_dist.ranks.collectives import World
 from moco_dist.ranks.rank import Rank
+
+_NEVER_GIVEN = (10_000, 32_768)
+"""Below the ports that Linux gives by itself: one of those might be another socket's by the time that it is taken."""
 
 
 class Ranks:
@@ -53,7 +57,7 @@ class Ranks:
         Raises:
             AssertionError: some rank raised; the message is its traceback.
         """
-        port = _free_port()
+        port = free_port()
         for rank, pipe in enumerate(self._pipes[:size]):
             pipe.send((rank, size, port, on_standin, function, args))
         outcomes = []
@@ -91,7 +95,9 @@ def _serve(pipe: Connection) -> None:
                 world.leave()
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_port() -> int:
+    """Return a port that nobody has, and that the system gives nobody who asks for any port."""
+    while True:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port := random.SystemRandom().randrange(*_NEVER_GIVEN)))
+            return port

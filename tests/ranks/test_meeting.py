@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.distributed
 
 from moco_dist.ranks.meeting import name_of_start
 from moco_dist.ranks.rank import Rank
+from tests.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +32,7 @@ for meeting in range(4):
 
 
 def test_a_rank_that_leaves_late_is_met_again() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT)}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", MEETINGS],
