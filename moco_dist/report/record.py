@@ -83,8 +83,8 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
     """
     paths = RunPaths(folder)
     tree, versions = settings.read(paths.config)
-    state = status.read(folder)
-    columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state)
+    state, starts = status.read(folder), provenance.read(folder)
+    columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state, starts)
     values = configs.flat(tree)
     return RunRecord(
         folder,
@@ -98,7 +98,7 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
         features_view.read(paths.features_view),
         _picture(paths.pairs_picture),
         columns.rows,
-        provenance.read(folder),
+        starts,
         lease.held_by(folder),
     )
 
