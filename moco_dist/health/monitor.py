@@ -64,6 +64,11 @@ class Diagnosis:
         return not self.findings
 
     @property
+    def is_by_few(self) -> bool:
+        """Return whether most rules could not judge, so that their silence says little."""
+        return len(self.checked) < len(self.unchecked)
+
+    @property
     def fine(self) -> list[str]:
         """Return the rules that were judged, and never found anything wrong."""
         bad = {finding.name for finding in self.findings}

@@ -79,7 +79,9 @@ class RunView:
         """Return the colour of the verdict."""
         if self.is_broken_off or self.status.state in ("crashed", "diverged", "user_error"):
             return "bad"
-        return "none" if not self.diagnosis else "warn" if self.open_findings else "good"
+        if not self.diagnosis:
+            return "none"
+        return "warn" if self.open_findings else "none" if self.diagnosis.is_by_few else "good"
 
     @property
     def verdict(self) -> str:
@@ -93,8 +95,18 @@ class RunView:
             return f"{state}; there are no rows yet to judge it by."
         if count := self.open_findings:
             return f"{state}, and {count} thing{'s are' if count > 1 else ' is'} wrong with its learning."
-        over = len(self.diagnosis.findings)
+        over, rules = len(self.diagnosis.findings), len(self.diagnosis.checked)
+        if not rules:
+            return f"{state}; there are too few rows yet to judge it by."
+        if self.diagnosis.is_by_few:
+            length = rules + len(self.diagnosis.unchecked)
+            return f"{state}, and its rows show nothing wrong, but {rules} of {length} rules alone could judge."
         return f"{state}, and its rows show nothing wrong{f' any more: {over} finding(s) are over' if over else ''}."
+
+    @property
+    def is_judged(self) -> bool:
+        """Tell whether any rule could judge the run."""
+        return bool(self.diagnosis and self.diagnosis.checked)
 
     @property
     def facts(self) -> list[str]:

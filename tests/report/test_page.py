@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -59,6 +60,30 @@ def test_a_healthy_run_is_told_to_be_one(tmp_path: Path) -> None:
     text = page_of(a_run(tmp_path / "a")).text
     assert "It is done, and its rows show nothing wrong." in text
     assert "4 ranks on 2 nodes (node-1, node-2) from step 0" in text and "2 ranks on node-1 from step 300" in text
+
+
+def _cut(folder: Path, rows: int) -> Path:
+    """Leave the first rows of a run alone."""
+    metrics = RunPaths(folder).metrics
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:rows]))
+    return folder
+
+
+def test_a_run_that_few_rules_could_judge_is_not_told_to_be_healthy(tmp_path: Path) -> None:
+    hardly = _cut(a_run(tmp_path / "a"), 20)
+    barely = shutil.copytree(Path(__file__).parent.parent / "earlier_run", tmp_path / "b")
+    by_folder = {hardly: "its rows show nothing wrong, but ", barely: "there are too few rows yet to judge it by."}
+    for folder, words in by_folder.items():
+        made_page = page_of(folder)
+        [verdict] = [attributes for tag, attributes in made_page.tags if attributes.get("id") == "verdict"]
+        assert words in made_page.text and verdict["class"] == "verdict none"
+    text = page_of(hardly, barely).text
+    assert "2 runs · 1 without a finding" in text and "There is no finding." in text
+
+
+def test_a_note_ends_with_its_phase(tmp_path: Path) -> None:
+    text = page_of(_cut(a_run(tmp_path / "a"), 20)).text
+    assert "Queue filling steps 1 to 9, over" in text and "First epoch since step 1" in text
 
 
 def test_a_run_that_no_process_goes_on_with_is_broken_off(tmp_path: Path) -> None:
