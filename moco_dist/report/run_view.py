@@ -158,8 +158,9 @@ class RunView:
             *fact("GPU memory (GiB), median", "gpu_memory_gib", worst_is_high=True),
         ]
         replaced, failed = curves.get("unreadable"), curves.get("checkpoint_failures")
-        made.append(("Steps with replaced images", f"{replaced.rows:,}" if replaced else "none"))
-        made.append(("Checkpoints that failed", number(failed.high[1]) if failed else "none"))
+        # Steps without a row may have had some, too, and a start counts its own failures.
+        made.append(("Rows of steps with replaced images", f"{replaced.rows:,}" if replaced else "none"))
+        made.append(("Checkpoints of a start that failed, at most", number(failed.high[1]) if failed else "none"))
         return made
 
     @functools.cached_property

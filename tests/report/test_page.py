@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moco_dist.report import drawings, page, panels, record
 from moco_dist.run.figures import FIGURES
@@ -185,6 +186,29 @@ def test_several_runs_show_a_table_with_the_keys_that_differ(tmp_path: Path) -> 
     header = re.search(r"run state findings step .* optim.lr", text)
     assert header and "moco.dim" not in header[0]
     assert "b/report.html" in [attributes.get("href") for tag, attributes in made_page.tags if tag == "a"]
+
+
+def test_a_key_that_came_after_a_run_does_not_differ_by_its_default(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / name) for name in ("a", "b", "c")]
+    for number, run in enumerate(runs):
+        config = yaml.safe_load(RunPaths(run).config.read_text())
+        del config["track"]["trackio"]
+        if number == 1:
+            config["optim"]["decay"] = 0.5
+        else:
+            del config["optim"]["decay"]
+        RunPaths(run).config.write_text(yaml.safe_dump(config) if number < 2 else "")
+    text = page_of(*runs, a_run(tmp_path / "d")).text
+    assert "4 runs · 3 without a finding · 1 key differs" in text and "images/s optim.decay" in text
+
+
+def test_the_health_of_speed_and_data_is_told_as_the_rows_have_it(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    rows = [{"step": 641, "checkpoint_failures": 2, "unreadable": 5}, {"step": 642, "checkpoint_failures": 1}]
+    with RunPaths(folder).metrics.open("a") as file:
+        file.write("".join(json.dumps({**row, "loss": 1.0}) + "\n" for row in rows))
+    text = page_of(folder).text
+    assert "Rows of steps with replaced images 1" in text and "Checkpoints of a start that failed, at most 2" in text
 
 
 def test_rows_of_100_000_steps_are_thinned(tmp_path: Path) -> None:

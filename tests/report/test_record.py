@@ -130,7 +130,9 @@ def test_the_shipped_configs_are_the_same_whatever_the_environment_says(
 def test_only_keys_that_differ_are_told() -> None:
     runs = [{"run.name": "a", "optim.lr": 0.1, "moco.dim": 3}, {"run.name": "b", "optim.lr": 0.2, "moco.dim": 3}]
     assert settings.differing(runs) == ["optim.lr"]
-    assert settings.differing([{"optim.lr": 0.1}, {}]) == ["optim.lr"]
+    assert settings.differing([{"optim.lr": 0.1, "moco.dim": 3}, {"moco.dim": 3}]) == ["optim.lr"]
+    assert settings.differing([{"optim.lr": 0.03, "moco.dim": 3}, {"moco.dim": 3}]) == []  # the default
+    assert settings.differing([{"optim.lr": 0.1}, {}]) == []
 
 
 def test_a_process_that_dies_while_it_reads_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
