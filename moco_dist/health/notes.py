@@ -22,9 +22,9 @@ class Notes:
     def push(self, row: Row) -> None:
         """Take a training row."""
         step, epoch = int(row["step"]), int(row.get("epoch", 0))
-        if step <= self._facts.queue_steps + 1:
+        if "queue_filled" in row and step <= self._facts.queue_steps + 1:
             self._filling.push(row)
-        if epoch == 0:
+        if epoch == 0 and self._facts.config.run.init_from is None:  # else features differ from the first step on
             self._first_epoch.push(row)
         if epoch < self._facts.config.optim.warmup_epochs:
             self._warm_up.push(row)

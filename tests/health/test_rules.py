@@ -171,6 +171,20 @@ def test_a_key_encoder_that_never_moves_is_found() -> None:
     assert not [row for row in events if row["state"] == "ends"]
 
 
+def test_a_method_without_a_queue_is_told_nothing_of_one() -> None:
+    monitor = monitor_of(config_of(moco__queue_size=4096))
+    assert events_of(monitor, rows(STEPS, lambda step: {"queue_filled": None, "queue_age_steps": None})) == []
+    diagnosis = monitor.diagnosis()
+    assert diagnosis.unchecked["queue_larger_than_data"] == "no queue_filled in the rows"
+    assert [note.name for note in diagnosis.notes] == ["first_epoch"]
+
+
+def test_a_run_that_began_from_weights_is_not_told_that_its_features_are_alike() -> None:
+    monitor = monitor_of(config_of(run__init_from="runs/before"))
+    events_of(monitor, rows(STEPS))
+    assert [note.name for note in monitor.diagnosis().notes] == ["queue_filling"]
+
+
 def test_a_diverged_run_has_a_finding() -> None:
     from moco_dist.run.status import Status
 
