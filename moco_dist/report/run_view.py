@@ -50,6 +50,8 @@ class RunView:
         self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
         self.knn_command = f"python -m moco_dist.evaluate {shlex.quote(self.folder)} --knn"
+        if record.settings.get("eval.knn_split") == "validation":
+            self.knn_command += " --split validation"
         self.status, self.versions = record.status, record.versions
         self.diagnosis, self.not_judged = record.diagnosis, record.not_judged
         self.features, self.pairs_picture = record.features, record.pairs_picture
@@ -58,6 +60,16 @@ class RunView:
         """Cells of the run in the table of several runs."""
         self.link = ""
         """Address of the run's own page, from a page of several runs."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether the training images have labels, as far as the last start has recorded that."""
+        return not self.record.starts or self.record.starts[-1].get("data", {}).get("classes") != 0
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Tell whether training has evaluated the run, so that there are held-out images."""
+        return "knn_top1" in self.record.curves
 
     @property
     def is_broken_off(self) -> bool:

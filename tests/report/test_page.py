@@ -102,6 +102,25 @@ def test_what_is_absent_names_the_command_that_makes_it(tmp_path: Path) -> None:
     assert "training writes it at its first step" in text
 
 
+def test_the_command_for_the_map_is_one_that_the_images_allow(tmp_path: Path) -> None:
+    def page_without_map(name: str, classes: int, **changes: str) -> str:
+        folder = a_run(tmp_path / name, **changes)
+        RunPaths(folder).features_view.unlink()
+        RunPaths(folder).provenance.write_text(
+            json.dumps({"step": 0, "data": {"images": 9, "classes": classes}}) + "\n"
+        )
+        if name == "watched":
+            return page_of(folder).text
+        lines = RunPaths(folder).metrics.read_text().splitlines(keepends=True)
+        RunPaths(folder).metrics.write_text("".join(line for line in lines if "knn_top1" not in line))
+        return page_of(folder).text
+
+    assert "the images have no labels." in page_without_map("flat", 0)
+    assert "--knn , with --split validation where no images are held out" in page_without_map("alone", 2)
+    assert "--knn --split validation" in page_without_map("cut", 2, eval__knn_split="validation")
+    assert "--split validation" not in page_without_map("watched", 2)
+
+
 def test_names_and_values_of_runs_are_escaped(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "a", edits={"run.name": EVIL, "track.group": EVIL, f"track.{EVIL}": EVIL})
     with_classes(folder, 4, EVIL + "{}")
