@@ -143,7 +143,8 @@ class RunView:
             note = f"{number(chance.last)} at chance" if chance else f"lowest {number(loss.low[1])}"
             made.append(Tile("Loss", number(loss.last), note))
         if top1 := curves.get("top1"):
-            made.append(Tile("Pretext top-1", self.shown("top1", top1.last), "among the keys of the queue"))
+            among = "among the keys of the queue" if "queue_filled" in curves else ""  # another method has no queue
+            made.append(Tile("Pretext top-1", self.shown("top1", top1.last), among))
         if speed := curves.get("images_per_second"):
             made.append(Tile("Images a second", number(speed.median), "median over the rows"))
         return made

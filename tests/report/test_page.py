@@ -230,6 +230,13 @@ def test_the_health_of_speed_and_data_is_told_as_the_rows_have_it(tmp_path: Path
     assert "Rows of steps with replaced images 1" in text and "Checkpoints of a start that failed, at most 2" in text
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / name, edits={"run.name": "digits"}) for name in ("a", "b")]
+    text = page_of(*runs, a_run(tmp_path / "c")).text
+    assert f"digits ({runs[0]})" in text and f"digits ({runs[1]})" in text and "c (" not in text
+    assert page_of(runs[0]).text.startswith("digits Skip to")
+
+
 def test_rows_of_100_000_steps_are_thinned(tmp_path: Path) -> None:
     rows = ({"step": step, "epoch": 0, "loss": 9.0 if step == 77_777 else 1.0} for step in range(1, 100_001))
     made.write_run(tmp_path / "a", rows, {"state": "done"}, made.config_of())
