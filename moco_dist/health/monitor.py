@@ -240,8 +240,10 @@ def diagnose(
         images = _count(start.get("data", {}).get("images"))
     if images is None and status and status.epoch_steps:  # less than a batch is left over of an epoch
         images = (status.epoch_steps + 1) * parsed.optim.global_batch - 1
-    ranks = _count(start.get("ranks"))
-    monitor = Monitor(Facts(parsed, images, bn_groups=ranks and ranks * parsed.optim.accumulate))
+    ranks, groups = _count(start.get("ranks")), parsed.moco.bn_groups
+    if ranks and groups is None:
+        groups = ranks * parsed.optim.accumulate
+    monitor = Monitor(Facts(parsed, images, bn_groups=groups))
     for row in rows:
         monitor.push(row)
     if status and status.state == "diverged":

@@ -103,11 +103,11 @@ def test_a_diverged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (finding["first_step"], finding["last_step"]) == (31, 31)
 
 
-@pytest.mark.parametrize(("ranks", "leaks"), [(1, False), (4, True)])
+@pytest.mark.parametrize(("ranks", "groups", "leaks"), [(1, None, False), (4, None, True), (1, 4, True)])
 def test_ranks_and_images_are_those_of_the_last_start(
-    ranks: int, leaks: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ranks: int, groups: int | None, leaks: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(moco__shuffle="none", moco__bn_groups=None, moco__queue_size=2100)
+    config = config_of(moco__shuffle="none", moco__bn_groups=groups, moco__queue_size=2100)
     status = {"state": "done", "step": STEPS, "total_steps": STEPS, "epoch_steps": 32}
     made = [row for row in rows(STEPS, lambda step: {"top1": 0.9}) if "knn_top1" not in row]  # there are no classes
     run_dir = write_run(tmp_path / "run", made, status, config)
