@@ -71,7 +71,10 @@ def _standing(run: RunView) -> list[Cell]:
 
 def _figure(run: RunView, name: str) -> Cell:
     curve = run.record.curves.get(name)
-    return Cell(run.shown(name, curve.last), curve.last) if curve else Cell("")
+    if curve is None:
+        return Cell("")
+    value = curve.median if name == "images_per_second" else curve.last  # the last step may have waited for anything
+    return Cell(run.shown(name, value), value)
 
 
 def _relative(target: Path, folder: Path) -> str:

@@ -202,6 +202,8 @@ def test_several_runs_show_a_table_with_the_keys_that_differ(tmp_path: Path) -> 
     made_page = page_of(*runs, title="Some runs", beside=tmp_path)
     text = made_page.text
     assert "2 runs · 1 without a finding · 1 key differs" in text
+    speed = record.read(runs[0]).curves["images_per_second"]
+    assert speed.median != speed.last and f" {speed.median:.4g} " in text[: text.index("Curves Horizontal")]
     header = re.search(r"run state findings step .* optim.lr", text)
     assert header and "moco.dim" not in header[0]
     assert "b/report.html" in [attributes.get("href") for tag, attributes in made_page.tags if tag == "a"]
