@@ -104,14 +104,21 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Return the run directories in a folder, at any depth, by name; those within a run directory are left out."""
-    runs = []
+    """Return the run directories in a folder, at any depth, by name; those within a run directory are left out.
+
+    A link to a run directory counts, each directory once; links to other folders, which may be large, are not followed.
+    """
+    own, linked = list[Path](), list[Path]()
     for root, folders, names in os.walk(folder):
-        folders.sort()
         if RunPaths.holds_run(names):
-            runs.append(Path(root))
+            own.append(Path(root))
             folders.clear()
-    return runs
+        for link in (Path(root, name) for name in folders):
+            with suppress(OSError):
+                if link.is_symlink() and RunPaths.holds_run(path.name for path in link.iterdir()):
+                    linked.append(link)
+    runs = {os.path.realpath(run): run for run in [*sorted(linked, reverse=True), *own]}  # a link gives way
+    return sorted(runs.values())
 
 
 def _check(folder: Path) -> None:
