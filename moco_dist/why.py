@@ -90,7 +90,7 @@ def _verdict(diagnosis: health.Diagnosis) -> str:
         return "Nothing to judge yet: too few rows."
     if not diagnosis.findings:
         rules, length = len(diagnosis.checked), len(diagnosis.checked) + len(diagnosis.unchecked)
-        if rules < length / 2:
+        if diagnosis.is_by_few:
             return (
                 f"Nothing was wrong up to step {diagnosis.last_step}, but {rules} of {length} rules alone could judge."
             )

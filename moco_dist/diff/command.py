@@ -43,7 +43,11 @@ def compare(one: side.Side, other: side.Side) -> dict[str, Any]:
     listed = differences(one, other)
     first = next((c for c in (trained, evaluated) if c.first is not None), None)
     drift = first.drifts[first.first] if first and first.first else None
-    causes = cause.probable_causes(listed, trained.drifts, drift, one, other) if drift else []
+    causes = (
+        cause.probable_causes(listed, trained.drifts, drift, one, other, evaluation=trained.first is None)
+        if drift
+        else []
+    )
     return {
         "equal": first is None,
         "verdict": _verdict(one, other, trained, evaluated, causes),

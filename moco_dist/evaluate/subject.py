@@ -181,8 +181,9 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     for remark in data.remarks:
         world.tell(f"moco_dist.evaluate: {remark}")
     if data.bank is None or data.queries is None:
-        rule = "no labels" if data.bank is None else "no held-out images with labels"
-        fix = "give a folder with train/ and val/ of class folders, or --split validation"
+        rule, fix = "no labels", "give a folder with train/ and val/ of class folders"
+        if data.bank is not None:
+            rule, fix = "no held-out images with labels", f"{fix}, or --split validation"
         raise UserError.of("data.root", config.data.root, rule, fix)
     if data.bank.labels is not None and len(np.unique(data.bank.labels)) < 2:
         rule = "all images are of one class, and there is nothing to tell apart"

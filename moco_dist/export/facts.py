@@ -88,6 +88,7 @@ def gather(options: Options, step: int, digest: str) -> Facts:
     own_rows, converted, data = _rows(options, step), _converted(paths), last.get("data", {})
     of_step = [row for row in own_rows if rows.is_evaluation(row) and row["step"] == step]
     evaluation = of_step[-1] if of_step and options.encoder == "query" else {}
+    is_last = step == last.get("total_steps", state.total_steps)  # of its start, after which the run may have gone on
     return Facts(
         config,
         step,
@@ -100,7 +101,7 @@ def gather(options: Options, step: int, digest: str) -> Facts:
         hours=_hours(own_rows, config.optim.global_batch, converted[0] if converted else 0),
         converted=converted,
         measured=[
-            *_in_training(evaluation, config, data.get("images"), is_last=step == state.total_steps),
+            *_in_training(evaluation, config, data.get("images"), is_last=is_last),
             *_evaluated(paths, digest),
         ],
         train_top1=_share(evaluation.get("linear_train_top1")),
@@ -173,7 +174,7 @@ def _in_training(row: Mapping[str, Any], config: Config, images: object, *, is_l
         row: of the evaluation; it may be empty.
         config: of the run.
         images: number of the training images, if it is known.
-        is_last: whether the step is the last one of the run.
+        is_last: whether the step was to be the last one of the run.
     """
     part = None if is_last else config.eval.online_images
     labels = part if part and type(images) is int and part < images else None

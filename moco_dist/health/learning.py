@@ -147,15 +147,20 @@ def overflow(course: Course) -> Judgement | None:
     return Judgement(True, evidence, Proposal("device.precision", "bf16"))
 
 
-def probe_overfits(course: Course) -> Judgement:
-    """Judge how much better the linear probe is on the images that it was fitted to."""
-    row = course.evaluation
+def probe_overfits(course: Course) -> Judgement | None:
+    """Judge how much better the linear probe is on the images that it was fitted to, where there are more images.
+
+    Few images are known by heart by any probe that is fitted to all of them.
+    """
+    row, facts = course.evaluation, course.facts
+    most = facts.config.eval.online_images
     fitted, others = row["linear_train_top1"], row["linear_top1"]
     if not (fitted - others > GAP):
         return GOOD
+    if facts.images is not None and (most is None or facts.images <= most):
+        return None
     evidence = (
         f"the linear probe has {fitted:.1%} on the images that it was fitted to and {others:.1%} on others at step "
         f"{row['step']}: its figure says little; more images make it reliable"
     )
-    images = 2 * (course.facts.config.eval.online_images or 10_000)
-    return Judgement(True, evidence, Proposal("eval.online_images", images))
+    return Judgement(True, evidence, Proposal("eval.online_images", 2 * (most or 10_000)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from moco_dist.errors import printable
 from moco_dist.health import notes, progress, rules
 from moco_dist.health.course import FEW_ROWS, SECONDS, SPEED_FIGURES, Course, Facts, Row, Window, numbers_of
 from moco_dist.health.finding import Finding, Judgement, Value
+from moco_dist.run.provenance import Start
 from moco_dist.run.rows import finding_row, is_evaluation, is_finding, is_training
 from moco_dist.run.status import Status
 
@@ -61,6 +62,11 @@ class Diagnosis:
     def healthy(self) -> bool:
         """Return whether nothing was wrong from the first row to the last."""
         return not self.findings
+
+    @property
+    def is_by_few(self) -> bool:
+        """Return whether most rules could not judge, so that their silence says little."""
+        return len(self.checked) < len(self.unchecked)
 
     @property
     def fine(self) -> list[str]:
@@ -126,7 +132,8 @@ class Monitor:
         for standing in self._standings.values():
             findings += standing.ended
             if standing.finding:
-                findings.append(replace(standing.finding, last_step=self.course.step))
+                last_step = max(standing.finding.first_step, self.course.step)  # a run diverges after its last row
+                findings.append(replace(standing.finding, last_step=last_step))
         checked = [name for name, standing in self._standings.items() if standing.judged]
         unchecked = {rule.name: rule.missing(self.course) for rule in rules.RULES if rule.name not in checked}
         findings.sort(key=lambda finding: finding.first_step)
@@ -209,25 +216,41 @@ def _proposal(row: Row) -> tuple[str | None, Value | None]:
 
 
 def diagnose(
-    rows: Iterable[Row], config: Mapping[str, Any], *, images: int | None = None, status: Status | None = None
+    rows: Iterable[Row],
+    config: Mapping[str, Any],
+    *,
+    images: int | None = None,
+    status: Status | None = None,
+    starts: Sequence[Start] = (),
 ) -> Diagnosis:
     """Judge the rows of a run.
 
     Args:
         rows: of metrics.jsonl, in their order.
         config: of the run, a tree of sections.
-        images: training images; None: as many as the status allows.
+        images: training images; None: those of the last start, else as many as the status allows.
         status: of the run, whose `epoch_steps` bounds the images; one that has diverged has a finding for that.
+        starts: of the run, whose last one tells images and ranks; none: a run of an earlier version.
 
     Raises:
         UserError: a mistake in the config.
     """
-    parsed = configs.parse(config)
+    parsed, start = configs.parse(config), starts[-1] if starts else {}
+    if images is None:
+        images = _count(start.get("data", {}).get("images"))
     if images is None and status and status.epoch_steps:  # less than a batch is left over of an epoch
         images = (status.epoch_steps + 1) * parsed.optim.global_batch - 1
-    monitor = Monitor(Facts(parsed, images))
+    ranks, groups = _count(start.get("ranks")), parsed.moco.bn_groups
+    if ranks and groups is None:
+        groups = ranks * parsed.optim.accumulate
+    monitor = Monitor(Facts(parsed, images, bn_groups=groups))
     for row in rows:
         monitor.push(row)
     if status and status.state == "diverged":
         monitor.push_divergence(status.step, status.reason)
     return monitor.diagnosis()
+
+
+def _count(value: Any) -> int | None:
+    """Return what a start has recorded as a number of things; None where it is none."""
+    return value if type(value) is int and value > 0 else None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moco_dist.config import Config
 from moco_dist.health.monitor import Diagnosis, diagnose
-from moco_dist.run import directory, lease, paths, status
+from moco_dist.run import directory, lease, paths, provenance, status
 from moco_dist.run.rows import rows_so_far
 
 
@@ -34,5 +34,6 @@ def read(folder: Path) -> Reading:
     if not files.config.exists():
         return Reading(folder, None, state, writer, None)
     config = directory.load_config(files.config)
-    diagnosis = diagnose(rows_so_far(files.metrics), config.model_dump(mode="json"), status=state)
+    rows, starts = rows_so_far(files.metrics), provenance.read(folder)
+    diagnosis = diagnose(rows, config.model_dump(mode="json"), status=state, starts=starts)
     return Reading(folder, config, state, writer, diagnosis)

@@ -20,7 +20,7 @@ class Rule:
     judge: Callable[[Course], Judgement | None]
     """Returns None where the run has not come so far, or where the rule does not concern it."""
     figures: tuple[str, ...]
-    """Figures without which there is nothing to judge by."""
+    """Figures without which there is nothing to judge by, such as those of the queue where a method has none."""
     when: Literal["row", "window", "minute", "evaluation"] = "window"
     """The rule judges after each row, each full window, each minute of rows, or each evaluation."""
     begins_after: int = 2
@@ -38,7 +38,7 @@ class Rule:
             if not course.row or (self.when == "evaluation" and not course.evaluation):
                 return "no evaluation yet" if course.row else "no rows yet"
             return f"no {absent[0]} in the rows"
-        return "the run has not come so far, or another finding hides it"
+        return "the run has not come so far, it does not apply, or another finding hides it"
 
     def _absent(self, course: Course) -> list[str]:
         row = self._row(course)
@@ -76,7 +76,7 @@ RULES = (
         "queue_larger_than_data",
         "the queue holds other views of a query's own image as negatives",
         queue.larger_than_data,
-        (),
+        ("queue_filled",),
         when="row",
         begins_after=1,
     ),

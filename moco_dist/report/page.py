@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def page_of(records: Sequence[RunRecord], *, title: str = "", beside: Path | Non
         watched: whether the page is served, and looks for new rows.
     """
     runs = [RunView(record, number) for number, record in enumerate(records)]
+    _tell_apart(runs)
     all_panels = panels.panels(name for record in records for name in record.curves)
     numbered = list(enumerate(all_panels))
     first = [(number, panel) for number, panel in numbered if panel.figures[0] in panels.FIRST]
@@ -88,6 +89,14 @@ def sentence(text: str) -> str:
     """Write words as a sentence: with a capital, but for symbols such as m, and a full stop."""
     begun = text if text.startswith("m ") else text[:1].upper() + text[1:]
     return begun if begun.endswith((".", "!", "?")) else f"{begun}."
+
+
+def _tell_apart(runs: Sequence[RunView]) -> None:
+    """Add the folder to a name that several runs have, as those of one config in several directories."""
+    names = Counter(run.name for run in runs)
+    for run in runs:
+        if names[run.name] > 1:
+            run.name = f"{run.name} ({run.folder})"
 
 
 def _sections(numbered: list[tuple[int, panels.Panel]], runs: Sequence[RunView]) -> list[Section]:

@@ -83,8 +83,8 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
     """
     paths = RunPaths(folder)
     tree, versions = settings.read(paths.config)
-    state = status.read(folder)
-    columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state)
+    state, starts = status.read(folder), provenance.read(folder)
+    columns, diagnosis, not_judged = judge.judge(paths.metrics, tree, state, starts)
     values = configs.flat(tree)
     return RunRecord(
         folder,
@@ -98,20 +98,27 @@ def read(folder: Path, most_points: int = _MOST_POINTS) -> RunRecord:
         features_view.read(paths.features_view),
         _picture(paths.pairs_picture),
         columns.rows,
-        provenance.read(folder),
+        starts,
         lease.held_by(folder),
     )
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Return the run directories in a folder, at any depth, by name; those within a run directory are left out."""
-    runs = []
+    """Return the run directories in a folder, at any depth, by name; those within a run directory are left out.
+
+    A link to a run directory counts, each directory once; links to other folders, which may be large, are not followed.
+    """
+    own, linked = list[Path](), list[Path]()
     for root, folders, names in os.walk(folder):
-        folders.sort()
         if RunPaths.holds_run(names):
-            runs.append(Path(root))
+            own.append(Path(root))
             folders.clear()
-    return runs
+        for link in (Path(root, name) for name in folders):
+            with suppress(OSError):
+                if link.is_symlink() and RunPaths.holds_run(path.name for path in link.iterdir()):
+                    linked.append(link)
+    runs = {os.path.realpath(run): run for run in [*sorted(linked, reverse=True), *own]}  # a link gives way
+    return sorted(runs.values())
 
 
 def _check(folder: Path) -> None:

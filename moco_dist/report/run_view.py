@@ -50,6 +50,8 @@ class RunView:
         self.record, self.number, self.colour = record, number, number % drawings.COLOURS
         self.name, self.folder = record.name, printable(str(record.folder))
         self.knn_command = f"python -m moco_dist.evaluate {shlex.quote(self.folder)} --knn"
+        if record.settings.get("eval.knn_split") == "validation":
+            self.knn_command += " --split validation"
         self.status, self.versions = record.status, record.versions
         self.diagnosis, self.not_judged = record.diagnosis, record.not_judged
         self.features, self.pairs_picture = record.features, record.pairs_picture
@@ -58,6 +60,16 @@ class RunView:
         """Cells of the run in the table of several runs."""
         self.link = ""
         """Address of the run's own page, from a page of several runs."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether the training images have labels, as far as the last start has recorded that."""
+        return not self.record.starts or self.record.starts[-1].get("data", {}).get("classes") != 0
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Tell whether training has evaluated the run, so that there are held-out images."""
+        return "knn_top1" in self.record.curves
 
     @property
     def is_broken_off(self) -> bool:
@@ -79,7 +91,9 @@ class RunView:
         """Return the colour of the verdict."""
         if self.is_broken_off or self.status.state in ("crashed", "diverged", "user_error"):
             return "bad"
-        return "none" if not self.diagnosis else "warn" if self.open_findings else "good"
+        if not self.diagnosis:
+            return "none"
+        return "warn" if self.open_findings else "none" if self.diagnosis.is_by_few else "good"
 
     @property
     def verdict(self) -> str:
@@ -93,8 +107,18 @@ class RunView:
             return f"{state}; there are no rows yet to judge it by."
         if count := self.open_findings:
             return f"{state}, and {count} thing{'s are' if count > 1 else ' is'} wrong with its learning."
-        over = len(self.diagnosis.findings)
+        over, rules = len(self.diagnosis.findings), len(self.diagnosis.checked)
+        if not rules:
+            return f"{state}; there are too few rows yet to judge it by."
+        if self.diagnosis.is_by_few:
+            length = rules + len(self.diagnosis.unchecked)
+            return f"{state}, and its rows show nothing wrong, but {rules} of {length} rules alone could judge."
         return f"{state}, and its rows show nothing wrong{f' any more: {over} finding(s) are over' if over else ''}."
+
+    @property
+    def is_judged(self) -> bool:
+        """Tell whether any rule could judge the run."""
+        return bool(self.diagnosis and self.diagnosis.checked)
 
     @property
     def facts(self) -> list[str]:
@@ -119,7 +143,8 @@ class RunView:
             note = f"{number(chance.last)} at chance" if chance else f"lowest {number(loss.low[1])}"
             made.append(Tile("Loss", number(loss.last), note))
         if top1 := curves.get("top1"):
-            made.append(Tile("Pretext top-1", self.shown("top1", top1.last), "among the keys of the queue"))
+            among = "among the keys of the queue" if "queue_filled" in curves else ""  # another method has no queue
+            made.append(Tile("Pretext top-1", self.shown("top1", top1.last), among))
         if speed := curves.get("images_per_second"):
             made.append(Tile("Images a second", number(speed.median), "median over the rows"))
         return made
@@ -146,8 +171,9 @@ class RunView:
             *fact("GPU memory (GiB), median", "gpu_memory_gib", worst_is_high=True),
         ]
         replaced, failed = curves.get("unreadable"), curves.get("checkpoint_failures")
-        made.append(("Steps with replaced images", f"{replaced.rows:,}" if replaced else "none"))
-        made.append(("Checkpoints that failed", number(failed.high[1]) if failed else "none"))
+        # Steps without a row may have had some, too, and a start counts its own failures.
+        made.append(("Rows of steps with replaced images", f"{replaced.rows:,}" if replaced else "none"))
+        made.append(("Checkpoints of a start that failed, at most", number(failed.high[1]) if failed else "none"))
         return made
 
     @functools.cached_property

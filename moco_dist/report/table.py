@@ -35,7 +35,7 @@ class Table:
     unlisted: list[str]
     """The other keys in which the runs differ."""
     healthy: int
-    """Runs without a finding."""
+    """Runs that could be judged, and have no finding."""
 
     @classmethod
     def of(cls, runs: Sequence[RunView], beside: Path | None) -> "Table":
@@ -60,18 +60,21 @@ class Table:
             if len(values) <= _MOST_VALUES and len(facets) < _MOST_FACETS:
                 facets.append((key, values))
         unlisted = [key for key in keys if key not in dict(facets)]
-        healthy = sum(bool(run.diagnosis and not run.diagnosis.findings) for run in runs)
+        healthy = sum(bool(run.diagnosis and run.is_judged and not run.diagnosis.findings) for run in runs)
         return cls(columns, keys, facets, unlisted, healthy)
 
 
 def _standing(run: RunView) -> list[Cell]:
-    findings = str(len(run.diagnosis.findings)) if run.diagnosis else ""
+    findings = str(len(run.diagnosis.findings)) if run.diagnosis and run.is_judged else ""
     return [Cell(run.name), Cell(run.state, state=True), Cell(findings), Cell(f"{run.record.step:,}", run.record.step)]
 
 
 def _figure(run: RunView, name: str) -> Cell:
     curve = run.record.curves.get(name)
-    return Cell(run.shown(name, curve.last), curve.last) if curve else Cell("")
+    if curve is None:
+        return Cell("")
+    value = curve.median if name == "images_per_second" else curve.last  # the last step may have waited for anything
+    return Cell(run.shown(name, value), value)
 
 
 def _relative(target: Path, folder: Path) -> str:

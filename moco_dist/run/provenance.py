@@ -1,8 +1,9 @@
 """Keep what each start of a run ran on, in `provenance.jsonl`: a line of JSON for each start.
 
-A line has `step` (steps done before it), `time` (UTC), `ranks`, `hosts` by name, `device` (its type), `devices` and
-`cpus` (how many of each model), `exact` (the engine), `deterministic`, `data` (the identity of the training images),
-`code` (git revision, and sha256 of the trainer's files), and `versions`. Runs of earlier revisions have no such file.
+A line has `step` (steps done before it), `total_steps` (length of the run by its config), `time` (UTC), `ranks`,
+`hosts` by name, `device` (its type), `devices` and `cpus` (how many of each model), `exact` (the engine),
+`deterministic`, `data` (the identity of the training images), `code` (git revision, and sha256 of the trainer's files),
+and `versions`. Runs of earlier revisions have no such file.
 """
 
 import json
@@ -21,6 +22,7 @@ Start = Mapping[str, Any]
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "time": (str,),
+    "total_steps": (int,),
     "ranks": (int,),
     "hosts": (list, str),
     "device": (str,),

@@ -129,6 +129,10 @@ class Due:
         """Return whether to evaluate after so many steps."""
         return bool(self._knn_steps) and done > 0 and (done % self._knn_steps == 0 or done == self._total)
 
+    def is_last(self, done: int) -> bool:
+        """Return whether the evaluation after so many steps is the last one, which takes all images."""
+        return done == self._total
+
     def row(self, done: int) -> bool:
         """Return whether the row of the step that makes so many is written."""
         return row_is_due(done, self._log_every, self._total)

@@ -83,7 +83,7 @@ class Training:
             self.done = start
             unreadable = state["unreadable"]
         self.run_dir.record(self.config)
-        start_note.note_start(self.run_dir, self.config, self.world, self.data, start)
+        start_note.note_start(self.run_dir, self.config, self.world, self.data, start, self.total)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)
         groups = self.config.optim.global_batch // self.plan.group_size
         self.facts = health.Facts(self.config, len(self.data.train), cores=devices.cores(), bn_groups=groups)
@@ -222,7 +222,7 @@ class Training:
             raise OSError("the rows of its steps could not be written")
 
     def _evaluate(self, done: int) -> None:
-        is_last = done == self.total
+        is_last = self.due.is_last(done)
         data = online.part(self.data, None if is_last else self.config.eval.online_images)
         with devices.may_wait(self.world.device):
             figures, unreadable = online.accuracies(

@@ -8,7 +8,9 @@ from moco_dist.run import provenance
 from moco_dist.run.directory import RunDirectory
 
 
-def note_start(run_dir: RunDirectory, config: Config, world: World, data: sources.Data, step: int) -> None:
+def note_start(
+    run_dir: RunDirectory, config: Config, world: World, data: sources.Data, step: int, total_steps: int
+) -> None:
     """Note machines, versions, code and data of this start; all ranks call it together, and rank 0 writes.
 
     Args:
@@ -17,10 +19,12 @@ def note_start(run_dir: RunDirectory, config: Config, world: World, data: source
         world: the ranks.
         data: what they train on.
         step: steps done before this start.
+        total_steps: length of the run by this start's config.
     """
     machines = world.gather_objects(machine.here(world.device))
     more = {
         "step": step,
+        "total_steps": total_steps,
         "device": world.device.type,
         "exact": config.device.is_exact(on_cpu=not devices.runs_ahead(world.device)),
         "deterministic": config.device.deterministic,

@@ -119,6 +119,11 @@ class ReplayDue(ends.Due):
         """Return whether the run has evaluated after so many steps."""
         return done in self._plan.evaluations
 
+    def is_last(self, done: int) -> bool:
+        """Return whether the evaluation was the last one of the start that made it, after which the run may go on."""
+        start = provenance.of_step(provenance.read(self._plan.folder), done) or {}
+        return bool(done == start.get("total_steps", self._total))
+
     def row(self, done: int) -> bool:
         """Return whether the run has a row of the step that makes so many, whose figures are computed then."""
         return done in self._plan.rows

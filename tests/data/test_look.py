@@ -157,7 +157,10 @@ def test_a_folder_of_everything_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     noise(16).save(train / "beside.jfif", "JPEG")
     (train / "notes.txt").touch()
     (train / "a" / "loop").symlink_to("..")
-    text = looked_at(capsys, root)
+    written = tmp_path / "of everything.yaml"
+    text = looked_at(capsys, root, "--write", written)
+    assert "as far as 74 of them were read" in written.read_text()  # of 77, three of which cannot be decoded
+    assert f"-m moco_dist.train '{written}'" in text
     assert "train 69, val 8" in text
     assert "3 cannot be decoded" in text and "broken.png: cannot identify image file" in text and "half.png" in text
     assert "More than 1 % of a split: the trainer" in text

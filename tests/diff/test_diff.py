@@ -139,6 +139,27 @@ def test_the_most_probable_cause(
         assert f"most probably since {cause}" in result["verdict"]
 
 
+@pytest.mark.parametrize(
+    ("override", "step", "is_cause"),
+    [
+        ("eval.knn_k=5", 3, True),
+        ("eval.knn_every=7", 3, False),
+        ("optim.epochs=90", 3, False),
+        ("optim.epochs=90", 4, True),  # the last evaluation takes all images
+    ],
+)
+def test_the_cause_where_evaluations_alone_differ(
+    override: str, step: int, is_cause: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = write_run(tmp_path / "one"), write_run(tmp_path / "two", override)
+    for number, run in enumerate(runs):
+        with RunPaths(run).metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "epoch": 0, "knn_top1": 0.5 + 0.1 * number}) + "\n")
+    code, result, _ = diff(capsys, *runs)
+    cause = f"most probably since {override.partition('=')[0]} differs" if is_cause else "for no reason that both"
+    assert code == 1 and f"knn_top1 differs after step {step}: {cause}" in result["verdict"]
+
+
 def test_what_changed_between_starts_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     starts = [{}, {"step": 2, "ranks": 4, "hosts": ["a", "b"]}, {"step": 1, "ranks": 1}]
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "two", starts=starts)

@@ -442,7 +442,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda r: [str(r / "encoder.safetensors"), "digits", "--features", "head", "model.width=8"],
         "have no head",
     ),
-    "no labels": (unlabelled, r"data\.root = .*images: no labels; give a folder with train/ and val/"),
+    "no labels": (
+        unlabelled,
+        r"data\.root = .*images: no labels; give a folder with train/ and val/ of class folders$",
+    ),
     "NaN": (not_finite, r"conv1\.weight holds NaN, infinity or a variance below 0; "),
     "fewer labels than classes": (lambda r: [str(r), "--labels", "9"], "--labels = 9: there are 10 classes"),
     "more labels than images": (

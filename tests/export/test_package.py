@@ -255,6 +255,11 @@ def test_figures_before_the_end_are_those_of_a_part_of_the_images(narrow: Path) 
         card = (package_of(narrow, "--step", "2") / "README.md").read_text()
         assert f"| kNN, in training | {labels} | 50.00 % | at most {images // 5} test images |" in card
         assert "| kNN, in training | all | 50.00 % | test images |" in (package_of(narrow) / "README.md").read_text()
+    start = json.loads(paths.provenance.read_text())
+    starts = ({**start, "total_steps": 2}, {**start, "step": 2})  # its end, until it went on
+    paths.provenance.write_text("".join(json.dumps(start) + "\n" for start in starts))
+    card = (package_of(narrow, "--step", "2") / "README.md").read_text()
+    assert "| kNN, in training | all | 50.00 % | test images |" in card
 
 
 def test_nothing_of_the_machine_leaves_with_it(narrow: Path, tmp_path: Path) -> None:

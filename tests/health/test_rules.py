@@ -59,7 +59,12 @@ CASES = [
         config={"data__augmentation": "crop_blur", "data__crop_scale": "1.0,1.0"},
     ),
     Case("augmentation_too_strong", "data.crop_scale=0.6,1.0", {"positive_similarity": 0.05}),
-    Case("probe_overfits", "eval.online_images=20000", evaluations={"linear_train_top1": 1.0, "linear_top1": 0.5}),
+    Case(
+        "probe_overfits",
+        "eval.online_images=2000",
+        evaluations={"linear_train_top1": 1.0, "linear_top1": 0.5},
+        config={"eval__online_images": 1000},
+    ),
     Case("data_bound", "data.workers=7", {"data_wait": 0.5}),
     Case("ranks_apart", "device.engine=exact", {"ranks_apart": 1.0}),
     Case("slow_rank", "data.workers=7", {"slowest_rank": 3, "slowest_lag": 1.0}),
@@ -169,6 +174,28 @@ def test_a_key_encoder_that_never_moves_is_found() -> None:
         (row["finding"], row["state"], row["key"], row["value"]) for row in events
     ]
     assert not [row for row in events if row["state"] == "ends"]
+
+
+def test_a_probe_that_is_fitted_to_all_images_may_know_them_by_heart() -> None:
+    monitor = monitor_of(config_of(eval__online_images=IMAGES))
+    assert (
+        events_of(monitor, rows(STEPS, evaluations=lambda step: {"linear_train_top1": 1.0, "linear_top1": 0.5})) == []
+    )
+    assert "it does not apply" in monitor.diagnosis().unchecked["probe_overfits"]
+
+
+def test_a_method_without_a_queue_is_told_nothing_of_one() -> None:
+    monitor = monitor_of(config_of(moco__queue_size=4096))
+    assert events_of(monitor, rows(STEPS, lambda step: {"queue_filled": None, "queue_age_steps": None})) == []
+    diagnosis = monitor.diagnosis()
+    assert diagnosis.unchecked["queue_larger_than_data"] == "no queue_filled in the rows"
+    assert [note.name for note in diagnosis.notes] == ["first_epoch"]
+
+
+def test_a_run_that_began_from_weights_is_not_told_that_its_features_are_alike() -> None:
+    monitor = monitor_of(config_of(run__init_from="runs/before"))
+    events_of(monitor, rows(STEPS))
+    assert [note.name for note in monitor.diagnosis().notes] == ["queue_filling"]
 
 
 def test_a_diverged_run_has_a_finding() -> None:

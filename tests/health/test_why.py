@@ -99,7 +99,24 @@ def test_a_diverged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     run_dir = write_run(tmp_path / "run", rows(30), status, config_of(optim__lr=1.5))
     text = screen(run_dir, capsys)
     assert "NOT HEALTHY: lr_too_high." in text and "change: optim.lr=0.0075" in text
-    assert as_json(run_dir, capsys)["findings"][0]["first_step"] == 31
+    [finding] = as_json(run_dir, capsys)["findings"]
+    assert (finding["first_step"], finding["last_step"]) == (31, 31)
+
+
+@pytest.mark.parametrize(("ranks", "groups", "leaks"), [(1, None, False), (4, None, True), (1, 4, True)])
+def test_ranks_and_images_are_those_of_the_last_start(
+    ranks: int, groups: int | None, leaks: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(moco__shuffle="none", moco__bn_groups=groups, moco__queue_size=2100)
+    status = {"state": "done", "step": STEPS, "total_steps": STEPS, "epoch_steps": 32}
+    made = [row for row in rows(STEPS, lambda step: {"top1": 0.9}) if "knn_top1" not in row]  # there are no classes
+    run_dir = write_run(tmp_path / "run", made, status, config)
+    starts = ({"step": 0, "ranks": 3, "data": {"images": 9}}, {"step": 9, "ranks": ranks, "data": {"images": 2049}})
+    (run_dir / "provenance.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    findings = {finding["name"]: finding["evidence"] for finding in as_json(run_dir, capsys)["findings"]}
+    assert "the 2049 training images" in findings["queue_larger_than_data"]  # not the 2111 that an epoch allows
+    assert ("batchnorm_leak" in findings) == leaks
+    assert ("4 BatchNorm groups" in findings.get("batchnorm_leak", "")) == leaks
 
 
 def test_a_run_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,6 +166,19 @@ def test_a_figure_is_told_where_the_pointer_is(watched: Watched, pages: dict[str
     expect(tip).to_be_hidden()
 
 
+def test_a_run_whose_epochs_are_not_known_is_drawn_by_steps_alone(watched: Watched, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "a"), a_run(tmp_path / "old")]
+    RunPaths(runs[1]).status.write_text('{"state": "done", "step": 640, "reason": ""}')
+    file = tmp_path / "both.html"
+    command.run([*map(str, runs), "--out", str(file)])
+    page = watched.open(file.as_uri())
+    expect(page.locator("#toolbar .hint")).to_contain_text("By epochs, old is not drawn")
+    assert range_of(page)[1] == STEPS
+    page.get_by_text("Epochs", exact=True).click()
+    until(page, "state.panels.has(document.querySelector('.panel'))")
+    assert range_of(page)[1] == STEPS / 32
+
+
 def test_axes_may_be_logarithmic_and_in_epochs(watched: Watched, pages: dict[str, str]) -> None:
     page = watched.open(pages["one"])
     before = page.locator(".panel canvas").first.evaluate("(canvas) => canvas.toDataURL()")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moco_dist.report import drawings, page, panels, record
 from moco_dist.run.figures import FIGURES
@@ -61,6 +63,30 @@ def test_a_healthy_run_is_told_to_be_one(tmp_path: Path) -> None:
     assert "4 ranks on 2 nodes (node-1, node-2) from step 0" in text and "2 ranks on node-1 from step 300" in text
 
 
+def _cut(folder: Path, rows: int) -> Path:
+    """Leave the first rows of a run alone."""
+    metrics = RunPaths(folder).metrics
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:rows]))
+    return folder
+
+
+def test_a_run_that_few_rules_could_judge_is_not_told_to_be_healthy(tmp_path: Path) -> None:
+    hardly = _cut(a_run(tmp_path / "a"), 20)
+    barely = shutil.copytree(Path(__file__).parent.parent / "earlier_run", tmp_path / "b")
+    by_folder = {hardly: "its rows show nothing wrong, but ", barely: "there are too few rows yet to judge it by."}
+    for folder, words in by_folder.items():
+        made_page = page_of(folder)
+        [verdict] = [attributes for tag, attributes in made_page.tags if attributes.get("id") == "verdict"]
+        assert words in made_page.text and verdict["class"] == "verdict none"
+    text = page_of(hardly, barely).text
+    assert "2 runs · 1 without a finding" in text and "There is no finding." in text
+
+
+def test_a_note_ends_with_its_phase(tmp_path: Path) -> None:
+    text = page_of(_cut(a_run(tmp_path / "a"), 20)).text
+    assert "Queue filling steps 1 to 9, over" in text and "First epoch since step 1" in text
+
+
 def test_a_run_that_no_process_goes_on_with_is_broken_off(tmp_path: Path) -> None:
     text = page_of(a_run(tmp_path / "a", state="running")).text
     assert "broken off" in text and "It was broken off" in text
@@ -74,6 +100,25 @@ def test_what_is_absent_names_the_command_that_makes_it(tmp_path: Path) -> None:
     text = page_of(folder).text
     assert f"python -m moco_dist.evaluate '{folder}' --knn" in text  # as a shell takes it
     assert "training writes it at its first step" in text
+
+
+def test_the_command_for_the_map_is_one_that_the_images_allow(tmp_path: Path) -> None:
+    def page_without_map(name: str, classes: int, **changes: str) -> str:
+        folder = a_run(tmp_path / name, **changes)
+        RunPaths(folder).features_view.unlink()
+        RunPaths(folder).provenance.write_text(
+            json.dumps({"step": 0, "data": {"images": 9, "classes": classes}}) + "\n"
+        )
+        if name == "watched":
+            return page_of(folder).text
+        lines = RunPaths(folder).metrics.read_text().splitlines(keepends=True)
+        RunPaths(folder).metrics.write_text("".join(line for line in lines if "knn_top1" not in line))
+        return page_of(folder).text
+
+    assert "the images have no labels." in page_without_map("flat", 0)
+    assert "--knn , with --split validation where no images are held out" in page_without_map("alone", 2)
+    assert "--knn --split validation" in page_without_map("cut", 2, eval__knn_split="validation")
+    assert "--split validation" not in page_without_map("watched", 2)
 
 
 def test_names_and_values_of_runs_are_escaped(tmp_path: Path) -> None:
@@ -157,9 +202,41 @@ def test_several_runs_show_a_table_with_the_keys_that_differ(tmp_path: Path) -> 
     made_page = page_of(*runs, title="Some runs", beside=tmp_path)
     text = made_page.text
     assert "2 runs · 1 without a finding · 1 key differs" in text
+    speed = record.read(runs[0]).curves["images_per_second"]
+    assert speed.median != speed.last and f" {speed.median:.4g} " in text[: text.index("Curves Horizontal")]
     header = re.search(r"run state findings step .* optim.lr", text)
     assert header and "moco.dim" not in header[0]
     assert "b/report.html" in [attributes.get("href") for tag, attributes in made_page.tags if tag == "a"]
+
+
+def test_a_key_that_came_after_a_run_does_not_differ_by_its_default(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / name) for name in ("a", "b", "c")]
+    for number, run in enumerate(runs):
+        config = yaml.safe_load(RunPaths(run).config.read_text())
+        del config["track"]["trackio"]
+        if number == 1:
+            config["optim"]["decay"] = 0.5
+        else:
+            del config["optim"]["decay"]
+        RunPaths(run).config.write_text(yaml.safe_dump(config) if number < 2 else "")
+    text = page_of(*runs, a_run(tmp_path / "d")).text
+    assert "4 runs · 3 without a finding · 1 key differs" in text and "images/s optim.decay" in text
+
+
+def test_the_health_of_speed_and_data_is_told_as_the_rows_have_it(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "a")
+    rows = [{"step": 641, "checkpoint_failures": 2, "unreadable": 5}, {"step": 642, "checkpoint_failures": 1}]
+    with RunPaths(folder).metrics.open("a") as file:
+        file.write("".join(json.dumps({**row, "loss": 1.0}) + "\n" for row in rows))
+    text = page_of(folder).text
+    assert "Rows of steps with replaced images 1" in text and "Checkpoints of a start that failed, at most 2" in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / name, edits={"run.name": "digits"}) for name in ("a", "b")]
+    text = page_of(*runs, a_run(tmp_path / "c")).text
+    assert f"digits ({runs[0]})" in text and f"digits ({runs[1]})" in text and "c (" not in text
+    assert page_of(runs[0]).text.startswith("digits Skip to")
 
 
 def test_rows_of_100_000_steps_are_thinned(tmp_path: Path) -> None:

@@ -130,7 +130,20 @@ def test_the_shipped_configs_are_the_same_whatever_the_environment_says(
 def test_only_keys_that_differ_are_told() -> None:
     runs = [{"run.name": "a", "optim.lr": 0.1, "moco.dim": 3}, {"run.name": "b", "optim.lr": 0.2, "moco.dim": 3}]
     assert settings.differing(runs) == ["optim.lr"]
-    assert settings.differing([{"optim.lr": 0.1}, {}]) == ["optim.lr"]
+    assert settings.differing([{"optim.lr": 0.1, "moco.dim": 3}, {"moco.dim": 3}]) == ["optim.lr"]
+    assert settings.differing([{"optim.lr": 0.03, "moco.dim": 3}, {"moco.dim": 3}]) == []  # the default
+    assert settings.differing([{"optim.lr": 0.1}, {}]) == []
+
+
+def test_links_to_runs_are_runs_of_a_sweep(tmp_path: Path) -> None:
+    elsewhere, sweep = tmp_path / "elsewhere", tmp_path / "sweep"
+    for folder in (elsewhere / "run", elsewhere / "data", sweep / "b"):
+        folder.mkdir(parents=True)
+    for run in (elsewhere / "run", sweep / "b"):
+        RunPaths(run).metrics.touch()
+    for name, target in {"a": elsewhere / "run", "c": sweep / "b", "d": elsewhere, "e": sweep, "f": "gone"}.items():
+        (sweep / name).symlink_to(target)
+    assert record.runs_below(sweep) == [sweep / "a", sweep / "b"]
 
 
 def test_a_process_that_dies_while_it_reads_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

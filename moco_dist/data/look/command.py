@@ -6,6 +6,7 @@ are used.
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.console import Console
 from moco_dist import files
 from moco_dist.data.look import proposal, report
 from moco_dist.data.look.survey import survey
-from moco_dist.errors import UserError
+from moco_dist.errors import UserError, printable
 
 _HEADING = "Proposed by `python -m moco_dist.data look`. These are numbers to begin with, not the best ones."
 
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     finally:
         console.print(report.facts(survey_of_folder))
     console.print(report.settings_table(settings))
-    file = options.write or "my.yaml"
+    file = shlex.quote(printable(str(options.write or "my.yaml")))
     print(f"to train: torchrun --nproc_per_node={options.gpus} -m moco_dist.train {file}")
     if not options.write:
         print("to save this config: the same command with --write my.yaml")

@@ -92,14 +92,14 @@ def _data(survey: Survey) -> Iterator[Setting]:
     yield Setting("data.root", configs.literal(survey.root.absolute()), "the folder that was looked at")
     channels = survey.channels
     colours = {1: "they are gray", 3: "they have colours"}.get(channels, f"they have {channels} channels")
-    yield Setting("data.channels", channels, f"{colours}, as far as {survey.read} of them were read")
+    yield Setting("data.channels", channels, f"{colours}, as far as {len(survey.measured)} of them were read")
     if survey.value_range:
         low, high = survey.extremes or survey.value_range
         reason = f"the values lie in {low:g} to {high:g}; unset, 0 to 65535 were black to white, and 0 to 1 of floats"
         yield Setting("data.value_range", list(survey.value_range), reason)
     else:
         mean, std = survey.pixel_statistics
-        reason = f"measured on {survey.read} images; unset, ImageNet's serve for gray and for colour"
+        reason = f"measured on {len(survey.fitting)} images; unset, ImageNet's serve for gray and for colour"
         yield Setting("data.mean", [round(number, 4) for number in mean], reason)
         yield Setting("data.std", [max(0.004, round(number, 4)) for number in std], "measured with the mean")
     side = _side(survey)

@@ -21,12 +21,11 @@ function shown(value, unit) {
   return value.toLocaleString("en", { maximumFractionDigits: size >= 1000 ? 0 : size >= 10 ? 2 : 4 });
 }
 
-const visibleRuns = () => page.runs.filter((run) => !state.hidden.has(run.number));
+/* The runs that are drawn: one whose epochs are not known has no place on an axis of epochs. */
+const visibleRuns = () =>
+  page.runs.filter((run) => !state.hidden.has(run.number) && (state.axis === "step" || run.epochSteps));
 
-function place(run, steps) {
-  const by = state.axis === "epoch" && run.epochSteps ? run.epochSteps : 1;
-  return by === 1 ? steps : steps.map((step) => step / by);
-}
+const place = (run, steps) => (state.axis === "step" ? steps : steps.map((step) => step / run.epochSteps));
 
 /* The series of a panel: one for each run and figure; its smoothed course, where it has one, is drawn on top of it. */
 function seriesOf(panel) {

@@ -6,6 +6,7 @@ function wireToolbar() {
   form.addEventListener("submit", (event) => event.preventDefault());
   const hasEpochs = page.runs.some((run) => run.epochSteps);
   form.querySelector('[value="epoch"]').disabled = !hasEpochs;
+  if (!hasEpochs) state.axis = "step";
   form.elements.axis.value = state.axis;
   form.elements.log.checked = state.log;
   form.elements.smooth.checked = state.smooth;
