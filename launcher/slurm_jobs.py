@@ -52,6 +52,11 @@ class Job:
         return self.state in _WAITS
 
     @property
+    def suspended(self) -> bool:
+        """Return whether SLURM has stopped it for a while: it takes no signal, and no further step begins in it."""
+        return self.state == "SUSPENDED"
+
+    @property
     def live(self) -> bool:
         """Return whether the job waits or runs."""
         return self.state in _WAITS | _RUNS
