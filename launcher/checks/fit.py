@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.checks import finding
-from launcher.checks.site import Node, Partition, Site
+from launcher.checks.site import Partition, Site
 from launcher.cluster import Profile
-from launcher.nodes import features, hostnames, matches
+from launcher.nodes import Node, features, hostnames, matches
 from moco_dist.errors import some_names
 
 Works = Callable[[int], bool]
@@ -139,7 +139,7 @@ def _room(
         else:
             fitting = left
     most = min(len(members), partition.max_nodes or len(members))
-    counts = sorted((_gpus(node, profile.gpu_type) for node in fitting), reverse=True)
+    counts = sorted((node.gpus_of(profile.gpu_type) for node in fitting), reverse=True)
     fewer, gpus = _shape(counts, most, nodes, profile.gpus_per_node, works)
     if nodes > most:
         rule = f"has {len(members)} nodes" if most == len(members) else f"allows {most}"
@@ -148,7 +148,7 @@ def _room(
     if gpus < (wanted := profile.gpus_per_node):
         rule = f"{sum(count >= wanted for count in counts)} {unmet}"
         yield finding.error("gpus_per_node", wanted, rule, _use("gpus_per_node", gpus))
-    fitting = [node for node in fitting if _gpus(node, profile.gpu_type) >= gpus]
+    fitting = [node for node in fitting if node.gpus_of(profile.gpu_type) >= gpus]
     for amount in _amounts(partition, profile, max(1, gpus)):
         least = sorted(map(amount.has, fitting), reverse=True)[: max(1, fewer)][-1]
         if amount.wanted > min(least, amount.allowed):
@@ -225,11 +225,6 @@ def _share(limit: int | None, parts: int) -> float:
 def _use(key: str, most: float) -> str:
     """Word the fix of a value that is too large."""
     return f"use --{key.replace('_', '-')} {most}" if most else "choose another partition, or ask for less"
-
-
-def _gpus(node: Node, kind: str | None) -> int:
-    """Return how many GPUs of a kind a node has; without a kind, how many in all."""
-    return node.gpus.get(kind, 0) if kind else sum(node.gpus.values())
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:

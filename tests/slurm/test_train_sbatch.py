@@ -92,8 +92,10 @@ def test_what_another_job_has_left_in_the_environment_is_not_this_jobs(
 
 
 def test_the_tasks_get_the_cpus_and_the_variables_of_the_job(programs: Programs, tmp_path: Path) -> None:
-    """srun takes the CPUs of no job since SLURM 22.05, and no variables where the site sets SBATCH_EXPORT=NONE."""
+    """A step has no CPUs of its job since SLURM 22.05, and no variables where the site sets SBATCH_EXPORT=NONE."""
     run("run", tmp_path, SLURM_CPUS_PER_TASK="64", SLURM_EXPORT_ENV="NONE")
     run("run", tmp_path)
-    options = [[word for word in words if word.startswith(("--export", "--cpus"))] for words, _ in programs.given("srun")]
+    options = [
+        [word for word in words if word.startswith(("--export", "--cpus"))] for words, _ in programs.given("srun")
+    ]
     assert options == [["--export=ALL", "--cpus-per-task=64"], ["--export=ALL"]]

@@ -22,6 +22,7 @@ from launcher.checks.dataset import Folder
 from launcher.checks.finding import Finding
 from launcher.checks.site import Site
 from launcher.cluster import Profile
+from launcher.nodes import gpus
 from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist.config import Config
@@ -695,7 +696,7 @@ def test_no_default_partition() -> None:
     ],
 )
 def test_gpus_in_slurms_words(text: str, expected: dict[str, int]) -> None:
-    assert site.gpus(text) == expected
+    assert gpus(text) == expected
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def updates(programs: Programs) -> list[list[str]]:
     return [words for words, _ in programs.given("scontrol") if words[0] == "update"]
 
 
-NAMES = "n1|(null)|(null)\nn2|(null)|(null)\nn3|(null)|(null)\n"
+NAMES = "".join(f"main|{name}|idle|gpu:8(S:0-1)|64|512000|(null)\n" for name in ("n1", "n2", "n3"))
 Rank = namedtuple("Rank", "rank node exit_status error")
 LOST = "PeerLost: another rank was lost in all_gather"
 LATE = "rank 0: the other ranks did not start within 60 s"
@@ -112,11 +112,23 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
     for restart in range(2):
         launch.add_end(job="12", restart=restart, reason="x", bad_nodes=["n2"])
         launch.add_end(job="11", restart=restart, reason="of an earlier submission", bad_nodes=["n1"])
-    programs.says("sinfo", {"--Node": "n1|ib|gpu:a100:8(S:0-1)\nn2|ib,big|gpu:a100:8\nn3|big|gpu:v100:8\n"})
-    for keys in ({"constraint": "ib"}, {"constraint": "ib&big"}, {"gpu_type": "a100"}, {"exclude": ("n3",)}):
+    described = (
+        *("n1|idle|gpu:a100:8(S:0-1)|96|512000|ib", "n2|mixed|gpu:a100:8|96|512000|ib,big"),
+        *("n3|idle|gpu:v100:8|64|256000|big", "n4|idle|gpu:a100:4|96|512000|ib,big", "n5|idle|(null)|128|512000|big"),
+    )
+    programs.says("sinfo", {"--Node": "".join(f"main|{line}\n" for line in described)})
+    programs.says("scontrol", {"show reservation mine": "ReservationName=mine StartTime=x Nodes=n1,n2 NodeCnt=2\n"})
+    no_others: tuple[dict[str, object], ...] = (
+        *({"constraint": "ib"}, {"constraint": "ib&big"}, {"gpu_type": "a100"}, {"exclude": ("n3",)}),
+        *({"cpus_per_gpu": 10}, {"memory_gib": 400}, {"reservation": "mine"}),
+    )
+    for keys in no_others:
         launch.write(Submission(job="12", nodes=2, profile=Profile(**keys)))
         assert not bad_nodes.repeated(launch)
         assert said(launch)[-1] == "n2 is not left out, since too few nodes would be left"
+    launch.write(Submission(job="12", profile=Profile(sbatch={"nodelist": "n2"})))
+    assert not bad_nodes.repeated(launch)
+    assert said(launch)[-1] == "n2 is not left out, since the job asks for it by sbatch.nodelist"
     launch.write(Submission(job="12", nodes=2, least_nodes=1))  # one that makes do with fewer
     assert bad_nodes.repeated(launch) == ["n2"]
     launch.write(Submission(job="12", nodes=2))
