@@ -77,7 +77,7 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
 def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
     works = functools.partial(elastic.divides, config)
-    yield from fit.check(there, submission.profile, submission.fewest_nodes, works)
+    yield from fit.check(there, submission.profile, submission.fewest_nodes, works, submission.nodes)
     yield from passed_on.check(submission.profile)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):

@@ -32,6 +32,7 @@ def _names(text: str) -> Names | None:
 
 _Limit = Annotated[int | None, BeforeValidator(_number)]
 _Number = Annotated[int, BeforeValidator(lambda text: _number(text) or 0)]
+_Yes = Annotated[bool, BeforeValidator(lambda text: text == "YES")]
 _Allowed = Annotated[Names | None, BeforeValidator(_names)]
 _Denied = Annotated[Names, BeforeValidator(lambda text: _names(text) or ())]
 
@@ -40,9 +41,10 @@ class Partition(BaseModel):
     """A partition of a site, read from SLURM's words for it. A limit of None means that there is none."""
 
     name: str = Field(alias="PartitionName")
-    default: Annotated[bool, BeforeValidator(lambda text: text == "YES")] = Field(False, alias="Default")
+    default: _Yes = Field(False, alias="Default")
     state: str = Field("UP", alias="State")
     max_minutes: Annotated[int | None, BeforeValidator(minutes)] = Field(None, alias="MaxTime")
+    min_nodes: _Number = Field(0, alias="MinNodes")
     max_nodes: _Limit = Field(None, alias="MaxNodes")
     max_cpus: _Limit = Field(None, alias="MaxCPUsPerNode")
     """CPUs of a node that its jobs may have."""
@@ -53,6 +55,7 @@ class Partition(BaseModel):
     groups: _Allowed = Field(None, alias="AllowGroups")
     denied_accounts: _Denied = Field((), alias="DenyAccounts")
     denied_qos: _Denied = Field((), alias="DenyQos")
+    needs_reservation: _Yes = Field(False, alias="ReqResv")
     preempt_mode: str = Field("OFF", alias="PreemptMode")
     grace_seconds: _Number = Field(0, alias="GraceTime")
     """Time between the signal to a preempted job and its end."""
