@@ -15,7 +15,7 @@ import pytest
 from launcher import after
 from launcher.__main__ import main
 from launcher.cluster import Profile
-from launcher.job import bad_nodes, failure, node_check, task
+from launcher.job import bad_nodes, failure, node_check, stage, task
 from launcher.job.start import Start
 from launcher.record import Launch, Submission
 from tests.launcher.made import make_run, replace_sleep
@@ -230,19 +230,21 @@ def test_what_makes_a_node_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fault() == f"it cannot write to {launch.folder}: No such file or directory"
 
 
+class EndedBySlurm(Exception):
+    """SLURM ends the job, which it requeues."""
+
+
+def ended(_: float) -> None:
+    raise EndedBySlurm
+
+
 def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class EndedBySlurm(Exception):
-        pass
-
-    def ended(_: float) -> None:
-        raise EndedBySlurm
-
     launch = run(tmp_path)
     launch.starts_file.unlink()
     profile = Profile(memory_gib=10**6)
-    replace_sleep(monkeypatch, task, ended)
+    replace_sleep(monkeypatch, node_check, ended)
     for restart in range(2):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         with pytest.raises(EndedBySlurm):
@@ -261,3 +263,32 @@ def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
     with pytest.raises(SystemExit):
         task._check_node(Start(launch.run_dir, Submission(job="12", nodes=2, profile=profile), ""))
     assert len(programs.given("scontrol")) == calls
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.ENOENT])
+def test_a_node_whose_own_disk_is_full_or_broken_is_not_fit(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Another node may have room for the data; only an archive that is not there is the user's mistake."""
+
+    def failing(*_: Path) -> None:
+        raise OSError(error, os.strerror(error))
+
+    launch = run(tmp_path)
+    archive = tmp_path / "data.tar"
+    archive.touch()
+    monkeypatch.setattr(stage, "_extract", failing)
+    replace_sleep(monkeypatch, node_check, ended)
+    submission = Submission(job="12", nodes=2, profile=Profile(local_disk=str(tmp_path)), stage=str(archive))
+    with pytest.raises(SystemExit if error == errno.ENOENT else EndedBySlurm):
+        task._staged(Start(launch.run_dir, submission, "."))
+    requeued = [words for words, _ in programs.given("scontrol") if words[0] == "requeue"]
+    if error == errno.ENOENT:
+        assert launch.status().state == "user_error" and not requeued
+    else:
+        assert launch.status().state == "crashed" and requeued == [["requeue", "12"]]
+        [failed] = launch.failures()
+        assert failed["reason"].startswith(
+            f"node n2 is not fit: --stage = {archive}: cannot be unpacked into {tmp_path} ("
+        )
+        assert [end["bad_nodes"] for end in launch.ends()] == [["n2"]]
