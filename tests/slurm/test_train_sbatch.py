@@ -99,3 +99,12 @@ def test_the_tasks_get_the_cpus_and_the_variables_of_the_job(programs: Programs,
         [word for word in words if word.startswith(("--export", "--cpus"))] for words, _ in programs.given("srun")
     ]
     assert options == [["--export=ALL", "--cpus-per-task=64"], ["--export=ALL"]]
+
+
+def test_the_ranks_are_told_by_their_step(programs: Programs, tmp_path: Path) -> None:
+    """SLURM has scancel tell a member of an array itself again and again, as long as other members wait."""
+    programs.keeps("scancel")
+    programs.runs("srun", "kill -USR2 $PPID")
+    array = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"}
+    assert run("run", tmp_path, **array)[0] == 75
+    assert [words for words, _ in programs.given("scancel")] == [["--quiet", "--signal=USR2", "11_3.0"]]
