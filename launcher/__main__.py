@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from launcher import slurm
@@ -37,6 +38,7 @@ class _CommandParser(argparse.ArgumentParser):
 def main(arguments: Sequence[str]) -> int:
     """Run a command. Returns its exit status; 2 for a mistake of the user's, 1 where SLURM failed."""
     try:
+        _refuse_lost_folder()
         return _run(arguments)
     except UserError as error:
         return _print_error(str(error), 2)
@@ -49,6 +51,14 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its exit
         return 1
+
+
+def _refuse_lost_folder() -> None:
+    """Refuse to work in a folder that is gone, as a shell may in a checkout that was cloned anew. Raises UserError."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the folder that this shell is in was removed; cd to another one, or to the new one") from None
 
 
 def _run(arguments: Sequence[str]) -> int:

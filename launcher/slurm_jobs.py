@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from launcher import job_ids, slurm
@@ -50,6 +50,11 @@ class Job:
     @property
     def waits(self) -> bool:
         return self.state in _WAITS
+
+    @property
+    def suspended(self) -> bool:
+        """Return whether SLURM has stopped it for a while: it takes no signal, and no further step begins in it."""
+        return self.state == "SUSPENDED"
 
     @property
     def live(self) -> bool:
@@ -187,7 +192,22 @@ def may_requeue(job: str) -> bool:
 
 def signal(job: str, name: str) -> None:
     """Send a signal to the tasks of a running job, not to its batch script. Raises Unavailable, Refused."""
-    slurm.call("scancel", "--quiet", f"--signal={name}", *words(job))
+    number, *place = words(job)
+    targets = _steps(number, place) if "_" in number else [number]
+    slurm.call("scancel", "--quiet", f"--signal={name}", *targets, *place)
+
+
+def _steps(number: str, place: Sequence[str]) -> list[str]:
+    """List the steps that run in a member of an array.
+
+    A signal to the member itself reaches it, but as long as other members wait, SLURM has scancel send it again and
+    again.
+    """
+    text = slurm.call("squeue", "--steps", "--noheader", f"--jobs={number}", "--format=%i", *place)
+    steps = [word for word in text.split() if re.fullmatch(r"[\d_]+\.\d+", word)]  # not that of the batch script
+    if not steps:
+        raise Refused(f"squeue: job {number} runs no step")
+    return steps
 
 
 def cancel(job: str) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.checks import finding
-from launcher.checks.site import Node, Partition, Site
+from launcher.checks.site import Partition, Site
 from launcher.cluster import Profile
-from launcher.nodes import features, hostnames, matches
+from launcher.nodes import Node, features, hostnames, matches
 from moco_dist.errors import some_names
 
 Works = Callable[[int], bool]
@@ -20,8 +20,21 @@ _FEWEST_GRACE_SECONDS = 10
 """A large run can hardly save in less time than this."""
 
 
-def check(site: Site, profile: Profile, nodes: int, works: Works = lambda _: True) -> Iterator[finding.Finding]:
-    """Find what stands between a job and its start. Raises slurm.Unavailable, slurm.Refused."""
+def check(
+    site: Site, profile: Profile, nodes: int, works: Works = lambda _: True, most_nodes: int | None = None
+) -> Iterator[finding.Finding]:
+    """Find what stands between a job and its start.
+
+    Args:
+        site: where it is to run.
+        profile: what it asks for.
+        nodes: how many nodes it needs.
+        works: whether the run can be laid on so many ranks.
+        most_nodes: how many it takes where they are idle; None for no more than it needs.
+
+    Raises:
+        slurm.Unavailable, slurm.Refused: SLURM does not tell.
+    """
     default = [partition.name for partition in site.partitions.values() if partition.default]
     names = profile.partition.split(",") if profile.partition else default
     choice = "choose " + _few(sorted(site.partitions)) if site.partitions else "ask the site"
@@ -37,7 +50,7 @@ def check(site: Site, profile: Profile, nodes: int, works: Works = lambda _: Tru
     if any(one.text.startswith("constraint") for one in unknown):
         profile = profile.model_copy(update={"constraint": None})
     offers = [
-        list(_check_partition(site, site.partitions[name], profile, nodes, works))
+        list(_check_partition(site, site.partitions[name], profile, (nodes, most_nodes or nodes), works))
         for name in names
         if name in site.partitions
     ]
@@ -63,14 +76,20 @@ def _check_names(site: Site, profile: Profile) -> Iterator[finding.Finding]:
 
 
 def _check_partition(
-    site: Site, partition: Partition, profile: Profile, nodes: int, works: Works
+    site: Site, partition: Partition, profile: Profile, sizes: tuple[int, int], works: Works
 ) -> Iterator[finding.Finding]:
-    """Check the job against one partition."""
+    """Check the job, of the fewest and the most nodes in `sizes`, against one partition."""
     yield from _limits(partition, profile)
     yield from _allowed(partition, profile)
     if site.preempts and any(other.tier > partition.tier for other in site.partitions.values()):
         yield from _preempted(partition)
-    members = site.nodes.get(partition.name, ())
+    members, (nodes, most) = site.nodes.get(partition.name, ()), sizes
+    if most < (least := partition.min_nodes):  # SLURM would let it wait for ever
+        counts = range(least, max(least, len(members)) + 1)
+        wider = next((count for count in counts if works(count * profile.gpus_per_node)), None)
+        rule = f"partition {partition.name} takes no job of fewer than {least} nodes"
+        yield finding.error("--nodes", most, rule, f"use --nodes {wider}" if wider else "choose another partition")
+        nodes = wider or nodes
     if members:
         yield from _room(partition, members, profile, nodes, works)
     elif "nodes" not in site.unanswered:
@@ -102,6 +121,8 @@ def _allowed(partition: Partition, profile: Profile) -> Iterator[finding.Finding
         elif value is None and allowed is not None:
             rule = f"partition {name} is for {_few(allowed)}, and yours by default may be another"
             yield finding.warning(key, None, rule, f"add --{key}")
+    if partition.needs_reservation and not profile.reservation:
+        yield finding.error("reservation", None, f"partition {name} takes no job without one", "add --reservation NAME")
     if partition.groups is not None and os.getuid() and not set(partition.groups) & _my_groups():
         rule = f"is for the groups {_few(partition.groups)}, and you seem to be in none of them"
         yield finding.warning("partition", name, rule, "choose another, or ask the site")
@@ -139,7 +160,7 @@ def _room(
         else:
             fitting = left
     most = min(len(members), partition.max_nodes or len(members))
-    counts = sorted((_gpus(node, profile.gpu_type) for node in fitting), reverse=True)
+    counts = sorted((node.gpus_of(profile.gpu_type) for node in fitting), reverse=True)
     fewer, gpus = _shape(counts, most, nodes, profile.gpus_per_node, works)
     if nodes > most:
         rule = f"has {len(members)} nodes" if most == len(members) else f"allows {most}"
@@ -148,7 +169,7 @@ def _room(
     if gpus < (wanted := profile.gpus_per_node):
         rule = f"{sum(count >= wanted for count in counts)} {unmet}"
         yield finding.error("gpus_per_node", wanted, rule, _use("gpus_per_node", gpus))
-    fitting = [node for node in fitting if _gpus(node, profile.gpu_type) >= gpus]
+    fitting = [node for node in fitting if node.gpus_of(profile.gpu_type) >= gpus]
     for amount in _amounts(partition, profile, max(1, gpus)):
         least = sorted(map(amount.has, fitting), reverse=True)[: max(1, fewer)][-1]
         if amount.wanted > min(least, amount.allowed):
@@ -225,11 +246,6 @@ def _share(limit: int | None, parts: int) -> float:
 def _use(key: str, most: float) -> str:
     """Word the fix of a value that is too large."""
     return f"use --{key.replace('_', '-')} {most}" if most else "choose another partition, or ask for less"
-
-
-def _gpus(node: Node, kind: str | None) -> int:
-    """Return how many GPUs of a kind a node has; without a kind, how many in all."""
-    return node.gpus.get(kind, 0) if kind else sum(node.gpus.values())
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:

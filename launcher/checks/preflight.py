@@ -4,6 +4,7 @@ import contextlib
 import functools
 import netrc
 import os
+import re
 import shutil
 import socket
 import sys
@@ -63,6 +64,7 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
         findings += _check_tracking(config, submission.profile)
         findings += _check_sender()
         findings += _check_shell()
+        findings += _check_variables(submission.profile)
         findings += notices.check(submission.profile)
         findings += runner_check.result()[run_dir] if runner_check else runners or ()
         try:
@@ -77,7 +79,7 @@ def check(config: Config, submission: Submission, runners: Sequence[Finding] | N
 def _check_site(there: site.Site, config: Config, submission: Submission) -> Iterator[Finding]:
     """Check the job against the cluster."""
     works = functools.partial(elastic.divides, config)
-    yield from fit.check(there, submission.profile, submission.fewest_nodes, works)
+    yield from fit.check(there, submission.profile, submission.fewest_nodes, works, submission.nodes)
     yield from passed_on.check(submission.profile)
     names = {node.name for nodes in there.nodes.values() for node in nodes}
     if not all(name.startswith("127.") or name == socket.gethostname() for name in names):
@@ -127,6 +129,15 @@ def _check_shell() -> Iterator[Finding]:
         yield finding.warning("environment", some_names(names, 8), rule, fix)
     if job := environment.job_of_shell():
         yield finding.note(f"this shell is in job {job}, whose SLURM variables do not reach the new job")
+
+
+def _check_variables(profile: Profile) -> Iterator[Finding]:
+    """Name variables of the profile that look as if a shell were to read them, such as `LD_LIBRARY_PATH: /x:$HOME`."""
+    for name, value in profile.environment.items():
+        if re.search(r"\$[A-Za-z_{(]|^~|:~/", value):
+            rule = "reaches the job as it is written, nothing is expanded in it"
+            fix = f"write it as a line of setup: export {name}=..."
+            yield finding.warning(f"environment.{name}", value, rule, fix)
 
 
 def _check_tracking(config: Config, profile: Profile) -> Iterator[Finding]:

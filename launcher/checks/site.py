@@ -10,8 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, Field
 
 from launcher import job_ids, slurm
-
-_OUT_OF_SERVICE = ("down", "drain", "fail", "maint", "unknown", "inval", "future", "blocked")
+from launcher.nodes import FORM, Node, read_nodes
 
 Names = tuple[str, ...]
 
@@ -33,6 +32,7 @@ def _names(text: str) -> Names | None:
 
 _Limit = Annotated[int | None, BeforeValidator(_number)]
 _Number = Annotated[int, BeforeValidator(lambda text: _number(text) or 0)]
+_Yes = Annotated[bool, BeforeValidator(lambda text: text == "YES")]
 _Allowed = Annotated[Names | None, BeforeValidator(_names)]
 _Denied = Annotated[Names, BeforeValidator(lambda text: _names(text) or ())]
 
@@ -41,9 +41,10 @@ class Partition(BaseModel):
     """A partition of a site, read from SLURM's words for it. A limit of None means that there is none."""
 
     name: str = Field(alias="PartitionName")
-    default: Annotated[bool, BeforeValidator(lambda text: text == "YES")] = Field(False, alias="Default")
+    default: _Yes = Field(False, alias="Default")
     state: str = Field("UP", alias="State")
     max_minutes: Annotated[int | None, BeforeValidator(minutes)] = Field(None, alias="MaxTime")
+    min_nodes: _Number = Field(0, alias="MinNodes")
     max_nodes: _Limit = Field(None, alias="MaxNodes")
     max_cpus: _Limit = Field(None, alias="MaxCPUsPerNode")
     """CPUs of a node that its jobs may have."""
@@ -54,29 +55,12 @@ class Partition(BaseModel):
     groups: _Allowed = Field(None, alias="AllowGroups")
     denied_accounts: _Denied = Field((), alias="DenyAccounts")
     denied_qos: _Denied = Field((), alias="DenyQos")
+    needs_reservation: _Yes = Field(False, alias="ReqResv")
     preempt_mode: str = Field("OFF", alias="PreemptMode")
     grace_seconds: _Number = Field(0, alias="GraceTime")
     """Time between the signal to a preempted job and its end."""
     tier: _Number = Field(0, alias="PriorityTier")
     """Jobs of a higher tier go first, and may preempt."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of a partition."""
-
-    name: str
-    state: str
-    gpus: dict[str, int]
-    """GPUs by type; the type is empty where the site names none."""
-    cpus: int
-    memory_mib: int
-    features: frozenset[str]
-
-    @property
-    def usable(self) -> bool:
-        """True where the node takes jobs now, or will when it is free or powered up."""
-        return not self.state.endswith("*") and not self.state.startswith(_OUT_OF_SERVICE)
 
 
 @dataclass(frozen=True)
@@ -108,7 +92,7 @@ def read(cluster: str | None = None) -> Site:
     """Ask SLURM about a cluster, or the local one; what it does not tell is left out. Raises NotInstalled."""
     questions = {
         "partitions": ("scontrol", "show", "partition", "--all", "--oneliner"),
-        "nodes": ("sinfo", "--all", "--noheader", "--Node", "--format=%R|%N|%T|%G|%c|%m|%f"),
+        "nodes": ("sinfo", "--all", "--noheader", "--Node", FORM),
         "reservations": ("scontrol", "show", "reservation", "--oneliner"),
         "settings": ("scontrol", "show", "config"),
     }
@@ -132,27 +116,7 @@ def parse(partitions: str, nodes: str, reservations: str, settings: str) -> Site
     parsed = [Partition.model_validate(words) for words in lines if "PartitionName" in words]
     return Site(
         partitions={partition.name: partition for partition in parsed},
-        nodes=_nodes(nodes),
+        nodes=read_nodes(nodes),
         reservations=frozenset(re.findall(r"ReservationName=(\S+)", reservations)),
         settings=dict(re.findall(r"^(\w+)\s*= (.*?)\s*$", settings, re.MULTILINE)),
     )
-
-
-def gpus(gres: str) -> dict[str, int]:
-    """Read the GPUs by type in SLURM's words, `gpu:a100:8(S:0-1),nvme:1`; the type is empty where none is named."""
-    numbers: dict[str, int] = {}
-    for kind, number in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):
-        numbers[kind] = numbers.get(kind, 0) + int(number)
-    return numbers
-
-
-def _nodes(text: str) -> dict[str, tuple[Node, ...]]:
-    nodes: dict[str, tuple[Node, ...]] = {}
-    for line in text.splitlines():
-        parts = [part.strip() for part in line.split("|")]
-        if len(parts) == 7:
-            partition, name, state, gres, cpus, memory, features = parts
-            named = frozenset(features.split(",")) - {"(null)", ""}
-            node = Node(name, state, gpus(gres), _number(cpus) or 0, _number(memory) or 0, named)
-            nodes[partition] = (*nodes.get(partition, ()), node)
-    return nodes

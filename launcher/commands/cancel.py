@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import slurm, slurm_jobs
+from launcher import job_ids, slurm, slurm_jobs
 from launcher.options import add_runs
 from launcher.record import Launch
 from launcher.views import find, runs
@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     named, unrecorded = _named(options.run_dirs)
     launches = find.runs(named) if named else []
     before = {run.launch: run for run in runs.look_surely(launches)}
+    unrecorded += _of_moved(named, list(before.values()))
     running = [run for run in before.values() if run.live and not run.waits]
     saving = [run for run in running if (_terminate(run) if run.local else run.ask_to_save("TERM"))]
     try:
@@ -95,11 +96,19 @@ def _named(texts: Sequence[str]) -> tuple[list[str], list[slurm_jobs.Job]]:
     return named, unrecorded
 
 
+def _of_moved(named: Sequence[str], before: Sequence[runs.Run]) -> list[slurm_jobs.Job]:
+    """Find live jobs that were named by ids which records have, but of other directories: those were moved since."""
+    lost = [run.submission.job for run in before if run.submission and run.job is None and not run.local]
+    ids, own = {*lost, *map(job_ids.array, lost)}, {run.job.id for run in before if run.job}
+    jobs = [job for text in named if text in ids for job in runs.live_jobs_of(text)]
+    return [job for job in jobs if job.id not in own]
+
+
 def _cancel_unrecorded(job: slurm_jobs.Job, wait_seconds: float) -> int:
     """End a job of which its run directory has no record; where there is a status, it saves before."""
     launch, deadline = Launch(Path(job.run_dir)), time.monotonic() + wait_seconds
     with contextlib.suppress(slurm.Refused):  # it has ended meanwhile
-        if not job.waits and launch.status().state == "running":
+        if not (job.waits or job.suspended) and launch.status().state == "running":
             slurm_jobs.signal(job.id, "TERM")
             while launch.status().state == "running" and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECONDS)
@@ -133,7 +142,7 @@ def _print_outcome(before: runs.Run, after: runs.Run) -> int:
     job = before.submission.job if before.submission else ""
     exit_status = 0
     if before.ended:
-        outcome = f"has ended already: {before.state}"
+        outcome = f"has ended already: {before.state}" + f"; {before.reason}" * (before.state == "lost")
     elif after.live:
         outcome, exit_status = f"job {job} is still there" + (f"; {after.reason}" if after.reason else ""), 1
     elif after.slurm_error:

@@ -35,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
         sending.try_again, change=functools.partial(changed, options=options), fresh_code=options.fresh_code
     )
     is_new = any_resources(options) or options.fresh_code
-    # One that is completing trains no more, but its nodes are not free yet.
-    live = [run for run in before if run.live and run.job and run.job.state != "COMPLETING"]
+    # One that is completing trains no more, but its nodes are not free yet; one that is suspended could not save.
+    live = [run for run in before if run.live and run.job and run.job.state not in ("COMPLETING", "SUSPENDED")]
     replaced = [run for run in live if is_new or not (run.waits or _may_requeue(run))]
     running = [run for run in live if run not in replaced and not run.waits]
     rest = [run for run in before if run not in replaced and run not in running]

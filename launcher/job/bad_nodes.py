@@ -50,7 +50,11 @@ def repeated(launch: Launch) -> list[str]:
     try:
         profile = submission.profile
         partition = os.environ.get("SLURM_JOB_PARTITION") or profile.partition
-        usable = nodes.usable(partition, profile.constraint, profile.gpu_type)
+        if fixed := sorted({*names} & {*nodes.hostnames([profile.sbatch.get("nodelist", "")])}):
+            launch.say(f"{', '.join(fixed)} is not left out, since the job asks for it by sbatch.nodelist")
+            if not (names := [name for name in names if name not in fixed]):
+                return []
+        usable = nodes.usable(partition, profile)
         rest = usable - {*nodes.hostnames(profile.exclude), *submission.left_out, *names}
     except (slurm.Refused, slurm.Unavailable) as error:
         launch.say(f"{', '.join(names)} is not left out, since SLURM does not tell of other nodes ({error})")

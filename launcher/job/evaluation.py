@@ -51,7 +51,7 @@ class Evaluation:
             local_disk = Path(configs.expanded("local_disk", start.profile.local_disk))
             folder = stage.unpack(Path(self.submission.stage), local_disk)
             staged = [f"data.root={configs.literal(folder / self.data_root)}"]
-        return [*command, self.run_dir, *self.words, *staged]
+        return [*command, configs.literal(self.run_dir), *self.words, *staged]
 
     def checkpoint(self) -> Any:
         """Go on after a time limit: what has been evaluated is on disk."""

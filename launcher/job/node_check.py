@@ -1,19 +1,29 @@
 """Check a node before its ranks start, within a second: its GPUs, its memory, and a write to the run directory."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from launcher.cluster import Profile
+from launcher.job import failure, notify
 from launcher.record import Launch
 from moco_dist.errors import UserError
 from moco_dist.ranks import host_memory
 
+if TYPE_CHECKING:
+    from launcher.job.start import Start
+
 _BYTES = 2**20
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 """A folder for each GPU that the driver knows, also for one that does not answer any more."""
+
+
+_UNTIL_ENDED_SECONDS = 120.0
 
 
 class BadNode(Exception):
@@ -35,6 +45,28 @@ def check(launch: Launch, profile: Profile, node: str) -> str:
         BadNode: something is missing or broken.
     """
     return ", ".join(filter(None, [_gpus(launch, profile), _memory(profile), _write(launch.folder, node)]))
+
+
+def end_unfit(start: Start, cause: str) -> NoReturn:
+    """End a start of the job whose node is not fit for the run, and have the job requeued: another node may be.
+
+    After three such starts in vain the run is given up.
+    """
+    name = start.hostnames[start.node]
+    fault = f"node {name} is not fit: {cause}"
+    start.say(fault)
+    try:
+        failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
+    except OSError:  # it could ask for starts without end, for nobody would count them: the first task does
+        raise SystemExit(1) from None
+    if start.launch.stands_still(start.job):
+        start.say(start.launch.give_up())
+        notify.tell(start.launch, start.job, "failure", "end", last=True)
+    else:
+        notify.tell(start.launch, start.job, "failure", reason=fault, last=True)
+        while start.requeue():
+            time.sleep(_UNTIL_ENDED_SECONDS)
+    raise SystemExit(1)
 
 
 def _gpus(launch: Launch, profile: Profile) -> str:

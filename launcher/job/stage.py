@@ -1,5 +1,6 @@
 """Unpack an archive of the data, or copy a folder of shards, onto a node's own disk, once a node."""
 
+import errno
 import hashlib
 import lzma
 import os
@@ -18,6 +19,17 @@ from moco_dist.run.lease import process_start
 _UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
+_OF_THE_NODE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
+)
+"""Errors of a disk that another node may do without: a full one, one that is broken, one that is away."""
+
+
+class NodeTrouble(UserError):
+    """This node cannot unpack the archive; another one may."""
+
+
 def unpack(archive: Path, local_disk: Path) -> Path:
     """Unpack an archive, unless this node has it from before. Returns the folder with its content.
 
@@ -29,7 +41,8 @@ def unpack(archive: Path, local_disk: Path) -> Path:
         local_disk: folder on the node's own disk.
 
     Raises:
-        UserError: there is no such archive, it cannot be unpacked, or the disk is full.
+        NodeTrouble: the disk is full, broken or away.
+        UserError: there is no such archive, or it cannot be unpacked.
     """
     try:
         index = archive / SHARD_INDEX
@@ -53,7 +66,9 @@ def unpack(archive: Path, local_disk: Path) -> Path:
     except (OSError, *_UNREADABLE) as error:
         cause = str(error).partition("\n")[0].rstrip(":")  # tarfile lists every format that it has tried
         rule = f"cannot be unpacked into {local_disk} ({cause})"
-        raise UserError.of("--stage", archive, rule, "give a tar or zip that fits there") from None
+        is_of_node = isinstance(error, OSError) and error.errno in _OF_THE_NODE
+        kind = NodeTrouble if is_of_node else UserError
+        raise kind.of("--stage", archive, rule, "give a tar or zip that fits there") from None
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -90,25 +90,10 @@ def _begin(start: Start) -> None:
 
 def _check_node(start: Start) -> None:
     """Check this node; one that is not fit for the run ends this start, and the job is requeued."""
-    name = start.hostnames[start.node]
     try:
-        start.say(f"checked: {node_check.check(start.launch, start.profile, name)}")
-        return
+        start.say(f"checked: {node_check.check(start.launch, start.profile, start.hostnames[start.node])}")
     except node_check.BadNode as error:
-        fault = f"node {name} is not fit: {error}"
-    start.say(fault)
-    try:
-        failure.note(start.launch, start.job, start.restart, fault, bad_nodes=[name])
-    except OSError:  # it could ask for starts without end, for nobody would count them: the first task does
-        raise SystemExit(1) from None
-    if start.launch.stands_still(start.job):
-        start.say(start.launch.give_up())
-        notify.tell(start.launch, start.job, "failure", "end", last=True)
-    else:
-        notify.tell(start.launch, start.job, "failure", reason=fault, last=True)
-        while start.requeue():
-            time.sleep(_WAIT_FOR_FIRST_SECONDS)
-    raise SystemExit(1)
+        node_check.end_unfit(start, str(error))
 
 
 def _tell_of_first_step(start: Start) -> None:
@@ -128,6 +113,8 @@ def _staged(start: Start) -> list[str]:
         folder = stage.unpack(Path(start.submission.stage), Path(local_disk))
         start.say("has the data")
     except UserError as error:
+        if isinstance(error, stage.NodeTrouble) and not start.local:
+            node_check.end_unfit(start, str(error))
         status.write(start.launch.run_dir, "user_error", start.launch.checkpoint_step(), str(error))
         start.say(str(error))
         raise SystemExit(status.EXIT_CODES["user_error"]) from None

@@ -32,6 +32,8 @@ def running(text: str) -> runs.Run:
         raise UserError.of(
             "RUN", run.name, f"is {run.state}, and no job of it runs now", "see python -m launcher status"
         )
+    if run.job and run.job.suspended:  # srun would wait until it is resumed
+        raise UserError.of("RUN", run.name, "is suspended by SLURM, where no step begins", "wait until it is resumed")
     return run
 
 

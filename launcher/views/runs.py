@@ -136,8 +136,8 @@ class Run:
 
     def ask_to_save(self, signal: str) -> bool:
         """Send a signal to the ranks of a job: USR2 or TERM. Returns whether they train, and will save."""
-        if self.job is None or self.trainer_state != "running":
-            return False  # it has saved, or has not begun to train in this start
+        if self.job is None or self.job.suspended or self.trainer_state != "running":
+            return False  # it takes no signal, has saved, or has not begun to train in this start
         try:
             slurm_jobs.signal(self.job.id, signal)
             return True
@@ -258,18 +258,18 @@ def _judged(run: Run, jobs: dict[str, slurm_jobs.Job], slurm_error: str) -> Run:
         state, reason = verdict.of_local(name, run.evidence)
         return replace(run, state=state, reason=reason)
     job = jobs.get(name)
-    if job and _is_job_of(job, run):
+    if job and is_job_of(job, run):
         state, reason = verdict.of_job(job, run.evidence)
         if job.waits and run.submission.left_out:
             names = ", ".join(run.submission.left_out)
             reason = "; ".join(filter(None, [reason, f"left out, since starts failed there: {names}"]))
         return replace(run, job=job, state=state, reason=reason)
     slurm_error = "" if job else slurm_error  # the job of another directory: SLURM counts anew, or this one was moved
-    state, reason = verdict.of_unknown_job(name, run.evidence, slurm_error)
+    state, reason = verdict.of_unknown_job(name, run.evidence, slurm_error, job.run_dir if job else "")
     return replace(run, slurm_error=slurm_error, state=state, reason=reason)
 
 
-def _is_job_of(job: slurm_jobs.Job, run: Run) -> bool:
+def is_job_of(job: slurm_jobs.Job, run: Run) -> bool:
     """Return whether SLURM's job is the run's, by the job's comment: the run directory, or the folder of its sweep."""
     assert run.submission is not None
     own = {run.launch.run_dir.resolve(), Path(run.submission.sweep or run.launch.run_dir).resolve()}

@@ -9,7 +9,7 @@ from launcher import job_ids, slurm_jobs
 from launcher.record import Launch
 from launcher.views import figures, find, verdict
 from launcher.views.answers import Answers
-from launcher.views.runs import READERS, Run, look_by
+from launcher.views.runs import READERS, Run, is_job_of, look_by
 
 
 def survey(places: Sequence[Path] = (), timeout_seconds: float | None = None) -> tuple[list[Run], str]:
@@ -37,9 +37,16 @@ def _is_inside(run_dir: Path, place: Path) -> bool:
 
 
 def _with_unrecorded(runs: Sequence[Run], live: Sequence[slurm_jobs.Job]) -> list[Run]:
-    """Return the runs, and those live jobs that no run directory names as its own: it was deleted, or never written."""
-    recorded = {job for run in runs if (sent := run.submission) for job in (sent.job, *sent.earlier_jobs)}
-    left = [job for job in live if job.id not in recorded | {job_ids.number(job) for job in recorded}]
+    """Return the runs, and those live jobs that no run directory names as its own.
+
+    It was deleted, moved, or never written; of one that was moved the record still has the job.
+    """
+    owners: dict[str, list[Run]] = {}
+    for run in runs:
+        for job in (run.submission.job, *run.submission.earlier_jobs) if run.submission else ():
+            for name in {job, job_ids.number(job)}:
+                owners.setdefault(name, []).append(run)
+    left = [job for job in live if not any(is_job_of(job, run) for run in owners.get(job.id, ()))]
     by_folder = {Path(job.run_dir).resolve(): job for job in left}
     shown = [run if run.submission else replace(run, job=by_folder.get(run.launch.run_dir.resolve())) for run in runs]
     damaged = {run.launch.run_dir.resolve() for run in runs if run.submission is None}

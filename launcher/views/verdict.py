@@ -22,6 +22,13 @@ _CAUSES = {
     "BOOT_FAIL": "a node did not boot",
 }
 
+_PAUSES = {
+    "COMPLETING": "is ending",
+    "SUSPENDED": "SLURM has suspended it, and it cannot save until it is resumed",
+    "STOPPED": "SLURM has stopped it for a while",
+}
+"""Why a job that has nodes does not train."""
+
 
 def of_local(job: str, evidence: Evidence) -> Verdict:
     """Judge a run without SLURM, by its controller's process, or by its lease if that is on another host."""
@@ -36,7 +43,7 @@ def of_job(job: slurm_jobs.Job, evidence: Evidence) -> Verdict:
         reason = "; ".join(filter(None, [_why_it_waits(job), evidence.failure]))
         return "requeued" if evidence.began else "pending", reason
     if job.live:
-        return "running", evidence.trouble or "is ending" * (job.state == "COMPLETING")
+        return "running", evidence.trouble or _PAUSES.get(job.state, "")
     if job.reason == slurm_jobs.NEVER:
         return "cancelled", "what it waited for has failed"
     return _ended(job.state, evidence)
@@ -57,13 +64,22 @@ def _why_it_waits(job: slurm_jobs.Job) -> str:
     return f"{reason or 'held'}; {who}: scontrol release {job.id}"
 
 
-def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
-    """Judge a run whose job SLURM does not know, or about which it does not answer, as `slurm_error` says.
+def of_unknown_job(job: str, evidence: Evidence, slurm_error: str, elsewhere: str = "") -> Verdict:
+    """Judge a run whose job SLURM does not know, or about which it does not answer.
 
     Without SLURM's answer only an end for good is sure; all else is how the run stood when it wrote its status.
+
+    Args:
+        job: the job that the run was sent as.
+        evidence: what the run directory shows.
+        slurm_error: why SLURM does not answer; empty where it does.
+        elsewhere: the directory that SLURM has this job for, where that is another one.
     """
+    gone = f"job {job} is not known to SLURM any more"
+    if elsewhere:
+        gone = f"job {job} at SLURM is that of {elsewhere}: this directory was moved, or SLURM counts anew"
     if evidence.writer:
-        why = "SLURM does not answer" if slurm_error else f"job {job} is not known to SLURM any more"
+        why = "SLURM does not answer" if slurm_error else gone
         return "running", f"{why}; {evidence.writer} writes to it"
     if evidence.end:
         return evidence.end
@@ -73,7 +89,7 @@ def of_unknown_job(job: str, evidence: Evidence, slurm_error: str) -> Verdict:
         was = f"{evidence.state} at step {evidence.step}" if evidence.state else "not begun"
         return "unknown", f"the run directory says: {was}"
     never = "" if evidence.began else "; it never started"
-    return "lost", f"job {job} is not known to SLURM any more{never}"
+    return "lost", gone + never
 
 
 def _ended(slurm_state: str, evidence: Evidence) -> Verdict:

@@ -35,3 +35,15 @@ def test_no_command_is_slow_to_import() -> None:
     large = {"torch", "torchvision", "numpy", "pandas", "sklearn", "matplotlib", "wandb", "submitit", "rich", "tqdm"}
     script = f"import launcher.__main__, sys; print(sorted({large} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_shell_in_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(["status", str(tmp_path)]) == 2
+    line = "launcher: the folder that this shell is in was removed; cd to another one, or to the new one\n"
+    assert capsys.readouterr().err == line

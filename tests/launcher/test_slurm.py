@@ -163,14 +163,25 @@ def test_nothing_is_asked_about_no_job(programs: Programs) -> None:
 def test_what_is_asked_of_a_job(programs: Programs) -> None:
     for name in ("scancel", "scontrol"):
         programs.keeps(name)
-    slurm_jobs.signal("12_3", "USR2")
+    slurm_jobs.signal("12", "USR2")
     slurm_jobs.cancel("12")
     slurm_jobs.requeue("12")
     assert [words for words, _ in programs.given("scancel")] == [
-        ["--quiet", "--signal=USR2", "12_3"],
+        ["--quiet", "--signal=USR2", "12"],
         ["--quiet", "12"],
     ]
     assert [words for words, _ in programs.given("scontrol")] == [["requeue", "12"]]
+
+
+def test_a_member_of_an_array_is_told_by_its_steps(programs: Programs) -> None:
+    """While other members wait, SLURM has scancel tell the member itself again and again, for more than a minute."""
+    programs.keeps("scancel")
+    programs.says("squeue", {"--steps": "12_3.0\n12_3.1\n12_3.batch\n12_3.extern\n"})
+    slurm_jobs.signal("12_3", "USR2")
+    assert [words for words, _ in programs.given("scancel")] == [["--quiet", "--signal=USR2", "12_3.0", "12_3.1"]]
+    programs.says("squeue", {"--steps": "12_3.batch\n"})
+    with pytest.raises(slurm.Refused, match="runs no step"):
+        slurm_jobs.signal("12_3", "USR2")
 
 
 def test_nodes_that_a_job_has_lost(programs: Programs) -> None:

@@ -65,3 +65,46 @@ def test_three_starts_that_fail_end_the_job(programs: Programs, tmp_path: Path) 
     codes = [run("run", tmp_path, SLURM_RESTART_COUNT=str(restart))[0] for restart in range(3)]
     assert codes == [75, 75, 1]
     assert Path("requeued").read_text() == "requeue 12\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("described", "job"),
+    [("JobId=12 JobName=x Restarts=0 CPUs/Task=4 Reason=None", "12"), ("JobId=13 ArrayTaskId=1 Restarts=7 x", "77_3")],
+)
+def test_what_another_job_has_left_in_the_environment_is_not_this_jobs(
+    programs: Programs, tmp_path: Path, described: str, job: str
+) -> None:
+    """SLURM tells which job it is; where it does not, the variables do. The binding of CPUs is always the other's."""
+    variables = ("SLURM_ARRAY_TASK_COUNT", "SLURM_RESTART_COUNT", "SLURM_CPUS_PER_TASK", "SLURM_CPU_BIND")
+    programs.keeps("srun", *variables)
+    lines = [
+        f"*show*job*) echo '{described}' ;;",
+        '*requeue*) echo "$*" >> requeued; exit 1 ;;',
+    ]
+    programs.runs("scontrol", "\n".join(['case "$*" in', *lines, "esac"]))
+    stale = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+    binding = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x10"}
+    assert run("run", tmp_path, **stale, **binding, SLURM_RESTART_COUNT="2", SLURM_CPUS_PER_TASK="99")[0] == 75
+    assert Path("requeued").read_text() == f"requeue {job}\n"
+    [(_, seen)] = programs.given("srun")
+    values = (None, "0", None, None) if job == "12" else ("8", "2", "99", None)
+    assert seen == dict(zip(variables, values, strict=True))
+
+
+def test_the_tasks_get_the_cpus_and_the_variables_of_the_job(programs: Programs, tmp_path: Path) -> None:
+    """A step has no CPUs of its job since SLURM 22.05, and no variables where the site sets SBATCH_EXPORT=NONE."""
+    run("run", tmp_path, SLURM_CPUS_PER_TASK="64", SLURM_EXPORT_ENV="NONE")
+    run("run", tmp_path)
+    options = [
+        [word for word in words if word.startswith(("--export", "--cpus"))] for words, _ in programs.given("srun")
+    ]
+    assert options == [["--export=ALL", "--cpus-per-task=64"], ["--export=ALL"]]
+
+
+def test_the_ranks_are_told_by_their_step(programs: Programs, tmp_path: Path) -> None:
+    """SLURM has scancel tell a member of an array itself again and again, as long as other members wait."""
+    programs.keeps("scancel")
+    programs.runs("srun", "kill -USR2 $PPID")
+    array = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"}
+    assert run("run", tmp_path, **array)[0] == 75
+    assert [words for words, _ in programs.given("scancel")] == [["--quiet", "--signal=USR2", "11_3.0"]]

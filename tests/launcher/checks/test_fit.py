@@ -112,3 +112,28 @@ def test_what_the_site_does_not_tell_is_no_misfit() -> None:
     there = site.parse(PARTITION.format(nodes=1, cpus=64, memory=1), "", "", "")
     profile = Profile(exclude=("n1",), gpus_per_node=8, time_minutes=5)
     assert not errors(list(fit.check(there, profile, 1)))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "expected"),
+    [
+        (1, 1, ["--nodes = 1: partition gpu takes no job of fewer than 3 nodes; use --nodes 4"]),  # 64 by 3 is no batch
+        (1, 4, []),
+        (4, 4, []),
+    ],
+)
+def test_a_partition_for_wide_jobs(nodes: int, most: int, expected: list[str]) -> None:
+    """SLURM lets a smaller job wait for ever."""
+    wide = PARTITION.format(nodes="UNLIMITED", cpus="UNLIMITED", memory="UNLIMITED") + " MinNodes=3 ReqResv=NO"
+    profile = Profile(time_minutes=5, cpus_per_gpu=1, gpus_per_node=2)
+    there = site.parse(wide, NODES, "", "")
+    findings = list(fit.check(there, profile, nodes, lambda ranks: elastic.divides(DIGITS, ranks), most))
+    assert errors(findings) == expected
+
+
+def test_a_partition_that_needs_a_reservation() -> None:
+    there = site.parse("PartitionName=gpu Default=YES ReqResv=YES", NODES, "ReservationName=mine Nodes=n1", "")
+    keys = {"cpus_per_gpu": 1, "gpus_per_node": 2}
+    refusal = "reservation = null: partition gpu takes no job without one; add --reservation NAME"
+    assert errors(list(fit.check(there, Profile(**keys), 1))) == [refusal]
+    assert not errors(list(fit.check(there, Profile(**keys, reservation="mine"), 1)))

@@ -22,6 +22,7 @@ from launcher.checks.dataset import Folder
 from launcher.checks.finding import Finding
 from launcher.checks.site import Site
 from launcher.cluster import Profile
+from launcher.nodes import gpus
 from launcher.record import Launch
 from moco_dist import config as configs
 from moco_dist.config import Config
@@ -136,6 +137,16 @@ def test_the_shipped_configs_are_in_order(name: str, tmp_path: Path, monkeypatch
             "signal_seconds = 120: with time_minutes=2 the job",
         ),
         ([], 2, {}, "error", "--nodes = 2: --local runs on this machine alone; use --nodes 1"),
+        *(
+            (
+                [],
+                1,
+                {"environment": {"X": value}},
+                "warning",
+                f"environment.X = {value}: reaches the job as it is written",
+            )
+            for value in ("/opt/x:$X", "${HOME}/x", "~/x", "/opt/x:~/y")
+        ),
         ([], 1, {"setup": ("module load x",)}, "warning", "setup = [module load x]: is of no use to --local, which"),
         ([], 1, {"container": {"image": "/a.sif"}}, "warning", "container = /a.sif: is of no use to --local, which"),
         ([], 1, {"min_nodes": 2}, "error", "min_nodes = 2: must be at most the 1 nodes of the job"),
@@ -695,7 +706,7 @@ def test_no_default_partition() -> None:
     ],
 )
 def test_gpus_in_slurms_words(text: str, expected: dict[str, int]) -> None:
-    assert site.gpus(text) == expected
+    assert gpus(text) == expected
 
 
 @pytest.mark.parametrize(

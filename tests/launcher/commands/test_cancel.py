@@ -156,3 +156,31 @@ def test_one_that_does_not_go_is_told(made_up: MadeUp, capsys: Said, monkeypatch
     assert capsys.readouterr().out == "job 12: is still there\n"
     assert main(["cancel", "14"]) == 2
     assert "RUN = 14: is no job of a run in runs/" in capsys.readouterr().err
+
+
+def test_a_job_whose_run_directory_was_moved_is_cancelled_by_its_id(
+    made_up: MadeUp, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has gone with the directory, and still names the job; by its new name the run has ended."""
+    make_run(Path("runs/moved").absolute())
+    old = Path("runs/a").absolute()
+    made_up.queues("12", "PENDING", old)
+    moved = f"job 12 at SLURM is that of {old}: this directory was moved, or SLURM counts anew; it never started"
+    assert main(["cancel", "moved"]) == 0
+    assert capsys.readouterr().out == f"moved: has ended already: lost; {moved}\n"
+    assert not cancelled(made_up)
+    replace_sleep(monkeypatch, cancel, lambda _: made_up.forgets("12"))
+    assert main(["cancel", "12"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"job 12: cancelled; {old} has no record of it"
+    assert cancelled(made_up) == ["scancel --quiet 12"]
+
+
+def test_a_suspended_run_is_cancelled_at_once(
+    made_up: MadeUp, running: Launch, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    """It takes no signal: scancel would wait for its resumption."""
+    made_up.queues("12", "SUSPENDED", running.run_dir)
+    replace_sleep(monkeypatch, runs, lambda _: made_up.queues("12", "CANCELLED", running.run_dir))
+    assert main(["cancel", "a"]) == 0
+    assert cancelled(made_up) == ["scancel --quiet 12"]
+    assert capsys.readouterr().out.startswith("a: job 12 cancelled; no checkpoint yet")

@@ -130,7 +130,7 @@ def test_the_job_starts_torchrun_with_all_words(tmp_path: Path, monkeypatch: pyt
     variables |= {"SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "n1"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    launch = make_run(tmp_path / "it's a run")
+    launch = make_run(tmp_path / "it's a $HOME run")
     launch.evaluation.mkdir()
     called: list[Any] = []
 
@@ -142,7 +142,7 @@ def test_the_job_starts_torchrun_with_all_words(tmp_path: Path, monkeypatch: pyt
     job = Evaluation(str(launch.run_dir), Submission(profile=Profile(gpus_per_node=3), code="c0de"), ("--labels", "9"))
     job()
     words = shlex.split("-m torch.distributed.run --standalone --nproc-per-node=3 -m moco_dist.evaluate")
-    expected = [sys.executable, *words, str(launch.run_dir), "--labels", "9"]
+    expected = [sys.executable, *words, f"{tmp_path}/it's a $$HOME run", "--labels", "9"]
     assert called == [(expected, str(launch.folder / "code" / "c0de"))]
     with pytest.raises(SystemExit):
         job()

@@ -164,12 +164,19 @@ def test_a_node_that_the_job_does_not_have_is_refused(
 
 
 @pytest.mark.parametrize("command", ["shell", "stacks", "top"])
+@pytest.mark.parametrize(
+    ("state", "refusal"),
+    [
+        ("PENDING", "is requeued, and no job of it runs now; see python -m launcher status"),
+        ("SUSPENDED", "is suspended by SLURM, where no step begins; wait until it is resumed"),
+    ],
+)
 def test_a_job_that_does_not_run_cannot_be_looked_into(
-    launch: Launch, programs: Programs, capfd: pytest.CaptureFixture[str], command: str
+    launch: Launch, programs: Programs, capfd: pytest.CaptureFixture[str], command: str, state: str, refusal: str
 ) -> None:
-    in_queue(programs, launch, "PENDING")
+    in_queue(programs, launch, state)
     assert main([command, "a"]) == 2
-    assert "RUN = a: is requeued, and no job of it runs now; see python -m launcher status" in capfd.readouterr().err
+    assert f"RUN = a: {refusal}" in capfd.readouterr().err
 
 
 def test_slurm_that_starts_no_step_is_told_in_a_line(

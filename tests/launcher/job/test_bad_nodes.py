@@ -15,7 +15,7 @@ import pytest
 from launcher import after
 from launcher.__main__ import main
 from launcher.cluster import Profile
-from launcher.job import bad_nodes, failure, node_check, task
+from launcher.job import bad_nodes, failure, node_check, stage, task
 from launcher.job.start import Start
 from launcher.record import Launch, Submission
 from tests.launcher.made import make_run, replace_sleep
@@ -51,7 +51,7 @@ def updates(programs: Programs) -> list[list[str]]:
     return [words for words, _ in programs.given("scontrol") if words[0] == "update"]
 
 
-NAMES = "n1|(null)|(null)\nn2|(null)|(null)\nn3|(null)|(null)\n"
+NAMES = "".join(f"main|{name}|idle|gpu:8(S:0-1)|64|512000|(null)\n" for name in ("n1", "n2", "n3"))
 Rank = namedtuple("Rank", "rank node exit_status error")
 LOST = "PeerLost: another rank was lost in all_gather"
 LATE = "rank 0: the other ranks did not start within 60 s"
@@ -112,11 +112,23 @@ def test_no_node_is_left_out_where_too_few_would_be_left_or_slurm_refuses(
     for restart in range(2):
         launch.add_end(job="12", restart=restart, reason="x", bad_nodes=["n2"])
         launch.add_end(job="11", restart=restart, reason="of an earlier submission", bad_nodes=["n1"])
-    programs.says("sinfo", {"--Node": "n1|ib|gpu:a100:8(S:0-1)\nn2|ib,big|gpu:a100:8\nn3|big|gpu:v100:8\n"})
-    for keys in ({"constraint": "ib"}, {"constraint": "ib&big"}, {"gpu_type": "a100"}, {"exclude": ("n3",)}):
+    described = (
+        *("n1|idle|gpu:a100:8(S:0-1)|96|512000|ib", "n2|mixed|gpu:a100:8|96|512000|ib,big"),
+        *("n3|idle|gpu:v100:8|64|256000|big", "n4|idle|gpu:a100:4|96|512000|ib,big", "n5|idle|(null)|128|512000|big"),
+    )
+    programs.says("sinfo", {"--Node": "".join(f"main|{line}\n" for line in described)})
+    programs.says("scontrol", {"show reservation mine": "ReservationName=mine StartTime=x Nodes=n1,n2 NodeCnt=2\n"})
+    no_others: tuple[dict[str, object], ...] = (
+        *({"constraint": "ib"}, {"constraint": "ib&big"}, {"gpu_type": "a100"}, {"exclude": ("n3",)}),
+        *({"cpus_per_gpu": 10}, {"memory_gib": 400}, {"reservation": "mine"}),
+    )
+    for keys in no_others:
         launch.write(Submission(job="12", nodes=2, profile=Profile(**keys)))
         assert not bad_nodes.repeated(launch)
         assert said(launch)[-1] == "n2 is not left out, since too few nodes would be left"
+    launch.write(Submission(job="12", profile=Profile(sbatch={"nodelist": "n2"})))
+    assert not bad_nodes.repeated(launch)
+    assert said(launch)[-1] == "n2 is not left out, since the job asks for it by sbatch.nodelist"
     launch.write(Submission(job="12", nodes=2, least_nodes=1))  # one that makes do with fewer
     assert bad_nodes.repeated(launch) == ["n2"]
     launch.write(Submission(job="12", nodes=2))
@@ -218,19 +230,21 @@ def test_what_makes_a_node_unfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fault() == f"it cannot write to {launch.folder}: No such file or directory"
 
 
+class EndedBySlurm(Exception):
+    """SLURM ends the job, which it requeues."""
+
+
+def ended(_: float) -> None:
+    raise EndedBySlurm
+
+
 def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class EndedBySlurm(Exception):
-        pass
-
-    def ended(_: float) -> None:
-        raise EndedBySlurm
-
     launch = run(tmp_path)
     launch.starts_file.unlink()
     profile = Profile(memory_gib=10**6)
-    replace_sleep(monkeypatch, task, ended)
+    replace_sleep(monkeypatch, node_check, ended)
     for restart in range(2):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         with pytest.raises(EndedBySlurm):
@@ -249,3 +263,32 @@ def test_an_unfit_node_has_the_job_requeued_and_after_three_starts_ends_it(
     with pytest.raises(SystemExit):
         task._check_node(Start(launch.run_dir, Submission(job="12", nodes=2, profile=profile), ""))
     assert len(programs.given("scontrol")) == calls
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.ENOENT])
+def test_a_node_whose_own_disk_is_full_or_broken_is_not_fit(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Another node may have room for the data; only an archive that is not there is the user's mistake."""
+
+    def failing(*_: Path) -> None:
+        raise OSError(error, os.strerror(error))
+
+    launch = run(tmp_path)
+    archive = tmp_path / "data.tar"
+    archive.touch()
+    monkeypatch.setattr(stage, "_extract", failing)
+    replace_sleep(monkeypatch, node_check, ended)
+    submission = Submission(job="12", nodes=2, profile=Profile(local_disk=str(tmp_path)), stage=str(archive))
+    with pytest.raises(SystemExit if error == errno.ENOENT else EndedBySlurm):
+        task._staged(Start(launch.run_dir, submission, "."))
+    requeued = [words for words, _ in programs.given("scontrol") if words[0] == "requeue"]
+    if error == errno.ENOENT:
+        assert launch.status().state == "user_error" and not requeued
+    else:
+        assert launch.status().state == "crashed" and requeued == [["requeue", "12"]]
+        [failed] = launch.failures()
+        assert failed["reason"].startswith(
+            f"node n2 is not fit: --stage = {archive}: cannot be unpacked into {tmp_path} ("
+        )
+        assert [end["bad_nodes"] for end in launch.ends()] == [["n2"]]

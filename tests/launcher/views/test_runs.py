@@ -69,6 +69,13 @@ NOBODY_KNOWS = (False, False)
         ("RUNNING", "None", 1, "running", ("running", "")),
         ("RUNNING", "None", 1, "crashed", ("running", "said so")),
         ("COMPLETING", "None", 1, "done", ("running", "is ending")),
+        (
+            "SUSPENDED",
+            "None",
+            1,
+            "running",
+            ("running", "SLURM has suspended it, and it cannot save until it is resumed"),
+        ),
     ],
 )
 def test_a_job_in_the_queue_is_live(
@@ -280,8 +287,8 @@ def test_runs_on_another_disk_are_called_by_their_names(here: Path, made_up: Mad
 
 
 def test_a_live_job_without_a_record_is_seen(here: Path, made_up: MadeUp) -> None:
-    """It is seen where its folder is gone, or the record is another job's; a job that could not be requeued is part of
-    its successor.
+    """It is seen where its folder is gone or was moved, or the record is another job's; a job that could not be
+    requeued is part of its successor.
     """
     make_run(here / "runs/a", job="13", earlier_jobs=("12",))
     made_up.queues("11", "RUNNING", here / "runs/a")
@@ -291,10 +298,11 @@ def test_a_live_job_without_a_record_is_seen(here: Path, made_up: MadeUp) -> Non
     made_up.queues("15_1", "RUNNING", here / "runs/sweep")
     made_up.queues("16", "RUNNING", "a comment of another's")
     no_record = "its run directory has no record of it"
-    for places, expected in (([], "a a gone sweep"), ([here / "runs/a"], "a a"), ([here / "else"], "")):
+    make_run(here / "runs/moved", job="14")
+    for places, expected in (([], "a moved a gone sweep"), ([here / "runs/a"], "a a"), ([here / "else"], "")):
         surveyed, _ = survey.survey(places)
         assert [run.name for run in surveyed] == expected.split()
-    rows = {run.job_id: run for run in survey.survey()[0]}
+    rows = {run.job_id: run for run in survey.survey()[0] if run.name != "moved"}
     assert stand(rows["11"]) == ("running", no_record, *LIVE)
     assert stand(rows["14"]) == ("pending", f"{no_record}; Priority", *LIVE)
     assert rows.keys() == {"11", "13", "14", "15_1"}
