@@ -170,10 +170,20 @@ def kernels(module: str, try_out: Callable[[Any], object], what: str) -> Any:
 
 def cores() -> int:
     """Return the number of cores that a rank may use: its share of those that the machine, or the job, has here."""
-    allowed = [len(os.sched_getaffinity(0)), *_core_limits()]
+    ranks, own = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(os.sched_getaffinity(0))
+    of_node = [*_core_limits()]
+    if not _is_task_of_slurm():  # which SLURM binds to cores of its own, that no other rank has
+        of_node.append(own)
     if (of_job := os.environ.get("SLURM_CPUS_ON_NODE", "")).isdecimal():  # where SLURM binds no process to its cores
-        allowed.append(int(of_job))
-    return max(1, min(allowed) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        of_node.append(int(of_job))
+    return max(1, min([own, *(count // ranks for count in of_node)]))
+
+
+def _is_task_of_slurm() -> bool:
+    """Tell whether each rank is a task of SLURM's by itself, and not started by torchrun, which is one for all."""
+    pairs = (("SLURM_PROCID", "RANK"), ("SLURM_LOCALID", "LOCAL_RANK"), ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
+    same = all(os.environ.get(of_slurm, "") == os.environ.get(of_rank) for of_slurm, of_rank in pairs)
+    return same and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def _core_limits(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> Iterator[int]:
