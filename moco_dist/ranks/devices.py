@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from moco_dist.config import Config, speed
-from moco_dist.errors import UserError, reason
+from moco_dist.errors import OwnMistake, UserError, reason
 
 ACCELERATOR = "cuda"
 """The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""
@@ -35,7 +35,12 @@ def count() -> int:
 
 
 def pick(config: Config, local_rank: int) -> torch.device:
-    """Return the device that `device.type` asks for, for one rank of a node. Raises UserError."""
+    """Return the device that `device.type` asks for, for one rank of a node.
+
+    Raises:
+        UserError: there is no device, or there are too few.
+        OwnMistake: this rank does not see the devices of the ranks before it.
+    """
     device_type, available = config.device.type, count()
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device_type == "cpu" or (device_type == "auto" and available < local_ranks):
@@ -45,6 +50,10 @@ def pick(config: Config, local_rank: int) -> torch.device:
     if available < local_ranks:
         rule = f"there are {available} CUDA devices for {local_ranks} ranks"
         raise UserError.of("device.type", device_type, rule, f"use --nproc_per_node={available}")
+    if available <= local_rank:  # where nothing says how many ranks there are
+        rule = f"there are {available} CUDA devices for the rank with LOCAL_RANK={local_rank}"
+        fix = "start the ranks with torchrun, or let each see all GPUs of its node (not srun --gpus-per-task)"
+        raise OwnMistake(str(UserError.of("device.type", device_type, rule, fix)))
     return torch.device(ACCELERATOR, local_rank)
 
 
