@@ -154,7 +154,7 @@ class Due:
         milestone_steps = (before.get("milestone_epochs") or 0) * self._epoch_steps
         milestones = {step for step in steps if milestone_steps and step % milestone_steps == 0}
         others = [step for step in steps if step not in milestones]
-        older = {step for step in others[: -before["keep"]] if step % self._epoch_steps == 0}
+        older = {step for step in others[: -before.get("keep", self._checkpoint.keep)] if step % self._epoch_steps == 0}
         self._kept_before = frozenset(milestones | older)
 
     def milestone(self, done: int) -> bool:
