@@ -19,6 +19,12 @@ from typing import IO, Any, BinaryIO
 MOST_BYTES = 64 << 20
 """A file that is read as text has no more; a larger one is damaged, and would fill the memory."""
 
+AWAY = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+)
+"""Error numbers of a process that has no more files or memory, and of a shared disk that is away for a time: none of
+them is the fault of the file that was to be read."""
+
 
 def descriptor(path: str | Path, flags: int, mode: int = 0o666) -> int:
     """Open a regular file as `os.open` does; a FIFO, a device, a folder or a socket is refused, not waited for.

@@ -28,7 +28,7 @@ from moco_dist.data.views import Views
 from moco_dist.engine import schedule
 from moco_dist.engine.build import build
 from moco_dist.engine.engine import Details
-from moco_dist.errors import UserError
+from moco_dist.errors import OwnMistake, UserError
 from moco_dist.evaluate import command, few, linear, sgd_probe
 from moco_dist.methods import moco
 from moco_dist.networks import batchnorm
@@ -58,7 +58,10 @@ def test_the_device_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     with standin.present():
         assert devices.pick(auto, 0).type == devices.pick(cuda, 0).type == standin.NAME
         assert devices.pick(cuda, 3).index == 3
-        assert devices.pick(cpu, 0).type == "cpu"
+        assert devices.pick(cpu, 0).type == devices.pick(cpu, 8).type == "cpu"
+        for config in (auto, cuda):  # a script of srun's own that tells each rank of one GPU, say
+            with pytest.raises(OwnMistake, match=r"there are 8 CUDA devices for the rank with LOCAL_RANK=8; start the"):
+                devices.pick(config, 8)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
         assert devices.pick(auto, 0).type == "cpu"
         with pytest.raises(UserError, match=r"device\.type = cuda: there are 8 CUDA devices for 9 ranks; use --nproc"):

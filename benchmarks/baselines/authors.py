@@ -24,6 +24,7 @@ from torchvision import datasets, transforms
 from benchmarks.baselines import program
 from benchmarks.communication.authors import AuthorsMoCo
 from moco_dist.config import Config
+from moco_dist.data import workers
 from moco_dist.ranks import devices
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,14 +75,15 @@ def batches(config: Config, transform: object, ranks: int) -> Iterator[list[Tens
     """Yield both views of each batch of this rank, epoch after epoch."""
     images = datasets.ImageFolder(str(folder(config.data.root)), transform)  # type: ignore[arg-type]
     sampler: DistributedSampler[object] = DistributedSampler(images)
+    count = workers.count(config.data.workers)
     loader = DataLoader(
         images,
         batch_size=config.optim.global_batch // ranks,
         sampler=sampler,
-        num_workers=config.data.workers,
+        num_workers=count,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
-        persistent_workers=bool(config.data.workers),
+        persistent_workers=bool(count),
     )
     assert len(loader), "there are fewer images than a batch has"
     for epoch in range(sys.maxsize):

@@ -57,11 +57,20 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
         if (old := begun[section].get(name, _EARLIER.get(key, default[section][name]))) != new  # a key that came later
         if key in counted or effect_of(key, old, new) == "curve"
     ]
-    if plan.group_size != group_size:
-        groups = config.optim.global_batch // group_size
-        changed.append(f"moco.bn_groups = {shown(config.moco.bn_groups)} on {plan.ranks} ranks (was {groups})")
+    if groups := _other_groups(begun, group_size, config, plan):
+        if config.moco.bn_groups is None and begun["optim"].get("accumulate", 1) != config.optim.accumulate:
+            changed.append(f"optim.accumulate = {config.optim.accumulate} (was {begun['optim'].get('accumulate', 1)})")
+        ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
+        changed.append(f"moco.bn_groups = {shown(config.moco.bn_groups)} on {ranks} (was {groups})")
     if changed:
+        as_before = f"set moco.bn_groups={groups}, or " if groups and groups % plan.ranks == 0 else ""
         raise UserError(
             f"{', '.join(changed)}: would change the curve of the run in {config.run_dir}; "
-            "put it back, or begin another with run.name=NAME"
+            f"{as_before}put it back, or begin another with run.name=NAME"
         )
+
+
+def _other_groups(begun: Mapping[str, Any], group_size: int, config: Config, plan: Layout) -> int:
+    """Return the number of BatchNorm groups of a run until now, if the layout has another one; else 0."""
+    groups: int = begun["optim"]["global_batch"] // group_size  # another batch is a change by itself
+    return 0 if groups == config.optim.global_batch // plan.group_size else groups

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -28,16 +27,12 @@ from moco_dist.data.pixel_statistics import PixelStatistics
 from moco_dist.data.shards import Places
 from moco_dist.data.tree import some
 from moco_dist.errors import UserError, printable
+from moco_dist.files import AWAY
 from moco_dist.ranks import devices
 
 T = TypeVar("T")
 
 Labels = NDArray[np.int64]
-
-_NOT_OF_AN_IMAGE = frozenset(
-    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
-)
-"""Error numbers of a process that has no more files or memory, and of a shared disk that is away for a time."""
 
 
 class Away(Exception):
@@ -281,7 +276,7 @@ class FileSource:
         except MemoryError:
             raise  # the process's own, which another image would not mend
         except Exception as error:  # decoders raise errors of their own kinds
-            if isinstance(error, OSError) and error.errno in _NOT_OF_AN_IMAGE:
+            if isinstance(error, OSError) and error.errno in AWAY:
                 raise Away(f"{printable(str(file))}: {error.strerror}") from error
             return Unreadable.of(file, error)
 

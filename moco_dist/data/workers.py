@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -155,4 +156,13 @@ class _Pickler(pickle.Pickler):
     """Pickles tensors as arrays, whose bytes need not be part of the pickle."""
 
     def reducer_override(self, value: object) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+        if not isinstance(value, Tensor):
+            return NotImplemented
+        # In the order in which it lies in memory: releases of NumPy before 2.3 would copy another one into the pickle.
+        order = sorted(range(value.dim()), key=value.stride().__getitem__, reverse=True)
+        return _tensor, (value.permute(order).numpy(), np.argsort(order).tolist())
+
+
+def _tensor(array: NDArray[Any], order: list[int]) -> Tensor:
+    """Make a tensor of an array, whose axes are put into an order."""
+    return torch.from_numpy(array).permute(order)

@@ -39,7 +39,11 @@ def choose_step(run_dir: Path, *, with_head: bool, which: Which = "query", step:
     needs_checkpoint = with_head or which == "key"
     if written and not needs_checkpoint and status.read(run_dir).state in ("done", None):
         return None
-    last = index.latest()
+    try:
+        last = index.latest()
+    except OSError as error:
+        rule = f"its checkpoints cannot be read: {error.strerror}"
+        raise UserError.of("RUN_DIR", run_dir, rule, "run the command again when its disk is there") from None
     if last is None and needs_checkpoint:
         raise UserError.of("RUN_DIR", run_dir, "has no checkpoint", "train it first")
     if last is None and not written:

@@ -9,7 +9,7 @@ import torch
 from moco_dist.engine.engine import Engine
 from moco_dist.errors import reason
 from moco_dist.networks import batchnorm, compiled
-from moco_dist.ranks import devices
+from moco_dist.ranks import devices, watchdog
 
 NOT_COMPILED = "not compiled"
 
@@ -29,7 +29,8 @@ def compile_(engine: Engine, mode: Literal["reduce-overhead", True]) -> str:
         "moco_dist.train: compiling the networks, which may take a minute at the first start, and less at the next "
         f"ones ({place} keeps the code); device.compile=false goes without"
     )
-    own = world.first_then_others(lambda: _fault(engine, mode))
+    with watchdog.untimed():  # a compiler that takes its time is no hang
+        own = world.first_then_others(lambda: _fault(engine, mode))
     faults = [fault for fault in world.gather_objects(own) if fault]
     if not faults:
         return f"compiled in {time.monotonic() - began:.0f} s"

@@ -69,7 +69,7 @@ class World(Rank):
             last_words: called before the watchdog ends this process.
 
         Raises:
-            UserError: the device that the config asks for is not here.
+            UserError: the device that the config asks for is not here, or not on another node.
             OSError: torchrun is gone.
         """
         device = devices.pick(config, rank.local_rank)
@@ -83,7 +83,7 @@ class World(Rank):
         """Meet the other ranks: by NCCL on CUDA, by gloo on the CPU.
 
         Raises:
-            UserError: this process is in a process group already.
+            UserError: this process is in a process group already, or another rank has another kind of device.
             OSError: torchrun is gone.
         """
         if dist.is_initialized():
@@ -110,6 +110,7 @@ class World(Rank):
             store = _untyped.PrefixStore(name, store)
         else:
             _stores[place] = store
+        meeting.check_device(self, store, self.device.type)
         backend = _untyped.Backend.default_device_backend_map[self.device.type]
         own = self.device if backend == "nccl" else None
         dist.init_process_group(

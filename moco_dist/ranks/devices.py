@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from moco_dist.config import Config, speed
-from moco_dist.errors import UserError, reason
+from moco_dist.errors import OwnMistake, UserError, reason
 
 ACCELERATOR = "cuda"
 """The type of device that `device.type` means beside the CPU; the suite puts its stand-in here."""
@@ -35,7 +35,12 @@ def count() -> int:
 
 
 def pick(config: Config, local_rank: int) -> torch.device:
-    """Return the device that `device.type` asks for, for one rank of a node. Raises UserError."""
+    """Return the device that `device.type` asks for, for one rank of a node.
+
+    Raises:
+        UserError: there is no device, or there are too few.
+        OwnMistake: this rank does not see the devices of the ranks before it.
+    """
     device_type, available = config.device.type, count()
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device_type == "cpu" or (device_type == "auto" and available < local_ranks):
@@ -45,6 +50,10 @@ def pick(config: Config, local_rank: int) -> torch.device:
     if available < local_ranks:
         rule = f"there are {available} CUDA devices for {local_ranks} ranks"
         raise UserError.of("device.type", device_type, rule, f"use --nproc_per_node={available}")
+    if available <= local_rank:  # where nothing says how many ranks there are
+        rule = f"there are {available} CUDA devices for the rank with LOCAL_RANK={local_rank}"
+        fix = "start the ranks with torchrun, or let each see all GPUs of its node (not srun --gpus-per-task)"
+        raise OwnMistake(str(UserError.of("device.type", device_type, rule, fix)))
     return torch.device(ACCELERATOR, local_rank)
 
 
@@ -170,10 +179,20 @@ def kernels(module: str, try_out: Callable[[Any], object], what: str) -> Any:
 
 def cores() -> int:
     """Return the number of cores that a rank may use: its share of those that the machine, or the job, has here."""
-    allowed = [len(os.sched_getaffinity(0)), *_core_limits()]
+    ranks, own = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(os.sched_getaffinity(0))
+    of_node = [*_core_limits()]
+    if not _is_task_of_slurm():  # which SLURM binds to cores of its own, that no other rank has
+        of_node.append(own)
     if (of_job := os.environ.get("SLURM_CPUS_ON_NODE", "")).isdecimal():  # where SLURM binds no process to its cores
-        allowed.append(int(of_job))
-    return max(1, min(allowed) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        of_node.append(int(of_job))
+    return max(1, min([own, *(count // ranks for count in of_node)]))
+
+
+def _is_task_of_slurm() -> bool:
+    """Tell whether each rank is a task of SLURM's by itself, and not started by torchrun, which is one for all."""
+    pairs = (("SLURM_PROCID", "RANK"), ("SLURM_LOCALID", "LOCAL_RANK"), ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
+    same = all(os.environ.get(of_slurm, "") == os.environ.get(of_rank) for of_slurm, of_rank in pairs)
+    return same and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def _core_limits(groups: Path = _GROUPS, root: Path = _GROUPS_ROOT) -> Iterator[int]:

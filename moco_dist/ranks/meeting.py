@@ -1,9 +1,11 @@
-"""Agree on a name for a start of the ranks, in a store that outlives starts."""
+"""Agree on a name for a start of the ranks, in a store that outlives starts, and on the kind of their devices."""
 
 import secrets
+import socket
 import time
 from typing import Any
 
+from moco_dist.errors import UserError
 from moco_dist.ranks.rank import Rank
 
 
@@ -36,3 +38,23 @@ def name_of_start(rank: Rank, store: Any, timeout_seconds: float) -> str:
             return name
         time.sleep(0.1)
     raise TimeoutError(f"rank {rank.rank}: the other ranks did not start within {timeout_seconds:.0f} s")
+
+
+def check_device(rank: Rank, store: Any, kind: str) -> None:
+    """Refuse a rank on another kind of device than the first one here: they would wait for each other in vain.
+
+    With `device.type=auto`, a node whose driver has failed would use its CPU. Each rank asks the store once.
+
+    Args:
+        rank: this process.
+        store: torch's store, which all ranks share in this start alone.
+        kind: type of this rank's device.
+
+    Raises:
+        UserError: names both.
+    """
+    own = f"rank {rank.rank} on {socket.gethostname()} has {kind}"
+    first = str(store.compare_set("moco_dist_device", "", own), "utf-8")
+    if first.rpartition(" ")[2] != kind:
+        fix = "mend or leave out the node without a GPU that works, or use device.type=cpu"
+        raise UserError.of("device.type", "auto", f"{own}, and {first}", fix)

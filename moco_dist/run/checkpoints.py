@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from moco_dist.files import read_bytes
+from moco_dist.files import AWAY, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,18 @@ class CheckpointIndex:
         """Return the last step whose checkpoint is whole. Others are named, and set aside as `*.damaged`.
 
         Those that cannot be read are set aside, too: the next ones, of earlier steps, would be the first to be removed.
+
+        Raises:
+            OSError: the disk is away for a time, or this process is out of files or memory, of which a run that goes on
+                from an earlier step, or from none, would know nothing.
         """
         for step in reversed(self.steps()):
             try:
                 verify(self.path(step))
                 return step
             except (Damaged, OSError) as error:
+                if isinstance(error, OSError) and error.errno in AWAY:
+                    raise
                 log.warning("checkpoint %s passed over for the one before: %s", self.path(step), error)
                 with contextlib.suppress(OSError):  # a read-only folder: it is passed over again
                     self.path(step).rename(self.path(step).with_suffix(".pt.damaged"))

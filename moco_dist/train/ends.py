@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -122,7 +123,9 @@ class Due:
         self._checkpoint, self._total, self._log_every = config.checkpoint, total, config.track.log_every
         self._compare_every = config.track.compare_ranks_every
         self._knn_steps = config.eval.knn_every * epoch_steps if evaluates else 0
+        self._epoch_steps = epoch_steps
         self._milestone_steps = (config.checkpoint.milestone_epochs or 0) * epoch_steps
+        self._kept_before: frozenset[int] = frozenset()
         self.saved_at = time.monotonic()
 
     def evaluation(self, done: int) -> bool:
@@ -142,9 +145,25 @@ class Due:
         every = self._compare_every
         return every > 0 and done // every > max(0, done - self._log_every) // every
 
+    def keep_earlier(self, steps: Sequence[int], before: Mapping[str, Any]) -> None:
+        """Keep for good what earlier starts have kept for good, also where this one has another `milestone_epochs`.
+
+        These are the milestones of the start before; and of the starts before that one, what ends an epoch and is not
+        among the last ones, which would be gone otherwise.
+
+        Args:
+            steps: steps of the checkpoints that are there, in order.
+            before: section `checkpoint` of the config of the start that has saved the last one.
+        """
+        milestone_steps = (before.get("milestone_epochs") or 0) * self._epoch_steps
+        milestones = {step for step in steps if milestone_steps and step % milestone_steps == 0}
+        others = [step for step in steps if step not in milestones]
+        older = {step for step in others[: -before.get("keep", self._checkpoint.keep)] if step % self._epoch_steps == 0}
+        self._kept_before = frozenset(milestones | older)
+
     def milestone(self, done: int) -> bool:
         """Return whether the checkpoint of so many steps is kept for good."""
-        return bool(self._milestone_steps) and done % self._milestone_steps == 0
+        return done in self._kept_before or (bool(self._milestone_steps) and done % self._milestone_steps == 0)
 
     def save(self, done: int) -> bool:
         """Return whether to save after so many steps."""

@@ -80,8 +80,8 @@ class Training:
                 return
             ends.check_length(self.config, start, self.total)
             self.engine.restore_(state)
-            self.done = start
-            unreadable = state["unreadable"]
+            self.due.keep_earlier(self.checkpoints.index.steps(), state["config"]["checkpoint"])
+            self.done, unreadable = start, state["unreadable"]
         self.run_dir.record(self.config)
         start_note.note_start(self.run_dir, self.config, self.world, self.data, start, self.total)
         self.run_dir.status("running", start, total_steps=self.total, epoch_steps=self.epoch_steps)

@@ -55,7 +55,7 @@ def refuse(rank: Rank, run_dir: RunDirectory | None, error: UserError, *, met: b
     if not speaks:
         end_for_good(rank, code)
         rank.let_rank_0_end_first()
-        alone = isinstance(error, OwnMistake) and run_dir is not None and run_dir.is_running
+        alone = isinstance(error, OwnMistake) and (not met or (run_dir is not None and run_dir.is_running))
     if speaks or alone:
         if run_dir:
             run_dir.refused(str(error))

@@ -22,6 +22,7 @@ from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.data.views import Views
 from moco_dist.methods.moco import MoCo
+from moco_dist.ranks import devices
 from moco_dist.ranks.collectives import World
 from tests.ranks import Ranks
 
@@ -79,6 +80,17 @@ def test_the_authors_batches_are_pairs_of_different_views(tmp_path: Path) -> Non
     images = authors.datasets.ImageFolder(str(tmp_path), authors.TwoCrops(authors.augmentation(config)))
     (one, two), _ = images[0]
     assert one.shape == two.shape == (3, 8, 8) and not torch.equal(one, two)
+
+
+def test_the_authors_loader_takes_any_config(
+    group_of_one: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`benchmarks.throughput` takes another CONFIG.yaml, such as imagenet_v2, which leaves the workers open."""
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    folder = throughput.made_images(tmp_path, 20, 12)
+    config = setting(f"data.root={folder}", "data.source=imagefolder", "data.workers=auto")
+    one, two = next(authors.batches(config, authors.TwoCrops(authors.augmentation(config)), 1))
+    assert one.shape == two.shape == (16, 3, 8, 8)
 
 
 def test_the_medians_are_those_of_the_rounds() -> None:

@@ -460,9 +460,28 @@ def test_changes_that_would_bend_the_curve_are_refused(override: str, message: s
     assert str(caught.value).endswith("or begin another with run.name=NAME")
 
 
-def test_ranks_count_where_the_groups_follow_them() -> None:
-    with pytest.raises(UserError, match=r"moco.bn_groups = null on 4 ranks \(was 2\)"):
-        resumed(ranks=4, before=("moco.bn_groups=null",))
+@pytest.mark.parametrize(
+    ("override", "ranks", "message"),
+    [
+        (
+            "",
+            4,
+            r"moco.bn_groups = null on 4 ranks \(was 2\): .*; put it back, or",
+        ),  # two groups are none of four ranks
+        ("", 1, r"moco.bn_groups = null on 1 rank \(was 2\): .*; set moco.bn_groups=2, or put it back, or"),
+        (
+            "optim.accumulate=3",
+            2,
+            r"^optim.accumulate = 3 \(was 1\), moco.bn_groups = null on 2 ranks .*; set moco.bn_g",
+        ),
+        ("optim.global_batch=60", 2, r"^optim.global_batch = 60 \(was 48\): would"),
+    ],
+)
+def test_what_makes_other_groups_is_named(override: str, ranks: int, message: str) -> None:
+    before = "moco.bn_groups=null", "optim.global_batch=48"
+    with pytest.raises(UserError, match=message):
+        resumed(*filter(None, [override]), ranks=ranks, before=before)
+    resumed("moco.bn_groups=2", "optim.accumulate=3", ranks=1, before=before)
 
 
 def test_a_key_that_came_after_the_run_compares_as_its_default() -> None:

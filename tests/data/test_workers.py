@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -75,6 +76,26 @@ def test_large_arrays_are_shared_and_nothing_else_changes(tmp_path: Path) -> Non
         assert sum(array.nbytes for array in shared._arrays) >= size
         for ours, theirs in zip(shared[3][:3], batches[3][:3], strict=True):
             assert torch.equal(ours, theirs)
+
+
+class Kept(Dataset[Tensor]):
+    """Images in memory, in an order of their axes that is not that of the memory."""
+
+    def __init__(self) -> None:
+        self.images = torch.arange(100 * 30 * 40 * 3).to(torch.uint8).view(100, 30, 40, 3).permute(0, 3, 1, 2)
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.images[step:]
+
+
+def test_images_with_their_channels_last_are_shared_with_any_release_of_numpy() -> None:
+    """Before 2.3, it shares arrays without gaps alone, and would send a copy of all others to each worker."""
+    kept = Kept()
+    shared = workers.Shared(kept)
+    assert torch.equal(shared[0], kept.images) and shared[0].stride() == kept.images.stride()
+    assert sum(array.nbytes for array in shared._arrays) == kept.images.nbytes
+    _, (array, _) = workers._Pickler(io.BytesIO()).reducer_override(kept.images)
+    assert array.flags.c_contiguous
 
 
 class Who(Dataset[Tensor]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from moco_dist.encoders import from_run
 from moco_dist.engine import checkpoint
 from moco_dist.engine.checkpoint import Checkpoints
+from moco_dist.errors import UserError
 from moco_dist.run.checkpoints import Damaged
 
 STATE: dict[str, Any] = {
@@ -142,6 +145,26 @@ def test_where_all_are_damaged_there_is_none(kept: Checkpoints, caplog: pytest.L
         True,
         True,
     ]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_disk_that_is_away_for_a_time_costs_no_checkpoint(
+    kept: Checkpoints, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """All would be set aside, one after the other, and the run would begin anew."""
+
+    def away(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moco_dist.run.checkpoints.read_bytes", away)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            kept.index.latest()
+        with pytest.raises(
+            UserError, match=r"^RUN_DIR = .*: its checkpoints cannot be read: .*; run the command again"
+        ):
+            from_run.choose_step(kept.index.folder.parent, with_head=True)
+    assert kept.index.steps() == [10, 20] and kept.index.latest() == 20
 
 
 def test_files_of_other_names_are_left_alone(kept: Checkpoints) -> None:

@@ -23,6 +23,7 @@ from moco_dist.engine.engine import Engine
 from moco_dist.methods import moco
 from moco_dist.networks import batchnorm
 from moco_dist.networks.resnet import BasicBlock
+from moco_dist.ranks import watchdog
 from moco_dist.ranks.collectives import World
 from tests.jobs import FAST, ROOT
 from tests.ranks import Ranks
@@ -114,6 +115,18 @@ def test_without_a_compiler_it_goes_on_with_one_line(compiler: Any, capfd: pytes
     assert engine.remarks == ["channels_last", "not compiled"]
     assert not any(sums.any() for sums in batchnorm.take_group_sums_(engine.method))
     assert curve(engine) == curve(engine_of("device.compile=false"))
+
+
+def test_a_compiler_that_takes_its_time_is_no_hang() -> None:
+    untimed = []
+
+    def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
+        untimed.append(watchdog._Progress.untimed)
+        return graph.forward
+
+    with compiling_with(compiler):
+        engine_of("device.compile=true")
+    assert untimed and all(untimed) and not watchdog._Progress.untimed
 
 
 def on_two_ranks(world: World) -> tuple[list[float], list[int], list[str]]:

@@ -74,6 +74,28 @@ def test_a_rank_has_its_share_of_the_cores(
     assert devices.cores() == cores
 
 
+@pytest.mark.parametrize(
+    ("bound", "changes", "cores"),
+    [
+        (8, {}, 8),
+        (64, {}, 8),  # SLURM binds no process to its cores
+        (32, {"TORCHELASTIC_RUN_ID": "a job"}, 8),  # torchrun in an interactive step of as many tasks
+        (32, {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, 8),  # a task is a node
+    ],
+)
+def test_a_rank_that_is_a_task_of_slurm_has_its_cores_for_itself(
+    bound: int, changes: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(bound))
+    monkeypatch.setattr(devices, "_core_limits", lambda: [])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    ranks = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    of_slurm = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_CPUS_ON_NODE": "32"}
+    for name, value in {**ranks, **of_slurm, **changes}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.cores() == cores
+
+
 def place_of_compiled_code(*overrides: str) -> str | None:
     devices.prepare(configs.load(None, overrides), torch.device("cpu"))
     return os.environ.get("TORCHINDUCTOR_CACHE_DIR")

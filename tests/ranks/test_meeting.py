@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch.distributed
 
-from moco_dist.ranks.meeting import name_of_start
+from moco_dist.errors import UserError
+from moco_dist.ranks import collectives
+from moco_dist.ranks.collectives import World
+from moco_dist.ranks.meeting import check_device, name_of_start
 from moco_dist.ranks.rank import Rank
 from tests.ranks import free_port
 
@@ -51,3 +56,18 @@ def test_ranks_that_do_not_come_are_missed() -> None:
     store.set("moco_dist", "a name of a dead rank 0")
     with pytest.raises(TimeoutError, match="rank 1: the other ranks did not start within 0 s"):
         name_of_start(Rank(1, 2, 1), store, 0.3)
+
+
+def test_a_node_without_its_gpus_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's ranks would wait for those of gloo until both give up."""
+    store = torch.distributed.HashStore()
+    check_device(Rank(4, 8, 0), store, "cuda")
+    check_device(Rank(5, 8, 1), store, "cuda")
+    monkeypatch.setattr(collectives, "_stores", {})
+    monkeypatch.setattr(collectives._untyped, "rendezvous", lambda *_, **__: iter([(store, 0, 8)]))
+    host = re.escape(socket.gethostname())
+    pattern = (
+        rf"^device\.type = auto: rank 0 on {host} has cpu, and rank 4 on {host} has cuda; mend or leave out the node"
+    )
+    with pytest.raises(UserError, match=pattern):
+        World.join(Rank(0, 8, 0), torch.device("cpu"), 5)

@@ -224,6 +224,8 @@ def test_a_mistake_that_one_rank_alone_has_met_is_told_by_it(
     assert capsys.readouterr().err == (f"moco_dist.train: {mistake}\n" if speaks else "")
     assert (status.read(run_dir.folder).reason == str(mistake)) == speaks
     run_dir.close()
-    assert arguments.refused_once("moco_dist.evaluate", mistake, Rank(1, 2, 1), met=True) == 2
     own = isinstance(mistake, OwnMistake)
+    assert restarts.refuse(Rank(1, 2, 1), None, mistake) == 2  # before they have met
+    assert capsys.readouterr().err == (f"moco_dist.train: {mistake}\n" if own else "")
+    assert arguments.refused_once("moco_dist.evaluate", mistake, Rank(1, 2, 1), met=True) == 2
     assert capsys.readouterr().err == (f"moco_dist.evaluate: {mistake}\n" if own else "")
