@@ -257,6 +257,12 @@ def test_overrides_on_which_figures_depend_are_told_and_folders_are_not(run_dir:
     assert options.overrides_that_count(run_dir / "encoder.safetensors", config) == []
 
 
+def test_the_part_that_is_cut_for_a_validation_counts_where_it_is_what_judges(run_dir: Path) -> None:
+    for split, expected in (("validation", ["eval.validation_fraction=0.3"]), ("test", [])):
+        chosen = options.parse([str(run_dir), "--knn", "--split", split, "eval.validation_fraction=0.3"])
+        assert options.overrides_that_count(run_dir, options.load_config(chosen)) == expected
+
+
 @pytest.mark.usefixtures("_short")
 def test_each_method_is_computed_again_if_what_it_depends_on_has_changed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
