@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, sources, store
@@ -177,6 +178,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: the weights, the images and the config do not fit together.
     """
+    config = configs.with_decoder(config, None)  # which weights from elsewhere do not tell
     data = sources.on_all_ranks(config, world, sources.open_splits)
     for remark in data.remarks:
         world.tell(f"moco_dist.evaluate: {remark}")
