@@ -84,7 +84,10 @@ def test_a_damaged_image_is_left_out_named_and_counted(
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        (np.array([[0, 4095]] * 8, np.uint16), "[0, 65535]: images of more than 8 bits a channel hold 0 to 4095, under"),
+        (
+            np.array([[0, 4095]] * 8, np.uint16),
+            "[0, 65535]: images of more than 8 bits a channel hold 0 to 4095, under",
+        ),
         (np.array([[0, 255]] * 8, np.float32), "null: FOLDER/1.npy has values from 0 to 255, beyond 0 to 1; give"),
     ],
 )

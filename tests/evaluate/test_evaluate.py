@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from moco_dist import config as configs
 from moco_dist import files
+from moco_dist.encoders import description
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
 from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, results, sgd_probe, subject
@@ -255,6 +256,22 @@ def test_overrides_on_which_figures_depend_are_told_and_folders_are_not(run_dir:
     again = options.load_config(options.parse([str(run_dir), "--knn", *overrides]))
     assert options.overrides_that_count(run_dir, again) == overrides
     assert options.overrides_that_count(run_dir / "encoder.safetensors", config) == []
+
+
+def test_weights_that_were_trained_on_other_images_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, file = configs.load(None, ["model.width=8"]), tmp_path / "a.safetensors"
+    for overrides, told in (
+        ((), ""),
+        (("data.image_size=12", "data.enlarge=true"), "data.image_size=12, and is judged with data.image_size=8"),
+        (("data.mean=0.5", "data.std=0.25"), "data.mean=[0.5] data.std=[0.25], and is judged with data.mean="),
+    ):
+        described = description.Description.of(configs.load(None, ["model.width=8", *overrides]), 1)
+        weights.save_backbone(build_encoder(config.model, 1, seed=0), file, described.metadata())
+        subject.open_subject(file, config, World(0, 1, 0, torch.device("cpu")), "backbone")
+        printed = capsys.readouterr().err
+        assert f"{file} was trained with {told}" in printed if told else "was trained with" not in printed
 
 
 def test_the_part_that_is_cut_for_a_validation_counts_where_it_is_what_judges(run_dir: Path) -> None:
