@@ -418,7 +418,7 @@ def test_folders_of_a_few_images_all_told_right(run_dir: Path, capsys: pytest.Ca
     for image in (run_dir / "moved/train/shade [1]").iterdir():
         image.unlink()
     assert command.run([str(run_dir), *other, f"data.root={run_dir}/moved", "--labels", "6"]) == 2
-    assert "--labels = 6: class shade [1] has no image; " in capsys.readouterr().err
+    assert "--labels = 6: class shade [1] has no image to learn from; " in capsys.readouterr().err
 
 
 def test_the_probe_by_sgd(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -511,6 +511,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "option": (
         lambda r: [str(r), "--nearest"],
         r"unrecognized arguments: --nearest; see python -m",
+    ),
+    "fraction of unequal classes": (
+        lambda r: [str(r), "--label-fraction", "0.99"],
+        r"--label-fraction = 0\.99: is 1424 of 1438 images, equally many of 10 classes, of which one has 139; "
+        r"use --labels 1390 or less instead",
     ),
     "both": (lambda r: [str(r), "--labels", "20", "--label-fraction", "0.1"], "--label-fraction: not allowed with"),
     "out is a file": (lambda r: [str(r), "--out", f"{r}/metrics.jsonl"], r"--out = .*cannot be written: Not a dir"),
