@@ -119,7 +119,11 @@ def _find(path: Path) -> Path:
     if path.parent in (Path(), Path("configs")) and shipped.is_file():
         return shipped
     names = ", ".join(sorted(p.stem for p in SHIPPED_CONFIGS.glob("*.yaml")))
-    raise UserError(f"config {path}: no such file; give a YAML file or one of the shipped: {names}")
+    fix = f"give a YAML file or one of the shipped: {names}"
+    if not path.is_dir():
+        raise UserError(f"config {path}: no such file; {fix}")
+    inside = next(iter(sorted(path.glob("*.yaml"))), None)  # such as that of a run, in its directory
+    raise UserError(f"config {path}: is a folder; {f'give {inside}' if inside else fix}")
 
 
 def _set(tree: dict[str, Any], key: str, value: object) -> None:

@@ -106,11 +106,14 @@ def make_loader(batches: Dataset[T], steps: range, workers: int | Literal["auto"
         device: where the batches go; for one that runs ahead, they lie in pinned memory.
 
     Raises:
-        UserError: the workers' sockets have no place.
+        UserError: the workers' sockets have no place, or this process may start none.
     """
     count = min(of_workers.count(workers), len(steps))
     context = None
     if count:
+        if not of_workers.may_start():
+            rule = "this process is one of a multiprocessing.Pool, or another daemon, which may start no others"
+            raise UserError.of("data.workers", workers, rule, "set data.workers=0, or use a ProcessPoolExecutor")
         _place_sockets()
         context = of_workers.context(device)
     loader = DataLoader(

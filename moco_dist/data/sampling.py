@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data import decode
 from moco_dist.data.pixel_statistics import PixelStatistics
@@ -18,23 +17,27 @@ _STATISTICS_IMAGES = 128
 _LEVEL = 1 / 255
 
 
-def range_notes(sources: Sequence[FileSource], data: DataSection) -> Iterator[str]:
+def range_notes(sources: Sequence[FileSource]) -> Iterator[str]:
     """Look at the values of images of more than 8 bits a channel, and yield a line where their range is doubtful.
+
+    Args:
+        sources: the images, which are scaled from one range of values.
 
     Raises:
         UserError: an image has values beyond those that it would be scaled from.
     """
     ranges: list[Interval] = []  # of each image's values
-    least, most = data.value_range or (0.0, 0.0)
+    value_range = sources[0].value_range if sources else None
+    least, most = value_range or (0.0, 0.0)
     for file in (file for source in sources for file in source.sample(_RANGE_IMAGES)):
         try:
             values = decode.deep_values(file, sources[0].channels)
             if values is not None:
-                decode.decode(file, sources[0].channels, data.value_range)  # refuses what it would refuse later
+                decode.decode(file, sources[0].channels, value_range)  # refuses what it would refuse later
                 ranges.append(decode.extremes(values))
-                least, most = data.value_range or decode.full_range(values)
+                least, most = value_range or decode.full_range(values)
         except decode.RangeError as error:
-            value = list(data.value_range) if data.value_range else None
+            value = list(value_range) if value_range else None
             fix = "mend it" if value else "give data.value_range=[LOW,HIGH], what is black and what is white"
             raise UserError.of("data.value_range", value, f"{printable(str(file))} {error}", fix) from None
         except MemoryError:

@@ -215,6 +215,6 @@ def _notes(train: Source, test: Source | None, config: Config) -> Iterator[str]:
     if config.data.root and config.data.source in ("digits", "synthetic"):
         rule = f"data.source={config.data.source} reads no folder, so that it does not count"
         yield f"data.root = {shown(config.data.root)}: {rule}; for a folder of images, add data.source=imagefolder"
-    yield from sampling.range_notes([s for s in (train, test) if isinstance(s, FileSource)], config.data)
+    yield from sampling.range_notes([s for s in (train, test) if isinstance(s, FileSource)])
     if train.channels not in (1, 3) and config.data.augmentation != "crop_blur":
         yield f"data.channels = {train.channels}: saturation, hue and grayscale are for colour, and are left out"

@@ -59,14 +59,21 @@ def choose(batches: Dataset[Any], step: int, images: int) -> Choice:
     batches[step]
     seconds = (time.perf_counter() - began) / images
     needed = seconds * _IMAGES_PER_SECOND
-    workers = 0 if needed < _FEW else min(math.ceil(needed), devices.cores() - 1)
+    workers = 0 if needed < _FEW or not may_start() else min(math.ceil(needed), devices.cores() - 1)
     cores = f"{devices.cores()} core{'s' * (devices.cores() > 1)} a rank"
     return Choice(workers, f"{workers} of each rank, for {cores} and {1000 * seconds:.2g} ms an image")
 
 
 def count(workers: int | Literal["auto"]) -> int:
     """Return how many workers `data.workers` means where no batch was measured."""
-    return min(8, devices.cores() - 1) if workers == "auto" else workers
+    if workers == "auto":
+        return min(8, devices.cores() - 1) if may_start() else 0
+    return workers
+
+
+def may_start() -> bool:
+    """Return whether this process may start others, which those of a `multiprocessing.Pool` may not."""
+    return not multiprocessing.current_process().daemon
 
 
 def context(device: torch.device) -> BaseContext:

@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 
-from moco_dist.data import index
+from moco_dist.data import index, sampling
 from moco_dist.data.pixel_statistics import PixelStatistics
 from moco_dist.data.shards import PackedSplit, Places, is_packed, open_split
 from moco_dist.data.store import FileSource
@@ -40,6 +40,17 @@ def on_all_ranks(root: Path, preprocess: Preprocessing, world: World) -> FileSou
         rule = f"the ranks see different images in it: {', '.join(str(count) for count, _ in counts[:8])} of them"
         raise UserError.of("FOLDER", root, rule, "give every node the same files")
     return images
+
+
+def range_doubts(images: FileSource) -> list[str]:
+    """Say what is doubtful about the range that values of more than 8 bits are scaled from, by some of the images.
+
+    Images beyond the range are left out as any that cannot be decoded, so that they end nothing.
+    """
+    try:
+        return list(sampling.range_notes([images]))
+    except UserError as mistake:
+        return [str(mistake)]
 
 
 def open_folder(root: Path, preprocess: Preprocessing) -> FileSource:

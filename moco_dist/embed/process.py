@@ -127,6 +127,8 @@ def open_both(options: Options, world: World) -> tuple[PretrainedEncoder, FileSo
     images = folder.on_all_ranks(options.folder, encoder.preprocess, world)
     for remark in images.remarks:
         world.tell(f"moco_dist: {remark}")
+    for doubt in world.from_first(lambda: folder.range_doubts(images)):
+        world.warn(f"moco_dist: {doubt}")
     return encoder.to(world.device), images
 
 

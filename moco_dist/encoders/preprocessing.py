@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from moco_dist.data.image_file import Member
 from moco_dist.data.pixel_statistics import PIXEL_STATISTICS, PixelStatistics, general_statistics
 from moco_dist.ranks.torch_modes import plain_modes
 
-ImageLike = str | Path | Member | Image.Image | NDArray[Any] | Tensor
+ImageLike = str | os.PathLike[str] | Member | Image.Image | NDArray[Any] | Tensor
 """An image is the path of a file, an image in a shard, a PIL image, or pixels, [H, W], [H, W, C] or [C, H, W]."""
 
 _LARGEST_SIDE = 4096
@@ -125,8 +126,10 @@ class Preprocessing:
 
     def _planes(self, image: ImageLike) -> Planes:
         """Decode an image of any kind. Raises as `pixels`."""
-        if isinstance(image, str | Path | Member):
-            return decode(Path(image) if isinstance(image, str) else image, self.channels, self.value_range)
+        if isinstance(image, str | os.PathLike):
+            return decode(Path(image), self.channels, self.value_range)
+        if isinstance(image, Member):
+            return decode(image, self.channels, self.value_range)
         if isinstance(image, Image.Image):
             return planes_of_image(image, self.channels, self.value_range)
         if isinstance(image, Tensor):

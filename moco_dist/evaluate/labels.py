@@ -45,7 +45,9 @@ def draw(
     if len(of_class[least]) < -(-count // classes):
         available, per_class, name = len(of_class[least]), -(-count // classes), names[least] if names else least
         if not available:
-            raise UserError.of("--labels", count, f"class {name} has no image", "remove it, or add images to it")
+            raise UserError.of(
+                "--labels", count, f"class {name} has no image to learn from", "remove it, or add images"
+            )
         rule = f"class {name} has {available} images, and {per_class} of each are asked for"
         raise UserError.of("--labels", count, rule, f"use at most --labels {classes * available}")
     one_more = permutation(seed, Stream.LABELS, number, classes, classes)[: count % classes]

@@ -217,16 +217,18 @@ def overrides_that_count(path: Path, config: configs.Config) -> list[str]:
     own_file = paths.RunPaths(path).config
     if not own_file.is_file():
         return []
-    own, used = (_that_count(of) for of in (directory.load_config(own_file), config))
+    split = config.eval.knn_split
+    own, used = (_that_count(of, split) for of in (directory.load_config(own_file), config))
     changed = {key: value for key, value in used.items() if value != own[key]}
     if "data.root" in changed:
         changed["data.root"] = "FOLDER"
     return [f"{key}={shown(value)}" for key, value in changed.items()]
 
 
-def _that_count(config: configs.Config) -> dict[str, Any]:
-    """Return the values by key on which the figures of an evaluation depend."""
+def _that_count(config: configs.Config, split: str) -> dict[str, Any]:
+    """Return the values by key on which the figures of an evaluation on a split depend."""
     values = configs.flat(config.model_dump(mode="json"))
-    counts = ("eval.knn_k", "eval.knn_temperature", "run.seed", "device.precision")
+    counts = ["eval.knn_k", "eval.knn_temperature", "run.seed", "device.precision"]
+    counts += ["eval.validation_fraction"] if split == "validation" else []
     free = ("data.workers", "data.download", "data.cache")
     return {key: v for key, v in values.items() if (key.startswith("data.") and key not in free) or key in counts}

@@ -237,4 +237,8 @@ def _label_count(options: Options, subject: Subject) -> int | None:
         unit = 10.0 ** (math.floor(math.log10(classes / images)) - 1)  # two digits, rounded up
         enough = math.ceil(classes / images / unit) * unit
         raise UserError.of("--label-fraction", fraction, rule, f"use {enough:.2g} or more")
+    least = int(np.bincount(subject.train_labels, minlength=classes).min())
+    if least and count < images and count > classes * least:  # of a class without an image, the draw tells
+        rule = f"is {count} of {images} images, equally many of {classes} classes, of which one has {least}"
+        raise UserError.of("--label-fraction", fraction, rule, f"use --labels {classes * least} or less instead")
     return count

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from moco_dist import randomness
 from moco_dist.config import Config
-from moco_dist.config.data_section import DataSection
 from moco_dist.config.section import Interval
 from moco_dist.data import augment, loader, store, stream
 from moco_dist.errors import UserError
@@ -52,6 +51,8 @@ class ProbeRecipe:
     """Area of the random crop as a fraction of the image's, least and most; torchvision's default."""
     flip: float = 0.5
     """Probability of the horizontal flip."""
+    crop_ratio: Interval = (3 / 4, 4 / 3)
+    """Width over height of the random crop, least and most; torchvision's default."""
 
     def learning_rate(self, epoch: int) -> float:
         """Compute `lr (batch / 256) decay^n` after n milestones; epoch is counted from 0."""
@@ -113,7 +114,7 @@ def fit(
         return [loss.detach(), *torch.autograd.grad(loss, probe)]
 
     assert source.labels is not None
-    data = DataSection(image_size=config.data.image_size, crop_scale=recipe.crop_scale)
+    data = config.data.model_copy(update={"crop_scale": recipe.crop_scale, "crop_ratio": recipe.crop_ratio})
     keys = stream.StreamKeys(config.run.seed, randomness.Stream.PROBE_ORDER, randomness.Stream.PROBE_VIEW)
     batches = stream.BatchStream(source, data, keys, recipe.batch, rank=world.rank, ranks=world.size)
     steps = range(recipe.steps(len(source)))

@@ -1,7 +1,7 @@
 """Open what is evaluated: an encoder out of a run directory or a file of weights, and labelled images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,17 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moco_dist import config as configs
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
 from moco_dist.data import augment, sources, store
 from moco_dist.data.decode import Unreadable
-from moco_dist.encoders import from_run
+from moco_dist.encoders import description, from_run
 from moco_dist.encoders.choices import Layer
-from moco_dist.errors import UserError, some_names
+from moco_dist.encoders.preprocessing import Preprocessing
+from moco_dist.errors import UserError, printable, shown, some_names
 from moco_dist.evaluate import features, labels
-from moco_dist.networks import resnet, weights
+from moco_dist.networks import resnet, weight_files, weights
 from moco_dist.ranks.collectives import World
 from moco_dist.run import paths, status
+
+_OF_IMAGES = ("image_size", "mean", "std", "value_range")
+"""Keys of the section `data` that make other pixels of an image, and so other features."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: the weights, the images and the config do not fit together.
     """
+    config = configs.with_decoder(config, None)  # which weights from elsewhere do not tell
     data = sources.on_all_ranks(config, world, sources.open_splits)
     for remark in data.remarks:
         world.tell(f"moco_dist.evaluate: {remark}")
@@ -197,7 +203,32 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     elif layer == "head":
         raise UserError.of("--features", layer, "weights have no head", "give a run directory with a checkpoint")
     else:
-        for line in world.agreed(lambda: weights.load_backbone_(encoder, path, key="WEIGHTS")):
+        lines, differing = world.agreed(lambda: _load_weights_(encoder, path, config, data.train))
+        for line in lines:
             world.tell(f"moco_dist.evaluate: {line}")
+        if differing:
+            world.warn(f"moco_dist.evaluate: {printable(str(path))} {differing}")
     digests = weights.digest(encoder, head=False), weights.digest(encoder, head=True)
     return Subject(config, world, encoder.to(world.device).eval(), *digests, data.bank, data.queries, learnt)
+
+
+def _load_weights_(encoder: resnet.Encoder, path: Path, config: Config, train: store.Source) -> tuple[list[str], str]:
+    """Load weights in place.
+
+    Returns:
+        A line each of what was taken, renamed and left out, and in what the images differ from those that the weights
+        were trained on; "" where they do not, or nothing tells.
+
+    Raises:
+        UserError: no such file, not weights of one ResNet, or layers that do not fit.
+    """
+    file = weight_files.read(path, "WEIGHTS")
+    lines, described = weights.take_backbone_(encoder, file, path, key="WEIGHTS"), description.read(file)
+    if described is None:
+        return lines, ""
+    mean, std = map(tuple, train.pixel_statistics)
+    now = replace(Preprocessing.of(config), mean=mean, std=std)
+    pairs = [(name, getattr(described.preprocessing, name), getattr(now, name)) for name in _OF_IMAGES]
+    differing = [(f"data.{name}={shown(was)}", f"data.{name}={shown(has)}") for name, was, has in pairs if was != has]
+    theirs, ours = (" ".join(texts) for texts in zip(*differing, strict=True)) if differing else ("", "")
+    return lines, f"was trained with {theirs}, and is judged with {ours}" if differing else ""

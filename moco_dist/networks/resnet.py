@@ -4,6 +4,8 @@ The layers, their names and the weights of a seed are those of torchvision's Res
 importing torchvision takes longer than importing torch.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -166,8 +168,14 @@ class Encoder(nn.Module):
         return out
 
 
+_global_rng = threading.Lock()
+
+
 def build_encoder(model: ModelSection, channels: int, seed: int) -> Encoder:
-    """Build an encoder on the CPU, its weights a function of the seed; the global RNG is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Build an encoder on the CPU, its weights a function of the seed; the global RNG is left as it was.
+
+    One thread at a time does so, since each would take the seed of another for the state that it is to restore.
+    """
+    with _global_rng, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(model, channels)

@@ -6,6 +6,7 @@ import io
 import pickle
 import pickletools
 import re
+import threading
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -37,6 +38,9 @@ _PLAIN = frozenset(
     {"bool", "bytes", "dict", "float", "frozenset", "getattr", "int", "list", "object", "slice", "str", "tuple"}
 )
 """Python's own functions and classes that such objects name; `getattr` too is replaced by an inert object."""
+
+_stand_ins_of_torch = threading.Lock()
+"""torch has one list of stand-ins in a process, which a thread must not change while another one's file is read."""
 
 
 class NotWeights(Exception):
@@ -77,7 +81,7 @@ def load(path: Path) -> Any:
         pickled, count = (_archived_pickle(content), 1) if is_archive else (content, 4)
         stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(_harmless(pickled, count))]
         content.seek(0)
-        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+        with _stand_ins_of_torch, torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that no encoder has
             return torch.load(content, map_location="cpu", weights_only=True)
 

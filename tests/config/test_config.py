@@ -250,6 +250,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
         assert mistake(path=tmp_path / "own.yaml") == line
 
 
+def test_a_folder_is_told_from_a_missing_file_and_its_config_is_named(tmp_path: Path) -> None:
+    assert mistake(path=tmp_path).startswith(f"config {tmp_path}: is a folder; give a YAML file or one of the shipped")
+    (tmp_path / "config.yaml").touch()
+    assert mistake(path=tmp_path) == f"config {tmp_path}: is a folder; give {tmp_path / 'config.yaml'}"
+
+
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     assert load(tmp_path / "empty.yaml").optim == Config().optim

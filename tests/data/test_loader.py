@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moco_dist.data import loader
+from moco_dist.data import loader, workers
 from moco_dist.data.loader import Withheld, heeding, make_loader, no_workers_left
 from moco_dist.errors import UserError
+from moco_dist.ranks import devices
 
 CPU = torch.device("cpu")
 
@@ -61,6 +62,17 @@ def test_no_place_for_sockets_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"TMPDIR = .*: too long .*, and /nowhere cannot be .*; set it to .* 75 bytes"):
         make_loader(Numbers(), range(3), 1, CPU)
     make_loader(Numbers(), range(3), 0, CPU)  # which needs none
+
+
+def test_a_process_of_a_pool_may_start_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    assert [int(batch[0]) for batch in make_loader(Numbers(), range(3), "auto", CPU)] == [0, 1, 2]
+    assert workers.choose(Numbers(slow=0, seconds=0.01), 0, images=1).workers == 0
+    with pytest.raises(
+        UserError, match=r"data\.workers = 2: this process is one of a .*Pool.*; set data\.workers=0, or"
+    ):
+        make_loader(Numbers(), range(3), 2, CPU)
 
 
 @pytest.mark.parametrize("slow", [0, 2])

@@ -81,6 +81,30 @@ def test_a_damaged_image_is_left_out_named_and_counted(
     assert printed.out == f"9 features: {tmp_path / 'a.npy'}\n"
 
 
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            np.array([[0, 4095]] * 8, np.uint16),
+            "[0, 65535]: images of more than 8 bits a channel hold 0 to 4095, under",
+        ),
+        (np.array([[0, 255]] * 8, np.float32), "null: FOLDER/1.npy has values from 0 to 255, beyond 0 to 1; give"),
+    ],
+)
+def test_a_doubtful_range_of_deep_values_is_warned_of(
+    values: np.ndarray, line: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "0.png")
+    np.save(folder / "1.npy", np.resize(values, (8, 8)))
+    embed(run_dir, folder, tmp_path / "a.npy")
+    warned = f"data.value_range = {line.replace('FOLDER', str(folder))}"
+    assert warned in capsys.readouterr().err
+    embed(run_dir, folder, tmp_path / "b.npy", f"data.value_range=[0,{values.max()}]")
+    assert "data.value_range" not in capsys.readouterr().err
+
+
 def test_parquet_holds_the_same(run_dir: Path, images: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     features, names = embed(run_dir, images, tmp_path / "a.npy")

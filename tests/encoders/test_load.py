@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -230,6 +230,7 @@ def test_a_picture_is_prepared_in_any_form(tmp_path: Path) -> None:
     tensor = torch.from_numpy(pixels)
     forms = [
         str(tmp_path / "a.png"),
+        PurePath(tmp_path / "a.png"),
         tmp_path / "a.npy",
         Image.fromarray(pixels),
         pixels,

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from moco_dist import config as configs
 from moco_dist import files
+from moco_dist.encoders import description
 from moco_dist.engine import checkpoint
 from moco_dist.errors import UserError
 from moco_dist.evaluate import all_labels, command, features, few, linear, options, process, results, sgd_probe, subject
@@ -257,6 +258,28 @@ def test_overrides_on_which_figures_depend_are_told_and_folders_are_not(run_dir:
     assert options.overrides_that_count(run_dir / "encoder.safetensors", config) == []
 
 
+def test_weights_that_were_trained_on_other_images_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, file = configs.load(None, ["model.width=8"]), tmp_path / "a.safetensors"
+    for overrides, told in (
+        ((), ""),
+        (("data.image_size=12", "data.enlarge=true"), "data.image_size=12, and is judged with data.image_size=8"),
+        (("data.mean=0.5", "data.std=0.25"), "data.mean=[0.5] data.std=[0.25], and is judged with data.mean="),
+    ):
+        described = description.Description.of(configs.load(None, ["model.width=8", *overrides]), 1)
+        weights.save_backbone(build_encoder(config.model, 1, seed=0), file, described.metadata())
+        subject.open_subject(file, config, World(0, 1, 0, torch.device("cpu")), "backbone")
+        printed = capsys.readouterr().err
+        assert f"{file} was trained with {told}" in printed if told else "was trained with" not in printed
+
+
+def test_the_part_that_is_cut_for_a_validation_counts_where_it_is_what_judges(run_dir: Path) -> None:
+    for split, expected in (("validation", ["eval.validation_fraction=0.3"]), ("test", [])):
+        chosen = options.parse([str(run_dir), "--knn", "--split", split, "eval.validation_fraction=0.3"])
+        assert options.overrides_that_count(run_dir, options.load_config(chosen)) == expected
+
+
 @pytest.mark.usefixtures("_short")
 def test_each_method_is_computed_again_if_what_it_depends_on_has_changed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -395,7 +418,7 @@ def test_folders_of_a_few_images_all_told_right(run_dir: Path, capsys: pytest.Ca
     for image in (run_dir / "moved/train/shade [1]").iterdir():
         image.unlink()
     assert command.run([str(run_dir), *other, f"data.root={run_dir}/moved", "--labels", "6"]) == 2
-    assert "--labels = 6: class shade [1] has no image; " in capsys.readouterr().err
+    assert "--labels = 6: class shade [1] has no image to learn from; " in capsys.readouterr().err
 
 
 def test_the_probe_by_sgd(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -491,6 +514,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "option": (
         lambda r: [str(r), "--nearest"],
         r"unrecognized arguments: --nearest; see python -m",
+    ),
+    "fraction of unequal classes": (
+        lambda r: [str(r), "--label-fraction", "0.99"],
+        r"--label-fraction = 0\.99: is 1424 of 1438 images, equally many of 10 classes, of which one has 139; "
+        r"use --labels 1390 or less instead",
     ),
     "both": (lambda r: [str(r), "--labels", "20", "--label-fraction", "0.1"], "--label-fraction: not allowed with"),
     "out is a file": (lambda r: [str(r), "--out", f"{r}/metrics.jsonl"], r"--out = .*cannot be written: Not a dir"),

@@ -121,6 +121,13 @@ def test_fine_tuning_begins_as_the_encoder_and_leaves_it_alone(run_dir: Path) ->
     assert not torch.equal(classifier.net.bn1.running_mean, held["bn1.running_mean"])
 
 
+def test_weights_from_elsewhere_are_trained_on_images_of_the_fast_decoder(run_dir: Path) -> None:
+    parsed = options.parse([str(run_dir / "encoder.safetensors"), "digits", "model.width=8", *FULL])
+    config = options.load_config(parsed)
+    assert config.data.decode == "auto"
+    assert open_subject(parsed.path, config, ALONE, "backbone").config.data.decode == "cpu"
+
+
 def test_the_table_names_the_recipe_and_a_length_that_is_not_its_own(run_dir: Path) -> None:
     def names(*arguments: str) -> list[str]:
         parsed = options.parse([str(run_dir), "--finetune", "--labels", "all", *arguments])

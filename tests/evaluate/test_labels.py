@@ -47,7 +47,7 @@ def test_too_few(count: int, message: str) -> None:
 
 def test_messages_name_the_class_by_its_folder() -> None:
     of, names = np.array([0, 0, 0, 2, 2, 2, 2]), ("ant", "bee", "cow")
-    with pytest.raises(UserError, match="--labels = 3: class bee has no image; remove it, or add images to it"):
+    with pytest.raises(UserError, match="--labels = 3: class bee has no image to learn from; remove it, or add images"):
         labels.draw(of, 3, 3, seed=0, number=0, names=names)
     with pytest.raises(UserError, match="class ant has 1 images, and 2 of each are asked for"):
         labels.draw(np.array([0, 1, 1, 1, 2, 2]), 3, 5, seed=0, number=0, names=names)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from moco_dist import config as configs
 from moco_dist import randomness
 from moco_dist.config import Config
 from moco_dist.config.data_section import DataSection
-from moco_dist.data import augment
+from moco_dist.data import augment, photographs
 from moco_dist.data.augment import DRAWS, Augment
 from moco_dist.data.crops import CROP_DRAWS
-from moco_dist.data.store import ArraySource
+from moco_dist.data.store import ArraySource, FileSource
 from moco_dist.errors import UserError
 from moco_dist.evaluate import features, sgd_probe
 from moco_dist.evaluate.linear import Probe
@@ -233,6 +235,25 @@ def test_pieces_are_what_is_encoded() -> None:
     recipe = ProbeRecipe(epochs=1)
     sgd_probe.fit(counted, images(300), CLASSES, DIM, ALONE, config_of(), normalisation(), recipe)
     assert seen == [32] * 8
+
+
+@pytest.mark.parametrize("decode", ["cpu", "pillow"])
+def test_files_are_decoded_as_the_config_says(decode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        Image.new("RGB", (SIDE, SIDE), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    names, labels = np.array([b"0.png", b"1.png", b"2.png", b"3.png"]), np.array([0, 0, 1, 1])
+    source, fast = FileSource(tmp_path, names, labels, (), 3, (MEAN, STD)), list[Path]()
+    crop_views = photographs.crop_views
+
+    def counted(file: Path, *arguments: Any) -> list[Tensor]:
+        fast.append(file)
+        return crop_views(file, *arguments)
+
+    monkeypatch.setattr(photographs, "crop_views", counted)
+    config = configs.load(None, [f"data.image_size={SIDE}", f"data.decode={decode}"])
+    recipe = ProbeRecipe(epochs=1, batch=4)
+    sgd_probe.fit(encode, source, 2, DIM, ALONE, config, normalisation(), recipe)
+    assert len(fast) == (4 if decode == "cpu" else 0)
 
 
 def prediction(world: World, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -110,6 +111,16 @@ def test_what_and_where_tells_both(stem: str) -> None:
     side = maps[0].shape[2] // 4
     cells = maps[0].unfold(2, side, side).unfold(3, side, side).mean((4, 5))  # [3, 32, 4, 4]
     torch.testing.assert_close(where, nn.functional.normalize(cells.flatten(1), dim=1))
+
+
+def test_threads_that_build_at_once_leave_the_weights_and_the_global_rng_alone() -> None:
+    model = ModelSection(width=8, stem="small")
+    expected = [build_encoder(model, 1, seed).fc[0].weight for seed in range(4)]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        built = list(threads.map(lambda turn: build_encoder(model, 1, turn % 4), range(24)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(encoder.fc[0].weight, expected[turn % 4]) for turn, encoder in enumerate(built))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -10,9 +11,11 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,7 +23,7 @@ from safetensors.torch import save_file
 from moco_dist.encoders.load import load_encoder
 from moco_dist.errors import UserError
 from moco_dist.evaluate import command
-from moco_dist.networks import weight_files
+from moco_dist.networks import torch_files, weight_files
 from tests.networks.test_weights import SMALL, STATE, encoder, loaded
 from tests.nobody import as_nobody
 
@@ -385,3 +388,14 @@ def test_what_is_closed_to_the_user_is_one_line(name: str, tmp_path: Path) -> No
             assert command.run([str(tmp_path / name), "digits"]) == 2
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+def test_threads_that_read_at_once_keep_their_stand_ins_apart(tmp_path: Path) -> None:
+    before = set(torch.serialization.get_safe_globals())
+    others = [argparse.Namespace(lr=0.1), PurePosixPath("a"), np.float64(0.5), np.dtype("float32")]
+    for number, other in enumerate(others):
+        torch.save({"other": other, "weight": torch.zeros(1)}, tmp_path / f"{number}.pth")
+    with ThreadPoolExecutor(4) as threads:
+        read = list(threads.map(lambda turn: torch_files.load(tmp_path / f"{turn % 4}.pth"), range(80)))
+    assert all(isinstance(content["other"], torch_files.Inert) for content in read)
+    assert set(torch.serialization.get_safe_globals()) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def test_the_commands_run(
 
 def test_one_of_several_encoders_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"student": STATE, "teacher": OTHER}, "dino.pth")
+    options = argparse.Namespace(arch="resnet18", lr=0.1)  # which DINO, timm and torchvision's training save too
+    torch.save({"student": STATE, "teacher": OTHER, "epoch": 3, "args": options}, "dino.pth")
     code = re.search(r"((?:^    .*\n|^\n)+)or, where they are in one dict", SECTION, re.MULTILINE)
     assert code
     exec(re.sub("^    ", "", code[1], flags=re.MULTILINE))
