@@ -54,7 +54,7 @@ class Job:
     @property
     def suspended(self) -> bool:
         """Return whether SLURM has stopped it for a while: it takes no signal, and no further step begins in it."""
-        return self.state == "SUSPENDED"
+        return self.state in ("SUSPENDED", "STOPPED")
 
     @property
     def live(self) -> bool:

@@ -56,15 +56,19 @@ def tell(line: str) -> None:
     """Print a line on stderr, if that is there: it may have gone with those who read it, which stops nothing."""
     if sys.stderr is not None:  # it was closed from the start, and print would take stdout instead
         with suppress(OSError, ValueError):
-            sys.stderr.write(
-                f"{line}\n"
-            )  # in one piece, for ranks share it: print would write its end apart if unbuffered
+            # In one piece, for ranks share it: print would write the line's end apart where Python does not buffer.
+            sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
+def written(value: object) -> str:
+    """Write a value as the user would write it in YAML, on one line."""
+    return masked(" ".join(_flow(value).split()))
+
+
 def shown(value: object) -> str:
-    """Write a value as the user would write it in YAML, on one line and not longer than a line."""
-    text = masked(" ".join(_flow(value).split()))
+    """Write a value as `written` does, and not longer than a line."""
+    text = written(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

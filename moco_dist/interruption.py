@@ -12,7 +12,7 @@ from types import FrameType
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that Ctrl-C, schedulers and torchrun, and a lost terminal send, which end a command."""
 STOPPING = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
-"""The signals that ask a run to save and stop; SLURM is told to send the last two ahead of an end."""
+"""The signals that ask a run to save and stop; schedulers are told to send one of the last two ahead of an end."""
 
 _AGAIN_SECONDS = 0.05
 

@@ -85,11 +85,14 @@ def _check_partition(
         yield from _preempted(partition)
     members, (nodes, most) = site.nodes.get(partition.name, ()), sizes
     if most < (least := partition.min_nodes):  # SLURM would let it wait for ever
-        counts = range(least, max(least, len(members)) + 1)
+        room = min(len(members) or least, partition.max_nodes or max(least, len(members)))
+        counts = range(least, room + 1)
         wider = next((count for count in counts if works(count * profile.gpus_per_node)), None)
         rule = f"partition {partition.name} takes no job of fewer than {least} nodes"
         yield finding.error("--nodes", most, rule, f"use --nodes {wider}" if wider else "choose another partition")
-        nodes = wider or nodes
+        if not wider:
+            return
+        nodes = wider
     if members:
         yield from _room(partition, members, profile, nodes, works)
     elif "nodes" not in site.unanswered:

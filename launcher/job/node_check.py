@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 _BYTES = 2**20
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 """A folder for each GPU that the driver knows, also for one that does not answer any more."""
-
-
 _UNTIL_ENDED_SECONDS = 120.0
+"""A job that SLURM has requeued is ended within this time."""
 
 
 class BadNode(Exception):

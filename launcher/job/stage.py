@@ -13,17 +13,15 @@ from pathlib import Path
 from launcher.record import refuse_others
 from moco_dist.data.tree import SHARD_INDEX
 from moco_dist.errors import UserError
+from moco_dist.files import AWAY
 from moco_dist.run.lease import process_start
 
 # What a damaged archive raises, by format; RuntimeError: one that is encrypted, or packed in a way that is not known.
 _UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
-_OF_THE_NODE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
-    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
-)
-"""Errors of a disk that another node may do without: a full one, one that is broken, one that is away."""
+_OF_THE_NODE = AWAY | {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors that another node may not have: a full disk, one that is broken, and one that is away from here."""
 
 
 class NodeTrouble(UserError):
@@ -66,9 +64,10 @@ def unpack(archive: Path, local_disk: Path) -> Path:
     except (OSError, *_UNREADABLE) as error:
         cause = str(error).partition("\n")[0].rstrip(":")  # tarfile lists every format that it has tried
         rule = f"cannot be unpacked into {local_disk} ({cause})"
-        is_of_node = isinstance(error, OSError) and error.errno in _OF_THE_NODE
-        kind = NodeTrouble if is_of_node else UserError
-        raise kind.of("--stage", archive, rule, "give a tar or zip that fits there") from None
+        number = error.errno if isinstance(error, OSError) else None
+        kind = NodeTrouble if number in _OF_THE_NODE else UserError
+        fix = "look at this node and its disks" if number in AWAY else "give a tar or zip that fits there"
+        raise kind.of("--stage", archive, rule, fix) from None
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -21,7 +21,7 @@ from moco_dist.config.load import (
 )
 from moco_dist.config.paths import expanded, literal
 from moco_dist.config.read import MOST_BYTES, flat, read_tree
-from moco_dist.config.resume import check_resumable, with_decoder
+from moco_dist.config.resume import check_resumable, earlier_values, with_decoder
 from moco_dist.config.schema import Config
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Layout",
     "check_resumable",
     "dump",
+    "earlier_values",
     "effect_of",
     "expanded",
     "flat",

@@ -122,8 +122,8 @@ def _find(path: Path) -> Path:
     fix = f"give a YAML file or one of the shipped: {names}"
     if not path.is_dir():
         raise UserError(f"config {path}: no such file; {fix}")
-    inside = next(iter(sorted(path.glob("*.yaml"))), None)  # such as that of a run, in its directory
-    raise UserError(f"config {path}: is a folder; {f'give {inside}' if inside else fix}")
+    inside = path / "config.yaml"  # as in the directory of a run
+    raise UserError(f"config {path}: is a folder; {f'give {inside}' if inside.is_file() else fix}")
 
 
 def _set(tree: dict[str, Any], key: str, value: object) -> None:

@@ -1,10 +1,12 @@
 """A run that goes on may change where and how fast it runs and what it tells, but not its curve."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from moco_dist.config.effects import effect_of
 from moco_dist.config.layout import Layout
+from moco_dist.config.read import flat
 from moco_dist.config.schema import Config
 from moco_dist.errors import UserError, shown
 
@@ -13,6 +15,12 @@ _FREE = frozenset({"run.init_from", "moco.bn_groups"})
 
 _EARLIER = {"data.decode": "pillow"}
 """Values that hold for runs begun before the key existed, where they are not the key's default."""
+
+
+@functools.cache
+def earlier_values() -> Mapping[str, Any]:
+    """Return by `section.key` what each key meant in a run that was begun before the key existed."""
+    return {**flat(Config().model_dump(mode="json")), **_EARLIER}
 
 
 def with_decoder(config: Config, begun: Mapping[str, Any] | None) -> Config:
@@ -57,13 +65,15 @@ def check_resumable(begun: Mapping[str, Any], group_size: int, config: Config, p
         if (old := begun[section].get(name, _EARLIER.get(key, default[section][name]))) != new  # a key that came later
         if key in counted or effect_of(key, old, new) == "curve"
     ]
+    as_before = ""
     if groups := _other_groups(begun, group_size, config, plan):
+        if not changed and groups % plan.ranks == 0:  # else it would not be enough
+            as_before = f"set moco.bn_groups={groups}, or "
         if config.moco.bn_groups is None and begun["optim"].get("accumulate", 1) != config.optim.accumulate:
             changed.append(f"optim.accumulate = {config.optim.accumulate} (was {begun['optim'].get('accumulate', 1)})")
         ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
         changed.append(f"moco.bn_groups = {shown(config.moco.bn_groups)} on {ranks} (was {groups})")
     if changed:
-        as_before = f"set moco.bn_groups={groups}, or " if groups and groups % plan.ranks == 0 else ""
         raise UserError(
             f"{', '.join(changed)}: would change the curve of the run in {config.run_dir}; "
             f"{as_before}put it back, or begin another with run.name=NAME"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Side:
 
     def value(self, key: str) -> Any:
         """Return the value of a key; of one that came after the run, the default."""
-        return self.config.get(key, _defaults().get(key))
+        return self.config.get(key, configs.earlier_values().get(key))
 
     @property
     def last_step(self) -> int:
@@ -143,8 +143,3 @@ def over_starts(starts: tuple[provenance.Start, ...], words: Callable[[provenanc
         if not parts or parts[-1][1] != text:
             parts.append((start["step"], text))
     return ", ".join(f"from step {step + 1} {text}" if number else text for number, (step, text) in enumerate(parts))
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    return configs.flat(configs.Config().model_dump(mode="json"))

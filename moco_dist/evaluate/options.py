@@ -10,7 +10,7 @@ from moco_dist import config as configs
 from moco_dist.arguments import parser_of, path_of
 from moco_dist.config.from_python import check_choice
 from moco_dist.encoders.choices import Layer
-from moco_dist.errors import UserError, shown
+from moco_dist.errors import UserError, written
 from moco_dist.run import directory, paths
 
 _MOST = 1_000_000
@@ -222,7 +222,7 @@ def overrides_that_count(path: Path, config: configs.Config) -> list[str]:
     changed = {key: value for key, value in used.items() if value != own[key]}
     if "data.root" in changed:
         changed["data.root"] = "FOLDER"
-    return [f"{key}={shown(value)}" for key, value in changed.items()]
+    return [f"{key}={written(value)}" for key, value in changed.items()]
 
 
 def _that_count(config: configs.Config, split: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def fit(
         classes: of the problem.
         feature_dim: D.
         world: the ranks; each computes its slice of every batch.
-        config: of the run, for its seed, the side of the crops and the processes of a rank that decode.
+        config: of the run, for its seed, the side of the crops, and how and by how many processes files are decoded.
         augmentation: of the run, for its normalisation.
         recipe: epochs, batch, learning rate and crops.
         progress: called after each step, on each rank, with the number of steps done, the learning rate, and the mean

@@ -182,7 +182,9 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
     Raises:
         UserError: the weights, the images and the config do not fit together.
     """
-    config = configs.with_decoder(config, None)  # which weights from elsewhere do not tell
+    own = paths.RunPaths(path).config
+    begun = {"data": {}, **configs.read_tree(own)} if own.is_file() else None  # weights do not tell their decoder
+    config = configs.with_decoder(config, begun)
     data = sources.on_all_ranks(config, world, sources.open_splits)
     for remark in data.remarks:
         world.tell(f"moco_dist.evaluate: {remark}")
@@ -196,7 +198,7 @@ def open_subject(path: Path, config: Config, world: World, layer: Layer) -> Subj
         raise UserError.of("data.root", config.data.root, rule, "give a folder with two class folders or more")
     encoder = resnet.build_encoder(config.model, data.train.channels, config.run.seed)
     learnt = 0
-    if paths.RunPaths(path).config.is_file():
+    if begun is not None:
         step = world.from_first(lambda: from_run.choose_step(path, with_head=layer == "head"))
         world.agreed(lambda: from_run.load_(encoder, path, step))
         learnt = world.from_first(lambda: status.read(path).step) if step is None else step

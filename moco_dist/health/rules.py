@@ -38,7 +38,7 @@ class Rule:
             if not course.row or (self.when == "evaluation" and not course.evaluation):
                 return "no evaluation yet" if course.row else "no rows yet"
             return f"no {absent[0]} in the rows"
-        return "the run has not come so far, it does not apply, or another finding hides it"
+        return "the run has not come so far, the rule does not apply, or another finding hides it"
 
     def _absent(self, course: Course) -> list[str]:
         row = self._row(course)

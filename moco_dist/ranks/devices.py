@@ -53,7 +53,7 @@ def pick(config: Config, local_rank: int) -> torch.device:
     if available <= local_rank:  # where nothing says how many ranks there are
         rule = f"there are {available} CUDA devices for the rank with LOCAL_RANK={local_rank}"
         fix = "start the ranks with torchrun, or let each see all GPUs of its node (not srun --gpus-per-task)"
-        raise OwnMistake(str(UserError.of("device.type", device_type, rule, fix)))
+        raise OwnMistake.of("device.type", device_type, rule, fix)
     return torch.device(ACCELERATOR, local_rank)
 
 

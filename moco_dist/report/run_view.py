@@ -110,10 +110,10 @@ class RunView:
         over, rules = len(self.diagnosis.findings), len(self.diagnosis.checked)
         if not rules:
             return f"{state}; there are too few rows yet to judge it by."
-        if self.diagnosis.is_by_few:
-            length = rules + len(self.diagnosis.unchecked)
-            return f"{state}, and its rows show nothing wrong, but {rules} of {length} rules alone could judge."
-        return f"{state}, and its rows show nothing wrong{f' any more: {over} finding(s) are over' if over else ''}."
+        nothing = f"nothing wrong{f' any more: {over} finding(s) are over' if over else ''}"
+        length = rules + len(self.diagnosis.unchecked)
+        few = f", but {rules} of {length} rules alone could judge" if self.diagnosis.is_by_few else ""
+        return f"{state}, and its rows show {nothing}{few}."
 
     @property
     def is_judged(self) -> bool:

@@ -82,8 +82,8 @@ def nearest_shipped(settings: Settings) -> tuple[str, dict[str, Any]]:
 def differing(runs: Sequence[Settings]) -> list[str]:
     """Return the keys in which runs differ, but for their names and places, in the order of the first config.
 
-    A run of an earlier version has the default of a key that came after it; one whose config is missing counts for
-    nothing.
+    A run of an earlier version has what a key that came after it meant until then; one whose config is missing counts
+    for nothing.
     """
     keys = dict.fromkeys(key for settings in runs for key in settings)
     recorded = [settings for settings in runs if settings]
@@ -91,11 +91,5 @@ def differing(runs: Sequence[Settings]) -> list[str]:
         key
         for key in keys
         if key not in ("run.name", "run.dir")
-        and len({shown(settings.get(key, _defaults().get(key, ""))) for settings in recorded}) > 1
+        and len({shown(settings.get(key, configs.earlier_values().get(key, ""))) for settings in recorded}) > 1
     ]
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    """Return the default of each key."""
-    return configs.flat(configs.Config().model_dump(mode="json"))

@@ -149,7 +149,8 @@ class Due:
         """Keep for good what earlier starts have kept for good, also where this one has another `milestone_epochs`.
 
         These are the milestones of the start before; and of the starts before that one, what ends an epoch and is not
-        among the last ones, which would be gone otherwise.
+        among the last ones, which would be gone otherwise. One at an epoch's end that a kill kept from being removed
+        looks the same, and stays too: better a file too many than one too few.
 
         Args:
             steps: steps of the checkpoints that are there, in order.

@@ -251,6 +251,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_told_from_a_missing_file_and_its_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "another.yaml").touch()
     assert mistake(path=tmp_path).startswith(f"config {tmp_path}: is a folder; give a YAML file or one of the shipped")
     (tmp_path / "config.yaml").touch()
     assert mistake(path=tmp_path) == f"config {tmp_path}: is a folder; give {tmp_path / 'config.yaml'}"
@@ -479,6 +480,11 @@ def test_changes_that_would_bend_the_curve_are_refused(override: str, message: s
             "optim.accumulate=3",
             2,
             r"^optim.accumulate = 3 \(was 1\), moco.bn_groups = null on 2 ranks .*; set moco.bn_g",
+        ),
+        (
+            "optim.lr=9",
+            1,
+            r"^optim.lr = 9.0 .*, moco.bn_groups = null on 1 rank \(was 2\): .* runs/digits; put it back",
         ),
         ("optim.global_batch=60", 2, r"^optim.global_batch = 60 \(was 48\): would"),
     ],

@@ -256,6 +256,10 @@ def test_overrides_on_which_figures_depend_are_told_and_folders_are_not(run_dir:
     again = options.load_config(options.parse([str(run_dir), "--knn", *overrides]))
     assert options.overrides_that_count(run_dir, again) == overrides
     assert options.overrides_that_count(run_dir / "encoder.safetensors", config) == []
+    means = f"data.mean={[n / 1000 for n in range(101, 113)]}"  # longer than a line of a message
+    many = ["data.source=imagefolder", "data.root=FOLDER", "data.channels=12", means, means.replace("mean", "std")]
+    config = options.load_config(options.parse([str(run_dir), "--knn", *many, "data.augmentation=crop_blur"]))
+    assert set(many) <= set(options.overrides_that_count(run_dir, config))
 
 
 def test_weights_that_were_trained_on_other_images_are_told_of(

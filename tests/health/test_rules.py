@@ -181,7 +181,7 @@ def test_a_probe_that_is_fitted_to_all_images_may_know_them_by_heart() -> None:
     assert (
         events_of(monitor, rows(STEPS, evaluations=lambda step: {"linear_train_top1": 1.0, "linear_top1": 0.5})) == []
     )
-    assert "it does not apply" in monitor.diagnosis().unchecked["probe_overfits"]
+    assert "the rule does not apply" in monitor.diagnosis().unchecked["probe_overfits"]
 
 
 def test_a_method_without_a_queue_is_told_nothing_of_one() -> None:

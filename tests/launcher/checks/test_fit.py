@@ -131,6 +131,14 @@ def test_a_partition_for_wide_jobs(nodes: int, most: int, expected: list[str]) -
     assert errors(findings) == expected
 
 
+def test_a_partition_that_has_no_room_for_its_least_job() -> None:
+    wide = PARTITION.format(nodes="UNLIMITED", cpus="UNLIMITED", memory="UNLIMITED") + " MinNodes=50"
+    profile = Profile(time_minutes=5, cpus_per_gpu=1, gpus_per_node=2)
+    findings = list(fit.check(site.parse(wide, NODES, "", ""), profile, 1))
+    refusal = "--nodes = 1: partition gpu takes no job of fewer than 50 nodes; choose another partition"
+    assert errors(findings) == [refusal]
+
+
 def test_a_partition_that_needs_a_reservation() -> None:
     there = site.parse("PartitionName=gpu Default=YES ReqResv=YES", NODES, "ReservationName=mine Nodes=n1", "")
     keys = {"cpus_per_gpu": 1, "gpus_per_node": 2}
