@@ -92,7 +92,7 @@ def _verdict(diagnosis: health.Diagnosis) -> str:
         rules, length = len(diagnosis.checked), len(diagnosis.checked) + len(diagnosis.unchecked)
         if diagnosis.is_by_few:
             return (
-                f"Nothing was wrong up to step {diagnosis.last_step}, but {rules} of {length} rules alone could judge."
+                f"Nothing was wrong up to step {diagnosis.last_step}, but only {rules} of {length} rules could judge."
             )
         return f"HEALTHY: nothing was wrong up to step {diagnosis.last_step}, by {rules} of {length} rules."
     past = f"; {ended} earlier finding{'s' * (ended > 1)} ended" if ended else ""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -142,8 +142,17 @@ def usage() -> str:
     lines = []
     for section, field in Config.model_fields.items():
         for name, key in field.annotation.model_fields.items():  # type: ignore[union-attr]
-            lines.append(f"  {section}.{name}={shown(key.default)}".ljust(44) + f" {key.description}")
+            untold = [word for word in _words(key.annotation) if word not in (key.description or "")]
+            choices = f" One of: {', '.join(_words(key.annotation))}." if untold else ""
+            lines.append(f"  {section}.{name}={shown(key.default)}".ljust(44) + f" {key.description}{choices}")
     return "\n".join(lines)
+
+
+def _words(annotation: Any) -> list[str]:
+    """Return the words that a key of this type may have as its value."""
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for part in get_args(annotation) for word in _words(part)]
 
 
 def schema() -> str:

@@ -112,7 +112,7 @@ class RunView:
             return f"{state}; there are too few rows yet to judge it by."
         nothing = f"nothing wrong{f' any more: {over} finding(s) are over' if over else ''}"
         length = rules + len(self.diagnosis.unchecked)
-        few = f", but {rules} of {length} rules alone could judge" if self.diagnosis.is_by_few else ""
+        few = f", but only {rules} of {length} rules could judge" if self.diagnosis.is_by_few else ""
         return f"{state}, and its rows show {nothing}{few}."
 
     @property

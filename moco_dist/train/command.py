@@ -2,7 +2,8 @@
 
 torchrun --nproc_per_node=4 -m moco_dist.train [CONFIG.yaml] [section.key=value ...]
 
-Of two overrides of one key the last one counts. RUN_DIR/config.yaml goes on with the run in that directory.
+Without a CONFIG, it is `digits`. Of two overrides of one key the last one counts. RUN_DIR/config.yaml goes on with the
+run in that directory. The values below are those of keys that a config leaves out.
 """
 
 from __future__ import annotations

@@ -96,6 +96,9 @@ def test_every_key_is_explained() -> None:
     assert len(lines) == len(explain.keys(config.Config))
     assert all(re.fullmatch(r"  \w+\.\w+=.* +\w.*[.;)]?", line) and len(line.split()) > 2 for line in lines)
     assert not any(line.endswith("None") for line in lines)
+    source, decode = (next(line for line in lines if f"  {key}=" in line) for key in ("data.source", "data.decode"))
+    assert source.endswith(" One of: digits, mnist, cifar10, imagefolder, synthetic.")
+    assert "One of" not in decode  # whose words have their meanings there
 
 
 def test_it_is_frozen() -> None:
