@@ -87,8 +87,7 @@ def test_only_starts_that_ended_by_themselves_count_and_a_refused_requeue_is_no_
     away = sent(cluster, tmp_path / "away", steps=40)
     events.controller_away(away)
     assert away.wait() == "COMPLETED", away.log()
-    # A request whose answer was lost with the controller may be carried out, and be repeated: that costs a start.
-    assert away.starts() in (2, 3) and f"job {away.job} is requeued" in away.log()
+    assert away.starts() == 2 and f"job {away.job} is requeued" in away.log(), away.log()
     for run in (forbidden, away):
         steps = [row["step"] for row in jobs.rows(run.run_dir) if "loss" in row]
         assert steps == list(range(1, 41))
