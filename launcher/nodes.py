@@ -119,8 +119,8 @@ def _is_lost(words: dict[str, str], since: float) -> bool:
 def gpus(gres: str) -> dict[str, int]:
     """Read the GPUs by type in SLURM's words, `gpu:a100:8(S:0-1),nvme:1`; the type is empty where none is named."""
     numbers: dict[str, int] = {}
-    for kind, number in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):
-        numbers[kind] = numbers.get(kind, 0) + int(number)
+    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):
+        numbers[kind] = numbers.get(kind, 0) + int(count)
     return numbers
 
 
@@ -132,12 +132,12 @@ def read_nodes(text: str) -> dict[str, tuple[Node, ...]]:
         if len(parts) == 7:
             partition, name, state, gres, cpus, memory, own_features = parts
             named = frozenset(own_features.split(",")) - {"(null)", ""}
-            node = Node(name, state, gpus(gres), _number(cpus), _number(memory), named)
+            node = Node(name, state, gpus(gres), number(cpus) or 0, number(memory) or 0, named)
             by_partition[partition] = (*by_partition.get(partition, ()), node)
     return by_partition
 
 
-def _number(text: str) -> int:
-    """Read the whole number that a text begins with; 0 without one."""
+def number(text: str) -> int | None:
+    """Read the whole number that a text begins with; None without one."""
     digits = re.match(r"\d+", text)
-    return int(digits[0]) if digits else 0
+    return int(digits[0]) if digits else None

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, Field
 
 from launcher import job_ids, slurm
-from launcher.nodes import FORM, Node, read_nodes
+from launcher.nodes import FORM, Node, number, read_nodes
 
 Names = tuple[str, ...]
 
@@ -21,17 +21,12 @@ def minutes(text: str) -> int | None:
     return None if seconds is None else seconds // 60
 
 
-def _number(text: str) -> int | None:
-    digits = re.match(r"\d+", text)
-    return int(digits[0]) if digits else None
-
-
 def _names(text: str) -> Names | None:
     return None if text.upper() == "ALL" else tuple(name for name in text.split(",") if name)
 
 
-_Limit = Annotated[int | None, BeforeValidator(_number)]
-_Number = Annotated[int, BeforeValidator(lambda text: _number(text) or 0)]
+_Limit = Annotated[int | None, BeforeValidator(number)]
+_Number = Annotated[int, BeforeValidator(lambda text: number(text) or 0)]
 _Yes = Annotated[bool, BeforeValidator(lambda text: text == "YES")]
 _Allowed = Annotated[Names | None, BeforeValidator(_names)]
 _Denied = Annotated[Names, BeforeValidator(lambda text: _names(text) or ())]

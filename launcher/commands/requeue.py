@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     )
     is_new = any_resources(options) or options.fresh_code
     # One that is completing trains no more, but its nodes are not free yet; one that is suspended could not save.
-    live = [run for run in before if run.live and run.job and run.job.state not in ("COMPLETING", "SUSPENDED")]
+    live = [r for r in before if r.live and r.job and not (r.job.suspended or r.job.state == "COMPLETING")]
     replaced = [run for run in live if is_new or not (run.waits or _may_requeue(run))]
     running = [run for run in live if run not in replaced and not run.waits]
     rest = [run for run in before if run not in replaced and run not in running]

@@ -175,11 +175,12 @@ def test_a_job_whose_run_directory_was_moved_is_cancelled_by_its_id(
     assert cancelled(made_up) == ["scancel --quiet 12"]
 
 
+@pytest.mark.parametrize("state", ["SUSPENDED", "STOPPED"])
 def test_a_suspended_run_is_cancelled_at_once(
-    made_up: MadeUp, running: Launch, monkeypatch: pytest.MonkeyPatch, capsys: Said
+    made_up: MadeUp, running: Launch, monkeypatch: pytest.MonkeyPatch, capsys: Said, state: str
 ) -> None:
     """It takes no signal: scancel would wait for its resumption."""
-    made_up.queues("12", "SUSPENDED", running.run_dir)
+    made_up.queues("12", state, running.run_dir)
     replace_sleep(monkeypatch, runs, lambda _: made_up.queues("12", "CANCELLED", running.run_dir))
     assert main(["cancel", "a"]) == 0
     assert cancelled(made_up) == ["scancel --quiet 12"]

@@ -205,13 +205,19 @@ def test_a_running_job_is_replaced_only_by_what_can_be_sent(programs: Programs, 
     assert not programs.given("scancel") and (last := launch.submission()) and last.job == "12"
 
 
+SUSPENDED = ("SUSPENDED", "SLURM has suspended it, and it cannot save until it is resumed")
+STOPPED = ("STOPPED", "SLURM has stopped it for a while")
+
+
+@pytest.mark.parametrize(("state", "reason"), [SUSPENDED, STOPPED])
 @pytest.mark.parametrize("more", [[], ["--time-minutes", "60"]])
-def test_a_suspended_run_is_left_as_it_is(programs: Programs, capsys: Said, more: list[str]) -> None:
+def test_a_suspended_run_is_left_as_it_is(
+    programs: Programs, capsys: Said, more: list[str], state: str, reason: str
+) -> None:
     """It could not save, and scancel would wait for ever to tell it so."""
     launch = sent(programs, capsys, "a", "running")
-    queue(programs, "SUSPENDED", launch)
+    queue(programs, state, launch)
     programs.keeps("scancel")
     assert main(["requeue", "a", *more]) == 1
-    why = "SLURM has suspended it, and it cannot save until it is resumed; it can be sent again when it has ended"
-    assert capsys.readouterr().out == f"a: {why}\n"
+    assert capsys.readouterr().out == f"a: {reason}; it can be sent again when it has ended\n"
     assert not programs.given("scancel")
